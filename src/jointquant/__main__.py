@@ -1,0 +1,6 @@
+"""``python -m jointquant``."""
+
+from jointquant.cli import main
+
+if __name__ == "__main__":
+    main()

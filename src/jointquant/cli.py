@@ -1,0 +1,244 @@
+"""The command line: each verb calls one function of the API."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jointquant.errors import InputError
+
+app = typer.Typer(
+    name="jointquant",
+    help="Quantize causal language models to INT4 (weights, activations, KV cache) with calibrated rotations.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+# The base of all usage errors; typer carries its own copy of click, so it is reached through a public subclass.
+UsageProblem: type[Exception] = next(b for b in typer.BadParameter.__mro__ if b.__name__ == "ClickException")
+
+ModelArgument = Annotated[str, typer.Argument(help="A model folder: config.json, safetensors, tokenizer.json.")]
+RunnableArgument = Annotated[str, typer.Argument(help="A model folder, or an artifact that `quantize` wrote.")]
+DeviceOption = Annotated[str, typer.Option(help="auto: the accelerator if there is one; or cpu, cuda:0, npu:0 …")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(help="What layers compute in: auto (float32 on the CPU, else the stored dtype), float32, bfloat16 …"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one setting of the recipe, e.g. weights.num_bits=8. Repeatable."
+    ),
+]
+OverwriteOption = Annotated[bool, typer.Option(help="Replace an output folder that is not empty.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Keep the artifacts here (default: a temporary folder).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole story on the embedded model, offline: five recipes at W4A4KV4, one table."""
+    from jointquant.demo.story import run_demo
+
+    rows = run_demo(out, seed, _progress())
+    table = Table("recipe", "perplexity", "size (MB)", "seconds", title="embedded model, held-out text")
+    for row in rows:
+        table.add_row(row.recipe, f"{row.perplexity:.2f}", f"{row.size_bytes / 1e6:.2f}", f"{row.seconds:.1f}")
+    _print(table, as_json)
+    _finish({"rows": [row.to_dict() for row in rows]}, as_json)
+
+
+@app.command()
+def quantize(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="The artifact's folder; it appears only when it is complete.")],
+    recipe: Annotated[str, typer.Option(help="A preset (see `jointquant recipes`) or a YAML file.")] = "w4a4kv4",
+    changes: SetOption = None,
+    calib: Annotated[
+        str | None,
+        typer.Option(help="Calibration text: wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file."),
+    ] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Calibration windows.")] = None,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens of a calibration window.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize MODEL and write an artifact.
+
+    Example: jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --recipe w4a4kv4 --calib wikitext2
+    """
+    from jointquant import load_recipe
+    from jointquant import quantize as run
+
+    flags = {"source": calib, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
+    given = [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    settings = load_recipe(recipe, [*(changes or []), *given])
+    result = run(model, out, settings, device=device, dtype=dtype, overwrite=overwrite, progress=_progress())
+    table = Table(show_header=False, title=f"{model} → {out}")
+    table.add_row("bits per weight", f"{result.bits_per_weight:.2f}")
+    table.add_row("size", f"{result.size_bytes / 1e6:.1f} MB")
+    table.add_row("seconds", f"{result.seconds:.1f}")
+    table.add_row("peak memory", f"{result.peak_rss_bytes / 1e6:.0f} MB")
+    for name, words in result.transforms.items():
+        table.add_row(name.upper(), words)
+    _print(table, as_json)
+    _finish(result.to_dict(), as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: RunnableArgument,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Text: wikitext2, c4, ptb, hub:NAME…, or a file. Repeatable. Default: wikitext2."),
+    ] = None,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens of a window (default: 2048 or the model's limit).")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Use only so many tokens of each text.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Perplexity of a model or an artifact: windows without overlap, T − 1 predictions each."""
+    from jointquant import evaluate as run
+
+    result = run(
+        model,
+        tuple(text or ["wikitext2"]),
+        seqlen=seqlen,
+        max_tokens=max_tokens,
+        device=device,
+        dtype=dtype,
+        progress=_progress(),
+    )
+    table = Table("text", "perplexity", title=f"{model}, windows of {result.seqlen}")
+    for source, value in result.perplexity.items():
+        table.add_row(source, f"{value:.4f}")
+    _print(table, as_json)
+    _finish(result.to_dict(), as_json)
+
+
+@app.command()
+def generate(
+    model: RunnableArgument,
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a prompt with a model or an artifact."""
+    from jointquant.generation import generate_text
+
+    result = generate_text(model, prompt, max_new_tokens, temperature, seed, device, dtype)
+    if not as_json:
+        typer.echo(result.text)
+    _finish(result.to_dict(), as_json)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe in full, as YAML.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The recipes there are; with a name, all settings of one."""
+    import yaml
+
+    from jointquant.recipe import load_recipe, preset_names
+
+    if name is not None:
+        data = load_recipe(name).model_dump(mode="json")
+        if not as_json:
+            typer.echo(yaml.safe_dump(data, sort_keys=False).rstrip())
+        _finish(data, as_json)
+        return
+    presets = {preset: load_recipe(preset).description for preset in preset_names()}
+    table = Table("recipe", "what it does", title="jointquant recipes NAME prints one in full")
+    for preset, description in presets.items():
+        table.add_row(preset, description)
+    _print(table, as_json)
+    _finish({"recipes": presets}, as_json)
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """The model families there are."""
+    from jointquant.models.registry import ARCHITECTURES, summary
+
+    families = {model_type: summary(model_type) for model_type in sorted(ARCHITECTURES)}
+    table = Table("model_type", "what is special")
+    for model_type, words in families.items():
+        table.add_row(model_type, words)
+    _print(table, as_json)
+    _finish({"models": families}, as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """What this machine can do."""
+    from jointquant.doctor import examine
+
+    findings = examine()
+    table = Table("what", "found", title="this machine")
+    for what, found in findings.items():
+        table.add_row(what, str(found))
+    _print(table, as_json)
+    _finish({"findings": findings}, as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 the input is at fault, 130 interrupted, 1 a defect of ours."""
+    _be_quiet()
+    command = typer.main.get_command(app)
+    try:
+        status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
+    except (InputError, UsageProblem) as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _progress() -> Any:
+    from jointquant.progress import default_progress
+
+    return default_progress()
+
+
+def _be_quiet() -> None:
+    """Progress is ours to show: silence the libraries' own bars and advice."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _print(table: Table, as_json: bool) -> None:
+    """Tables are for people: standard output, or standard error when that belongs to JSON."""
+    Console(stderr=as_json).print(table)
+
+
+def _finish(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -1,0 +1,11 @@
+"""The two ways a run can end badly: the user's input is at fault, or we are."""
+
+
+class InputError(ValueError):
+    """The input is at fault; the message is one line: what was wrong, and what was expected."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise :class:`InputError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise InputError(message)

@@ -1,0 +1,5 @@
+"""Llama 1, 2, 3 and everything built like them."""
+
+from jointquant.models.architecture import Architecture
+
+ARCHITECTURE = Architecture(model_type="llama")

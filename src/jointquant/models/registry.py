@@ -1,0 +1,31 @@
+"""The table of supported families. A new family is one small data file and one row here."""
+
+from __future__ import annotations
+
+import sys
+
+from jointquant.errors import InputError
+from jointquant.models import llama, mistral, qwen2, qwen3
+from jointquant.models.architecture import Architecture
+
+ARCHITECTURES: dict[str, Architecture] = {
+    module.ARCHITECTURE.model_type: module.ARCHITECTURE for module in (llama, mistral, qwen2, qwen3)
+}
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The architecture of a transformers ``model_type``.
+
+    Raises:
+        InputError: an unknown family; the message lists the known ones.
+    """
+    if model_type not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise InputError(f"unknown architecture {model_type!r}: expected one of {known}")
+    return ARCHITECTURES[model_type]
+
+
+def summary(model_type: str) -> str:
+    """What is special about a family, in a line: its data file's docstring."""
+    module = sys.modules[f"{__package__}.{model_type}"]
+    return " ".join((module.__doc__ or "").split())

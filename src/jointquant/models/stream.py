@@ -1,0 +1,241 @@
+"""A model as a stream of decoder layers: the whole of it on the meta device, one layer materialised at a time."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from jointquant.errors import InputError, require
+from jointquant.models.architecture import Architecture
+from jointquant.models.registry import architecture_of
+from jointquant.models.source import Checkpoint, InMemory, TensorSource
+
+# Buffers that old checkpoints carry and that transformers computes itself.
+LEGACY_BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
+
+LayerArguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module is materialised, and in which dtype it computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+class ModelStream:
+    """The decoder layers of one model, in order, from shards or from memory.
+
+    Args:
+        source: the tensors.
+        config: the model's configuration (copied).
+        attn_implementation: the attention function, by its name in transformers' registry.
+
+    Raises:
+        InputError: unknown architecture, or tensors that are missing, unexpected or misshapen.
+    """
+
+    def __init__(self, source: TensorSource, config: PretrainedConfig, attn_implementation: str = "sdpa") -> None:
+        self.source = source
+        self.architecture: Architecture = architecture_of(config.model_type)
+        self.config = copy.deepcopy(config)
+        self.config._attn_implementation = attn_implementation
+        with init_empty_weights(include_buffers=False):
+            self.skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(self.config)
+        self.skeleton.eval()
+        self.config = self.skeleton.config
+        self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
+        self._check_tensors()
+
+    def _check_tensors(self) -> None:
+        have = self.source.shapes()
+        want = {name: tuple(tensor.shape) for name, tensor in self.skeleton.state_dict().items()}
+        head = f"{self.architecture.head}.weight"
+        for name, shape in want.items():
+            if name == head and self.config.tie_word_embeddings:
+                continue
+            require(name in have, f"missing tensor {name}: the configuration expects it, shape {list(shape)}")
+            require(
+                have[name] == shape,
+                f"tensor {name} has shape {list(have[name])}: the configuration expects {list(shape)}",
+            )
+        for name in have:
+            require(
+                name in want or name.endswith(LEGACY_BUFFERS),
+                f"unexpected tensor {name}: a {self.config.model_type} model of this configuration has none",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        explicit = getattr(self.config, "head_dim", None)
+        return int(explicit or self.config.hidden_size // self.config.num_attention_heads)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Number of KV heads (the number of heads where the configuration names none)."""
+        return int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype the weights are stored in."""
+        return self.source.dtype(f"{self.architecture.embeddings[0]}.weight")
+
+    def layer(self, index: int, place: Place) -> nn.Module:
+        """Decoder layer ``index``, materialised afresh at ``place``."""
+        prefix = self.architecture.layer_prefix(index)
+        return self._materialise(self.skeleton.get_submodule(prefix), prefix, place)
+
+    def final_norm(self, place: Place) -> nn.Module:
+        """The norm before the head."""
+        name = self.architecture.final_norm
+        return self._materialise(self.skeleton.get_submodule(name), name, place)
+
+    def head(self, place: Place) -> nn.Module:
+        """The output head; a tied one is materialised as a matrix of its own."""
+        module = copy.deepcopy(self.skeleton.get_submodule(self.architecture.head))
+        tied = self.config.tie_word_embeddings
+        source = self.architecture.embeddings[0] if tied else self.architecture.head
+        tensors = {"weight": self.source.load(f"{source}.weight").to(place.device, place.dtype)}
+        if getattr(module, "bias", None) is not None:
+            bias = self.source.load(f"{self.architecture.head}.bias")
+            tensors["bias"] = bias.to(place.device, place.dtype)
+        module.load_state_dict(tensors, assign=True)
+        return module
+
+    def frontend(self, place: Place) -> Frontend:
+        """Everything before the first decoder layer, materialised."""
+        return Frontend(self, place)
+
+    def _materialise(self, module: nn.Module, prefix: str, place: Place) -> nn.Module:
+        fresh = copy.deepcopy(module, {id(self.config): self.config})
+        tensors = {
+            name: self.source.load(f"{prefix}.{name}").to(place.device, place.dtype) for name in fresh.state_dict()
+        }
+        fresh.load_state_dict(tensors, assign=True)
+        return fresh.to(place.device).eval().requires_grad_(False)
+
+
+class Frontend:
+    """The model's own forward up to the first decoder layer: embeddings, positions, masks.
+
+    The decoder layers are stand-ins that record what the model hands to each of them, so families whose layers
+    differ (sliding windows, several rotary embeddings) need no code here.
+    """
+
+    def __init__(self, stream: ModelStream, place: Place) -> None:
+        architecture = stream.architecture
+        root = architecture.layers.partition(".")[0]
+        skeleton = stream.skeleton.get_submodule(root)
+        layers = _relative(architecture.layers, root)
+        norm = _relative(architecture.final_norm, root)
+        memo: dict[int, Any] = {id(stream.config): stream.config}
+        memo[id(skeleton.get_submodule(layers))] = nn.ModuleList(
+            Recorder(layer) for layer in skeleton.get_submodule(layers)
+        )
+        memo[id(skeleton.get_submodule(norm))] = nn.Identity()
+        self.root = root
+        self.place = place
+        self.backbone = copy.deepcopy(skeleton, memo)
+        self.recorders: list[Recorder] = list(self.backbone.get_submodule(layers))  # type: ignore[arg-type]
+        tensors = {
+            name: stream.source.load(f"{root}.{name}").to(place.device, place.dtype)
+            for name in self.backbone.state_dict()
+        }
+        self.backbone.load_state_dict(tensors, assign=True)
+        self.backbone.to(place.device).eval().requires_grad_(False)
+
+    def module(self, name: str) -> nn.Module:
+        """A module of the frontend by its full name in the model."""
+        return self.backbone.get_submodule(_relative(name, self.root))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The frontend's tensors under their full names."""
+        return {f"{self.root}.{name}": tensor for name, tensor in self.backbone.state_dict().items()}
+
+    @torch.no_grad()
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """What reaches the first decoder layer: input_ids [windows, tokens] → [windows, tokens, hidden]."""
+        self.backbone(input_ids=input_ids.to(self.place.device), use_cache=False)
+        return self.recorders[0].take()[0]
+
+    @torch.no_grad()
+    def layer_arguments(self, input_ids: Tensor) -> list[LayerArguments]:
+        """What each decoder layer receives besides its hidden states, for windows of the length of ``input_ids``.
+
+        Taken from a single window, so that it broadcasts over any number of them.
+        """
+        self.backbone(input_ids=input_ids[:1].to(self.place.device), use_cache=False)
+        return [recorder.take()[1] for recorder in self.recorders]
+
+
+class Recorder(nn.Module):
+    """Stands for a decoder layer: records its arguments and passes the hidden states through."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(layer).items():
+            if isinstance(value, (str, int, float, bool)):
+                setattr(self, name, value)  # e.g. attention_type, which some models read off their layers
+        self._recorded: tuple[Tensor, LayerArguments] | None = None
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """Record and pass through."""
+        self._recorded = (hidden_states, kwargs)
+        return hidden_states
+
+    def take(self) -> tuple[Tensor, LayerArguments]:
+        """The last call's hidden states and arguments; forgets them."""
+        if self._recorded is None:
+            raise RuntimeError("the model's forward never reached this decoder layer")
+        recorded, self._recorded = self._recorded, None
+        return recorded
+
+
+def run_layer(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> Tensor:
+    """One decoder layer: [windows, tokens, hidden] → the same shape."""
+    output = layer(hidden_states, **arguments)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def open_stream(model: str | Path | PreTrainedModel, attn_implementation: str = "sdpa") -> ModelStream:
+    """The stream of a model folder or of a model in memory.
+
+    Raises:
+        InputError: no such folder, no configuration, no weights, or a model that is already quantized.
+    """
+    if isinstance(model, PreTrainedModel):
+        config = model.config
+        source: TensorSource = InMemory(model)
+    else:
+        folder = Path(model)
+        config = read_config(folder)
+        architecture_of(config.model_type)
+        source = Checkpoint(folder)
+    quantized = getattr(config, "quantization_config", None)
+    require(quantized is None, "the model is already quantized: expected one in floating point")
+    return ModelStream(source, config, attn_implementation)
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a model folder. Raises InputError when there is none or it cannot be read."""
+    require(folder.is_dir(), f"no such model: {folder} (expected a folder with config.json and safetensors)")
+    require((folder / "config.json").is_file(), f"no config.json in {folder}: expected a transformers model folder")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(
+            f"{folder / 'config.json'} is not a configuration: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def _relative(name: str, root: str) -> str:
+    return name.removeprefix(f"{root}.")

@@ -1,0 +1,269 @@
+"""The story of a run: two passes over the layers of a model that is never held as a whole.
+
+1. Calibrate: run the unquantized layers, keep samples of their activations, learn the rotations.
+2. Quantize: for each layer, fuse its norms, merge the rotations, take Hessians from the quantized layers before it,
+   round its weights, run it as it now is, and write it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from jointquant._version import __version__
+from jointquant.calibration import calibrate
+from jointquant.devices import resolve_device, resolve_dtype
+from jointquant.errors import require
+from jointquant.models.stream import ModelStream, Place, open_stream
+from jointquant.models.transforms import (
+    fuse_norm,
+    fuse_norms,
+    merge_rotations,
+    reset_norm,
+    rotate_embeddings,
+    rotate_reader,
+)
+from jointquant.models.writer import ShardWriter
+from jointquant.output import copy_tokenizer, output_folder
+from jointquant.progress import Progress, Silent
+from jointquant.propagation import advance, embed
+from jointquant.recipe import Recipe, load_recipe
+from jointquant.rotations.bundle import Rotations
+from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.rounding import round_layer, store_rest
+from jointquant.runtime.assembly import Assembly, OnlineTransforms
+from jointquant.runtime.attention import ATTENTION_NAME
+from jointquant.runtime.integration import artifact_config
+from jointquant.runtime.loading import load_tokenizer
+from jointquant.text.sources import load_text
+from jointquant.text.windows import calibration_windows, tokenize
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What a run did.
+
+    Attributes:
+        artifact: the folder.
+        seconds: wall time, per stage and in total.
+        peak_rss_bytes: the process's peak resident memory.
+        size_bytes: bytes of all tensors of the artifact.
+        bits_per_weight: bits per parameter of the decoder's linears, scales included.
+        transforms: what R1 to R4 are, in words.
+    """
+
+    artifact: str
+    seconds: float
+    stage_seconds: dict[str, float]
+    peak_rss_bytes: int
+    size_bytes: int
+    bits_per_weight: float
+    transforms: dict[str, str]
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return asdict(self)
+
+
+def quantize(
+    model: str | Path | PreTrainedModel,
+    out: str | Path,
+    recipe: str | Path | Recipe = "w4a4kv4",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Quantize a model and write the artifact.
+
+    Args:
+        model: a model folder, or a model in memory (which is read, not changed).
+        out: the folder to write; it appears only when it is complete.
+        recipe: a preset's name, a YAML file, or a recipe.
+        tokenizer: needed with a model in memory.
+        device: where layers run; "auto" is the accelerator if there is one.
+        dtype: what layers compute in; "auto" is float32 on the CPU and the stored dtype elsewhere.
+        overwrite: replace a folder that is not empty.
+        progress: where progress is shown; None: nowhere.
+
+    Raises:
+        InputError: the input is at fault; nothing was written.
+    """
+    start = time.perf_counter()
+    recipe = load_recipe(recipe)
+    progress = progress or Silent()
+    stream = open_stream(model, ATTENTION_NAME)
+    place = Place(resolve_device(device), torch.float32)
+    place = Place(place.device, resolve_dtype(dtype, place.device, stream.stored_dtype))
+    assembly = assemble(stream, recipe)
+    with output_folder(Path(out), overwrite) as folder:
+        windows = calibration_set(stream, model, tokenizer, recipe)
+        prepared = time.perf_counter()
+        rotations = calibrate(stream, recipe, windows, place, progress)
+        calibrated = time.perf_counter()
+        writer = ShardWriter(folder, stream.num_layers + 2)
+        bits = quantize_layers(stream, assembly, rotations, windows, place, writer, progress)
+        writer.finish()
+        rotations.save(folder)
+        transforms = describe_transforms(recipe, rotations, assembly.online)
+        write_metadata(folder, stream, model, tokenizer, recipe, transforms)
+    end = time.perf_counter()
+    stages = {
+        "prepare": prepared - start,
+        "calibrate": calibrated - prepared,
+        "quantize": end - calibrated,
+    }
+    return QuantizeResult(str(out), end - start, stages, peak_rss_bytes(), writer.total_size, bits, transforms)
+
+
+def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
+    """How the layers will be built. Raises InputError when the recipe does not fit the model's sizes."""
+    online = OnlineTransforms.of(recipe, stream.head_dim, stream.config.intermediate_size)
+    assembly = Assembly(stream.architecture, recipe, online)
+    first = stream.skeleton.get_submodule(stream.architecture.layer_prefix(0))
+    assembly.check(first, stream.num_layers, stream.head_dim)
+    return assembly
+
+
+def calibration_set(
+    stream: ModelStream,
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    recipe: Recipe,
+) -> Tensor:
+    """The calibration windows [num_samples, seqlen] of token ids."""
+    settings = recipe.calibration
+    limit = getattr(stream.config, "max_position_embeddings", None) or settings.seqlen
+    require(
+        settings.seqlen <= limit,
+        f"seqlen {settings.seqlen} is longer than the model's {limit} positions: pass a smaller --seqlen",
+    )
+    text = load_text(settings.source, "calibration")
+    tokens = tokenize(tokenizer or load_tokenizer(model), text)
+    vocabulary = stream.config.vocab_size
+    require(int(tokens.max()) < vocabulary, f"the tokenizer has ids beyond the model's vocabulary of {vocabulary}")
+    return calibration_windows(tokens, settings.num_samples, settings.seqlen, settings.seed, settings.source)
+
+
+def quantize_layers(
+    stream: ModelStream,
+    assembly: Assembly,
+    rotations: Rotations,
+    windows: Tensor,
+    place: Place,
+    writer: ShardWriter,
+    progress: Progress,
+) -> float:
+    """Pass 2. Writes every shard; returns the bits per weight of the decoder's linears."""
+    architecture, stored = stream.architecture, stream.stored_dtype
+    frontend = stream.frontend(place)
+    if rotations.r1 is not None:
+        rotate_embeddings(frontend, architecture, rotations.r1)
+    store_rest(frontend.backbone, stored)
+    writer.write({name: tensor.to(stored) for name, tensor in frontend.tensors().items()})
+    arguments = frontend.layer_arguments(windows)
+    hidden_states = embed(frontend, windows)
+    del frontend
+
+    bits = parameters = 0
+    with progress.stage("quantize", stream.num_layers) as stage:
+        for index in range(stream.num_layers):
+            layer = stream.layer(index, place)
+            fuse_norms(layer, architecture)
+            parameters += sum(_numel(layer, linear) for linear in architecture.linears)
+            merge_rotations(layer, architecture, rotations.r1, rotations.r2_of(index), assembly.online.r4)
+            assembly.install_paths(layer, index)
+            round_layer(layer, index, assembly, hidden_states, arguments[index], stored)
+            store_rest(layer, stored)
+            advance(layer, hidden_states, arguments[index])
+            tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
+            bits += 8 * sum(
+                _weight_bytes(tensors, assembly.full_name(index, linear)) for linear in architecture.linears
+            )
+            writer.write(tensors)
+            stage.advance()
+    del hidden_states
+    writer.write(final_tensors(stream, rotations.r1, place))
+    return bits / parameters
+
+
+def stored_tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A module's tensors under their full names; floating-point parameters in ``dtype``, buffers as they are."""
+    parameters = dict(module.named_parameters())
+    return {
+        f"{prefix}.{name}": tensor.to(dtype) if name in parameters else tensor
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def final_tensors(stream: ModelStream, r1: Tensor | None, place: Place) -> dict[str, Tensor]:
+    """The final norm (fused into the head) and the untied, rotated head."""
+    norm, head = stream.final_norm(place), stream.head(place)
+    fuse_norm(norm, head)
+    reset_norm(norm)
+    if r1 is not None:
+        rotate_reader(head, r1)
+    architecture, stored = stream.architecture, stream.stored_dtype
+    return stored_tensors(norm, architecture.final_norm, stored) | stored_tensors(head, architecture.head, stored)
+
+
+def describe_transforms(recipe: Recipe, rotations: Rotations, online: OnlineTransforms) -> dict[str, str]:
+    """What R1 to R4 are, in words; a block-diagonal fallback shows here."""
+    words: dict[str, str] = {"r1": recipe.rotations.r1.kind, "r2": recipe.rotations.r2.kind}
+    if rotations.r1 is not None:
+        words["r1"] += f", {HadamardTransform.of_size(len(rotations.r1)).describe()}"
+    if rotations.r2:
+        words["r2"] += f", {HadamardTransform.of_size(rotations.r2[0].shape[-1]).describe()}"
+    words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
+    words["r4"] = "none" if online.r4 is None else f"online, {online.r4.describe()}"
+    return words
+
+
+def write_metadata(
+    folder: Path,
+    stream: ModelStream,
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    recipe: Recipe,
+    transforms: dict[str, str],
+) -> None:
+    """config.json and the tokenizer."""
+    in_memory = isinstance(model, PreTrainedModel)
+    name = stream.config.name_or_path if in_memory else str(model)
+    facts = {
+        "base_model": Path(name).name if Path(name).exists() else name,
+        "transforms": transforms,
+        "jointquant_version": __version__,
+    }
+    config = artifact_config(stream.config, stream.architecture, recipe, stream.stored_dtype, facts)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if not in_memory:
+        copy_tokenizer(Path(str(model)), folder)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _numel(layer: nn.Module, linear: str) -> int:
+    weight = layer.get_submodule(linear).weight
+    assert isinstance(weight, Tensor)
+    return weight.numel()
+
+
+def _weight_bytes(tensors: dict[str, Tensor], linear: str) -> int:
+    return sum(t.nbytes for name, t in tensors.items() if name.startswith(f"{linear}.weight"))

@@ -1,0 +1,99 @@
+"""Affine integer quantization: x ≈ scale · (q − zero_point), q an integer of num_bits.
+
+The conventions are those of compressed-tensors, so integers and scales carry over unchanged: signed integers in
+[−2^(b−1), 2^(b−1) − 1]; symmetric grids divide max|x| by (2^b − 1)/2; asymmetric grids always contain zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class IntFormat:
+    """An integer grid.
+
+    Attributes:
+        num_bits: width of one integer, 2 to 8.
+        symmetric: zero_point is 0 and the range is ±max|x|; otherwise the range is [min x, max x].
+        group_size: consecutive elements of the last dimension that share a scale; None: the whole row.
+    """
+
+    num_bits: int
+    symmetric: bool
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_bits <= 8:
+            raise ValueError(f"num_bits must be between 2 and 8, got {self.num_bits}")
+        if self.group_size is not None and self.group_size < 1:
+            raise ValueError(f"group_size must be positive, got {self.group_size}")
+
+    @property
+    def q_min(self) -> int:
+        """Smallest integer of the grid."""
+        return -(2 ** (self.num_bits - 1))
+
+    @property
+    def q_max(self) -> int:
+        """Largest integer of the grid."""
+        return 2 ** (self.num_bits - 1) - 1
+
+    def num_groups(self, size: int) -> int:
+        """Number of scales for a row of ``size`` elements. Raises ValueError when group_size does not divide it."""
+        if self.group_size is None:
+            return 1
+        if size % self.group_size:
+            raise ValueError(f"group_size {self.group_size} does not divide {size}")
+        return size // self.group_size
+
+
+def to_groups(x: Tensor, fmt: IntFormat) -> Tensor:
+    """[..., n] → [..., groups, group_size]."""
+    return x.unflatten(-1, (fmt.num_groups(x.shape[-1]), -1))
+
+
+def affine_parameters(low: Tensor, high: Tensor, fmt: IntFormat) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the grid that covers [low, high] ∪ {0}; both have the shape of ``low``.
+
+    A range of width zero (all values 0) gets scale 1, so that it dequantizes to 0 exactly.
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    levels = fmt.q_max - fmt.q_min
+    span = 2 * torch.maximum(-low, high) if fmt.symmetric else high - low
+    tiny = torch.finfo(span.dtype).tiny
+    scale = torch.where(span > tiny * levels, span / levels, torch.ones_like(span))
+    if fmt.symmetric:
+        return scale, torch.zeros_like(scale)
+    return scale, torch.round(fmt.q_min - low / scale).clamp_(fmt.q_min, fmt.q_max)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, fmt: IntFormat) -> Tensor:
+    """Integers (in x's dtype) nearest to x; scale and zero_point broadcast against x."""
+    return (x / scale).add_(zero_point).round_().clamp_(fmt.q_min, fmt.q_max)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """scale · (codes − zero_point); all three broadcast."""
+    return (codes - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, fmt: IntFormat, clip_ratio: float = 1.0) -> Tensor:
+    """Quantize and dequantize each row (or group) of the last dimension with its own range, taken now.
+
+    Args:
+        x: [..., n]; a row is a token, or a token and head.
+        fmt: the grid.
+        clip_ratio: the part of the observed range that is kept, in (0, 1].
+
+    Returns:
+        [..., n] in x's dtype; half precisions are computed in float32.
+    """
+    work = to_groups(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, fmt)
+    low, high = torch.aminmax(work, dim=-1, keepdim=True)
+    scale, zero_point = affine_parameters(clip_ratio * low, clip_ratio * high, fmt)
+    codes = quantize(work, scale, zero_point, fmt)
+    return dequantize(codes, scale, zero_point).flatten(-2).to(x.dtype)

@@ -1,0 +1,102 @@
+"""The quantized form of a weight matrix, and the choice of its scales (plain or MSE-searched clipping)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from jointquant.quantization.integer import IntFormat, affine_parameters, dequantize, quantize, to_groups
+
+ClipMethod = Literal["none", "mse"]
+
+# Candidate parts of the full range, and the error's exponent (GPTQ's reference code uses the same 2.4).
+MSE_RATIOS = tuple(1 - 0.01 * i for i in range(0, 61, 2))
+MSE_EXPONENT = 2.4
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """W ≈ scale · (codes − zero_point), group by group along the input dimension.
+
+    Attributes:
+        codes: [out, in] int8.
+        scale: [out, groups], in the dtype it is stored in.
+        zero_point: [out, groups] int8; zero for symmetric grids.
+        fmt: the grid.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    fmt: IntFormat
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[out, in] in ``dtype``, computed in at least float32."""
+        work = torch.promote_types(dtype, torch.float32)
+        codes = to_groups(self.codes.to(work), self.fmt)
+        scale, zero_point = self.scale.to(work).unsqueeze(-1), self.zero_point.to(work).unsqueeze(-1)
+        return dequantize(codes, scale, zero_point).flatten(-2).to(dtype)
+
+    def rows(self, start: int, stop: int) -> QuantizedWeight:
+        """The rows [start, stop) as a weight of their own."""
+        return QuantizedWeight(
+            self.codes[start:stop].contiguous(),
+            self.scale[start:stop].contiguous(),
+            self.zero_point[start:stop].contiguous(),
+            self.fmt,
+        )
+
+
+def weight_parameters(
+    groups: Tensor, fmt: IntFormat, clip: ClipMethod, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each group.
+
+    Args:
+        groups: [..., group_size] in float32 or float64.
+        fmt: the grid.
+        clip: "none" covers the whole range; "mse" tries the ratios of ``MSE_RATIOS`` and keeps the one with the
+            least Σ|w − ŵ|^2.4 in each group.
+        scale_dtype: scales are rounded to it before they are used, so the stored scale is the one rounded with.
+
+    Returns:
+        scale and zero_point, both [..., 1] in the dtype of ``groups``.
+    """
+    low, high = torch.aminmax(groups, dim=-1, keepdim=True)
+
+    def parameters(ratio: float) -> tuple[Tensor, Tensor]:
+        scale, zero_point = affine_parameters(ratio * low, ratio * high, fmt)
+        return representable(scale, scale_dtype), zero_point
+
+    best_scale, best_zero = parameters(1.0)
+    if clip == "none":
+        return best_scale, best_zero
+    best_error = torch.full_like(low, torch.inf)
+    for ratio in MSE_RATIOS:
+        scale, zero_point = parameters(ratio)
+        restored = dequantize(quantize(groups, scale, zero_point, fmt), scale, zero_point)
+        error = restored.sub_(groups).abs_().pow_(MSE_EXPONENT).sum(-1, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero_point, best_zero)
+    return best_scale, best_zero
+
+
+def representable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales rounded to ``dtype`` and returned in their own, never rounded to zero."""
+    rounded = scale.to(dtype).to(scale.dtype)
+    return torch.where(rounded > 0, rounded, torch.full_like(rounded, torch.finfo(dtype).tiny))
+
+
+def round_to_nearest(
+    weight: Tensor, fmt: IntFormat, clip: ClipMethod = "mse", scale_dtype: torch.dtype = torch.float32
+) -> QuantizedWeight:
+    """RTN: each weight [out, in] goes to the nearest point of its group's grid."""
+    groups = to_groups(weight.float(), fmt)
+    scale, zero_point = weight_parameters(groups, fmt, clip, scale_dtype)
+    codes = quantize(groups, scale, zero_point, fmt).flatten(-2).to(torch.int8)
+    return QuantizedWeight(codes, scale.squeeze(-1).to(scale_dtype), zero_point.squeeze(-1).to(torch.int8), fmt)

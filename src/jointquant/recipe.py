@@ -1,0 +1,259 @@
+"""Recipes: every setting of a run, frozen and checked; presets are the YAML files in ``recipes/``."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from jointquant.errors import InputError
+from jointquant.quantization.integer import IntFormat
+
+PRESETS = Path(__file__).parent / "recipes"
+
+NumBits = Annotated[int, Field(description="2 to 8, or 16 for off")]
+
+
+class Settings(BaseModel):
+    """Base of all parts of a recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IntegerSettings(Settings):
+    """What all integer quantizers share; ``num_bits: 16`` turns the quantizer off."""
+
+    num_bits: NumBits = 16
+    symmetric: bool = True
+    group_size: int | None = Field(default=None, ge=1)
+
+    @field_validator("num_bits")
+    @classmethod
+    def _known_width(cls, value: int) -> int:
+        if value != 16 and not 2 <= value <= 8:
+            raise ValueError(f"must be between 2 and 8, or 16 for off, got {value}")
+        return value
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is quantized."""
+        return self.num_bits != 16
+
+    @property
+    def format(self) -> IntFormat | None:
+        """The integer grid, or None when off."""
+        return IntFormat(self.num_bits, self.symmetric, self.group_size) if self.enabled else None
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+class WeightSettings(IntegerSettings):
+    """Weights of the decoder's linears; ``group_size: null`` is one scale per output channel."""
+
+    type: Literal["int"] = "int"
+    method: Literal["rtn", "gptq"] = "gptq"
+    clip: Literal["none", "mse"] = "mse"
+    activation_order: bool = True
+    damping: float = Field(default=0.01, gt=0, le=1)
+
+
+class ActivationSettings(IntegerSettings):
+    """Inputs of the decoder's linears, quantized dynamically, one range per token (and group)."""
+
+    symmetric: bool = False
+    strategy: Literal["token"] = "token"
+    clip_ratio: float = Field(default=1.0, gt=0, le=1)
+
+
+class CacheSettings(IntegerSettings):
+    """Keys and values, one range per token and head (``group_size: null``) or part of a head."""
+
+    symmetric: bool = False
+
+
+class NoRotation(Settings):
+    """No rotation at this place."""
+
+    kind: Literal["none"] = "none"
+
+
+class HadamardRotation(Settings):
+    """A Hadamard matrix: with random signs where it is merged (R1, R2), plain where it is online (R3, R4)."""
+
+    kind: Literal["hadamard"] = "hadamard"
+
+
+class LearnedRotation(Settings):
+    """A rotation trained on a sample of the activations at its sites."""
+
+    kind: Literal["learned"] = "learned"
+    objective: Literal["whip"] = "whip"
+    optimizer: Literal["qr"] = "qr"
+    init: Literal["hadamard", "identity"] = "hadamard"
+    num_tokens: int = Field(default=32768, ge=1, description="sampled tokens, over all layers and sites")
+    steps: int = Field(default=200, ge=1)
+    batch_tokens: int = Field(default=4096, ge=1)
+    learning_rate: float = Field(default=1.0, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class LearnedResidualRotation(LearnedRotation):
+    """R1 also chooses how the layers share it: ``pooled`` trains one R1 on the tokens of all layers."""
+
+    strategy: Literal["pooled"] = "pooled"
+
+
+Residual = Annotated[NoRotation | HadamardRotation | LearnedResidualRotation, Field(discriminator="kind")]
+PerHead = Annotated[NoRotation | HadamardRotation | LearnedRotation, Field(discriminator="kind")]
+Online = Annotated[NoRotation | HadamardRotation, Field(discriminator="kind")]
+
+
+class RotationSettings(Settings):
+    """R1 (residual stream), R2 (values, per head), R3 (queries and keys, online), R4 (down_proj's input, online)."""
+
+    r1: Residual = NoRotation()
+    r2: PerHead = NoRotation()
+    r3: Online = NoRotation()
+    r4: Online = NoRotation()
+
+
+class CalibrationSettings(Settings):
+    """Which text calibrates, how much of it, and the seed of every random choice of the run."""
+
+    source: str = "wikitext2"
+    num_samples: int = Field(default=128, ge=1)
+    seqlen: int = Field(default=2048, ge=2)
+    seed: int = Field(default=0, ge=0)
+
+
+class Override(Settings):
+    """Other settings for the linears whose name matches ``modules`` (a shell pattern, e.g. ``*.0.mlp.*``)."""
+
+    modules: str
+    weights: dict[str, Any] = Field(default_factory=dict)
+    activations: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(Settings):
+    """Everything a run depends on besides the model and the text."""
+
+    description: str = ""
+    rotations: RotationSettings = RotationSettings()
+    weights: WeightSettings = WeightSettings()
+    activations: ActivationSettings = ActivationSettings()
+    kv_cache: CacheSettings = CacheSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    overrides: tuple[Override, ...] = ()
+
+    def model_post_init(self, _: Any) -> None:
+        """Check each override now, not when its module is met."""
+        for override in self.overrides:
+            merged(self.weights, override.weights)
+            merged(self.activations, override.activations)
+
+    def weights_of(self, module: str) -> WeightSettings:
+        """Weight settings of the linear ``module`` (full name); later overrides win."""
+        settings = self.weights
+        for override in self._overrides_of(module):
+            settings = merged(settings, override.weights)
+        return settings
+
+    def activations_of(self, module: str) -> ActivationSettings:
+        """Activation settings of the input of the linear ``module``; later overrides win."""
+        settings = self.activations
+        for override in self._overrides_of(module):
+            settings = merged(settings, override.activations)
+        return settings
+
+    def _overrides_of(self, module: str) -> Iterable[Override]:
+        return (o for o in self.overrides if fnmatch.fnmatchcase(module, o.modules))
+
+
+def merged(settings: SettingsType, changes: dict[str, Any]) -> SettingsType:
+    """``settings`` with some keys changed, checked again."""
+    return type(settings).model_validate(settings.model_dump() | changes) if changes else settings
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_recipe(source: str | Path | Recipe = "w4a4kv4", changes: Iterable[str] = ()) -> Recipe:
+    """A recipe by preset name, by YAML file, or as it is; then each ``dotted.key=value`` of ``changes``.
+
+    Raises:
+        InputError: an unknown preset, a file that is no recipe, an unknown key, a value out of range.
+    """
+    data = source.model_dump(mode="json") if isinstance(source, Recipe) else _read_yaml(source)
+    for change in changes:
+        _apply(data, change)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"recipe {_label(source)}: {describe(error)}") from None
+
+
+def _label(source: str | Path | Recipe) -> str:
+    return "given" if isinstance(source, Recipe) else str(source)
+
+
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    path = PRESETS / f"{source}.yaml"
+    if str(source) not in preset_names():
+        path = Path(source)
+        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+            known = ", ".join(preset_names())
+            raise InputError(f"unknown recipe {str(source)!r}: expected one of {known}, or an existing .yaml file")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"recipe {source}: not readable as YAML ({one_line(str(error))})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise InputError(f"recipe {source}: expected a mapping of settings, got {type(data).__name__}")
+    return data
+
+
+def _apply(data: dict[str, Any], change: str) -> None:
+    """Set one ``a.b.c=value`` (the value in YAML); setting a ``kind`` drops the settings of the former kind."""
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {change!r}: expected key=value, for example weights.num_bits=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {change!r}: {text!r} is not a YAML value") from None
+    *parents, last = key.split(".")
+    node = data
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise InputError(f"--set {change!r}: {part} holds a single value, it has no key {last!r}")
+    if last == "kind" and node.get("kind") != value:
+        node.clear()
+    node[last] = value
+
+
+def describe(error: ValidationError) -> str:
+    """One line for the first thing that is wrong: the key, what was expected, what arrived."""
+    first = error.errors()[0]
+    kinds = ("none", "hadamard", "learned")
+    key = ".".join(str(part) for part in first["loc"] if part not in kinds) or "recipe"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}"
+    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return one_line(f"{key}: {message}, got {first['input']!r}{more}")
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """``text`` on one line, cut at ``limit`` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,1 @@
+"""Orthogonal rotations: each acts on row vectors as x -> x R with R orthogonal."""

@@ -1,0 +1,73 @@
+"""Merging rotations into weights, in float64: pure functions of a weight [out, in] and a rotation, x → xR.
+
+A linear computes y = x Wᵀ + b. If its input arrives as xR it needs W R; if its output shall leave as yR it needs
+Rᵀ W and b R.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jointquant.devices import linalg_device
+from jointquant.rotations.hadamard import HadamardTransform
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.to(linalg_device(x.device, "float64")).double()
+
+
+def scale_input(weight: Tensor, scale: Tensor) -> Tensor:
+    """W diag(scale): weight [out, in], scale [in] → float64 [out, in]."""
+    return _double(weight) * _double(scale)
+
+
+def rotate_input(weight: Tensor, rotation: Tensor) -> Tensor:
+    """W R: weight [out, in], rotation [in, in] → float64 [out, in]."""
+    work = _double(weight)
+    return work @ rotation.to(work)
+
+
+def rotate_output(weight: Tensor, rotation: Tensor) -> Tensor:
+    """Rᵀ W: weight [out, in], rotation [out, out] → float64 [out, in]."""
+    work = _double(weight)
+    return rotation.to(work).T @ work
+
+
+def rotate_rows(rows: Tensor, rotation: Tensor) -> Tensor:
+    """Rows of an embedding, or a bias, as vectors: [..., n] → float64 [..., n] R."""
+    work = _double(rows)
+    return work @ rotation.to(work)
+
+
+def transform_input(weight: Tensor, transform: HadamardTransform) -> Tensor:
+    """W H for an input that arrives as xH: weight [out, in] → float64 [out, in], without a dense H."""
+    return transform.apply(_double(weight))
+
+
+def rotate_head_outputs(weight: Tensor, rotations: Tensor) -> Tensor:
+    """v_proj: the output of each KV head leaves rotated.
+
+    weight [kv_heads · head_dim, in], rotations [kv_heads, head_dim, head_dim] → float64 of the weight's shape.
+    """
+    work = _double(weight)
+    heads = work.unflatten(0, rotations.shape[:2])  # [kv_heads, head_dim, in]
+    return (rotations.to(work).transpose(1, 2) @ heads).flatten(0, 1)
+
+
+def rotate_head_bias(bias: Tensor, rotations: Tensor) -> Tensor:
+    """v_proj's bias [kv_heads · head_dim] → float64 of the same shape."""
+    work = _double(bias)
+    heads = work.unflatten(0, rotations.shape[:2]).unsqueeze(1)  # [kv_heads, 1, head_dim]
+    return (heads @ rotations.to(work)).flatten()
+
+
+def rotate_head_inputs(weight: Tensor, rotations: Tensor) -> Tensor:
+    """o_proj: each query head arrives rotated by its KV head's rotation.
+
+    weight [out, heads · head_dim], rotations [kv_heads, head_dim, head_dim] → float64 of the weight's shape.
+    """
+    work = _double(weight)
+    kv_heads, head_dim = rotations.shape[:2]
+    heads = work.unflatten(1, (kv_heads, -1, head_dim))  # [out, kv_heads, group, head_dim]
+    return torch.einsum("okgd,kde->okge", heads, rotations.to(work)).flatten(1)

@@ -1,0 +1,112 @@
+"""Pass 2, inside one layer: Hessians of its sites, and the rounding of the linears that read there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from jointquant.models.stream import LayerArguments
+from jointquant.propagation import Observers, observe, watching
+from jointquant.quantization.gptq import Factor, HessianSum, factorize, gptq
+from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
+from jointquant.recipe import WeightSettings
+from jointquant.runtime.assembly import Assembly
+from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
+
+
+def round_layer(
+    layer: nn.Module,
+    index: int,
+    assembly: Assembly,
+    hidden_states: Tensor,
+    arguments: LayerArguments,
+    stored_dtype: torch.dtype,
+) -> None:
+    """Round the weights of a layer whose paths are installed, in place.
+
+    The Hessians are those of the inputs that the quantized layers before this one produce. All sites of a layer are
+    observed in one run.
+    """
+    hessians = observe_hessians(layer, index, assembly, hidden_states, arguments)
+    for site in assembly.architecture.sites:
+        by_settings: dict[WeightSettings, list[str]] = {}
+        for linear in site.linears:
+            settings = assembly.recipe.weights_of(assembly.full_name(index, linear))
+            by_settings.setdefault(settings, []).append(linear)
+        for settings, linears in by_settings.items():
+            if settings.enabled:
+                modules = {name: _linear(layer, name) for name in linears}
+                rounded = round_stack(modules, settings, hessians.get(site.name), stored_dtype)
+                for name, weight in rounded.items():
+                    _install(layer, name, weight)
+
+
+def observe_hessians(
+    layer: nn.Module, index: int, assembly: Assembly, hidden_states: Tensor, arguments: LayerArguments
+) -> dict[str, HessianSum]:
+    """One Hessian per site whose linears are rounded with GPTQ, of the inputs as the products see them."""
+    sums: dict[str, HessianSum] = {}
+    observers: Observers = {}
+    for site in assembly.architecture.sites:
+        names = [assembly.full_name(index, linear) for linear in site.linears]
+        settings = [assembly.recipe.weights_of(name) for name in names]
+        if any(s.enabled and s.method == "gptq" for s in settings):
+            first = _linear(layer, site.linears[0])
+            sums[site.name] = HessianSum(first.in_features, first.weight.device)
+            observers[site.linears[0]] = _through_path(first, sums[site.name].update)
+    if observers:
+        with watching(layer, observers):
+            observe(layer, hidden_states, arguments)
+    return sums
+
+
+def round_stack(
+    linears: dict[str, nn.Linear],
+    settings: WeightSettings,
+    hessian: HessianSum | None,
+    stored_dtype: torch.dtype,
+) -> dict[str, QuantizedWeight]:
+    """Round linears that share input and settings as one stacked matrix: their rows are independent."""
+    fmt = settings.format
+    assert fmt is not None
+    weight = torch.cat([linear.weight for linear in linears.values()])
+    if settings.method == "rtn":
+        rounded = round_to_nearest(weight, fmt, settings.clip, stored_dtype)
+    else:
+        assert hessian is not None
+        factor: Factor = factorize(hessian.hessian(), settings.damping, settings.activation_order)
+        rounded = gptq(weight, factor, fmt, settings.clip, stored_dtype)
+    parts: dict[str, QuantizedWeight] = {}
+    start = 0
+    for name, linear in linears.items():
+        parts[name] = rounded.rows(start, start + linear.out_features)
+        start += linear.out_features
+    return parts
+
+
+def store_rest(layer: nn.Module, stored_dtype: torch.dtype) -> None:
+    """Round what stays in floating point to the dtype it is stored in, so that this run sees what a loaded one will."""
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.to(stored_dtype).to(parameter.dtype)
+
+
+def _through_path(linear: nn.Linear, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """Observe the input as the product sees it: behind the online transform and the quantizer."""
+    if not isinstance(linear, OnlineLinear):
+        return observer
+    path = linear.path
+    return lambda x: observer(path(x))
+
+
+def _install(layer: nn.Module, name: str, weight: QuantizedWeight) -> None:
+    old = _linear(layer, name)
+    path = old.path if isinstance(old, OnlineLinear) else InputPath()
+    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path).eval())
+
+
+def _linear(layer: nn.Module, name: str) -> nn.Linear:
+    module = layer.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module

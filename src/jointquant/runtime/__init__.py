@@ -1,0 +1,1 @@
+"""What runs a quantized model: its modules, its attention, and its place in transformers."""

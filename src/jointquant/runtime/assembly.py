@@ -1,0 +1,108 @@
+"""Where the runtime's modules go: a decoder layer is rebuilt as its recipe says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from jointquant.errors import InputError
+from jointquant.models.architecture import Architecture
+from jointquant.recipe import Recipe
+from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.attention import CachePath
+from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
+
+
+@dataclass(frozen=True)
+class OnlineTransforms:
+    """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input."""
+
+    r3: HadamardTransform | None = None
+    r4: HadamardTransform | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, head_dim: int, intermediate_size: int) -> OnlineTransforms:
+        """What the recipe asks for, at the model's sizes."""
+        rotations = recipe.rotations
+        return cls(
+            r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" else None,
+            r4=HadamardTransform.of_size(intermediate_size) if rotations.r4.kind == "hadamard" else None,
+        )
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """How the layers of one model are built: its architecture, its recipe, its online transforms."""
+
+    architecture: Architecture
+    recipe: Recipe
+    online: OnlineTransforms
+
+    def input_path(self, linear: str, module_name: str) -> InputPath:
+        """The input path of ``linear`` (relative to the layer), ``module_name`` its full name."""
+        settings = self.recipe.activations_of(module_name)
+        transform = self.online.r4 if linear == self.architecture.down else None
+        return InputPath(transform, settings.format, settings.clip_ratio)
+
+    def cache_path(self) -> CachePath:
+        """The attention's cache path, the same in all layers."""
+        fmt = self.recipe.kv_cache.format
+        return CachePath(self.online.r3, key=fmt, value=fmt)
+
+    def install_paths(self, layer: nn.Module, index: int) -> None:
+        """Put input and cache paths into a layer whose weights are not packed (or not yet), in place."""
+        for linear in self.architecture.linears:
+            path = self.input_path(linear, self.full_name(index, linear))
+            old = layer.get_submodule(linear)
+            if path and isinstance(old, nn.Linear):
+                with torch.device("meta"):
+                    new = OnlineLinear(old.in_features, old.out_features, old.bias is not None, path)
+                new.load_state_dict(old.state_dict(), assign=True)
+                layer.set_submodule(linear, new.requires_grad_(False).eval())
+        if self.cache_path():
+            layer.get_submodule(self.architecture.attention).cache_path = self.cache_path()  # type: ignore[assignment]
+
+    def install_packed(self, layer: nn.Module, index: int) -> None:
+        """Give a layer (on the meta device) the modules that an artifact's tensors fill, in place."""
+        for linear in self.architecture.linears:
+            name = self.full_name(index, linear)
+            fmt = self.recipe.weights_of(name).format
+            old = layer.get_submodule(linear)
+            if fmt is not None and isinstance(old, nn.Linear):
+                path = self.input_path(linear, name)
+                new = PackedLinear(old.in_features, old.out_features, old.bias is not None, path, fmt)
+                layer.set_submodule(linear, new.eval())
+        self.install_paths(layer, index)
+
+    def check(self, layer: nn.Module, num_layers: int, head_dim: int) -> None:
+        """Refuse group sizes that do not divide what they group, before any work is done.
+
+        Raises:
+            InputError: names the module, the group size and the size it must divide.
+        """
+        for index in range(num_layers):
+            for linear in self.architecture.linears:
+                name = self.full_name(index, linear)
+                size = _in_features(layer.get_submodule(linear))
+                for what, settings in (
+                    ("weights", self.recipe.weights_of(name)),
+                    ("activations", self.recipe.activations_of(name)),
+                ):
+                    _check_group(f"{what} of {name}", settings.group_size, size)
+        _check_group("kv_cache (head_dim)", self.recipe.kv_cache.group_size, head_dim)
+
+    def full_name(self, index: int, linear: str) -> str:
+        """The full name of a layer's linear."""
+        return f"{self.architecture.layer_prefix(index)}.{linear}"
+
+
+def _in_features(module: nn.Module) -> int:
+    assert isinstance(module, nn.Linear)
+    return module.in_features
+
+
+def _check_group(what: str, group_size: int | None, size: int) -> None:
+    if group_size is not None and size % group_size:
+        raise InputError(f"group_size {group_size} of {what} does not divide {size}: expected a divisor or null")

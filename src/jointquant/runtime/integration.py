@@ -1,0 +1,190 @@
+"""The place in transformers: a model type and a quantizer of our own.
+
+An artifact's ``model_type`` is ``jointquant_<family>``. transformers refuses a type it does not know, so an artifact
+never loads without this package; with it, the type resolves to the family's own classes, and the quantizer puts the
+runtime's modules in before the weights are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from jointquant.errors import require
+from jointquant.models.architecture import Architecture
+from jointquant.models.registry import ARCHITECTURES, architecture_of
+from jointquant.recipe import Recipe, load_recipe
+from jointquant.runtime.assembly import Assembly, OnlineTransforms
+from jointquant.runtime.attention import ATTENTION_NAME, register_attention
+
+QUANT_METHOD = "jointquant"
+FORMAT_VERSION = 1
+MODEL_TYPE_PREFIX = "jointquant_"
+
+
+@register_quantization_config(QUANT_METHOD)
+class JointQuantConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of an artifact: names everything that was done to the model."""
+
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        architecture: str,
+        format_version: int = FORMAT_VERSION,
+        quant_method: str = QUANT_METHOD,
+        **facts: Any,
+    ) -> None:
+        require(
+            format_version == FORMAT_VERSION,
+            f"artifact of format version {format_version}: this version of jointquant reads {FORMAT_VERSION}",
+        )
+        self.quant_method = quant_method  # type: ignore[assignment]
+        self.format_version = format_version
+        self.architecture = architecture
+        self.recipe = recipe
+        self.facts = facts
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in config.json."""
+        fields = {key: value for key, value in vars(self).items() if key != "facts"}
+        return fields | self.facts
+
+    def parsed_recipe(self) -> Recipe:
+        """The recipe, checked."""
+        return load_recipe(Recipe.model_validate(self.recipe))
+
+
+@register_quantizer(QUANT_METHOD)
+class JointQuantHfQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Builds the runtime's modules while transformers loads an artifact."""
+
+    requires_calibration = True
+    quantization_config: JointQuantConfig
+
+    def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Attention goes through our registered function; another explicit choice is refused."""
+        asked = config._attn_implementation
+        require(
+            asked in (None, "sdpa", ATTENTION_NAME),
+            f"attn_implementation {asked!r} knows no quantized cache: expected {ATTENTION_NAME!r} (the default)",
+        )
+        config._attn_implementation = ATTENTION_NAME
+        return config
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Scales keep the dtype they were stored in, whatever the model computes in."""
+        target = next(iter(getattr(converter, "target_patterns", [])), "")
+        return None if str(target).endswith("weight_scale") else super().get_new_dtype(converter, param, dtype)
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        assembly = assembly_of(model.config, self.quantization_config)
+        for index, layer in enumerate(model.get_submodule(assembly.architecture.layers)):
+            assembly.install_packed(layer, index)
+        files = kwargs.get("checkpoint_files")
+        if files:
+            _check_complete(model, files)
+
+    def is_serializable(self) -> bool:
+        """A loaded artifact can be saved again."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Integers cannot be trained."""
+        return False
+
+
+def _check_complete(model: PreTrainedModel, files: list[str]) -> None:
+    """transformers initialises what an artifact lacks at random; here it is refused."""
+    have: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as shard:
+            have.update(shard.keys())
+    for name in model.state_dict():
+        require(name in have, f"the artifact lacks tensor {name}: it is incomplete")
+
+
+def assembly_of(config: PretrainedConfig, quantization: JointQuantConfig) -> Assembly:
+    """How an artifact's layers are built."""
+    architecture = architecture_of(quantization.architecture)
+    recipe = quantization.parsed_recipe()
+    online = OnlineTransforms.of(recipe, head_dim_of(config), config.intermediate_size)
+    return Assembly(architecture, recipe, online)
+
+
+def head_dim_of(config: PretrainedConfig) -> int:
+    """Size of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def artifact_config(
+    config: PretrainedConfig, architecture: Architecture, recipe: Recipe, dtype: torch.dtype, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """config.json of an artifact: the base configuration under our model type, with everything named.
+
+    Args:
+        config: the base model's configuration.
+        architecture: its family.
+        recipe: the full recipe.
+        dtype: the dtype of the tensors that are not integers.
+        facts: what else is worth knowing (base model, transforms, versions).
+    """
+    quantization = JointQuantConfig(recipe.model_dump(mode="json"), architecture.model_type, **facts)
+    data: dict[str, Any] = config.to_dict()
+    data |= {
+        "model_type": MODEL_TYPE_PREFIX + architecture.model_type,
+        "architectures": [_model_class(architecture).__name__],
+        "tie_word_embeddings": False,
+        "dtype": str(dtype).removeprefix("torch."),
+        "quantization_config": quantization.to_dict(),
+    }
+    data.pop("_name_or_path", None)
+    return data
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds an artifact of ours."""
+    try:
+        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and str(data.get("model_type", "")).startswith(MODEL_TYPE_PREFIX)
+
+
+_CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
+
+
+def _model_class(architecture: Architecture) -> type[PreTrainedModel]:
+    return _CLASSES[architecture.model_type][1]
+
+
+def register_families() -> None:
+    """Register ``jointquant_<family>`` with transformers' auto classes, for every supported family."""
+    register_attention()
+    for model_type in ARCHITECTURES:
+        described = {"__module__": __name__, "__doc__": f"{model_type}, quantized."}
+        base_config = CONFIG_MAPPING[model_type]
+        base_model = MODEL_FOR_CAUSAL_LM_MAPPING[base_config]
+        name = f"JointQuant{base_model.__name__}"
+        config_class = type(
+            f"JointQuant{base_config.__name__}",
+            (base_config,),
+            described | {"model_type": MODEL_TYPE_PREFIX + model_type},
+        )
+        model_class = type(
+            name,
+            (base_model,),
+            described | {"config_class": config_class},
+        )
+        AutoConfig.register(MODEL_TYPE_PREFIX + model_type, config_class)
+        AutoModelForCausalLM.register(config_class, model_class)
+        _CLASSES[model_type] = (config_class, model_class)

@@ -1,0 +1,41 @@
+"""From text to windows of tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from jointquant.errors import require
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """The whole text tokenized once, with the tokenizer's own special tokens: int64 [tokens]."""
+    return torch.tensor(tokenizer(text, verbose=False).input_ids, dtype=torch.long)
+
+
+def evaluation_windows(tokens: Tensor, seqlen: int, source: str) -> Tensor:
+    """Consecutive windows without overlap: [windows, seqlen]; the rest that fills no window is dropped.
+
+    Raises:
+        InputError: the text is shorter than one window.
+    """
+    count = len(tokens) // seqlen
+    require(count > 0, f"text {source} is too short: {len(tokens)} tokens, expected at least {seqlen}")
+    return tokens[: count * seqlen].view(count, seqlen)
+
+
+def calibration_windows(tokens: Tensor, num_samples: int, seqlen: int, seed: int, source: str) -> Tensor:
+    """``num_samples`` windows without overlap, spread over the text by ``seed``: [num_samples, seqlen].
+
+    Raises:
+        InputError: the text is too short for that many.
+    """
+    count = len(tokens) // seqlen
+    require(
+        count >= num_samples,
+        f"text {source} is too short: {len(tokens)} tokens, expected {num_samples} samples of {seqlen} "
+        f"({num_samples * seqlen} tokens; lower --num-samples or --seqlen)",
+    )
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:num_samples].sort().values
+    return tokens[: count * seqlen].view(count, seqlen)[chosen]
