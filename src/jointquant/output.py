@@ -9,18 +9,6 @@ from pathlib import Path
 
 from jointquant.errors import require
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-
 
 def check_output(out: Path, overwrite: bool) -> None:
     """Raises InputError when ``out`` exists, is not an empty folder, and may not be overwritten."""
@@ -46,10 +34,3 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the files of the tokenizer (and the generation settings) as they are."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)

@@ -32,7 +32,7 @@ from jointquant.models.transforms import (
     rotate_reader,
 )
 from jointquant.models.writer import ShardWriter
-from jointquant.output import copy_tokenizer, output_folder
+from jointquant.output import output_folder
 from jointquant.progress import Progress, Silent
 from jointquant.propagation import advance, embed
 from jointquant.recipe import Recipe, load_recipe
@@ -42,7 +42,7 @@ from jointquant.rounding import round_layer, store_rest
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.integration import artifact_config
-from jointquant.runtime.loading import load_tokenizer
+from jointquant.runtime.loading import load_tokenizer, read_generation_config, save_tokenizer
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
 
@@ -107,7 +107,8 @@ def quantize(
     place = Place(place.device, resolve_dtype(dtype, place.device, stream.stored_dtype))
     assembly = assemble(stream, recipe)
     with output_folder(Path(out), overwrite) as folder:
-        windows = calibration_set(stream, model, tokenizer, recipe)
+        tokenizer = tokenizer or load_tokenizer(model)
+        windows = calibration_set(stream, tokenizer, recipe)
         prepared = time.perf_counter()
         rotations = calibrate(stream, recipe, windows, place, progress)
         calibrated = time.perf_counter()
@@ -135,12 +136,7 @@ def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     return assembly
 
 
-def calibration_set(
-    stream: ModelStream,
-    model: str | Path | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    recipe: Recipe,
-) -> Tensor:
+def calibration_set(stream: ModelStream, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Tensor:
     """The calibration windows [num_samples, seqlen] of token ids."""
     settings = recipe.calibration
     limit = getattr(stream.config, "max_position_embeddings", None) or settings.seqlen
@@ -149,7 +145,7 @@ def calibration_set(
         f"seqlen {settings.seqlen} is longer than the model's {limit} positions: pass a smaller --seqlen",
     )
     text = load_text(settings.source, "calibration")
-    tokens = tokenize(tokenizer or load_tokenizer(model), text)
+    tokens = tokenize(tokenizer, text)
     vocabulary = stream.config.vocab_size
     require(int(tokens.max()) < vocabulary, f"the tokenizer has ids beyond the model's vocabulary of {vocabulary}")
     return calibration_windows(tokens, settings.num_samples, settings.seqlen, settings.seed, settings.source)
@@ -233,13 +229,12 @@ def write_metadata(
     folder: Path,
     stream: ModelStream,
     model: str | Path | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     transforms: dict[str, str],
 ) -> None:
-    """config.json and the tokenizer."""
-    in_memory = isinstance(model, PreTrainedModel)
-    name = stream.config.name_or_path if in_memory else str(model)
+    """config.json, the generation settings, and the tokenizer."""
+    name = stream.config.name_or_path if isinstance(model, PreTrainedModel) else str(model)
     facts = {
         "base_model": Path(name).name if Path(name).exists() else name,
         "transforms": transforms,
@@ -247,10 +242,13 @@ def write_metadata(
     }
     config = artifact_config(stream.config, stream.architecture, recipe, stream.stored_dtype, facts)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if not in_memory:
-        copy_tokenizer(Path(str(model)), folder)
-    elif tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    if isinstance(model, PreTrainedModel):
+        generation = model.generation_config
+    else:
+        generation = read_generation_config(Path(model))
+    if generation is not None:
+        generation.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
 
 
 def peak_rss_bytes() -> int:

@@ -51,7 +51,8 @@ def test_dedupe_drops_repeated_documents_and_paragraphs() -> None:
 
 def test_split_shares_no_document_and_loses_none() -> None:
     parts = corpus.split(DOCUMENTS, 500, seed=0)
-    assert parts.heldout and parts.train
+    assert parts.heldout
+    assert parts.train
     assert not set(parts.heldout) & set(parts.train)
     assert sorted(parts.heldout + parts.train) == sorted(DOCUMENTS)
     assert len(corpus.join(parts.heldout)) >= 500
@@ -110,7 +111,7 @@ def test_tokenizer_round_trip_adds_nothing(tokenizer: PreTrainedTokenizerFast) -
     assert (tokenizer.bos_token, tokenizer.eos_token, len(tokenizer)) == ("<s>", "</s>", train.VOCABULARY)
     text = "def f(x):\n    return x  # \N{GREEK SMALL LETTER ALPHA} and more\n"
     ids = tokenizer(text)["input_ids"]
-    assert tokenizer.bos_token_id not in ids and tokenizer.eos_token_id not in ids
+    assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids)
     assert tokenizer.decode(ids) == text
     assert train.encode(tokenizer, text).tolist() == ids
 
@@ -132,4 +133,4 @@ def test_shipped_files_name_no_paths() -> None:
     for path in MODEL.glob("*.json"):
         if path.name != "tokenizer.json":
             text = path.read_text(encoding="utf-8")
-            assert "_name_or_path" not in text and "/home" not in text and "/tmp" not in text
+            assert not [word for word in ("_name_or_path", "/home", "/tmp") if word in text]

@@ -95,6 +95,6 @@ def _logits(model: PreTrainedModel) -> Logits:
     """The model as a function from token ids to logits."""
 
     def logits(input_ids: Tensor) -> Tensor:
-        return model(input_ids=input_ids.to(model.device), use_cache=False).logits  # type: ignore[no-any-return]
+        return model(input_ids=input_ids.to(model.device), use_cache=False).logits
 
     return logits

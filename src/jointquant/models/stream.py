@@ -30,6 +30,13 @@ class Place:
     device: torch.device
     dtype: torch.dtype
 
+    def put(self, tensor: Tensor) -> Tensor:
+        """A copy of the tensor at this place.
+
+        Always a copy: views into a mapped file have any alignment, and sums over them round differently.
+        """
+        return tensor.to(self.device, self.dtype, copy=True)
+
 
 class ModelStream:
     """The decoder layers of one model, in order, from shards or from memory.
@@ -104,10 +111,9 @@ class ModelStream:
         module = copy.deepcopy(self.skeleton.get_submodule(self.architecture.head))
         tied = self.config.tie_word_embeddings
         source = self.architecture.embeddings[0] if tied else self.architecture.head
-        tensors = {"weight": self.source.load(f"{source}.weight").to(place.device, place.dtype)}
+        tensors = {"weight": place.put(self.source.load(f"{source}.weight"))}
         if getattr(module, "bias", None) is not None:
-            bias = self.source.load(f"{self.architecture.head}.bias")
-            tensors["bias"] = bias.to(place.device, place.dtype)
+            tensors["bias"] = place.put(self.source.load(f"{self.architecture.head}.bias"))
         module.load_state_dict(tensors, assign=True)
         return module
 
@@ -117,9 +123,7 @@ class ModelStream:
 
     def _materialise(self, module: nn.Module, prefix: str, place: Place) -> nn.Module:
         fresh = copy.deepcopy(module, {id(self.config): self.config})
-        tensors = {
-            name: self.source.load(f"{prefix}.{name}").to(place.device, place.dtype) for name in fresh.state_dict()
-        }
+        tensors = {name: place.put(self.source.load(f"{prefix}.{name}")) for name in fresh.state_dict()}
         fresh.load_state_dict(tensors, assign=True)
         return fresh.to(place.device).eval().requires_grad_(False)
 
@@ -145,11 +149,8 @@ class Frontend:
         self.root = root
         self.place = place
         self.backbone = copy.deepcopy(skeleton, memo)
-        self.recorders: list[Recorder] = list(self.backbone.get_submodule(layers))  # type: ignore[arg-type]
-        tensors = {
-            name: stream.source.load(f"{root}.{name}").to(place.device, place.dtype)
-            for name in self.backbone.state_dict()
-        }
+        self.recorders: list[Recorder] = list(self.backbone.get_submodule(layers))
+        tensors = {name: place.put(stream.source.load(f"{root}.{name}")) for name in self.backbone.state_dict()}
         self.backbone.load_state_dict(tensors, assign=True)
         self.backbone.to(place.device).eval().requires_grad_(False)
 

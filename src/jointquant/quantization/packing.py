@@ -15,11 +15,11 @@ def pack(codes: Tensor, num_bits: int, dim: int = 1) -> Tensor:
     """int8 [rows, columns] in the signed range of ``num_bits`` → int32, packed along ``dim``."""
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # slow to import
 
-    return pack_to_int32(codes, num_bits, packed_dim=dim)  # type: ignore[arg-type]
+    return pack_to_int32(codes, num_bits, packed_dim=dim)
 
 
 def unpack(packed: Tensor, num_bits: int, shape: tuple[int, int], dim: int = 1) -> Tensor:
     """The inverse of :func:`pack`: int8 of ``shape``."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    return unpack_from_int32(packed, num_bits, torch.Size(shape), packed_dim=dim)  # type: ignore[arg-type]
+    return unpack_from_int32(packed, num_bits, torch.Size(shape), packed_dim=dim)

@@ -56,7 +56,7 @@ def qr_orth(
             group["lr"] = schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
         loss = objective(_batch(samples, schedule.batch_tokens, generator) @ orthogonal_factor(latent))
         optimizer.zero_grad()
-        loss.sum().backward()  # type: ignore[no-untyped-call]
+        loss.sum().backward()
         optimizer.step()
         losses.append(loss.detach().mean().item())
     return Learned(orthogonal_factor(latent.detach().cpu().double()), tuple(losses))

@@ -47,7 +47,7 @@ class JointQuantConfig(QuantizationConfigMixin):
             format_version == FORMAT_VERSION,
             f"artifact of format version {format_version}: this version of jointquant reads {FORMAT_VERSION}",
         )
-        self.quant_method = quant_method  # type: ignore[assignment]
+        self.quant_method = quant_method
         self.format_version = format_version
         self.architecture = architecture
         self.recipe = recipe
@@ -64,7 +64,7 @@ class JointQuantConfig(QuantizationConfigMixin):
 
 
 @register_quantizer(QUANT_METHOD)
-class JointQuantHfQuantizer(HfQuantizer):  # type: ignore[misc]
+class JointQuantHfQuantizer(HfQuantizer):
     """Builds the runtime's modules while transformers loads an artifact."""
 
     requires_calibration = True

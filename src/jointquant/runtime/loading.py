@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from jointquant.devices import resolve_device, resolve_dtype
 from jointquant.errors import InputError, require
 from jointquant.models.source import Checkpoint
 from jointquant.models.stream import open_stream, read_config
 from jointquant.runtime.integration import is_artifact
+
+# Spaces, case, numbers, punctuation, scripts and line ends: what tokenizers treat differently.
+PROBE = "Hello world,  don't\tsplit 12345.67 naïve 東京 — “quoted” (x_y) != z\n\n    return   None\r\n"
 
 
 def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
@@ -30,7 +39,7 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Pre
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=resolve_dtype(dtype, where, stored), local_files_only=True
     )
-    return loaded.to(where).eval()  # type: ignore[arg-type]
+    return loaded.to(where).eval()
 
 
 def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -43,3 +52,27 @@ def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBa
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"no tokenizer in {model}: expected tokenizer.json ({reason})") from None
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer so that it loads again as what it is.
+
+    Which class transformers picks depends on the model type, which an artifact changes; so the tokenizer is saved as
+    it was resolved, not as its files stood in the model's folder, and what loads again is compared.
+
+    Raises:
+        InputError: the saved tokenizer encodes differently.
+    """
+    tokenizer.save_pretrained(folder)
+    again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    require(
+        again(PROBE).input_ids == tokenizer(PROBE).input_ids,
+        f"the tokenizer {type(tokenizer).__name__} encodes differently once saved: expected a fast tokenizer",
+    )
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """The generation settings of a model folder, if it has any."""
+    if not (folder / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(folder, local_files_only=True)
