@@ -42,7 +42,7 @@ from jointquant.rounding import round_layer, store_rest
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.integration import artifact_config
-from jointquant.runtime.loading import load_tokenizer, read_generation_config, save_tokenizer
+from jointquant.runtime.loading import generation_config_of, load_tokenizer, save_tokenizer
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
 
@@ -106,8 +106,8 @@ def quantize(
     place = Place(resolve_device(device), torch.float32)
     place = Place(place.device, resolve_dtype(dtype, place.device, stream.stored_dtype))
     assembly = assemble(stream, recipe)
+    tokenizer = tokenizer or load_tokenizer(model)
     with output_folder(Path(out), overwrite) as folder:
-        tokenizer = tokenizer or load_tokenizer(model)
         windows = calibration_set(stream, tokenizer, recipe)
         prepared = time.perf_counter()
         rotations = calibrate(stream, recipe, windows, place, progress)
@@ -242,10 +242,7 @@ def write_metadata(
     }
     config = artifact_config(stream.config, stream.architecture, recipe, stream.stored_dtype, facts)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if isinstance(model, PreTrainedModel):
-        generation = model.generation_config
-    else:
-        generation = read_generation_config(Path(model))
+    generation = generation_config_of(model)
     if generation is not None:
         generation.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
