@@ -27,7 +27,6 @@ from jointquant.models.transforms import (
     fuse_norm,
     fuse_norms,
     merge_rotations,
-    reset_norm,
     rotate_embeddings,
     rotate_reader,
 )
@@ -129,7 +128,7 @@ def quantize(
 
 def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     """How the layers will be built. Raises InputError when the recipe does not fit the model's sizes."""
-    online = OnlineTransforms.of(recipe, stream.head_dim, stream.config.intermediate_size)
+    online = OnlineTransforms.of(recipe, stream.head_dim, stream.intermediate_size)
     assembly = Assembly(stream.architecture, recipe, online)
     first = stream.skeleton.get_submodule(stream.architecture.layer_prefix(0))
     assembly.check(first, stream.num_layers, stream.head_dim)
@@ -205,8 +204,7 @@ def stored_tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[s
 def final_tensors(stream: ModelStream, r1: Tensor | None, place: Place) -> dict[str, Tensor]:
     """The final norm (fused into the head) and the untied, rotated head."""
     norm, head = stream.final_norm(place), stream.head(place)
-    fuse_norm(norm, head)
-    reset_norm(norm)
+    norm = fuse_norm(norm, [head], stream.architecture.norm)
     if r1 is not None:
         rotate_reader(head, r1)
     architecture, stored = stream.architecture, stream.stored_dtype
