@@ -185,7 +185,7 @@ def download(
     out: Annotated[Path | None, typer.Option(help="A folder for the files (default: the hub's cache).")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a model or a data set from a hub, and print where it lies. A download that broke off is resumed."""
+    """Fetch a model or a data set from a hub, and print where it lies. What is there already is not fetched again."""
     from jointquant.hub import download as run
 
     found = run(repository, hub=hub, dataset=dataset, revision=revision, out=out, progress=_progress())

@@ -13,6 +13,7 @@ from jointquant.hub.repository import Repository
 
 # The base of everything that the HTTP library raises, whichever version of it the client is built on.
 HTTPError: type[Exception] = errors.HfHubHTTPError.__mro__[1]
+LIBRARIES = ("huggingface_hub", "hf_xet", "httpx", "httpx2", "datasets", "fsspec", "pyarrow")
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EIO}
 INSTEAD = "pass a local folder or file, or set HF_HUB_OFFLINE=1 to use what is cached"
 
@@ -24,7 +25,10 @@ def one_line(repository: Repository) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (errors.HFValidationError, HTTPError, OSError, RuntimeError) as error:
+    except Exception as error:
+        of_library = type(error).__module__.partition(".")[0] in LIBRARIES
+        if not (of_library or isinstance(error, (OSError, RuntimeError))):
+            raise
         raise InputError(describe(repository, error)) from None
 
 
@@ -46,7 +50,7 @@ def describe(repository: Repository, error: Exception) -> str:
             return f"{repository} cannot be stored: {link.strerror} ({where}); HF_HOME names another cache folder"
     if any(isinstance(link, (HTTPError, ConnectionError, TimeoutError)) for link in chain):
         return unreachable(repository, chain[-1])
-    return f"{repository} cannot be fetched: {brief(error)}; run the command again to resume"
+    return f"{repository} cannot be fetched: {brief(error)}; run the command again (finished files are kept)"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -66,7 +70,7 @@ def unreachable(repository: Repository, error: BaseException) -> str:
     """A connection that cannot be made or that broke off."""
     return (
         f"{repository} cannot be fetched: the connection to the hub at {constants.ENDPOINT} failed ({brief(error)}); "
-        f"run the command again to resume, {INSTEAD}"
+        f"run the command again (finished files are kept), {INSTEAD}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Repositories through huggingface_hub: into its cache, pinned to a commit, resumed where they broke off."""
+"""Repositories through huggingface_hub: into its cache, and pinned to a commit."""
 
 from __future__ import annotations
 
@@ -129,7 +129,10 @@ def cached_model(repository: Repository) -> Fetched | None:
         return None
     if is_complete(folder):
         return Fetched(folder, folder.name)
-    require(not constants.HF_HUB_OFFLINE, f"{repository} is only partly in the cache: unset HF_HUB_OFFLINE to resume")
+    require(
+        not constants.HF_HUB_OFFLINE,
+        f"{repository} is only partly in the cache: unset HF_HUB_OFFLINE to fetch the rest",
+    )
     return None
 
 

@@ -91,7 +91,7 @@ def one_line(repository: Repository) -> Iterator[None]:
         if not (ours or isinstance(error, (OSError, ValueError))):
             raise
         if any(isinstance(link, (ConnectionError, TimeoutError)) for link in causes(error)):
-            words = "the connection failed; run the command again to resume, or pass a local folder"
+            words = "the connection failed; run the command again, or pass a local folder"
         else:
             words = brief(error).partition(" | ")[0]  # what follows are the request's details
         raise InputError(f"{repository} cannot be fetched from ModelScope: {words}") from None
@@ -100,7 +100,7 @@ def one_line(repository: Repository) -> Iterator[None]:
 def _cached(client: Client, repository: Repository) -> Fetched:
     with one_line(repository):
         folder = Path(client.snapshot_download(**_address(repository, None), local_files_only=True))
-    require(is_complete(folder), f"{repository} is only partly in the cache: unset HF_HUB_OFFLINE to resume")
+    require(is_complete(folder), f"{repository} is only partly in the cache: unset HF_HUB_OFFLINE to fetch the rest")
     return Fetched(folder, repository.revision or DEFAULT_BRANCH)
 
 
