@@ -9,7 +9,10 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from transformers import PreTrainedTokenizerBase
 
+from conftest import make_model
+from jointquant import evaluate
 from jointquant.errors import InputError
 from jointquant.hub.huggingface import HuggingFace
 from jointquant.text.hub_text import NAMED_TEXTS, max_windows
@@ -44,6 +47,12 @@ def test_c4_reads_1100_rows_and_no_more(shard: Path) -> None:
     write_json_lines(path, [*rows, "broken from here on"])
     assert load_text("c4", "evaluation") == " ".join(f"row{number}" for number in range(1100))
     assert (max_windows("c4"), max_windows("wikitext2"), max_windows("x.txt")) == (256, None, None)
+
+
+def test_c4_counts_256_windows(shard: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    write_json_lines(shard / "c4-validation.00000-of-00008.json.gz", [{"text": "many more words than that"}] * 400)
+    result = evaluate(make_model("llama"), ("c4",), tokenizer=tokenizer, seqlen=4, device="cpu")
+    assert result.tokens == 256 * 4
 
 
 def test_a_damaged_file_is_named(shard: Path) -> None:
