@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def locate(
     folder = Path(model)
     if folder.is_dir():
         require(revision is None, f"{model} is a local folder: expected no revision, got {revision}")
-        return Location(folder, folder.resolve().name)
+        return Location(folder, Path(os.path.abspath(folder)).name)
     require(not folder.exists(), f"model {model} is a file: expected {EXPECTED}")
     require(isinstance(model, str) and may_be_id(model), f"no such model: {model} (expected {EXPECTED})")
     repository = parse_repository(str(model), "model", revision)
