@@ -117,7 +117,7 @@ def assembly_of(config: PretrainedConfig, quantization: JointQuantConfig) -> Ass
     """How an artifact's layers are built."""
     architecture = architecture_of(quantization.architecture)
     recipe = quantization.parsed_recipe()
-    online = OnlineTransforms.of(recipe, head_dim_of(config), config.intermediate_size)
+    online = OnlineTransforms.of(recipe, config, head_dim_of(config))
     return Assembly(architecture, recipe, online)
 
 
