@@ -10,11 +10,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import jointquant.demo
+from jointquant.models.registry import ARCHITECTURES
 from jointquant.runtime.loading import load_tokenizer
 
 DEMO = Path(jointquant.demo.__file__).parent
 SHARED = Path(__file__).parents[2] / "shared"
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = tuple(sorted(ARCHITECTURES))
 
 COMMON = {
     "hidden_size": 48,
@@ -25,22 +26,39 @@ COMMON = {
     "vocab_size": 2048,
     "max_position_embeddings": 64,
 }
+LOCAL_AND_GLOBAL = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 8}
 SPECIAL: dict[str, dict[str, object]] = {
+    "gemma2": LOCAL_AND_GLOBAL
+    | {"head_dim": 20, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    "gemma3_text": LOCAL_AND_GLOBAL | {"head_dim": 20, "query_pre_attn_scalar": 24},
     "llama": {"attention_bias": True},
     "mistral": {"sliding_window": 8},
+    "opt": {"ffn_dim": 80, "intermediate_size": None, "num_key_value_heads": None},
+    "phi3": {
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    },
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
 }
+WITHOUT_R1 = tuple(family for family in FAMILIES if ARCHITECTURES[family].writer_norms)
+
+
+def possible(family: str, *changes: str) -> list[str]:
+    """``changes`` of a recipe, with R1 off where the family allows none."""
+    return [*changes, *(["rotations.r1.kind=none"] if family in WITHOUT_R1 else [])]
 
 
 def make_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A tiny model with random weights, norms and biases included."""
     generator = torch.Generator().manual_seed(seed)
-    config = AutoConfig.for_model(family, **(COMMON | SPECIAL[family] | changes))
-    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    settings = COMMON | SPECIAL[family] | changes  # None: not a setting of this family
+    config = AutoConfig.for_model(family, **{key: value for key, value in settings.items() if value is not None})
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(dtype).eval()
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        if parameter.ndim == 1 and "norm" in name:
+        if parameter.ndim == 1 and name.endswith("norm.weight"):
             parameter.data = (1 + 0.3 * noise).to(dtype)
         else:
             parameter.data = (noise / 5).to(dtype)

@@ -21,6 +21,7 @@ def check_output(out: Path, overwrite: bool) -> None:
 def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to fill; it becomes ``out`` when the block ends well, and vanishes when it does not."""
     check_output(out, overwrite)
+    new_parents = [parent for parent in out.absolute().parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     if partial.exists():
@@ -29,7 +30,9 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield partial
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial)
+        for parent in new_parents:
+            parent.rmdir()
         raise
     if out.exists():
         shutil.rmtree(out)

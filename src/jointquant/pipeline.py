@@ -27,7 +27,6 @@ from jointquant.models.transforms import (
     fuse_norm,
     fuse_norms,
     merge_rotations,
-    reset_norm,
     rotate_embeddings,
     rotate_reader,
 )
@@ -42,7 +41,7 @@ from jointquant.rounding import round_layer, store_rest
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.integration import artifact_config
-from jointquant.runtime.loading import load_tokenizer, read_generation_config, save_tokenizer
+from jointquant.runtime.loading import generation_config_of, load_tokenizer, save_tokenizer
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
 
@@ -106,8 +105,8 @@ def quantize(
     place = Place(resolve_device(device), torch.float32)
     place = Place(place.device, resolve_dtype(dtype, place.device, stream.stored_dtype))
     assembly = assemble(stream, recipe)
+    tokenizer = tokenizer or load_tokenizer(model)
     with output_folder(Path(out), overwrite) as folder:
-        tokenizer = tokenizer or load_tokenizer(model)
         windows = calibration_set(stream, tokenizer, recipe)
         prepared = time.perf_counter()
         rotations = calibrate(stream, recipe, windows, place, progress)
@@ -129,7 +128,7 @@ def quantize(
 
 def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     """How the layers will be built. Raises InputError when the recipe does not fit the model's sizes."""
-    online = OnlineTransforms.of(recipe, stream.config, stream.head_dim)
+    online = OnlineTransforms.of(recipe, stream.config, stream.head_dim, stream.intermediate_size)
     assembly = Assembly(stream.architecture, recipe, online)
     first = stream.skeleton.get_submodule(stream.architecture.layer_prefix(0))
     assembly.check(first, stream.num_layers, stream.head_dim)
@@ -207,8 +206,7 @@ def stored_tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[s
 def final_tensors(stream: ModelStream, r1: Tensor | None, place: Place) -> dict[str, Tensor]:
     """The final norm (fused into the head) and the untied, rotated head."""
     norm, head = stream.final_norm(place), stream.head(place)
-    fuse_norm(norm, head)
-    reset_norm(norm)
+    norm = fuse_norm(norm, [head], stream.architecture.norm)
     if r1 is not None:
         rotate_reader(head, r1)
     architecture, stored = stream.architecture, stream.stored_dtype
@@ -255,7 +253,7 @@ def write_metadata(
     }
     config = artifact_config(stream.config, stream.architecture, recipe, stream.stored_dtype, facts)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    generation = model.generation_config if isinstance(model, PreTrainedModel) else read_generation_config(Path(model))
+    generation = generation_config_of(model)
     if generation is not None:
         generation.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)

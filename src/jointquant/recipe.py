@@ -113,7 +113,7 @@ class LearnedRotation(Settings):
     num_tokens: int = Field(default=32768, ge=1, description="sampled tokens, over all layers and sites")
     steps: int = Field(default=200, ge=1)
     batch_tokens: int = Field(default=4096, ge=1)
-    learning_rate: float = Field(default=1.0, gt=0, description="in units of Whip, so that it suits all objectives")
+    learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
 

@@ -98,7 +98,8 @@ def test_principal_axes_keep_the_function() -> None:
     ids = torch.randint(train.VOCABULARY, (2 * train.WINDOW,))
     before = model(input_ids=ids[None, :64]).logits
     after = train.to_principal_axes(model, ids)(input_ids=ids[None, :64]).logits
-    torch.testing.assert_close(after, before)
+    # RMSNorm itself computes in float32, whatever the type of the model
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

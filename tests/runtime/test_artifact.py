@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import jointquant
-from conftest import DEMO, FAMILIES, make_model, small
+from conftest import DEMO, FAMILIES, make_model, possible, small
 from jointquant.errors import InputError
 from jointquant.runtime.loading import load_tokenizer
 
@@ -42,7 +42,8 @@ def test_all_widths_at_16_equal_the_original(family: str, tmp_path: Path, tokeni
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_cache_gives_the_same_logits(family: str, tmp_path: Path, tokenizer) -> None:
     """With everything at 4 bits: token by token through the cache, and all at once."""
-    jointquant.quantize(make_model(family), tmp_path / "a", quick("quarot"), tokenizer=tokenizer)
+    recipe = quick("quarot", *possible(family))
+    jointquant.quantize(make_model(family), tmp_path / "a", recipe, tokenizer=tokenizer)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     with torch.no_grad():
         whole = loaded(input_ids=INPUT_IDS, use_cache=False).logits

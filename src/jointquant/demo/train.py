@@ -17,7 +17,8 @@ of the model as it is. The weights of all RMSNorms are fused into the layers tha
 residual stream is rotated onto the principal axes of its activations over training text. The variance
 then sits in few channels, as in the outlier channels of large models, which is what makes four-bit
 activations hard and rotations worthwhile. The output head can then no longer share the embedding's
-weights. ``training.json`` says which basis was saved.
+weights. ``training.json`` says which basis was saved; the shipped model has the principal axes and is
+otherwise what the default options give.
 """
 
 from __future__ import annotations
@@ -136,12 +137,9 @@ def batches(ids: torch.Tensor, batch: int, bos: int, generator: torch.Generator)
         yield part
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Return the rate of a step: linear warm-up, then a cosine down to a fiftieth of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+def learning_rate(step: int, warmup: int, done: float, peak: float) -> float:
+    """Return the rate of a step: linear warm-up, and a cosine in the part done down to a fiftieth."""
+    return peak * min(1.0, (step + 1) / warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
 
 
 def fit(
@@ -160,9 +158,12 @@ def fit(
     history: list[dict[str, float]] = []
     began = time.monotonic()
     for step in range(options.steps):
+        done = (step - options.warmup) / max(1, options.steps - options.warmup)
+        done = max(0.0, done, (time.monotonic() - began) / (60 * options.minutes))
+        last = done >= 1 or step + 1 == options.steps
         model.train()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps, options.lr, options.warmup)
+            group["lr"] = learning_rate(step, options.warmup, min(done, 1.0), options.lr)
         part = next(source)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=part).logits
@@ -171,7 +172,7 @@ def fit(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % options.every == 0 or step + 1 == options.steps:
+        if (step + 1) % options.every == 0 or last:
             with torch.autocast("cpu", torch.bfloat16):
                 ppl = perplexity(model, heldout)
             history.append({"step": step + 1, "heldout_perplexity": round(ppl, 3)})
@@ -181,6 +182,8 @@ def fit(
                 f"held-out perplexity {ppl:.2f}  {rate:.0f} tokens/s",
                 flush=True,
             )
+        if last:
+            break
     return history
 
 
@@ -256,10 +259,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jointquant.demo.train", description="Train the demo model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--text", type=Path, help="folder for calibration.txt and heldout.txt (default: --out)")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end earlier, the schedule with it")
     parser.add_argument("--batch", type=int, default=16, help="windows in a batch")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--warmup", type=int, default=200, help="steps of linear warm-up")
+    parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up")
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations")
@@ -290,6 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.monotonic()
     history = fit(model, train, heldout, options)
     seconds = time.monotonic() - began
+    steps = int(history[-1]["step"])
 
     model.eval()
     if options.principal_axes:
@@ -308,8 +313,8 @@ def main(arguments: list[str] | None = None) -> None:
         "heldout_documents": len(parts.heldout),
         "heldout_tokens": len(heldout),
         "window": WINDOW,
-        "steps": options.steps,
-        "tokens_seen": options.steps * options.batch * WINDOW,
+        "steps": steps,
+        "tokens_seen": steps * options.batch * WINDOW,
         "batch": options.batch,
         "learning_rate": options.lr,
         "warmup": options.warmup,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from transformers import PretrainedConfig
+
+from jointquant.errors import require
+from jointquant.models.norms import NormKind, RMSNorm
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,73 @@ class Site:
 
 
 @dataclass(frozen=True)
+class LinearSlice:
+    """Some output rows of a linear that computes queries, keys or values, alone or several in one product.
+
+    Attributes:
+        linear: the linear, relative to the layer.
+        parts: what its rows hold, in order.
+        part: which of them is meant.
+    """
+
+    linear: str
+    parts: tuple[str, ...] = ("value",)
+    part: str = "value"
+
+    def rows(self, query_size: int, key_value_size: int) -> slice:
+        """The rows, where queries take ``query_size`` of them and keys and values ``key_value_size`` each."""
+        start = _size(self.parts[: self.parts.index(self.part)], query_size, key_value_size)
+        return slice(start, start + _size((self.part,), query_size, key_value_size))
+
+    def out_features(self, query_size: int, key_value_size: int) -> int:
+        """All rows of the linear, for the same sizes."""
+        return _size(self.parts, query_size, key_value_size)
+
+
+def _size(parts: tuple[str, ...], query_size: int, key_value_size: int) -> int:
+    return sum(query_size if part == "query" else key_value_size for part in parts)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A setting of the configuration that must have one of some values; an absent setting is None."""
+
+    key: str
+    values: tuple[object, ...]
+    reason: str
+
+    def check(self, config: PretrainedConfig) -> None:
+        """Raises InputError for another value, with the reason."""
+        value = getattr(config, self.key, None)
+        expected = " or ".join(str(v) for v in self.values)
+        require(value in self.values, f"{self.key} is {value} in this model: {self.reason}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Same:
+    """Two settings of the configuration that must be equal."""
+
+    key: str
+    other: str
+    reason: str
+
+    def check(self, config: PretrainedConfig) -> None:
+        """Raises InputError where they differ, with the reason."""
+        value, expected = getattr(config, self.key), getattr(config, self.other)
+        require(
+            value == expected,
+            f"{self.key} is {value} in this model: {self.reason}, expected {expected} (its {self.other})",
+        )
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder-only family. Names are module paths: of the model, or relative to a decoder layer.
 
     Attributes:
         model_type: the ``model_type`` of its transformers configuration.
         sites: the sites of a layer in the order in which the forward pass reaches them.
-        value: the linear that produces the values.
+        value: the rows, of one of a layer's linears, that produce the values.
         output: the attention's output projection (reads the values' heads, writes to the residual stream).
         down: the MLP's output projection (writes to the residual stream).
         attention: the attention module.
@@ -35,6 +100,9 @@ class Architecture:
         layers: the list of decoder layers.
         final_norm: the norm before the head.
         head: the output head.
+        norm: what the norms before the sites and the head compute.
+        writer_norms: norms of a layer on what its writers write, where there are any: no R1 passes them.
+        requirements: what the configuration must say for all this to hold.
     """
 
     model_type: str
@@ -44,7 +112,7 @@ class Architecture:
         Site("mlp_in", ("mlp.gate_proj", "mlp.up_proj"), norm="post_attention_layernorm"),
         Site("down_in", ("mlp.down_proj",)),
     )
-    value: str = "self_attn.v_proj"
+    value: LinearSlice = LinearSlice("self_attn.v_proj")
     output: str = "self_attn.o_proj"
     down: str = "mlp.down_proj"
     attention: str = "self_attn"
@@ -52,6 +120,18 @@ class Architecture:
     layers: str = "model.layers"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    norm: NormKind = field(default_factory=RMSNorm)
+    writer_norms: tuple[str, ...] = ()
+    requirements: tuple[Fixed | Same, ...] = ()
+
+    def check(self, config: PretrainedConfig) -> None:
+        """Refuse variants of the family that this data does not describe.
+
+        Raises:
+            InputError: names the setting, its value, why it matters and what was expected.
+        """
+        for requirement in self.requirements:
+            requirement.check(config)
 
     def site(self, name: str) -> Site:
         """The site called ``name``. Raises KeyError for an unknown one."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 from jointquant.errors import InputError
-from jointquant.models import llama, mistral, qwen2, qwen3
+from jointquant.models import gemma2, gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3
 from jointquant.models.architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
-    module.ARCHITECTURE.model_type: module.ARCHITECTURE for module in (llama, mistral, qwen2, qwen3)
+    module.ARCHITECTURE.model_type: module.ARCHITECTURE
+    for module in (gemma2, gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3)
 }
 
 

@@ -16,6 +16,7 @@ from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint, InMemory, TensorSource
+from jointquant.models.transforms import centre_embeddings
 
 # Buffers that old checkpoints carry and that transformers computes itself.
 LEGACY_BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
@@ -44,15 +45,17 @@ class ModelStream:
     Args:
         source: the tensors.
         config: the model's configuration (copied).
-        attn_implementation: the attention function, by its name in transformers' registry.
+        attn_implementation: the attention function, by its name in transformers' registry; None: transformers' choice.
 
     Raises:
-        InputError: unknown architecture, or tensors that are missing, unexpected or misshapen.
+        InputError: unknown architecture, a variant of it that is not supported, or tensors that are missing,
+            unexpected or misshapen.
     """
 
-    def __init__(self, source: TensorSource, config: PretrainedConfig, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, source: TensorSource, config: PretrainedConfig, attn_implementation: str | None = None) -> None:
         self.source = source
         self.architecture: Architecture = architecture_of(config.model_type)
+        self.architecture.check(config)
         self.config = copy.deepcopy(config)
         self.config._attn_implementation = attn_implementation
         with init_empty_weights(include_buffers=False):
@@ -60,7 +63,21 @@ class ModelStream:
         self.skeleton.eval()
         self.config = self.skeleton.config
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
+        self._check_heads()
         self._check_tensors()
+
+    def _check_heads(self) -> None:
+        """R2 acts on the values' rows head by head, so the head counts read off the configuration must be right."""
+        value = self.architecture.value
+        linear = self.skeleton.get_submodule(f"{self.architecture.layer_prefix(0)}.{value.linear}")
+        assert isinstance(linear, nn.Linear)
+        heads, kv_heads = int(self.config.num_attention_heads), self.num_key_value_heads
+        want = value.out_features(heads * self.head_dim, kv_heads * self.head_dim)
+        require(
+            linear.out_features == want,
+            f"{value.linear} has {linear.out_features} outputs: {heads} heads and {kv_heads} KV heads "
+            f"of size {self.head_dim} in the configuration make it {want}",
+        )
 
     def _check_tensors(self) -> None:
         have = self.source.shapes()
@@ -90,6 +107,11 @@ class ModelStream:
     def num_key_value_heads(self) -> int:
         """Number of KV heads (the number of heads where the configuration names none)."""
         return int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Size of the MLP's hidden activation: what the down projection reads, and R4 acts on."""
+        return intermediate_size_of(self.skeleton, self.architecture)
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -132,7 +154,8 @@ class Frontend:
     """The model's own forward up to the first decoder layer: embeddings, positions, masks.
 
     The decoder layers are stand-ins that record what the model hands to each of them, so families whose layers
-    differ (sliding windows, several rotary embeddings) need no code here.
+    differ (sliding windows, several rotary embeddings) need no code here. Where the family's norms subtract the mean,
+    the embeddings are mean-centred: the norms see no difference, fused or not.
     """
 
     def __init__(self, stream: ModelStream, place: Place) -> None:
@@ -153,6 +176,7 @@ class Frontend:
         tensors = {name: place.put(stream.source.load(f"{root}.{name}")) for name in self.backbone.state_dict()}
         self.backbone.load_state_dict(tensors, assign=True)
         self.backbone.to(place.device).eval().requires_grad_(False)
+        centre_embeddings(self, architecture)
 
     def module(self, name: str) -> nn.Module:
         """A module of the frontend by its full name in the model."""
@@ -207,7 +231,14 @@ def run_layer(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments
     return output[0] if isinstance(output, tuple) else output
 
 
-def open_stream(model: str | Path | PreTrainedModel, attn_implementation: str = "sdpa") -> ModelStream:
+def intermediate_size_of(model: nn.Module, architecture: Architecture) -> int:
+    """What the down projection of a whole model reads, taken from the module: configurations name it variously."""
+    down = model.get_submodule(f"{architecture.layer_prefix(0)}.{architecture.down}")
+    assert isinstance(down, nn.Linear)
+    return down.in_features
+
+
+def open_stream(model: str | Path | PreTrainedModel, attn_implementation: str | None = None) -> ModelStream:
     """The stream of a model folder or of a model in memory.
 
     Raises:

@@ -2,36 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from jointquant.models.architecture import Architecture
-from jointquant.models.stream import Frontend
+from jointquant.models.norms import NormKind
 from jointquant.rotations import merging
 from jointquant.rotations.hadamard import HadamardTransform
+
+if TYPE_CHECKING:
+    from jointquant.models.stream import Frontend
 
 
 @torch.no_grad()
 def fuse_norms(layer: nn.Module, architecture: Architecture) -> None:
-    """Move each norm's weight into the linears that read its output; the norm's own weight becomes 1."""
+    """Move what each norm computes beyond x / RMS(x) into the linears around it; an RMSNorm of weight 1 remains.
+
+    Weight and bias go into the norm's readers, the subtraction of the mean into the layer's writers. The stream of
+    hidden states must come from a ``Frontend``, which centres the embeddings alike.
+    """
     for site in architecture.residual_sites:
         assert site.norm is not None
-        norm = layer.get_submodule(site.norm)
-        for name in site.linears:
-            fuse_norm(norm, layer.get_submodule(name))
-        reset_norm(norm)
+        readers = [layer.get_submodule(name) for name in site.linears]
+        layer.set_submodule(site.norm, fuse_norm(layer.get_submodule(site.norm), readers, architecture.norm))
+    if architecture.norm.subtracts_mean:
+        for name in architecture.writers:
+            centre_writer(layer.get_submodule(name))
 
 
 @torch.no_grad()
-def fuse_norm(norm: nn.Module, reader: nn.Module) -> None:
-    """W ← W diag(γ) for one reader of the norm."""
-    set_weight(reader, merging.scale_input(_weight(reader), _weight(norm)))
+def fuse_norm(norm: nn.Module, readers: Iterable[nn.Module], kind: NormKind) -> nn.Module:
+    """b ← b + W β and W ← W diag(γ) for all readers of a norm; returns what is left of the norm."""
+    gain, shift = kind.gain(norm), kind.shift(norm)
+    for reader in readers:
+        if shift is not None:
+            give_bias(reader)
+            set_bias(reader, merging.shift_input(_weight(reader), _bias(reader), shift))
+        if gain is not None:
+            set_weight(reader, merging.scale_input(_weight(reader), gain))
+    return kind.fused(norm)
 
 
 @torch.no_grad()
-def reset_norm(norm: nn.Module) -> None:
-    """γ ← 1."""
-    set_weight(norm, torch.ones_like(_weight(norm)))
+def shape_as_fused(module: nn.Module, norm: str, readers: Iterable[str], kind: NormKind) -> None:
+    """Give a norm of ``module`` and its readers the modules and parameters they have after ``fuse_norm``.
+
+    For modules whose tensors are still to come (an artifact's, on the meta device): values do not matter.
+    """
+    old = module.get_submodule(norm)
+    if getattr(old, "bias", None) is not None:
+        for reader in readers:
+            give_bias(module.get_submodule(reader))
+    module.set_submodule(norm, kind.fused(old))
+
+
+def give_bias(linear: nn.Module) -> None:
+    """A bias of zeros for a linear that has none."""
+    if linear.bias is None:
+        weight = _weight(linear)
+        linear.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=False)
+
+
+@torch.no_grad()
+def centre_writer(writer: nn.Module) -> None:
+    """Let a linear write vectors of mean zero: its outputs less their mean."""
+    set_weight(writer, merging.centre_output(_weight(writer)))
+    if writer.bias is not None:
+        set_bias(writer, merging.centre_rows(_bias(writer)))
+
+
+@torch.no_grad()
+def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
+    """Embedding rows less their mean, for families whose norms subtract it; others are left as they are."""
+    if architecture.norm.subtracts_mean:
+        for name in architecture.embeddings:
+            embedding = frontend.module(name)
+            set_weight(embedding, merging.centre_rows(_weight(embedding)))
 
 
 @torch.no_grad()
@@ -47,17 +96,27 @@ def merge_rotations(
         down = layer.get_submodule(architecture.down)
         set_weight(down, merging.transform_input(_weight(down), r4))
     if r2 is not None:
-        value, output = layer.get_submodule(architecture.value), layer.get_submodule(architecture.output)
-        set_weight(value, merging.rotate_head_outputs(_weight(value), r2))
-        if value.bias is not None:
-            set_bias(value, merging.rotate_head_bias(_bias(value), r2))
-        set_weight(output, merging.rotate_head_inputs(_weight(output), r2))
+        rotate_heads(layer, architecture, r2)
     if r1 is not None:
         for site in architecture.residual_sites:
             for name in site.linears:
                 rotate_reader(layer.get_submodule(name), r1)
         for name in architecture.writers:
             rotate_writer(layer.get_submodule(name), r1)
+
+
+@torch.no_grad()
+def rotate_heads(layer: nn.Module, architecture: Architecture, r2: Tensor) -> None:
+    """Merge R2 [kv_heads, head_dim, head_dim]: into the rows that produce the values, and the output projection."""
+    value = layer.get_submodule(architecture.value.linear)
+    output = layer.get_submodule(architecture.output)
+    rows = architecture.value.rows(_weight(output).shape[1], r2.shape[0] * r2.shape[1])
+    set_rows(value, rows, merging.rotate_head_outputs(_weight(value)[rows], r2))
+    if value.bias is not None:
+        bias = _bias(value).clone()
+        bias[rows] = merging.rotate_head_bias(bias[rows], r2).to(bias)
+        set_bias(value, bias)
+    set_weight(output, merging.rotate_head_inputs(_weight(output), r2))
 
 
 @torch.no_grad()
@@ -86,6 +145,13 @@ def set_weight(module: nn.Module, weight: Tensor) -> None:
     """Replace a module's weight, in the dtype and on the device of the old one."""
     old = _weight(module)
     module.weight = nn.Parameter(weight.to(old.device, old.dtype), requires_grad=False)
+
+
+def set_rows(module: nn.Module, rows: slice, values: Tensor) -> None:
+    """Replace some rows of a module's weight, in its dtype and on its device."""
+    weight = _weight(module).clone()
+    weight[rows] = values.to(weight)
+    set_weight(module, weight)
 
 
 def set_bias(module: nn.Module, bias: Tensor) -> None:

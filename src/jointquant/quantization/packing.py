@@ -22,4 +22,7 @@ def unpack(packed: Tensor, num_bits: int, shape: tuple[int, int], dim: int = 1) 
     """The inverse of :func:`pack`: int8 of ``shape``."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    return unpack_from_int32(packed, num_bits, torch.Size(shape), packed_dim=dim)
+    if dim == 0:  # a transposed single row keeps its strides in .contiguous(), which 4-bit unpacking cannot view
+        rows = packed.t().clone(memory_format=torch.contiguous_format)
+        return unpack(rows, num_bits, (shape[1], shape[0])).t().contiguous()
+    return unpack_from_int32(packed, num_bits, torch.Size(shape))

@@ -13,36 +13,55 @@ from jointquant.devices import linalg_device
 from jointquant.rotations.hadamard import HadamardTransform
 
 
-def _double(x: Tensor) -> Tensor:
+def double(x: Tensor) -> Tensor:
+    """A float64 copy, on a device that has float64."""
     return x.to(linalg_device(x.device, "float64")).double()
 
 
 def scale_input(weight: Tensor, scale: Tensor) -> Tensor:
     """W diag(scale): weight [out, in], scale [in] → float64 [out, in]."""
-    return _double(weight) * _double(scale)
+    return double(weight) * double(scale)
+
+
+def shift_input(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor:
+    """b + W shift, for an input that arrives without its shift: weight [out, in] → float64 [out]."""
+    work = double(weight)
+    return bias.to(work) + work @ shift.to(work)
+
+
+def centre_rows(rows: Tensor) -> Tensor:
+    """Rows of an embedding, or a bias, less their own mean: [..., n] → float64 [..., n]."""
+    work = double(rows)
+    return work - work.mean(-1, keepdim=True)
+
+
+def centre_output(weight: Tensor) -> Tensor:
+    """The weight whose outputs are those of ``weight`` less their mean: [out, in] → float64 [out, in]."""
+    work = double(weight)
+    return work - work.mean(0, keepdim=True)
 
 
 def rotate_input(weight: Tensor, rotation: Tensor) -> Tensor:
     """W R: weight [out, in], rotation [in, in] → float64 [out, in]."""
-    work = _double(weight)
+    work = double(weight)
     return work @ rotation.to(work)
 
 
 def rotate_output(weight: Tensor, rotation: Tensor) -> Tensor:
     """Rᵀ W: weight [out, in], rotation [out, out] → float64 [out, in]."""
-    work = _double(weight)
+    work = double(weight)
     return rotation.to(work).T @ work
 
 
 def rotate_rows(rows: Tensor, rotation: Tensor) -> Tensor:
     """Rows of an embedding, or a bias, as vectors: [..., n] → float64 [..., n] R."""
-    work = _double(rows)
+    work = double(rows)
     return work @ rotation.to(work)
 
 
 def transform_input(weight: Tensor, transform: HadamardTransform) -> Tensor:
     """W H for an input that arrives as xH: weight [out, in] → float64 [out, in], without a dense H."""
-    return transform.apply(_double(weight))
+    return transform.apply(double(weight))
 
 
 def rotate_head_outputs(weight: Tensor, rotations: Tensor) -> Tensor:
@@ -50,14 +69,14 @@ def rotate_head_outputs(weight: Tensor, rotations: Tensor) -> Tensor:
 
     weight [kv_heads · head_dim, in], rotations [kv_heads, head_dim, head_dim] → float64 of the weight's shape.
     """
-    work = _double(weight)
+    work = double(weight)
     heads = work.unflatten(0, rotations.shape[:2])  # [kv_heads, head_dim, in]
     return (rotations.to(work).transpose(1, 2) @ heads).flatten(0, 1)
 
 
 def rotate_head_bias(bias: Tensor, rotations: Tensor) -> Tensor:
     """v_proj's bias [kv_heads · head_dim] → float64 of the same shape."""
-    work = _double(bias)
+    work = double(bias)
     heads = work.unflatten(0, rotations.shape[:2]).unsqueeze(1)  # [kv_heads, 1, head_dim]
     return (heads @ rotations.to(work)).flatten()
 
@@ -67,7 +86,7 @@ def rotate_head_inputs(weight: Tensor, rotations: Tensor) -> Tensor:
 
     weight [out, heads · head_dim], rotations [kv_heads, head_dim, head_dim] → float64 of the weight's shape.
     """
-    work = _double(weight)
+    work = double(weight)
     kv_heads, head_dim = rotations.shape[:2]
     heads = work.unflatten(1, (kv_heads, -1, head_dim))  # [out, kv_heads, group, head_dim]
     return torch.einsum("okgd,kde->okge", heads, rotations.to(work)).flatten(1)

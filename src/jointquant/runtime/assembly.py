@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
+from jointquant.models.transforms import shape_as_fused
 from jointquant.recipe import LearnedResidualRotation, Recipe
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
@@ -26,9 +27,9 @@ class OnlineTransforms:
     basis: BasisChanges | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, config: PretrainedConfig, head_dim: int) -> OnlineTransforms:
+    def of(cls, recipe: Recipe, config: PretrainedConfig, head_dim: int, intermediate_size: int) -> OnlineTransforms:
         """What the recipe asks for, at the model's sizes."""
-        rotations, intermediate_size = recipe.rotations, config.intermediate_size
+        rotations = recipe.rotations
         per_layer = isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer
         return cls(
             basis=BasisChanges(config.num_hidden_layers - 1, config.hidden_size) if per_layer else None,
@@ -81,6 +82,17 @@ class Assembly:
         if basis is not None and index < basis.count:
             install_basis_change(layer, basis.hidden_size, matrix)
 
+    def install_model(self, model: nn.Module) -> None:
+        """Give a whole model (on the meta device) the modules that an artifact's tensors fill, in place."""
+        architecture = self.architecture
+        for index in range(len(model.get_submodule(architecture.layers))):  # type: ignore[arg-type]
+            layer = model.get_submodule(architecture.layer_prefix(index))
+            for site in architecture.residual_sites:
+                assert site.norm is not None
+                shape_as_fused(layer, site.norm, site.linears, architecture.norm)
+            self.install_packed(layer, index)
+        shape_as_fused(model, architecture.final_norm, [architecture.head], architecture.norm)
+
     def install_packed(self, layer: nn.Module, index: int) -> None:
         """Give a layer (on the meta device) the modules that an artifact's tensors fill, in place."""
         for linear in self.architecture.linears:
@@ -95,11 +107,12 @@ class Assembly:
         self.install_basis_change(layer, index)
 
     def check(self, layer: nn.Module, num_layers: int, head_dim: int) -> None:
-        """Refuse group sizes that do not divide what they group, before any work is done.
+        """Refuse what the family or its sizes do not allow, before any work is done.
 
         Raises:
-            InputError: names the module, the group size and the size it must divide.
+            InputError: an R1 that would have to pass a norm; a group size that does not divide what it groups.
         """
+        self._check_r1()
         for index in range(num_layers):
             for linear in self.architecture.linears:
                 name = self.full_name(index, linear)
@@ -110,6 +123,15 @@ class Assembly:
                 ):
                     _check_group(f"{what} of {name}", settings.group_size, size)
         _check_group("kv_cache (head_dim)", self.recipe.kv_cache.group_size, head_dim)
+
+    def _check_r1(self) -> None:
+        kind, norms = self.recipe.rotations.r1.kind, self.architecture.writer_norms
+        if norms and kind != "none":
+            raise InputError(
+                f"rotations.r1 is {kind}: {self.architecture.model_type} scales channel by channel what its layers add "
+                f"to the residual stream ({', '.join(norms)}), and no R1 passes through that, "
+                "expected --set rotations.r1.kind=none (r2, r3 and r4 are possible)"
+            )
 
     def full_name(self, index: int, linear: str) -> str:
         """The full name of a layer's linear."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -61,7 +63,62 @@ def quantized_attention(
     path: CachePath | None = getattr(module, "cache_path", None)
     if path is not None:
         query, key, value = path(query, key, value)
+    if kwargs.get("softcap") is not None:
+        return softcap_attention(module, query, key, value, attention_mask, **kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def softcap_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    softcap: float,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention whose scores pass c · tanh(· / c) before the mask, which torch's own attention does not know.
+
+    Args:
+        module: the attention module; it says whether attention is causal where ``is_causal`` does not.
+        query: [batch, heads, tokens, head_dim].
+        key: [batch, kv_heads, cached, head_dim].
+        value: [batch, kv_heads, cached, head_dim].
+        attention_mask: True (or 0.0) where a query may look, broadcasting over [batch, heads, tokens, cached]; None
+            is the causal triangle, as for torch's attention.
+        softcap: c.
+        scaling: factor of the scores; None: 1/√head_dim.
+        dropout: probability of dropping an attention weight.
+        is_causal: overrides the module's.
+
+    Returns:
+        [batch, tokens, heads, head_dim], and None for the weights.
+    """
+    batch, heads, tokens, head_dim = query.shape
+    groups = query.unflatten(1, (key.shape[1], -1))  # [batch, kv_heads, group, tokens, head_dim]
+    scores = groups @ key.unsqueeze(2).transpose(-1, -2) * (head_dim**-0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and causal and tokens > 1:
+        attention_mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+    if attention_mask is not None:
+        scores = _masked(scores.flatten(1, 2), attention_mask).view_as(scores)
+    exact = torch.promote_types(query.dtype, torch.float32)
+    weights = functional.softmax(scores, dim=-1, dtype=exact).to(query.dtype)
+    weights = functional.dropout(weights, dropout, training=module.training)
+    mixed = (weights @ value.unsqueeze(2)).reshape(batch, heads, tokens, -1)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores [batch, heads, tokens, cached] behind a boolean mask (True: may look) or an additive one."""
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
 
 
 def register_attention() -> None:

@@ -22,6 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.registry import ARCHITECTURES, architecture_of
+from jointquant.models.stream import intermediate_size_of
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
@@ -86,9 +87,7 @@ class JointQuantHfQuantizer(HfQuantizer):
         return None if str(target).endswith("weight_scale") else super().get_new_dtype(converter, param, dtype)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        assembly = assembly_of(model.config, self.quantization_config)
-        for index, layer in enumerate(model.get_submodule(assembly.architecture.layers)):
-            assembly.install_packed(layer, index)
+        assembly_of(model, self.quantization_config).install_model(model)
         files = kwargs.get("checkpoint_files")
         if files:
             _check_complete(model, files)
@@ -113,11 +112,12 @@ def _check_complete(model: PreTrainedModel, files: list[str]) -> None:
         require(name in have, f"the artifact lacks tensor {name}: it is incomplete")
 
 
-def assembly_of(config: PretrainedConfig, quantization: JointQuantConfig) -> Assembly:
-    """How an artifact's layers are built."""
+def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assembly:
+    """How an artifact's layers are built, at the sizes of ``model``, whose modules are still transformers' own."""
     architecture = architecture_of(quantization.architecture)
     recipe = quantization.parsed_recipe()
-    online = OnlineTransforms.of(recipe, config, head_dim_of(config))
+    head_dim, intermediate_size = head_dim_of(model.config), intermediate_size_of(model, architecture)
+    online = OnlineTransforms.of(recipe, model.config, head_dim, intermediate_size)
     return Assembly(architecture, recipe, online)
 
 
@@ -147,7 +147,8 @@ def artifact_config(
         "dtype": str(dtype).removeprefix("torch."),
         "quantization_config": quantization.to_dict(),
     }
-    data.pop("_name_or_path", None)
+    for key in ("_name_or_path", "auto_map"):  # auto_map names code beside the base model, which stays there
+        data.pop(key, None)
     return data
 
 

@@ -71,8 +71,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     )
 
 
-def read_generation_config(folder: Path) -> GenerationConfig | None:
-    """The generation settings of a model folder, if it has any."""
-    if not (folder / "generation_config.json").is_file():
+def generation_config_of(model: str | Path | PreTrainedModel) -> GenerationConfig | None:
+    """The generation settings of a model folder, if it has any, or of a model in memory."""
+    if isinstance(model, PreTrainedModel):
+        return model.generation_config
+    if not (Path(model) / "generation_config.json").is_file():
         return None
-    return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_pretrained(model, local_files_only=True)

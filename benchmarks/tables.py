@@ -1,0 +1,76 @@
+"""Write the tables of the docs from benchmarks/results/: ``python benchmarks/tables.py`` (``--check``: only compare).
+
+A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def demo(result: dict[str, Any]) -> list[str]:
+    """The demo's table."""
+    lines = ["| recipe | perplexity | size (MB) | bits per weight | seconds |", "|-|-|-|-|-|"]
+    for row in result["rows"]:
+        size = f"{row['size_bytes'] / 1e6:.2f}"
+        cells = (
+            row["recipe"],
+            f"{row['perplexity']:.2f}",
+            size,
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['seconds']:.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def stories260k(result: dict[str, Any]) -> list[str]:
+    """Means over seeds, with the spread."""
+    lines = [f"| width | recipe | perplexity (FP {result['fp']:.3f}) | min – max |", "|-|-|-|-|"]
+    for row in result["rows"]:
+        cells = (row["width"], row["recipe"], f"{row['mean']:.2f}", f"{row['min']:.2f} – {row['max']:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines += ["", f"{result['rows'][0]['seeds']} seeds; {result['date']}, {result['machine']}, {versions}."]
+    return lines
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {"demo": demo, "stories260k": stories260k}
+
+
+def render(page: str) -> str:
+    """The page with each of its tables made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match[1]
+        lines = TABLES[name](json.loads((RESULTS / f"{name}.json").read_text()))
+        return "\n".join([f"<!-- table: {name} -->", *lines, "<!-- end -->"])
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the tables, or with --check fail where one is stale."""
+    stale = []
+    for path in PAGES:
+        old = path.read_text()
+        new = render(old)
+        if new != old:
+            stale.append(path.name)
+            if "--check" not in sys.argv:
+                path.write_text(new)
+    print("changed:" if stale else "all tables are as the results say", *stale)
+    sys.exit(1 if stale and "--check" in sys.argv else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What a family's norms compute, and what is left of them once fused: one type a kind.
+
+Both kinds end as an RMSNorm of weight 1, x ↦ x / RMS(x), with which every rotation of the residual stream commutes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from jointquant.rotations.merging import double
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """y = x / RMS(x) · (offset + γ).
+
+    Attributes:
+        offset: 0 where the weight is the gain itself, 1 where it is stored as a difference from 1 (Gemma).
+    """
+
+    offset: float = 0.0
+    subtracts_mean: ClassVar[bool] = False
+
+    def gain(self, norm: nn.Module) -> Tensor:
+        """What the norm's readers see their input scaled by: [hidden], float64."""
+        return self.offset + double(_parameter(norm, "weight"))
+
+    def shift(self, norm: nn.Module) -> None:
+        """What the norm adds at last: nothing."""
+
+    def fused(self, norm: nn.Module) -> nn.Module:
+        """The norm itself with a gain of 1."""
+        weight = _parameter(norm, "weight")
+        norm.weight = nn.Parameter(torch.full_like(weight, 1 - self.offset), requires_grad=False)
+        return norm
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """y = (x − mean x) / σ(x) · γ + β, the weight and the bias each optional.
+
+    Its mean runs over the coordinates of the basis in which the model was trained, so it has to go before the basis
+    is rotated: writers to the residual stream are mean-centred (``subtracts_mean``), and an RMSNorm remains.
+    """
+
+    subtracts_mean: ClassVar[bool] = True
+
+    def gain(self, norm: nn.Module) -> Tensor | None:
+        """What the norm's readers see their input scaled by: [hidden], float64; None where it has no weight."""
+        return None if norm.weight is None else double(_parameter(norm, "weight"))
+
+    def shift(self, norm: nn.Module) -> Tensor | None:
+        """What the norm adds at last: [hidden], float64; None where it has no bias."""
+        return None if norm.bias is None else double(_parameter(norm, "bias"))
+
+    def fused(self, norm: nn.Module) -> nn.Module:
+        """An RMSNorm with the same eps, its weight 1 (none where the norm had none)."""
+        assert isinstance(norm, nn.LayerNorm)
+        like = {} if norm.weight is None else {"device": norm.weight.device, "dtype": norm.weight.dtype}
+        new = nn.RMSNorm(norm.normalized_shape, norm.eps, norm.elementwise_affine, **like)
+        return new.train(norm.training).requires_grad_(False)
+
+
+NormKind = RMSNorm | LayerNorm
+
+
+def _parameter(norm: nn.Module, name: str) -> Tensor:
+    parameter = getattr(norm, name)
+    assert isinstance(parameter, Tensor)
+    return parameter

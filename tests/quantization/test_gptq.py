@@ -1,0 +1,129 @@
+"""GPTQ against a plain NumPy version, and against RTN in the norm it minimises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from jointquant.quantization.gptq import HessianSum, factorize, gptq
+from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
+
+
+def problem(out: int, size: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Weights and correlated inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(size, size, generator=generator)
+    x = torch.randn(tokens, size, generator=generator) @ mixing
+    return torch.randn(out, size, generator=generator), x
+
+
+def hessian_of(x: Tensor) -> Tensor:
+    total = HessianSum(x.shape[1], x.device)
+    total.update(x)
+    return total.hessian()
+
+
+def output_error(weight: Tensor, quantized: QuantizedWeight, x: Tensor) -> float:
+    return ((quantized.dequantize() - weight) @ x.T).square().sum().item()
+
+
+def plain_gptq(
+    weight: np.ndarray, hessian: np.ndarray, scale: np.ndarray, fmt: IntFormat, damping: float
+) -> np.ndarray:
+    """One column after the other, each time solving for the best move of all columns that remain (OBQ's formula)."""
+    weight = weight.astype(np.float64).copy()
+    hessian = hessian.astype(np.float64) + damping * np.mean(np.diag(hessian)) * np.eye(len(hessian))
+    codes = np.zeros_like(weight)
+    for column in range(weight.shape[1]):
+        inverse = np.linalg.inv(hessian[column:, column:])
+        codes[:, column] = np.clip(np.round(weight[:, column] / scale), fmt.q_min, fmt.q_max)
+        error = (weight[:, column] - codes[:, column] * scale) / inverse[0, 0]
+        weight[:, column:] -= np.outer(error, inverse[0])
+    return codes
+
+
+@pytest.mark.parametrize("size", [16, 200])
+def test_parity_with_numpy(size: int) -> None:
+    """Blocks of 128 columns and the Cholesky form give what the definition gives (up to ties)."""
+    weight, x = problem(12, size, 4 * size, seed=size)
+    fmt = IntFormat(4, True)
+    hessian = hessian_of(x)
+    result = gptq(weight, factorize(hessian, 0.01, activation_order=False), fmt, clip="none")
+    expected = plain_gptq(weight.numpy(), hessian.numpy(), result.scale.numpy()[:, 0], fmt, 0.01)
+    assert (result.codes.numpy() == expected).mean() > 0.99
+
+
+@given(
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    group_size=st.sampled_from([None, 8, 16]),
+    order=st.booleans(),
+    clip=st.sampled_from(["none", "mse"]),
+    seed=st.integers(0, 20),
+)
+@settings(deadline=None, max_examples=40)
+def test_better_than_nearest(bits, symmetric, group_size, order, clip, seed) -> None:
+    weight, x = problem(24, 48, 400, seed)
+    fmt = IntFormat(bits, symmetric, group_size)
+    rounded = gptq(weight, factorize(hessian_of(x), 0.01, order), fmt, clip)
+    nearest = round_to_nearest(weight, fmt, clip)
+    assert output_error(weight, rounded, x) < output_error(weight, nearest, x)
+    assert rounded.codes.min() >= fmt.q_min
+    assert rounded.codes.max() <= fmt.q_max
+    assert torch.equal(rounded.scale, nearest.scale)
+
+
+def test_linears_that_share_an_input_are_rounded_as_if_alone() -> None:
+    weight, x = problem(20, 32, 200, seed=5)
+    factor, fmt = factorize(hessian_of(x)), IntFormat(4, False, 16)
+    together = gptq(weight, factor, fmt)
+    alone = gptq(weight[8:], factor, fmt)
+    assert torch.equal(together.rows(8, 20).codes, alone.codes)
+    assert torch.equal(together.rows(8, 20).zero_point, alone.zero_point)
+
+
+def test_clipping_lowers_the_error() -> None:
+    weight, _ = problem(64, 256, 1, seed=1)
+    plain, clipped = (round_to_nearest(weight, IntFormat(3, True), clip) for clip in ("none", "mse"))
+    assert (clipped.dequantize() - weight).square().sum() < 0.9 * (plain.dequantize() - weight).square().sum()
+
+
+def test_dead_inputs_get_zero_weights() -> None:
+    weight, x = problem(8, 16, 100, seed=2)
+    x[:, 3] = 0
+    rounded = gptq(weight, factorize(hessian_of(x)), IntFormat(4, True))
+    assert (rounded.dequantize()[:, 3] == 0).all()
+
+
+def test_damping_grows_until_the_factorisation_succeeds() -> None:
+    _, x = problem(1, 64, 8, seed=3)  # rank 8 of 64
+    assert factorize(hessian_of(x) - 1e-3 * torch.eye(64), damping=1e-9).damping > 1e-9
+
+
+def test_hessians_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        factorize(torch.full((4, 4), torch.nan))
+    with pytest.raises(ValueError, match="at least one token"):
+        HessianSum(4, torch.device("cpu")).hessian()
+
+
+def test_hessian_is_the_mean_over_tokens() -> None:
+    _, x = problem(1, 6, 10, seed=4)
+    total = HessianSum(6, x.device)
+    total.update(x[:4])
+    total.update(x[4:].unsqueeze(0))
+    torch.testing.assert_close(total.hessian(), 2 * x.T @ x / 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scales_are_rounded_before_they_are_used(dtype: torch.dtype) -> None:
+    weight, _ = problem(8, 32, 1, seed=6)
+    rounded = round_to_nearest(weight, IntFormat(4, True), scale_dtype=dtype)
+    assert rounded.scale.dtype == dtype
+    expected = torch.round(weight / rounded.scale.float()).clamp(-8, 7)
+    assert torch.equal(rounded.codes.float(), expected)

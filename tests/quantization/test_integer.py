@@ -1,0 +1,112 @@
+"""The integer grid: identities, bounds, and parity with compressed-tensors and plain NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize as reference_fake_quantize
+from compressed_tensors.quantization.utils import calculate_qparams
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jointquant.quantization.integer import IntFormat, affine_parameters, dequantize, fake_quantize, quantize
+from jointquant.quantization.packing import pack, packed_size, unpack
+
+formats = st.builds(IntFormat, st.integers(2, 8), st.booleans())
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@given(fmt=formats, rows=st.integers(1, 5), size=st.integers(1, 40), seed=st.integers(0, 99), shift=st.floats(-3, 3))
+def test_error_is_at_most_half_a_step(fmt: IntFormat, rows: int, size: int, seed: int, shift: float) -> None:
+    x = random(rows, size, seed=seed, dtype=torch.float64) + shift
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    scale, _ = affine_parameters(low, high, fmt)
+    error = (fake_quantize(x, fmt) - x).abs()
+    # An asymmetric zero point is rounded too, which can clip the range's end by half a step more.
+    assert (error <= scale * (0.5 if fmt.symmetric else 1.0) + 1e-12).all()
+
+
+@given(fmt=formats, seed=st.integers(0, 99))
+def test_zero_stays_zero(fmt: IntFormat, seed: int) -> None:
+    x = random(3, 16, seed=seed)
+    x[:, ::3] = 0
+    assert (fake_quantize(x, fmt)[:, ::3] == 0).all()
+    assert (fake_quantize(torch.zeros(2, 8), fmt) == 0).all()
+
+
+@given(fmt=formats, seed=st.integers(0, 99))
+def test_quantizing_twice_changes_nothing_more(fmt: IntFormat, seed: int) -> None:
+    x = random(4, 32, seed=seed, dtype=torch.float64)
+    scale, zero_point = affine_parameters(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True), fmt)
+    once = dequantize(quantize(x, scale, zero_point, fmt), scale, zero_point)
+    twice = dequantize(quantize(once, scale, zero_point, fmt), scale, zero_point)
+    torch.testing.assert_close(twice, once, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_parity_with_compressed_tensors(bits: int, symmetric: bool) -> None:
+    x = random(6, 64, seed=bits)
+    args = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="token", dynamic=True)
+    scale, zero_point = calculate_qparams(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True), args)
+    expected = reference_fake_quantize(x, scale, zero_point, args)
+    torch.testing.assert_close(fake_quantize(x, IntFormat(bits, symmetric)), expected, rtol=1e-5, atol=1e-6)
+
+
+@given(bits=st.integers(2, 8), groups=st.integers(1, 4), size=st.integers(2, 12), seed=st.integers(0, 99))
+def test_parity_with_numpy(bits: int, groups: int, size: int, seed: int) -> None:
+    x = random(3, groups * size, seed=seed, dtype=torch.float64)
+    actual = fake_quantize(x, IntFormat(bits, False, size)).numpy()
+    for row, result in zip(x.numpy(), actual, strict=True):
+        for start in range(0, groups * size, size):
+            part = row[start : start + size]
+            low, high = min(part.min(), 0.0), max(part.max(), 0.0)
+            scale = (high - low) / (2**bits - 1)
+            zero = np.clip(np.round(-(2 ** (bits - 1)) - low / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+            codes = np.clip(np.round(part / scale + zero), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+            np.testing.assert_allclose(result[start : start + size], (codes - zero) * scale, atol=1e-12)
+
+
+def test_clip_ratio_narrows_the_range() -> None:
+    x = random(4, 64)
+    clipped = fake_quantize(x, IntFormat(4, True), clip_ratio=0.5)
+    assert (clipped.abs().amax(-1) < 0.6 * x.abs().amax(-1)).all()
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    x = random(4, 64).bfloat16()
+    expected = fake_quantize(x.float(), IntFormat(4, False)).bfloat16()
+    assert torch.equal(fake_quantize(x, IntFormat(4, False)), expected)
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0])
+def test_other_widths_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"got {bits}"):
+        IntFormat(bits, True)
+
+
+def test_a_group_size_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="7 does not divide 16"):
+        fake_quantize(random(2, 16), IntFormat(4, True, 7))
+
+
+@given(
+    bits=st.integers(2, 8),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 70),
+    dim=st.integers(0, 1),
+    seed=st.integers(0, 9),
+)
+def test_packing_round_trip(bits: int, rows: int, columns: int, dim: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+    codes = torch.randint(low, high, (rows, columns), generator=generator, dtype=torch.int8)
+    packed = pack(codes, bits, dim)
+    assert packed.dtype == torch.int32
+    assert packed.shape[dim] == packed_size(codes.shape[dim], bits)
+    assert torch.equal(unpack(packed, bits, (rows, columns), dim), codes)

@@ -1,0 +1,72 @@
+"""Windows of tokens, and the files text comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from jointquant.errors import InputError
+from jointquant.text.sources import load_text
+from jointquant.text.windows import calibration_windows, evaluation_windows
+
+
+def test_evaluation_windows_cover_the_text_in_order() -> None:
+    windows = evaluation_windows(torch.arange(23), 5, "t")
+    assert windows.flatten().tolist() == list(range(20))
+    assert windows.shape == (4, 5)
+
+
+def test_calibration_windows_are_seeded_and_distinct() -> None:
+    tokens = torch.arange(1000)
+    first, second, other = (calibration_windows(tokens, 8, 10, seed, "t") for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert len(set(first[:, 0].tolist())) == 8
+    assert (first[:, 0] % 10 == 0).all()
+
+
+def test_every_window_can_be_drawn() -> None:
+    seen = {
+        start for seed in range(80) for start in calibration_windows(torch.arange(200), 4, 10, seed, "t")[:, 0].tolist()
+    }
+    assert len(seen) == 20
+
+
+def test_short_texts_are_refused() -> None:
+    with pytest.raises(InputError, match="30 tokens, expected 4 samples of 10"):
+        calibration_windows(torch.arange(30), 4, 10, 0, "t")
+    with pytest.raises(InputError, match="expected at least 10"):
+        evaluation_windows(torch.arange(9), 10, "t")
+
+
+def test_files_of_each_kind(tmp_path: Path) -> None:
+    rows = ["first row", "second row"]
+    (tmp_path / "a.txt").write_text("\n\n".join(rows))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
+    texts = {load_text(str(tmp_path / f"a.{kind}"), "evaluation") for kind in ("txt", "jsonl", "parquet")}
+    assert texts == {"first row\n\nsecond row"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.txt", None, "no such text file"),
+        ("none.pdf", None, "unknown text"),
+        ("empty.txt", b" \n", "is empty"),
+        ("latin.txt", b"\xff\xfe\x00", "cannot be read"),
+        ("broken.jsonl", b"{", "cannot be read"),
+        ("other.jsonl", b'{"body": "x"}', "cannot be read"),
+        ("broken.parquet", b"PAR1", "cannot be read"),
+    ],
+)
+def test_bad_files(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_text(str(tmp_path / name), "evaluation")
