@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,8 +25,14 @@ app = typer.Typer(
 # The base of all usage errors; typer carries its own copy of click, so it is reached through a public subclass.
 UsageProblem: type[Exception] = next(b for b in typer.BadParameter.__mro__ if b.__name__ == "ClickException")
 
-ModelArgument = Annotated[str, typer.Argument(help="A model folder: config.json, safetensors, tokenizer.json.")]
-RunnableArgument = Annotated[str, typer.Argument(help="A model folder, or an artifact that `quantize` wrote.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A model folder (config.json, safetensors, tokenizer.json), or a hub id.")
+]
+RunnableArgument = Annotated[
+    str, typer.Argument(help="A model folder, a hub id, or an artifact that `quantize` wrote.")
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id (also: owner/name@tag).")]
+HubOption = Annotated[Literal["hf", "modelscope"], typer.Option(help="The hub that ids belong to.")]
 DeviceOption = Annotated[str, typer.Option(help="auto: the accelerator if there is one; or cpu, cuda:0, npu:0 …")]
 DtypeOption = Annotated[
     str,
@@ -71,6 +77,8 @@ def quantize(
     ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Calibration windows.")] = None,
     seqlen: Annotated[int | None, typer.Option(help="Tokens of a calibration window.")] = None,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")] = None,
@@ -87,7 +95,17 @@ def quantize(
     flags = {"source": calib, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
     given = [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     settings = load_recipe(recipe, [*(changes or []), *given])
-    result = run(model, out, settings, device=device, dtype=dtype, overwrite=overwrite, progress=_progress())
+    result = run(
+        model,
+        out,
+        settings,
+        revision=revision,
+        hub=hub,
+        device=device,
+        dtype=dtype,
+        overwrite=overwrite,
+        progress=_progress(),
+    )
     table = Table(show_header=False, title=f"{model} → {out}")
     table.add_row("bits per weight", f"{result.bits_per_weight:.2f}")
     table.add_row("size", f"{result.size_bytes / 1e6:.1f} MB")
@@ -108,6 +126,8 @@ def evaluate(
     ] = None,
     seqlen: Annotated[int | None, typer.Option(help="Tokens of a window (default: 2048 or the model's limit).")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Use only so many tokens of each text.")] = None,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
@@ -118,6 +138,8 @@ def evaluate(
     result = run(
         model,
         tuple(text or ["wikitext2"]),
+        revision=revision,
+        hub=hub,
         seqlen=seqlen,
         max_tokens=max_tokens,
         device=device,
@@ -138,6 +160,8 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
@@ -145,10 +169,29 @@ def generate(
     """Continue a prompt with a model or an artifact."""
     from jointquant.generation import generate_text
 
-    result = generate_text(model, prompt, max_new_tokens, temperature, seed, device, dtype)
+    options: dict[str, Any] = {"revision": revision, "hub": hub, "progress": _progress()}
+    result = generate_text(model, prompt, max_new_tokens, temperature, seed, device, dtype, **options)
     if not as_json:
         typer.echo(result.text)
     _finish(result.to_dict(), as_json)
+
+
+@app.command()
+def download(
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="A hub id: owner/name, or owner/name@revision.")],
+    hub: HubOption = "hf",
+    dataset: Annotated[bool, typer.Option("--dataset", help="REPO is a data set.")] = False,
+    revision: RevisionOption = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for the files (default: the hub's cache).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a model or a data set from a hub, and print where it lies. What is there already is not fetched again."""
+    from jointquant.hub import download as run
+
+    found = run(repository, hub=hub, dataset=dataset, revision=revision, out=out, progress=_progress())
+    if not as_json:
+        typer.echo(str(found.folder))
+    _finish({"repository": repository, "path": str(found.folder), "revision": found.revision}, as_json)
 
 
 @app.command()
@@ -228,10 +271,14 @@ def _be_quiet() -> None:
     import os
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    disable_progress_bars()
+    hub_logging.set_verbosity_error()
 
 
 def _print(table: Table, as_json: bool) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from jointquant.hub import locate
+from jointquant.progress import Progress
 from jointquant.runtime.loading import load, load_tokenizer
 
 
@@ -32,12 +34,19 @@ def generate_text(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    *,
+    revision: str | None = None,
+    hub: str = "hf",
+    progress: Progress | None = None,
 ) -> Generation:
     """Continue ``prompt``, with a cache; temperature 0 always takes the likeliest token.
+
+    ``revision``, ``hub`` and ``progress`` belong to a model that is a hub id.
 
     Raises:
         InputError: no such model.
     """
+    model = locate(model, revision, hub, progress).folder
     tokenizer = load_tokenizer(model)
     loaded = load(model, device=device, dtype=dtype)
     torch.manual_seed(seed)

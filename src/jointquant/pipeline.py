@@ -22,7 +22,9 @@ from jointquant._version import __version__
 from jointquant.calibration import calibrate
 from jointquant.devices import resolve_device, resolve_dtype
 from jointquant.errors import require
-from jointquant.models.stream import ModelStream, Place, open_stream
+from jointquant.hub import Location, locate
+from jointquant.models.registry import architecture_of
+from jointquant.models.stream import ModelStream, Place, open_stream, read_config
 from jointquant.models.transforms import (
     fuse_norm,
     fuse_norms,
@@ -31,7 +33,7 @@ from jointquant.models.transforms import (
     rotate_reader,
 )
 from jointquant.models.writer import ShardWriter
-from jointquant.output import output_folder
+from jointquant.output import check_output, output_folder
 from jointquant.progress import Progress, Silent
 from jointquant.propagation import advance, embed
 from jointquant.recipe import Recipe, load_recipe
@@ -78,6 +80,8 @@ def quantize(
     recipe: str | Path | Recipe = "w4a4kv4",
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    hub: str = "hf",
     device: str = "auto",
     dtype: str = "auto",
     overwrite: bool = False,
@@ -86,10 +90,12 @@ def quantize(
     """Quantize a model and write the artifact.
 
     Args:
-        model: a model folder, or a model in memory (which is read, not changed).
+        model: a model folder, a hub id, or a model in memory (which is read, not changed).
         out: the folder to write; it appears only when it is complete.
         recipe: a preset's name, a YAML file, or a recipe.
         tokenizer: needed with a model in memory.
+        revision: branch, tag or commit of a hub id.
+        hub: ``hf`` or ``modelscope``.
         device: where layers run; "auto" is the accelerator if there is one.
         dtype: what layers compute in; "auto" is float32 on the CPU and the stored dtype elsewhere.
         overwrite: replace a folder that is not empty.
@@ -101,13 +107,18 @@ def quantize(
     start = time.perf_counter()
     recipe = load_recipe(recipe)
     progress = progress or Silent()
+    check_output(Path(out), overwrite)
+    origin = None
+    if not isinstance(model, PreTrainedModel):
+        origin = locate(model, revision, hub, progress, before_weights=check_architecture)
+        model = origin.folder
     stream = open_stream(model, ATTENTION_NAME)
     place = Place(resolve_device(device), torch.float32)
     place = Place(place.device, resolve_dtype(dtype, place.device, stream.stored_dtype))
     assembly = assemble(stream, recipe)
     tokenizer = tokenizer or load_tokenizer(model)
     with output_folder(Path(out), overwrite) as folder:
-        windows = calibration_set(stream, tokenizer, recipe)
+        windows = calibration_set(stream, tokenizer, recipe, progress)
         prepared = time.perf_counter()
         rotations = calibrate(stream, recipe, windows, place, progress)
         calibrated = time.perf_counter()
@@ -116,7 +127,7 @@ def quantize(
         writer.finish()
         rotations.save(folder)
         transforms = describe_transforms(recipe, rotations, assembly.online, stream.stored_dtype)
-        write_metadata(folder, stream, model, tokenizer, recipe, transforms)
+        write_metadata(folder, stream, model, origin, tokenizer, recipe, transforms)
     end = time.perf_counter()
     stages = {
         "prepare": prepared - start,
@@ -124,6 +135,11 @@ def quantize(
         "quantize": end - calibrated,
     }
     return QuantizeResult(str(out), end - start, stages, peak_rss_bytes(), writer.total_size, bits, transforms)
+
+
+def check_architecture(folder: Path) -> None:
+    """Raises InputError when a model's configuration names an unknown family: no weights need be downloaded then."""
+    architecture_of(read_config(folder).model_type)
 
 
 def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
@@ -135,7 +151,9 @@ def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     return assembly
 
 
-def calibration_set(stream: ModelStream, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Tensor:
+def calibration_set(
+    stream: ModelStream, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, progress: Progress
+) -> Tensor:
     """The calibration windows [num_samples, seqlen] of token ids."""
     settings = recipe.calibration
     limit = getattr(stream.config, "max_position_embeddings", None) or settings.seqlen
@@ -143,7 +161,7 @@ def calibration_set(stream: ModelStream, tokenizer: PreTrainedTokenizerBase, rec
         settings.seqlen <= limit,
         f"seqlen {settings.seqlen} is longer than the model's {limit} positions: pass a smaller --seqlen",
     )
-    text = load_text(settings.source, "calibration")
+    text = load_text(settings.source, "calibration", progress)
     tokens = tokenize(tokenizer, text)
     vocabulary = stream.config.vocab_size
     require(int(tokens.max()) < vocabulary, f"the tokenizer has ids beyond the model's vocabulary of {vocabulary}")
@@ -240,14 +258,14 @@ def write_metadata(
     folder: Path,
     stream: ModelStream,
     model: str | Path | PreTrainedModel,
+    origin: Location | None,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     transforms: dict[str, str],
 ) -> None:
     """config.json, the generation settings, and the tokenizer."""
-    name = stream.config.name_or_path if isinstance(model, PreTrainedModel) else str(model)
     facts = {
-        "base_model": Path(name).name if Path(name).exists() else name,
+        **base_facts(stream.config.name_or_path, origin),
         "transforms": transforms,
         "jointquant_version": __version__,
     }
@@ -257,6 +275,13 @@ def write_metadata(
     if generation is not None:
         generation.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
+
+
+def base_facts(name_or_path: str, origin: Location | None) -> dict[str, str]:
+    """Which model an artifact was made of: a hub id and its commit, or the name of a folder."""
+    if origin is None:
+        return {"base_model": Path(name_or_path).name if Path(name_or_path).exists() else name_or_path}
+    return {"base_model": origin.name} | ({"base_revision": origin.revision} if origin.revision else {})
 
 
 def peak_rss_bytes() -> int:

@@ -61,7 +61,7 @@ def test_files_of_each_kind(tmp_path: Path) -> None:
         ("empty.txt", b" \n", "is empty"),
         ("latin.txt", b"\xff\xfe\x00", "cannot be read"),
         ("broken.jsonl", b"{", "cannot be read"),
-        ("other.jsonl", b'{"body": "x"}', "cannot be read"),
+        ("other.jsonl", b'{"body": "x"}', "has no .text."),
         ("broken.parquet", b"PAR1", "cannot be read"),
     ],
 )

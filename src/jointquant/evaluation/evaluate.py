@@ -11,8 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant.errors import require
 from jointquant.evaluation.perplexity import Logits, perplexity
+from jointquant.hub import locate
 from jointquant.progress import Progress, Silent
 from jointquant.runtime.loading import load, load_tokenizer
+from jointquant.text.hub_text import max_windows
 from jointquant.text.sources import load_text
 from jointquant.text.windows import evaluation_windows, tokenize
 
@@ -45,18 +47,22 @@ def evaluate(
     texts: tuple[str, ...] = ("wikitext2",),
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    hub: str = "hf",
     seqlen: int | None = None,
     max_tokens: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress | None = None,
 ) -> EvaluationResult:
-    """Perplexity of a model folder, an artifact, or a model in memory on each of ``texts``.
+    """Perplexity of a model folder, a hub id, an artifact, or a model in memory on each of ``texts``.
 
     Args:
         model: what to evaluate.
         texts: sources, as for calibration.
         tokenizer: needed with a model in memory.
+        revision: branch, tag or commit of a hub id.
+        hub: ``hf`` or ``modelscope``.
         seqlen: length of a window; None: 2048, or the model's positions where there are fewer.
         max_tokens: use only so many tokens of each text.
         device: "auto" is the accelerator if there is one.
@@ -71,6 +77,7 @@ def evaluate(
         require(tokenizer is not None, "a model in memory needs its tokenizer: pass tokenizer=")
         loaded = model
     else:
+        model = locate(model, revision, hub, progress).folder
         tokenizer = tokenizer or load_tokenizer(model)
         loaded = load(model, device=device, dtype=dtype)
     assert tokenizer is not None
@@ -80,8 +87,8 @@ def evaluate(
     require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions")
     windows = {}
     for source in texts:
-        tokens = tokenize(tokenizer, load_text(source, "evaluation"))
-        windows[source] = evaluation_windows(tokens[:max_tokens], length, source)
+        tokens = tokenize(tokenizer, load_text(source, "evaluation", progress))
+        windows[source] = evaluation_windows(tokens[:max_tokens], length, source)[: max_windows(source)]
     start = time.perf_counter()
     results = {}
     for source, batch in windows.items():

@@ -14,6 +14,7 @@ from transformers import (
 
 from jointquant.devices import resolve_device, resolve_dtype
 from jointquant.errors import InputError, require
+from jointquant.hub import locate
 from jointquant.models.source import Checkpoint
 from jointquant.models.stream import open_stream, read_config
 from jointquant.runtime.integration import is_artifact
@@ -22,13 +23,15 @@ from jointquant.runtime.integration import is_artifact
 PROBE = "Hello world,  don't\tsplit 12345.67 naïve 東京 — “quoted” (x_y) != z\n\n    return   None\r\n"
 
 
-def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
-    """A model folder or an artifact, ready to run.
+def load(
+    model: str | Path, *, revision: str | None = None, hub: str = "hf", device: str = "auto", dtype: str = "auto"
+) -> PreTrainedModel:
+    """A model folder, a hub id or an artifact, ready to run.
 
     Raises:
         InputError: no such model, an unknown architecture, or tensors that are missing or broken.
     """
-    folder = Path(model)
+    folder = locate(model, revision, hub).folder
     config = read_config(folder)
     where = resolve_device(device)
     if is_artifact(folder):

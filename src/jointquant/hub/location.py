@@ -1,0 +1,112 @@
+"""Where a model lies: a local folder as it is, or a repository of a hub brought to a local folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jointquant.errors import InputError, require
+from jointquant.hub import huggingface, modelscope
+from jointquant.hub.repository import Fetched, Hub, Kind, Repository
+from jointquant.progress import Progress, Silent
+
+REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+EXPECTED = "a folder with config.json and safetensors, or a hub id owner/name"
+
+HUBS: dict[str, Hub] = {"hf": huggingface.HuggingFace(), "modelscope": modelscope.ModelScope()}
+
+
+@dataclass(frozen=True)
+class Location:
+    """A model on this machine, and where it came from.
+
+    Attributes:
+        folder: where its files lie.
+        name: the hub id, or the folder's own name.
+        revision: the commit of a hub's repository (the branch or tag where the hub names none); None: a local folder.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None = None
+
+
+def locate(
+    model: str | Path,
+    revision: str | None = None,
+    hub: str = "hf",
+    progress: Progress | None = None,
+    before_weights: Callable[[Path], None] | None = None,
+) -> Location:
+    """Find a model; fetch what is missing of a hub's one.
+
+    Args:
+        model: a local folder, which always wins, or a hub id ``owner/name`` or ``owner/name@revision``.
+        revision: branch, tag or commit of a hub id.
+        hub: ``hf`` or ``modelscope``.
+        progress: where the download is shown; None: nowhere.
+        before_weights: called with the folder when only the configuration and the tokenizer are there; it may refuse
+            the model by raising InputError.
+
+    Raises:
+        InputError: no such model, nothing to run in it, or a hub that cannot be reached.
+    """
+    require(hub in HUBS, f"unknown hub {hub!r}: expected one of {', '.join(HUBS)}")
+    folder = Path(model)
+    if folder.is_dir():
+        require(revision is None, f"{model} is a local folder: expected no revision, got {revision}")
+        return Location(folder, Path(os.path.abspath(folder)).name)
+    require(not folder.exists(), f"model {model} is a file: expected {EXPECTED}")
+    require(isinstance(model, str) and may_be_id(model), f"no such model: {model} (expected {EXPECTED})")
+    repository = parse_repository(str(model), "model", revision)
+    found = HUBS[hub].fetch_model(repository, progress or Silent(), None, before_weights)
+    return Location(found.folder, repository.name, found.revision)
+
+
+def download(
+    repository: str,
+    *,
+    hub: str = "hf",
+    dataset: bool = False,
+    revision: str | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Fetched:
+    """Fetch a model (what is needed to run it) or a data set (all its files, scripts left out).
+
+    Args:
+        repository: the id ``owner/name``, optionally with ``@revision``.
+        hub: ``hf`` or ``modelscope``.
+        dataset: the repository is a data set.
+        revision: branch, tag or commit.
+        out: a folder for the files; None: the library's cache.
+        progress: where the download is shown; None: nowhere.
+
+    Raises:
+        InputError: no such repository or revision, or a hub that cannot be reached.
+    """
+    require(hub in HUBS, f"unknown hub {hub!r}: expected one of {', '.join(HUBS)}")
+    target = None if out is None else Path(out)
+    require(target is None or not target.is_file(), f"output {out} is a file: expected a folder")
+    wanted = parse_repository(repository, "dataset" if dataset else "model", revision)
+    if dataset:
+        return HUBS[hub].fetch_dataset(wanted, progress or Silent(), target)
+    return HUBS[hub].fetch_model(wanted, progress or Silent(), target, None)
+
+
+def may_be_id(model: str) -> bool:
+    """Whether a name that is no local folder can be a hub id: one slash, and none of the signs of a path."""
+    return bool(REPOSITORY_ID.fullmatch(model.partition("@")[0]))
+
+
+def parse_repository(text: str, kind: Kind, revision: str | None = None) -> Repository:
+    """Read ``owner/name`` or ``owner/name@revision``. Raises InputError for anything else."""
+    name, at, inline = text.partition("@")
+    require(bool(REPOSITORY_ID.fullmatch(name)), f"{text!r} is no hub id: expected owner/name or owner/name@revision")
+    require(not at or bool(inline), f"{text!r} names no revision after the @: expected a branch, a tag or a commit")
+    if inline and revision and inline != revision:
+        raise InputError(f"two revisions, {inline} and {revision}: expected one")
+    return Repository(name, kind, inline or revision)
