@@ -8,8 +8,8 @@ from jointquant.errors import InputError
 
 # Operations a backend lacks; they run on the CPU instead.
 MISSING: dict[str, frozenset[str]] = {
-    "mps": frozenset({"float64", "qr", "cholesky"}),
-    "npu": frozenset({"float64", "qr", "cholesky"}),
+    "mps": frozenset({"float64", "qr", "cholesky", "solve"}),
+    "npu": frozenset({"float64", "qr", "cholesky", "solve"}),
 }
 
 
@@ -49,7 +49,7 @@ def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch
 
 
 def supports(device: torch.device, operation: str) -> bool:
-    """Whether ``operation`` ("float64", "qr", "cholesky") runs on the device itself."""
+    """Whether ``operation`` ("float64", "qr", "cholesky", "solve") runs on the device itself."""
     return operation not in MISSING.get(device.type, frozenset())
 
 

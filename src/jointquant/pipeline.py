@@ -58,7 +58,7 @@ class QuantizeResult:
         peak_rss_bytes: the process's peak resident memory.
         size_bytes: bytes of all tensors of the artifact.
         bits_per_weight: bits per parameter of the decoder's linears, scales included.
-        transforms: what R1 to R4 are, in words.
+        transforms: what R1 to R4 are, in words, and the basis changes between layers where each has an R1.
     """
 
     artifact: str
@@ -126,7 +126,7 @@ def quantize(
         bits = quantize_layers(stream, assembly, rotations, windows, place, writer, progress)
         writer.finish()
         rotations.save(folder)
-        transforms = describe_transforms(recipe, rotations, assembly.online)
+        transforms = describe_transforms(recipe, rotations, assembly.online, stream.stored_dtype)
         write_metadata(folder, stream, model, origin, tokenizer, recipe, transforms)
     end = time.perf_counter()
     stages = {
@@ -144,7 +144,7 @@ def check_architecture(folder: Path) -> None:
 
 def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     """How the layers will be built. Raises InputError when the recipe does not fit the model's sizes."""
-    online = OnlineTransforms.of(recipe, stream.head_dim, stream.intermediate_size)
+    online = OnlineTransforms.of(recipe, stream.config, stream.head_dim, stream.intermediate_size)
     assembly = Assembly(stream.architecture, recipe, online)
     first = stream.skeleton.get_submodule(stream.architecture.layer_prefix(0))
     assembly.check(first, stream.num_layers, stream.head_dim)
@@ -180,8 +180,9 @@ def quantize_layers(
     """Pass 2. Writes every shard; returns the bits per weight of the decoder's linears."""
     architecture, stored = stream.architecture, stream.stored_dtype
     frontend = stream.frontend(place)
-    if rotations.r1 is not None:
-        rotate_embeddings(frontend, architecture, rotations.r1)
+    first, last = rotations.r1_of(0), rotations.r1_of(-1)
+    if first is not None:
+        rotate_embeddings(frontend, architecture, first)
     store_rest(frontend.backbone, stored)
     writer.write({name: tensor.to(stored) for name, tensor in frontend.tensors().items()})
     arguments = frontend.layer_arguments(windows)
@@ -194,8 +195,9 @@ def quantize_layers(
             layer = stream.layer(index, place)
             fuse_norms(layer, architecture)
             parameters += sum(_numel(layer, linear) for linear in architecture.linears)
-            merge_rotations(layer, architecture, rotations.r1, rotations.r2_of(index), assembly.online.r4)
+            merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), assembly.online.r4)
             assembly.install_paths(layer, index)
+            assembly.install_basis_change(layer, index, rotations.basis_change(index))
             round_layer(layer, index, assembly, hidden_states, arguments[index], stored)
             store_rest(layer, stored)
             advance(layer, hidden_states, arguments[index])
@@ -206,7 +208,7 @@ def quantize_layers(
             writer.write(tensors)
             stage.advance()
     del hidden_states
-    writer.write(final_tensors(stream, rotations.r1, place))
+    writer.write(final_tensors(stream, last, place))
     return bits / parameters
 
 
@@ -229,15 +231,26 @@ def final_tensors(stream: ModelStream, r1: Tensor | None, place: Place) -> dict[
     return stored_tensors(norm, architecture.final_norm, stored) | stored_tensors(head, architecture.head, stored)
 
 
-def describe_transforms(recipe: Recipe, rotations: Rotations, online: OnlineTransforms) -> dict[str, str]:
-    """What R1 to R4 are, in words; a block-diagonal fallback shows here."""
+def describe_transforms(
+    recipe: Recipe, rotations: Rotations, online: OnlineTransforms, dtype: torch.dtype
+) -> dict[str, str]:
+    """What R1 to R4 are, in words; a block-diagonal fallback and the cost of basis changes show here.
+
+    Args:
+        recipe: what was asked for.
+        rotations: what was merged.
+        online: what runs with the model.
+        dtype: of the stored matrices.
+    """
     words: dict[str, str] = {"r1": recipe.rotations.r1.kind, "r2": recipe.rotations.r2.kind}
-    if rotations.r1 is not None:
-        words["r1"] += f", {HadamardTransform.of_size(len(rotations.r1)).describe()}"
+    if rotations.r1:
+        words["r1"] += f", {HadamardTransform.of_size(rotations.r1[0].shape[-1]).describe()}"
     if rotations.r2:
         words["r2"] += f", {HadamardTransform.of_size(rotations.r2[0].shape[-1]).describe()}"
     words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
     words["r4"] = "none" if online.r4 is None else f"online, {online.r4.describe()}"
+    if online.basis is not None:
+        words["basis_change"] = online.basis.describe(dtype)
     return words
 
 

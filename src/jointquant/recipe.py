@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jointquant.errors import InputError
 from jointquant.quantization.integer import IntFormat
+from jointquant.rotations.learning import INITS
+from jointquant.rotations.objectives import OBJECTIVES
+from jointquant.rotations.optimizers import OPTIMIZERS
+from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS
 
 PRESETS = Path(__file__).parent / "recipes"
 
 NumBits = Annotated[int, Field(description="2 to 8, or 16 for off")]
 
 
+def one_of(table: Mapping[str, object]) -> AfterValidator:
+    """Checks that a setting names a row of ``table``."""
+
+    def check(value: str) -> str:
+        if value not in table:
+            raise ValueError(f"expected one of {', '.join(table)}")
+        return value
+
+    return AfterValidator(check)
+
+
 class Settings(BaseModel):
     """Base of all parts of a recipe: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
 
 class IntegerSettings(Settings):
@@ -92,20 +107,37 @@ class LearnedRotation(Settings):
     """A rotation trained on a sample of the activations at its sites."""
 
     kind: Literal["learned"] = "learned"
-    objective: Literal["whip"] = "whip"
-    optimizer: Literal["qr"] = "qr"
-    init: Literal["hadamard", "identity"] = "hadamard"
+    objective: Annotated[str, one_of(OBJECTIVES)] = "whip"
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "qr"
+    init: Annotated[str, one_of(INITS)] = "hadamard"
     num_tokens: int = Field(default=32768, ge=1, description="sampled tokens, over all layers and sites")
     steps: int = Field(default=200, ge=1)
     batch_tokens: int = Field(default=4096, ge=1)
-    learning_rate: float = Field(default=0.3, gt=0)
+    learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
 class LearnedResidualRotation(LearnedRotation):
-    """R1 also chooses how the layers share it: ``pooled`` trains one R1 on the tokens of all layers."""
+    """R1 also chooses how the layers share it, and for ``joint`` what each layer counts (null: normalised)."""
 
-    strategy: Literal["pooled"] = "pooled"
+    strategy: Annotated[str, one_of(STRATEGIES)] = "pooled"
+    weights: Annotated[str, one_of(WEIGHTINGS)] | None = None
+
+    @model_validator(mode="after")
+    def _weights_only_where_they_count(self) -> LearnedResidualRotation:
+        if self.weights is not None and self.strategy != "joint":
+            raise ValueError(f"weights {self.weights} has no meaning for strategy {self.strategy}: expected joint")
+        return self
+
+    @property
+    def weighting(self) -> str:
+        """What a layer counts in a joint loss."""
+        return self.weights or "normalised"
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether every layer gets an R1 of its own."""
+        return STRATEGIES[self.strategy].per_layer
 
 
 Residual = Annotated[NoRotation | HadamardRotation | LearnedResidualRotation, Field(discriminator="kind")]
@@ -114,8 +146,13 @@ Online = Annotated[NoRotation | HadamardRotation, Field(discriminator="kind")]
 
 
 class RotationSettings(Settings):
-    """R1 (residual stream), R2 (values, per head), R3 (queries and keys, online), R4 (down_proj's input, online)."""
+    """R1 (residual stream), R2 (values, per head), R3 (queries and keys, online), R4 (down_proj's input, online).
 
+    ``from`` is the rotations.safetensors of an earlier run, or its artifact: what it holds of the R1 and R2 asked for
+    here is taken from there, and only what it lacks is made.
+    """
+
+    source: str | None = Field(default=None, alias="from")
     r1: Residual = NoRotation()
     r2: PerHead = NoRotation()
     r3: Online = NoRotation()
@@ -155,6 +192,19 @@ class Recipe(Settings):
         for override in self.overrides:
             merged(self.weights, override.weights)
             merged(self.activations, override.activations)
+
+    @model_validator(mode="after")
+    def _measures_have_a_quantizer(self) -> Recipe:
+        """What is measured through the activation quantizer needs one."""
+        if self.activations.enabled:
+            return self
+        for name, rotation in (("r1", self.rotations.r1), ("r2", self.rotations.r2)):
+            objective = getattr(rotation, "objective", None)
+            if objective == "quant_error":
+                raise ValueError(f"rotations.{name}.objective quant_error needs activations.num_bits below 16")
+        if isinstance(self.rotations.r1, LearnedResidualRotation) and self.rotations.r1.weights == "sensitivity":
+            raise ValueError("rotations.r1.weights sensitivity needs activations.num_bits below 16")
+        return self
 
     def weights_of(self, module: str) -> WeightSettings:
         """Weight settings of the linear ``module`` (full name); later overrides win."""
@@ -250,6 +300,8 @@ def describe(error: ValidationError) -> str:
         return f"unknown key {key!r}"
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], (dict, Settings)):
+        return one_line(f"{key}: {message}{more}")
     return one_line(f"{key}: {message}, got {first['input']!r}{more}")
 
 

@@ -16,6 +16,11 @@ from jointquant.models.transforms import fuse_norms
 from jointquant.propagation import embed
 from jointquant.runtime.attention import ATTENTION_NAME
 
+LEARNED = [
+    *(f"rotations.{r}.kind=learned" for r in ("r1", "r2")),
+    *(f"rotations.{r}.steps=5" for r in ("r1", "r2")),
+    *(f"rotations.{r}.kind=hadamard" for r in ("r3", "r4")),
+]
 ROTATIONS = {
     "none": [],
     "r1": ["rotations.r1.kind=hadamard"],
@@ -23,15 +28,20 @@ ROTATIONS = {
     "r3": ["rotations.r3.kind=hadamard"],
     "r4": ["rotations.r4.kind=hadamard"],
     "all": [f"rotations.{r}.kind=hadamard" for r in ("r1", "r2", "r3", "r4")],
-    "learned": [
-        "rotations.r1.kind=learned",
-        "rotations.r2.kind=learned",
-        "rotations.r1.steps=5",
-        "rotations.r2.steps=5",
-        "rotations.r3.kind=hadamard",
-        "rotations.r4.kind=hadamard",
-    ],
+    "learned": LEARNED,
+    "greedy": [*LEARNED, "rotations.r1.strategy=greedy"],
+    "joint": [*LEARNED, "rotations.r1.strategy=joint"],
+    "independent": [*LEARNED, "rotations.r1.strategy=independent"],
+    "cayley": [*LEARNED, "rotations.r1.optimizer=cayley", "rotations.r2.optimizer=cayley"],
 }
+STRATEGY_ROTATIONS = ("greedy", "joint", "independent", "cayley")
+CASES = [
+    (family, rotation)
+    for family in FAMILIES
+    for rotation in ROTATIONS
+    if (family in ("llama", "qwen3") or rotation not in STRATEGY_ROTATIONS)
+    and not (family in WITHOUT_R1 and rotation == "r1")
+]
 
 
 def exact(model: PreTrainedModel) -> None:
@@ -64,10 +74,7 @@ def relative_error(model: PreTrainedModel, other: PreTrainedModel) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize(
-    ("family", "rotation"),
-    [(f, r) for f in FAMILIES for r in ROTATIONS if not (f in WITHOUT_R1 and r == "r1")],
-)
+@pytest.mark.parametrize(("family", "rotation"), CASES)
 def test_float64(family: str, rotation: str, tmp_path: Path, tokenizer) -> None:
     model = make_model(family, torch.float64)
     recipe = jointquant.load_recipe("fp16", small(*possible(family, *ROTATIONS[rotation])))

@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from jointquant.calibration import training_of
+from jointquant.quantization.integer import IntFormat
 from jointquant.recipe import LearnedRotation
-from jointquant.rotations.learning import head_samples, initial_heads, initial_rotation, learn
-from jointquant.rotations.objectives import OBJECTIVES, whip
+from jointquant.rotations.hadamard import random_hadamard
+from jointquant.rotations.learning import Training, head_samples, initial_heads, learn
+from jointquant.rotations.objectives import OBJECTIVES, Quantizer, whip
 from jointquant.rotations.optimizers import OPTIMIZERS, orthogonal_factor
 from jointquant.rotations.sampling import TokenSample
+
+QUANTIZER = Quantizer(IntFormat(4, symmetric=False))
 
 
 def heavy_tailed(*shape: int, seed: int = 0) -> Tensor:
@@ -25,13 +30,18 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def training(**settings: object) -> Training:
+    """As a recipe asks for it."""
+    return training_of(LearnedRotation.model_validate(settings), QUANTIZER)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_learning_lowers_the_objective(objective: str, optimizer: str) -> None:
-    samples, start = heavy_tailed(2000, 24), initial_rotation("hadamard", 24, rng())
-    settings = LearnedRotation(objective=objective, optimizer=optimizer, steps=60, batch_tokens=500)
+    samples, start = heavy_tailed(2000, 24), random_hadamard(24, rng())
+    settings = training(objective=objective, optimizer=optimizer, steps=60, batch_tokens=500)
     learned = learn(samples, start, settings, rng())
-    before, after = (OBJECTIVES[objective](samples.double() @ r).item() for r in (start, learned.rotation))
+    before, after = (OBJECTIVES[objective](QUANTIZER)(samples.double() @ r).item() for r in (start, learned.rotation))
     assert after < before - 0.01 * abs(before)
     assert len(learned.losses) == 60
 
@@ -39,7 +49,7 @@ def test_learning_lowers_the_objective(objective: str, optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_results_are_orthogonal_in_float64(optimizer: str) -> None:
     samples, start = heavy_tailed(3, 500, 12), initial_heads("hadamard", 3, 12, rng())
-    learned = learn(samples, start, LearnedRotation(optimizer=optimizer, steps=30), rng())
+    learned = learn(samples, start, training(optimizer=optimizer, steps=30), rng())
     assert learned.rotation.dtype == torch.float64
     error = learned.rotation.mT @ learned.rotation - torch.eye(12, dtype=torch.float64)
     assert error.abs().max() < 1e-6
@@ -48,15 +58,15 @@ def test_results_are_orthogonal_in_float64(optimizer: str) -> None:
 def test_a_stack_is_learned_as_its_parts_are() -> None:
     """Matrices of a stack do not influence each other."""
     samples, start = heavy_tailed(2, 300, 8), initial_heads("hadamard", 2, 8, rng())
-    settings = LearnedRotation(steps=20, batch_tokens=300)
+    settings = training(steps=20, batch_tokens=300)
     together = learn(samples, start, settings, rng()).rotation
     alone = learn(samples[1], start[1], settings, rng()).rotation
     torch.testing.assert_close(together[1], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_same_seed_same_rotation() -> None:
-    samples, start = heavy_tailed(1000, 16), initial_rotation("hadamard", 16, rng())
-    settings = LearnedRotation(steps=20, batch_tokens=100)
+    samples, start = heavy_tailed(1000, 16), random_hadamard(16, rng())
+    settings = training(steps=20, batch_tokens=100)
     first, second, other = (learn(samples, start, settings, rng(seed)).rotation for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -64,8 +74,8 @@ def test_same_seed_same_rotation() -> None:
 
 def test_the_last_step_counts() -> None:
     """One step moves the result: the rotation returned is the one after the last step, not before it."""
-    samples, start = heavy_tailed(500, 16), initial_rotation("hadamard", 16, rng())
-    learned = learn(samples, start, LearnedRotation(steps=1), rng())
+    samples, start = heavy_tailed(500, 16), random_hadamard(16, rng())
+    learned = learn(samples, start, training(steps=1), rng())
     assert (learned.rotation - start).abs().max() > 1e-4
 
 

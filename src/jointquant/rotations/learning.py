@@ -1,37 +1,113 @@
-"""From samples of activations to rotations: R1 for the residual stream, R2 for each KV head."""
+"""Training one rotation, or a stack of them, on samples of activations."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from jointquant.recipe import LearnedRotation
 from jointquant.rotations.hadamard import random_hadamard
-from jointquant.rotations.objectives import OBJECTIVES
-from jointquant.rotations.optimizers import OPTIMIZERS, Learned, Schedule
+from jointquant.rotations.objectives import Objective, whip
+from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
 
 
-def initial_rotation(kind: str, size: int, generator: torch.Generator) -> Tensor:
-    """[n, n] float64: a random Hadamard matrix or the identity."""
-    if kind == "hadamard":
-        return random_hadamard(size, generator)
+@dataclass(frozen=True)
+class Training:
+    """How rotations are trained.
+
+    Attributes:
+        objective: what is minimised.
+        optimizer: how.
+        schedule: steps, rate and momentum. The rate is in units of Whip: see :func:`whip_units`.
+        batch_tokens: tokens a step.
+    """
+
+    objective: Objective
+    optimizer: Optimizer
+    schedule: Schedule
+    batch_tokens: int
+
+    def with_steps(self, steps: int) -> Training:
+        """The same with another number of steps."""
+        return replace(self, schedule=replace(self.schedule, steps=steps))
+
+
+def _identity(size: int, generator: torch.Generator) -> Tensor:
     return torch.eye(size, dtype=torch.float64)
+
+
+INITS: dict[str, Callable[[int, torch.Generator], Tensor]] = {"hadamard": random_hadamard, "identity": _identity}
+"""Starting points, [n, n] float64, by name."""
 
 
 def initial_heads(kind: str, num_heads: int, head_dim: int, generator: torch.Generator) -> Tensor:
     """One starting rotation per KV head: [kv_heads, head_dim, head_dim] float64."""
-    return torch.stack([initial_rotation(kind, head_dim, generator) for _ in range(num_heads)])
+    return torch.stack([INITS[kind](head_dim, generator) for _ in range(num_heads)])
 
 
-def learn(samples: Tensor, initial: Tensor, settings: LearnedRotation, generator: torch.Generator) -> Learned:
+def learn(samples: Tensor, initial: Tensor, training: Training, generator: torch.Generator) -> Learned:
     """Train the stack ``initial`` [..., n, n] on ``samples`` [..., tokens, n].
 
     Samples are scaled to unit RMS per matrix, so that the objective sees the same scale at every site.
     """
+    samples = unit_rms(samples)
+    start = initial.to(samples)
+
+    def loss(rotation: Tensor, _: int) -> Tensor:
+        return training.objective(draw(samples, training.batch_tokens, generator) @ rotation)
+
+    few = spread(samples, training.batch_tokens)
+    scale = whip_units(lambda r: training.objective(few @ r), lambda r: whip(few @ r), start)
+    return training.optimizer(Problem(loss, scale), start, training.schedule)
+
+
+def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """What a loss is multiplied by so that one learning rate serves all objectives.
+
+    Objectives differ by orders of magnitude in how steep they are. The factor makes the tangent gradient at the start
+    as long as Whip's, on the same tokens; for Whip itself it is 1, and where there is no slope to measure.
+
+    Args:
+        loss: the objective of a rotation [..., n, n] → [...].
+        reference: Whip of a rotation, [...].
+        start: [..., n, n].
+
+    Returns:
+        [...]
+    """
+    own, whips = slope(loss, start), slope(reference, start)
+    measured = (own > 0) & (whips > 0)
+    return torch.where(measured, whips / torch.where(measured, own, 1), 1)
+
+
+def slope(loss: Callable[[Tensor], Tensor], rotation: Tensor) -> Tensor:
+    """The Frobenius norm of a loss's tangent gradient at a rotation: [..., n, n] → [...]."""
+    leaf = rotation.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
+    return torch.linalg.matrix_norm(tangent(rotation, gradient))
+
+
+def unit_rms(samples: Tensor) -> Tensor:
+    """Samples [..., tokens, n] divided by their RMS over tokens and channels."""
     rms = samples.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(samples.dtype).tiny)
-    schedule = Schedule(settings.steps, settings.batch_tokens, settings.learning_rate, settings.momentum)
-    optimizer, objective = OPTIMIZERS[settings.optimizer], OBJECTIVES[settings.objective]
-    return optimizer(objective, samples / rms, initial.to(samples.device), schedule, generator)
+    return samples / rms
+
+
+def draw(samples: Tensor, batch_tokens: int, generator: torch.Generator) -> Tensor:
+    """A batch drawn without replacement: [..., batch, n]; everything when there is no more than a batch."""
+    num_tokens = samples.shape[-2]
+    if num_tokens <= batch_tokens:
+        return samples
+    chosen = torch.randperm(num_tokens, generator=generator)[:batch_tokens]
+    return samples.index_select(-2, chosen.to(samples.device))
+
+
+def spread(samples: Tensor, batch_tokens: int) -> Tensor:
+    """At most ``batch_tokens`` tokens, evenly spaced: [..., batch, n]."""
+    stride = -(-samples.shape[-2] // batch_tokens)
+    return samples[..., ::stride, :]
 
 
 def head_samples(o_in: Tensor, num_key_value_heads: int, head_dim: int) -> Tensor:

@@ -1,15 +1,39 @@
-"""What a learned rotation minimises: functions of the rotated activations y = xR, each a mean over tokens.
+"""What a learned rotation minimises: functions of the rotated activations y = xR, each an average over tokens.
 
 A new objective is one function of ``y: [..., tokens, n] → [...]`` (lower is better) and one row of ``OBJECTIVES``.
+A row is a factory: it receives the quantizer that will read the activations, which most objectives do not need.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional
+
+from jointquant.quantization.integer import IntFormat, affine_parameters, to_groups
 
 Objective = Callable[[Tensor], Tensor]
+
+UNIFORM_HALF_WIDTH = math.sqrt(3.0)
+"""U[−b, b] has the root mean square b/√3."""
+
+KL_EDGE = 0.05
+"""Width of the soft edge of the uniform density that ``kl`` compares with, as a part of its half width b."""
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A dynamic per-token quantizer: its integer grid and the part of each token's range that it keeps."""
+
+    fmt: IntFormat
+    clip_ratio: float = 1.0
+
+
+ObjectiveFactory = Callable[[Quantizer | None], Objective]
 
 
 def whip(y: Tensor) -> Tensor:
@@ -20,4 +44,122 @@ def whip(y: Tensor) -> Tensor:
     return y.abs().neg().exp().sum(-1).mean(-1)
 
 
-OBJECTIVES: dict[str, Objective] = {"whip": whip}
+def swd(y: Tensor) -> Tensor:
+    """Squared Wasserstein-2 distance of each channel's values to Uniform[−b, b], b = √3·RMS(y), mean over channels.
+
+    The slices are the channels: sort yⱼ over the T tokens and compare with the uniform quantiles
+    b·((2k + 1)/T − 1), k = 0 … T−1; the mean over k of the squared difference, then over j. A rotation leaves the
+    RMS over all of y alone, so b is a constant.
+    """
+    tokens = y.shape[-2]
+    ranks = torch.arange(tokens, device=y.device, dtype=y.dtype)
+    quantiles = _half_width(y) * ((2 * ranks + 1) / tokens - 1)  # [..., 1, tokens]
+    return (_sorted_channels(y) - quantiles).square().mean(dim=(-2, -1))
+
+
+def token_range(y: Tensor) -> Tensor:
+    """Mean over tokens of (maxⱼ yⱼ − minⱼ yⱼ)²: an asymmetric per-token quantizer's error, up to a constant.
+
+    Its step is the range divided by 2^bits − 1, and its error is step²/12 an element when rounding is uniform.
+    """
+    low, high = torch.aminmax(y, dim=-1)
+    return (high - low).square().mean(-1)
+
+
+def kurtosis(y: Tensor) -> Tensor:
+    """Mean over tokens of meanⱼ yⱼ⁴ / (meanⱼ yⱼ²)², the moments about zero over a token's channels.
+
+    1 where all |yⱼ| are equal, 1.8 for uniform, 3 for normal values. A token of zeros counts 0.
+    """
+    second = y.square().mean(-1)
+    return (y.pow(4).mean(-1) / second.square().clamp_min(torch.finfo(y.dtype).tiny)).mean(-1)
+
+
+def kl(y: Tensor) -> Tensor:
+    """KL divergence of each channel's distribution over tokens from a soft-edged Uniform[−b, b], mean over channels.
+
+    KL(p‖q) = −H(p) − E_p[log q] with b = √3·RMS(y) and
+
+    - H by Vasicek's spacings (J. R. Stat. Soc. B 38, 1976): with y₍₀₎ ≤ … ≤ y₍T−1₎ sorted over the tokens, m = √T
+      rounded, l = max(k − m, 0) and r = min(k + m, T − 1): H = mean over k of log(T·(y₍r₎ − y₍l₎)/(r − l));
+    - q(v) ∝ σ((b − v)/τ)·σ((b + v)/τ), τ = b/20: flat inside, an exponential fall outside, so that values beyond b
+      are drawn in (a hard edge would make the divergence infinite). Its integral is 2b/(1 − exp(−2b/τ)).
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    tokens = y.shape[-2]
+    if tokens < 2:
+        raise ValueError(f"the spacing estimate of an entropy needs at least 2 tokens, got {tokens}")
+    half_width = _half_width(y)  # [..., 1, 1]
+    tau = KL_EDGE * half_width
+    log_mass = torch.log(2 * half_width) - math.log1p(-math.exp(-2 / KL_EDGE))
+    log_q = functional.logsigmoid((half_width - y) / tau) + functional.logsigmoid((half_width + y) / tau) - log_mass
+
+    index = torch.arange(tokens, device=y.device)
+    spacing = max(1, round(math.sqrt(tokens)))
+    width = (index + spacing).clamp_max(tokens - 1) - (index - spacing).clamp_min(0)  # r − l, [tokens]
+    ordered = _sorted_channels(y)  # [..., n, tokens]
+    ends = [ordered[..., :1], ordered[..., -1:]]
+    low, high = (end.expand(*end.shape[:-1], spacing) for end in ends)
+    padded = torch.cat([low, ordered, high], dim=-1)
+    gaps = padded[..., 2 * spacing :] - padded[..., : -2 * spacing]  # y₍r₎ − y₍l₎
+    entropy = torch.log(gaps * (tokens / width.to(y.dtype)) + torch.finfo(y.dtype).eps * half_width)
+    return -entropy.mean(dim=(-2, -1)) - log_q.mean(dim=(-2, -1))
+
+
+@dataclass(frozen=True)
+class QuantError:
+    """The squared error that a dynamic per-token quantizer makes, mean over tokens and channels.
+
+    Gradients pass the rounding straight through: with s the scale and r the rounding residual in steps, an element
+    inside the grid has the error s·r, whose gradient is r·∂s/∂y; one that is clipped has its distance to the edge.
+    The zero point counts as a constant.
+    """
+
+    quantizer: Quantizer
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """[..., tokens, n] → [...]."""
+        fmt, clip_ratio = self.quantizer.fmt, self.quantizer.clip_ratio
+        work = to_groups(y, fmt)  # [..., tokens, groups, group_size]
+        low, high = torch.aminmax(work, dim=-1, keepdim=True)
+        scale, zero_point = affine_parameters(clip_ratio * low, clip_ratio * high, fmt)
+        steps = work / scale + zero_point.detach()
+        codes = (steps + (steps.round() - steps).detach()).clamp(fmt.q_min, fmt.q_max)
+        error = (codes - zero_point.detach()) * scale - work
+        return error.square().mean(dim=(-3, -2, -1))
+
+
+def _half_width(y: Tensor) -> Tensor:
+    """b of the uniform distribution with y's root mean square: [..., tokens, n] → [..., 1, 1], without gradient.
+
+    √3 where all values are 0.
+    """
+    rms = y.detach().square().mean(dim=(-2, -1), keepdim=True).sqrt()
+    return UNIFORM_HALF_WIDTH * torch.where(rms > 0, rms, torch.ones_like(rms))
+
+
+def _sorted_channels(y: Tensor) -> Tensor:
+    """Each channel's values in ascending order: [..., tokens, n] → [..., n, tokens]."""
+    return y.mT.contiguous().sort(dim=-1).values
+
+
+def _always(objective: Objective) -> ObjectiveFactory:
+    return lambda quantizer: objective
+
+
+def _quant_error(quantizer: Quantizer | None) -> Objective:
+    if quantizer is None:
+        raise ValueError("quant_error measures a quantizer: expected activations of less than 16 bits")
+    return QuantError(quantizer)
+
+
+OBJECTIVES: dict[str, ObjectiveFactory] = {
+    "whip": _always(whip),
+    "swd": _always(swd),
+    "range": _always(token_range),
+    "kurtosis": _always(kurtosis),
+    "kl": _always(kl),
+    "quant_error": _quant_error,
+}

@@ -5,29 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import shape_as_fused
-from jointquant.recipe import Recipe
+from jointquant.recipe import LearnedResidualRotation, Recipe
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
+from jointquant.runtime.basis import BasisChanges, install_basis_change
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 
 
 @dataclass(frozen=True)
 class OnlineTransforms:
-    """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input."""
+    """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input, R1's basis changes."""
 
     r3: HadamardTransform | None = None
     r4: HadamardTransform | None = None
+    basis: BasisChanges | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, head_dim: int, intermediate_size: int) -> OnlineTransforms:
+    def of(cls, recipe: Recipe, config: PretrainedConfig, head_dim: int, intermediate_size: int) -> OnlineTransforms:
         """What the recipe asks for, at the model's sizes."""
         rotations = recipe.rotations
+        per_layer = isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer
         return cls(
+            basis=BasisChanges(config.num_hidden_layers - 1, config.hidden_size) if per_layer else None,
             r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" else None,
             r4=HadamardTransform.of_size(intermediate_size) if rotations.r4.kind == "hadamard" else None,
         )
@@ -65,6 +70,18 @@ class Assembly:
         if self.cache_path():
             layer.get_submodule(self.architecture.attention).cache_path = self.cache_path()  # type: ignore[assignment]
 
+    def install_basis_change(self, layer: nn.Module, index: int, matrix: Tensor | None = None) -> None:
+        """Let a layer leave the residual stream in the next layer's basis, where there is one, in place.
+
+        Args:
+            layer: the layer.
+            index: which one it is.
+            matrix: [hidden, hidden]; None: still to be loaded.
+        """
+        basis = self.online.basis
+        if basis is not None and index < basis.count:
+            install_basis_change(layer, basis.hidden_size, matrix)
+
     def install_model(self, model: nn.Module) -> None:
         """Give a whole model (on the meta device) the modules that an artifact's tensors fill, in place."""
         architecture = self.architecture
@@ -87,6 +104,7 @@ class Assembly:
                 new = PackedLinear(old.in_features, old.out_features, old.bias is not None, path, fmt)
                 layer.set_submodule(linear, new.eval())
         self.install_paths(layer, index)
+        self.install_basis_change(layer, index)
 
     def check(self, layer: nn.Module, num_layers: int, head_dim: int) -> None:
         """Refuse what the family or its sizes do not allow, before any work is done.

@@ -116,7 +116,8 @@ def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assem
     """How an artifact's layers are built, at the sizes of ``model``, whose modules are still transformers' own."""
     architecture = architecture_of(quantization.architecture)
     recipe = quantization.parsed_recipe()
-    online = OnlineTransforms.of(recipe, head_dim_of(model.config), intermediate_size_of(model, architecture))
+    head_dim, intermediate_size = head_dim_of(model.config), intermediate_size_of(model, architecture)
+    online = OnlineTransforms.of(recipe, model.config, head_dim, intermediate_size)
     return Assembly(architecture, recipe, online)
 
 

@@ -1,0 +1,147 @@
+"""How the layers share R1: each strategy is one function and one row of ``STRATEGIES``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jointquant.errors import require
+from jointquant.rotations.learning import Training, draw, learn, spread, unit_rms, whip_units
+from jointquant.rotations.objectives import whip
+from jointquant.rotations.optimizers import Learned, Problem
+
+
+@dataclass(frozen=True)
+class ResidualTask:
+    """Everything R1 is learned from.
+
+    Attributes:
+        samples: per layer [tokens, hidden], of all its sites that read the residual stream; as many in every layer.
+        initial: [hidden, hidden] float64, where every training starts.
+        training: objective, optimiser, schedule.
+        weighting: what a layer counts in a joint loss.
+        generator: draws the batches.
+        sensitivities: [layers], what quantizing each layer's inputs does to the model's output, where it was measured.
+    """
+
+    samples: tuple[Tensor, ...]
+    initial: Tensor
+    training: Training
+    weighting: str
+    generator: torch.Generator
+    sensitivities: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to learn R1.
+
+    Attributes:
+        learn: the training; returns one result, or one per layer.
+        per_layer: whether every layer has an R1 of its own, so that the residual stream changes basis on its way.
+    """
+
+    learn: Callable[[ResidualTask], tuple[Learned, ...]]
+    per_layer: bool = False
+
+
+def pooled(task: ResidualTask) -> tuple[Learned, ...]:
+    """One R1, trained on the tokens of all layers in one pool (DartQuant, arXiv 2511.04063)."""
+    return (learn(torch.cat(task.samples), task.initial, task.training, task.generator),)
+
+
+def greedy(task: ResidualTask) -> tuple[Learned, ...]:
+    """One R1 that visits the layers in order: trained on the first, then from there on the second, and so on.
+
+    The steps are shared out evenly, the first layers taking one more where they do not divide; each layer has a
+    schedule of its own.
+
+    Raises:
+        InputError: fewer steps than layers.
+    """
+    layers, steps = len(task.samples), task.training.schedule.steps
+    require(steps >= layers, f"strategy greedy visits {layers} layers: expected at least as many steps, got {steps}")
+    rotation = task.initial
+    losses: tuple[float, ...] = ()
+    angles: tuple[float, ...] = ()
+    for index, samples in enumerate(task.samples):
+        training = task.training.with_steps(steps // layers + (index < steps % layers))
+        learned = learn(samples, rotation, training, task.generator)
+        rotation, losses, angles = learned.rotation, losses + learned.losses, angles + learned.angles
+    return (Learned(rotation, losses, angles),)
+
+
+def joint(task: ResidualTask) -> tuple[Learned, ...]:
+    """One R1 that minimises Σᵢ wᵢ·loss(layer i), Σᵢ wᵢ = 1, every step on tokens of every layer (JointQuant).
+
+    The batch is shared out evenly among the layers; samples are scaled to unit RMS per layer.
+    """
+    samples = unit_rms(torch.stack(task.samples))  # [layers, tokens, hidden]
+    start, training = task.initial.to(samples), task.training
+    share = max(1, training.batch_tokens // len(samples))
+    few = spread(samples, share)
+    weights = WEIGHTINGS[task.weighting](training.objective(few @ start), task.sensitivities)  # [layers]
+
+    def loss(rotation: Tensor, _: int) -> Tensor:
+        return weights @ training.objective(draw(samples, share, task.generator) @ rotation)
+
+    scale = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
+    return (training.optimizer(Problem(loss, scale), start, training.schedule),)
+
+
+def independent(task: ResidualTask) -> tuple[Learned, ...]:
+    """An R1 per layer, each with all the steps, trained on its layer's tokens alone from the same start.
+
+    Between layer i and i + 1 the residual stream changes basis by R1ᵢᵀR1ᵢ₊₁, which runs online.
+    """
+    return tuple(learn(samples, task.initial, task.training, task.generator) for samples in task.samples)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "pooled": Strategy(pooled),
+    "greedy": Strategy(greedy),
+    "joint": Strategy(joint),
+    "independent": Strategy(independent, per_layer=True),
+}
+
+Weighting = Callable[[Tensor, Tensor | None], Tensor]
+"""(losses at the start [layers], sensitivities [layers] or None) → weights [layers] that sum to 1."""
+
+
+def _uniform(losses: Tensor, _: Tensor | None) -> Tensor:
+    return torch.full_like(losses, 1 / len(losses))
+
+
+def _normalised(losses: Tensor, _: Tensor | None) -> Tensor:
+    """wᵢ ∝ 1/lossᵢ: a layer counts by the part of its starting loss that is left."""
+    return _shares(1 / _above_zero(losses))
+
+
+def _sensitivity(losses: Tensor, sensitivities: Tensor | None) -> Tensor:
+    """wᵢ ∝ sᵢ/lossᵢ: the part of its starting loss that is left, times the output error it stood for.
+
+    Raises:
+        InputError: no layer is sensitive.
+    """
+    if sensitivities is None:
+        raise ValueError("weights by sensitivity need the sensitivities of the layers, got none")
+    require(
+        bool(sensitivities.sum() > 0),
+        "rotations.r1.weights sensitivity: quantizing the layers' inputs changes nothing, expected activations that "
+        "are quantized where the residual stream is read",
+    )
+    return _shares(sensitivities.to(losses) / _above_zero(losses))
+
+
+def _above_zero(losses: Tensor) -> Tensor:
+    return losses.clamp_min(torch.finfo(losses.dtype).eps)
+
+
+def _shares(weights: Tensor) -> Tensor:
+    return weights / weights.sum()
+
+
+WEIGHTINGS: dict[str, Weighting] = {"uniform": _uniform, "normalised": _normalised, "sensitivity": _sensitivity}

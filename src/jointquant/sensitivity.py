@@ -1,0 +1,87 @@
+"""How much of the model's output is lost when one layer's inputs are quantized: measured on the walk of pass 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jointquant.models.stream import LayerArguments, ModelStream, Place
+from jointquant.propagation import advance
+from jointquant.quantization.integer import fake_quantize
+from jointquant.recipe import ActivationSettings, Recipe
+
+PROBE_TOKENS = 2048
+"""Tokens that are followed to the output for each layer (whole windows, one at least)."""
+
+
+class Sensitivity:
+    """The sensitivity of layer i: sᵢ = ‖f(hᵢ) − f(h)‖² / ‖f(h)‖².
+
+    h is the unquantized model's last hidden state on the first windows of the calibration set, f the final norm, so
+    f(h) is what the head reads; hᵢ is the same with the residual sites' inputs x of layer i alone replaced by
+    Q(xR)Rᵀ, with R the rotation that training starts from and Q the recipe's activation quantizer of each linear.
+
+    One copy of the probe's hidden states per layer goes through all later layers, besides an untouched one.
+
+    Args:
+        stream: the model.
+        recipe: says how activations are quantized.
+        rotation: R [hidden, hidden].
+        place: where the layers run.
+    """
+
+    def __init__(self, stream: ModelStream, recipe: Recipe, rotation: Tensor, place: Place) -> None:
+        self.stream, self.recipe, self.place = stream, recipe, place
+        self.rotation = rotation.to(place.device, place.dtype)
+        self.streams: list[Tensor] = []  # the untouched one, then one per layer so far: [windows, T, hidden]
+
+    @torch.no_grad()
+    def visit(self, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
+        """Take every copy through the next layer, of fused norms, and split a new one off.
+
+        Args:
+            layer: the layer.
+            hidden_states: [windows, T, hidden] of the unquantized model, before the layer.
+            arguments: what the layer receives besides.
+        """
+        windows = max(1, PROBE_TOKENS // hidden_states.shape[1])
+        if not self.streams:
+            self.streams.append(hidden_states[:windows].clone())
+        fresh = self.streams[0].clone()
+        for copy in self.streams:
+            advance(layer, copy, arguments)
+        with self._quantized(layer, len(self.streams) - 1):
+            advance(layer, fresh, arguments)
+        self.streams.append(fresh)
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """The sensitivities [layers] in float64, once all layers were visited; the copies are let go."""
+        norm = self.stream.final_norm(self.place)
+        clean, *touched = [norm(copy).double() for copy in self.streams]
+        self.streams = []
+        return torch.stack([(copy - clean).square().sum() for copy in touched]) / clean.square().sum()
+
+    @contextmanager
+    def _quantized(self, layer: nn.Module, index: int) -> Iterator[None]:
+        """While open, the linears at the layer's residual sites read quantized inputs."""
+        prefix = self.stream.architecture.layer_prefix(index)
+        with ExitStack() as stack:
+            for site in self.stream.architecture.residual_sites:
+                for name in site.linears:
+                    hook = self._hook(self.recipe.activations_of(f"{prefix}.{name}"))
+                    stack.callback(layer.get_submodule(name).register_forward_pre_hook(hook).remove)
+            yield
+
+    def _hook(self, settings: ActivationSettings) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            (x,) = inputs
+            if settings.format is None:
+                return (x,)
+            return (fake_quantize(x @ self.rotation, settings.format, settings.clip_ratio) @ self.rotation.T,)
+
+        return hook

@@ -1,0 +1,113 @@
+"""Optimisers: orthogonal results that lower every objective, alone and in stacks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from jointquant.quantization.integer import IntFormat
+from jointquant.rotations.hadamard import random_hadamard
+from jointquant.rotations.learning import Training, learn, unit_rms, whip_units
+from jointquant.rotations.objectives import OBJECTIVES, Quantizer, whip
+from jointquant.rotations.optimizers import OPTIMIZERS, Problem, Schedule, cayley_transform, turned
+
+QUANTIZER = Quantizer(IntFormat(4, symmetric=False))
+
+
+def heavy_tailed(*shape: int, seed: int = 0) -> Tensor:
+    """Correlated samples with a few large channels, every token normed: what reads the residual stream sees."""
+    generator = torch.Generator().manual_seed(seed)
+    *_, n = shape
+    base = torch.distributions.StudentT(3.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        samples = base.sample(torch.Size(shape))
+    mix = torch.eye(n) + 0.3 * torch.randn(n, n, generator=generator) / n**0.5
+    scale = torch.ones(n)
+    scale[:2] = 8
+    samples = samples * scale @ mix
+    return samples / samples.square().mean(-1, keepdim=True).sqrt()
+
+
+def training(objective: str, optimizer: str, steps: int = 60, batch_tokens: int = 512) -> Training:
+    schedule = Schedule(steps, learning_rate=1.0, momentum=0.9)
+    return Training(OBJECTIVES[objective](QUANTIZER), OPTIMIZERS[optimizer], schedule, batch_tokens)
+
+
+def orthogonality_error(rotation: Tensor) -> float:
+    return (rotation.mT @ rotation - torch.eye(rotation.shape[-1], dtype=rotation.dtype)).abs().max().item()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_lowers_every_objective(objective: str, optimizer: str) -> None:
+    """With one learning rate for all of them."""
+    samples = heavy_tailed(2048, 32)
+    start = random_hadamard(32, torch.Generator().manual_seed(0))
+    learned = learn(samples, start, training(objective, optimizer), torch.Generator().manual_seed(1))
+    loss = OBJECTIVES[objective](QUANTIZER)
+    y = unit_rms(samples).double()
+    assert loss(y @ learned.rotation) < 0.99 * loss(y @ start)
+    assert learned.rotation.dtype == torch.float64
+    assert orthogonality_error(learned.rotation) < 1e-6
+    assert len(learned.losses) == len(learned.angles) == 60
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_stack_learns_as_its_parts_do(optimizer: str) -> None:
+    samples = torch.stack([heavy_tailed(300, 8, seed=seed) for seed in range(3)])
+    starts = torch.stack([random_hadamard(8, torch.Generator().manual_seed(seed)) for seed in range(3)])
+    settings = training("range", optimizer, steps=10, batch_tokens=1000)  # the whole sample: no draws
+    together = learn(samples, starts, settings, torch.Generator())
+    alone = [learn(x, r, settings, torch.Generator()) for x, r in zip(samples, starts, strict=True)]
+    torch.testing.assert_close(together.rotation, torch.stack([one.rotation for one in alone]), rtol=0, atol=1e-4)
+    assert together.losses[-1] == pytest.approx(sum(one.losses[-1] for one in alone) / 3, rel=1e-4)
+    assert together.angles[0] == pytest.approx(sum(one.angles[0] for one in alone) / 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_rotation_is_the_one_after_the_last_step(optimizer: str) -> None:
+    """The k-step result is where step k of a longer run with the same rates would look; angles lead to it."""
+    samples = unit_rms(heavy_tailed(256, 8)).double()
+    start = random_hadamard(8, torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+
+    def loss(rotation: Tensor, step: int) -> Tensor:
+        seen.append(rotation.detach().clone())
+        return whip(samples @ rotation)
+
+    learned = OPTIMIZERS[optimizer](Problem(loss, torch.ones(())), start, Schedule(5, 1.0, 0.9))
+    assert len(seen) == 5
+    assert learned.angles[-1] > 0
+    path = [*seen, learned.rotation]
+    for angle, before, after in zip(learned.angles, path[:-1], path[1:], strict=True):
+        assert angle == pytest.approx(turned(before, after), abs=1e-9)
+    assert whip(samples @ learned.rotation) < learned.losses[-1]
+
+
+def test_cayley_transform() -> None:
+    skew = torch.randn(2, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    skew = skew - skew.mT
+    assert orthogonality_error(cayley_transform(skew)) < 1e-12
+    small = 1e-3 * skew
+    torch.testing.assert_close(cayley_transform(small), torch.matrix_exp(-small), rtol=0, atol=1e-7)
+
+
+def test_turned_is_the_angle_of_a_plane_rotation() -> None:
+    """Turning every plane of R⁴ by 0.3 moves every vector by 0.3."""
+    c, s = torch.tensor(0.3).cos().item(), torch.tensor(0.3).sin().item()
+    turn = torch.block_diag(*[torch.tensor([[c, s], [-s, c]], dtype=torch.float64)] * 2)
+    start = random_hadamard(4, torch.Generator().manual_seed(0))
+    assert turned(start, start @ turn) == pytest.approx(0.3, abs=1e-6)
+    assert turned(start, start) == 0
+
+
+def test_whip_units() -> None:
+    """1 for Whip, the inverse of any factor, and 1 where there is no slope."""
+    y = unit_rms(heavy_tailed(128, 8)).double()
+    start = random_hadamard(8, torch.Generator().manual_seed(0))
+    assert whip_units(lambda r: whip(y @ r), lambda r: whip(y @ r), start) == 1
+    factor = whip_units(lambda r: 50 * whip(y @ r), lambda r: whip(y @ r), start)
+    assert factor.item() == pytest.approx(0.02)
+    assert whip_units(lambda r: (0 * y @ r).sum(), lambda r: whip(y @ r), start) == 1
