@@ -19,12 +19,14 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 def demo(result: dict[str, Any]) -> list[str]:
     """The demo's table."""
-    lines = ["| recipe | perplexity | size (MB) | bits per weight | seconds |", "|-|-|-|-|-|"]
+    lines = ["| recipe | perplexity | min – max | size (MB) | bits per weight | seconds |", "|-|-|-|-|-|-|"]
     for row in result["rows"]:
         size = f"{row['size_bytes'] / 1e6:.2f}"
+        spread = f"{row['perplexity_min']:.2f} – {row['perplexity_max']:.2f} ({row['seeds']} seeds)"
         cells = (
             row["recipe"],
             f"{row['perplexity']:.2f}",
+            spread if row["seeds"] > 1 else "",
             size,
             f"{row['bits_per_weight']:.2f}",
             f"{row['seconds']:.1f}",

@@ -51,16 +51,19 @@ OverwriteOption = Annotated[bool, typer.Option(help="Replace an output folder th
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Keep the artifacts here (default: a temporary folder).")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The first of the seeds.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """The whole story on the embedded model, offline: five recipes at W4A4KV4, one table."""
     from jointquant.demo.story import run_demo
 
     rows = run_demo(out, seed, _progress())
-    table = Table("recipe", "perplexity", "size (MB)", "seconds", title="embedded model, held-out text")
+    title = "embedded model, held-out text; mean over seeds"
+    table = Table("recipe", "perplexity", "min – max", "size (MB)", "seconds", title=title)
     for row in rows:
-        table.add_row(row.recipe, f"{row.perplexity:.2f}", f"{row.size_bytes / 1e6:.2f}", f"{row.seconds:.1f}")
+        spread = f"{row.perplexity_min:.2f} – {row.perplexity_max:.2f} ({row.seeds})" if row.seeds > 1 else ""
+        size, seconds = f"{row.size_bytes / 1e6:.2f}", f"{row.seconds:.1f}"
+        table.add_row(row.recipe, f"{row.perplexity:.2f}", spread, size, seconds)
     _print(table, as_json)
     _finish({"rows": [row.to_dict() for row in rows]}, as_json)
 
