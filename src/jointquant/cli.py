@@ -122,8 +122,18 @@ def evaluate(
     model: RunnableArgument,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="Text: wikitext2, c4, ptb, hub:NAME…, or a file. Repeatable. Default: wikitext2."),
+        typer.Option(
+            help="Text: wikitext2, c4, ptb, hub:NAME…, or a file. Repeatable. Default: wikitext2, or none with --tasks."
+        ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Tasks of lm-eval, or task files (.yaml), separated by commas."),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Solved examples before each question (default: what the task says).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only so many questions of each task.")] = None,
     seqlen: Annotated[int | None, typer.Option(help="Tokens of a window (default: 2048 or the model's limit).")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Use only so many tokens of each text.")] = None,
     revision: RevisionOption = None,
@@ -132,12 +142,15 @@ def evaluate(
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Perplexity of a model or an artifact: windows without overlap, T − 1 predictions each."""
+    """Perplexity of a model or an artifact (windows without overlap, T − 1 predictions each), and scores on tasks."""
     from jointquant import evaluate as run
 
     result = run(
         model,
-        tuple(text or ["wikitext2"]),
+        tuple(text) if text else None,
+        tasks=() if tasks is None else tuple(name.strip() for name in tasks.split(",")),
+        num_fewshot=num_fewshot,
+        limit=limit,
         revision=revision,
         hub=hub,
         seqlen=seqlen,
@@ -146,10 +159,13 @@ def evaluate(
         dtype=dtype,
         progress=_progress(),
     )
-    table = Table("text", "perplexity", title=f"{model}, windows of {result.seqlen}")
-    for source, value in result.perplexity.items():
-        table.add_row(source, f"{value:.4f}")
-    _print(table, as_json)
+    if result.perplexity:
+        table = Table("text", "perplexity", title=f"{model}, windows of {result.seqlen}")
+        for source, value in result.perplexity.items():
+            table.add_row(source, f"{value:.4f}")
+        _print(table, as_json)
+    if result.tasks:
+        _print(_task_table(model, result.tasks), as_json)
     _finish(result.to_dict(), as_json)
 
 
@@ -258,6 +274,18 @@ def main(arguments: list[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _task_table(model: str, tasks: dict[str, dict[str, float]]) -> Table:
+    """One row a metric, with its standard error where it has one."""
+    table = Table("task", "metric", "value", "± standard error", title=model)
+    for task, values in tasks.items():
+        for metric, value in values.items():
+            name, comma, answers = metric.partition(",")
+            if not name.endswith("_stderr"):
+                error = values.get(f"{name}_stderr{comma}{answers}")
+                table.add_row(task, metric, f"{value:.4f}", "" if error is None else f"{error:.4f}")
+    return table
 
 
 def _progress() -> Any:
