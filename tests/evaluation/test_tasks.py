@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def task_file(tmp_path: Path) -> Path:
     words = [p.split() for p in paragraphs if 16 <= len(p.split()) <= 40][: QUESTIONS + 1]
     assert len(words) == QUESTIONS + 1
     rows = []
-    for number, (own, other) in enumerate(zip(words, words[1:], strict=False)):
+    for number, (own, other) in enumerate(pairwise(words)):
         endings = [" ".join(own[10:16]), " ".join(other[10:16])]
         answer = number % 2
         rows.append({"start": " ".join(own[:10]), "choices": endings[:: 1 - 2 * answer], "answer": answer})

@@ -124,7 +124,7 @@ def _language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM
 
-    class Hook(CacheHook):  # type: ignore[misc]
+    class Hook(CacheHook):
         """Told of every request that is done."""
 
         def __init__(self, stage: Stage) -> None:
@@ -134,7 +134,7 @@ def _language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         def add_partial(self, attr: str, req: Any, res: Any) -> None:
             self.stage.advance()
 
-    class LanguageModel(HFLM):  # type: ignore[misc]
+    class LanguageModel(HFLM):
         """Shows progress in our way, and asks no hub about the model."""
 
         def _watched(self, kind: str, requests: list[Any]) -> Any:
