@@ -249,13 +249,13 @@ def models(as_json: JsonOption = False) -> None:
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """What this machine can do."""
-    from jointquant.doctor import examine
+    """What this machine can do: each device's dtypes, linear algebra, precision, speed and memory, measured now."""
+    from jointquant.doctor import examine, in_words
 
     findings = examine()
     table = Table("what", "found", title="this machine")
-    for what, found in findings.items():
-        table.add_row(what, str(found))
+    for what, found in in_words(findings):
+        table.add_row(what, found)
     _print(table, as_json)
     _finish({"findings": findings}, as_json)
 
