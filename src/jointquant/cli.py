@@ -70,6 +70,9 @@ def quantize(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="The artifact's folder; it appears only when it is complete.")],
     recipe: Annotated[str, typer.Option(help="A preset (see `jointquant recipes`) or a YAML file.")] = "w4a4kv4",
+    size: Annotated[
+        str | None, typer.Option(help="Batch and sample sizes for a model of this size: 1B, 3B, 8B, 70B; --set wins.")
+    ] = None,
     changes: SetOption = None,
     calib: Annotated[
         str | None,
@@ -94,7 +97,7 @@ def quantize(
 
     flags = {"source": calib, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
     given = [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    settings = load_recipe(recipe, [*(changes or []), *given])
+    settings = load_recipe(recipe, [*(changes or []), *given], size)
     result = run(
         model,
         out,
@@ -215,10 +218,11 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe in full, as YAML.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The recipes there are; with a name, all settings of one."""
+    """The recipes and sizes there are; with a name, all settings of a recipe."""
     import yaml
 
     from jointquant.recipe import load_recipe, preset_names
+    from jointquant.sizes import read_size, size_names
 
     if name is not None:
         data = load_recipe(name).model_dump(mode="json")
@@ -231,7 +235,12 @@ def recipes(
     for preset, description in presets.items():
         table.add_row(preset, description)
     _print(table, as_json)
-    _finish({"recipes": presets}, as_json)
+    sizes = {size: read_size(size)["description"] for size in size_names()}
+    table = Table("size", "for models of", title="jointquant quantize --size NAME")
+    for size, description in sizes.items():
+        table.add_row(size, description)
+    _print(table, as_json)
+    _finish({"recipes": presets, "sizes": sizes}, as_json)
 
 
 @app.command()
