@@ -1,4 +1,6 @@
-"""Write the tables of the docs from benchmarks/results/: ``python benchmarks/tables.py`` (``--check``: only compare).
+"""Write the tables of the docs from benchmarks/results/ and the package: ``python benchmarks/tables.py``.
+
+``--check``: only compare.
 
 A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``.
 """
@@ -11,6 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from jointquant.recipe_keys import key_table, size_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -48,13 +52,19 @@ def stories260k(result: dict[str, Any]) -> list[str]:
 
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {"demo": demo, "stories260k": stories260k}
 
+FROM_CODE: dict[str, Callable[[], list[str]]] = {"recipe_keys": key_table, "sizes": size_table}
+"""Tables of what the package itself says."""
+
 
 def render(page: str) -> str:
     """The page with each of its tables made anew."""
 
     def table(match: re.Match[str]) -> str:
         name = match[1]
-        lines = TABLES[name](json.loads((RESULTS / f"{name}.json").read_text()))
+        if name in FROM_CODE:
+            lines = FROM_CODE[name]()
+        else:
+            lines = TABLES[name](json.loads((RESULTS / f"{name}.json").read_text()))
         return "\n".join([f"<!-- table: {name} -->", *lines, "<!-- end -->"])
 
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,41 @@ def test_imports(part: str) -> None:
                 assert not name.startswith(f"{target}."), f"{path.name} imports {name}"
 
 
+BACKEND = re.compile(r"(cuda|npu|xpu|mps|torch_npu)(:\d+)?")
+FACTORISATIONS = {"qr", "cholesky", "cholesky_ex", "cholesky_inverse", "solve", "solve_ex", "inv", "svd", "eigh", "eig"}
+TOOLS = ("demo/train.py",)  # run by developers, on the CPU
+
+
+def sources() -> list[Path]:
+    return [
+        p for p in sorted(ROOT.rglob("*.py")) if p.name != "devices.py" and p.relative_to(ROOT).as_posix() not in TOOLS
+    ]
+
+
 def test_accelerators_are_named_in_one_place() -> None:
-    for path in ROOT.rglob("*.py"):
-        if path.name in ("devices.py",) or "kernels" in path.parts or "demo" in path.parts:
+    for path in sources():
+        if "kernels" in path.parts:
             continue
-        code = path.read_text()
-        for word in ("torch.cuda", ".cuda(", '"cuda"', "'cuda'"):
-            assert word not in code, f"{path.relative_to(ROOT)} names {word}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            words = [
+                node.attr if isinstance(node, ast.Attribute) else "",
+                node.id if isinstance(node, ast.Name) else "",
+                node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "",
+                *([alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []),
+            ]
+            for word in words:
+                assert not BACKEND.fullmatch(word), f"{path.relative_to(ROOT)}:{node.lineno} names {word}"
+
+
+def test_what_a_backend_may_lack_goes_through_the_table() -> None:
+    """float64 and factorisations are asked for through devices.py, which knows where they run."""
+    for path in sources():
+        if path.name == "doctor.py":  # tries each operation on each device
+            continue
+        for function in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)):
+            calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
+            called = {n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", "") for n in calls}
+            methods = {n.func.attr for n in calls if isinstance(n.func, ast.Attribute)}
+            where = f"{path.relative_to(ROOT)}: {function.name}"
+            assert "double" not in methods, f"{where} calls .double(): expected devices.double"
+            assert not (methods & FACTORISATIONS) or "linalg_device" in called, f"{where} asks no linalg_device"

@@ -73,6 +73,9 @@ def quantize(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="The artifact's folder; it appears only when it is complete.")],
     recipe: Annotated[str, typer.Option(help="A preset (see `jointquant recipes`) or a YAML file.")] = "w4a4kv4",
+    size: Annotated[
+        str | None, typer.Option(help="Batch and sample sizes for a model of this size: 1B, 3B, 8B, 70B; --set wins.")
+    ] = None,
     changes: SetOption = None,
     calib: Annotated[
         str | None,
@@ -97,7 +100,7 @@ def quantize(
 
     flags = {"source": calib, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
     given = [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    settings = load_recipe(recipe, [*(changes or []), *given])
+    settings = load_recipe(recipe, [*(changes or []), *given], size)
     result = run(
         model,
         out,
@@ -125,8 +128,18 @@ def evaluate(
     model: RunnableArgument,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="Text: wikitext2, c4, ptb, hub:NAME…, or a file. Repeatable. Default: wikitext2."),
+        typer.Option(
+            help="Text: wikitext2, c4, ptb, hub:NAME…, or a file. Repeatable. Default: wikitext2, or none with --tasks."
+        ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Tasks of lm-eval, or task files (.yaml), separated by commas."),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Solved examples before each question (default: what the task says).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only so many questions of each task.")] = None,
     seqlen: Annotated[int | None, typer.Option(help="Tokens of a window (default: 2048 or the model's limit).")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Use only so many tokens of each text.")] = None,
     revision: RevisionOption = None,
@@ -135,12 +148,15 @@ def evaluate(
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Perplexity of a model or an artifact: windows without overlap, T − 1 predictions each."""
+    """Perplexity of a model or an artifact (windows without overlap, T − 1 predictions each), and scores on tasks."""
     from jointquant import evaluate as run
 
     result = run(
         model,
-        tuple(text or ["wikitext2"]),
+        tuple(text) if text else None,
+        tasks=() if tasks is None else tuple(name.strip() for name in tasks.split(",")),
+        num_fewshot=num_fewshot,
+        limit=limit,
         revision=revision,
         hub=hub,
         seqlen=seqlen,
@@ -149,10 +165,13 @@ def evaluate(
         dtype=dtype,
         progress=_progress(),
     )
-    table = Table("text", "perplexity", title=f"{model}, windows of {result.seqlen}")
-    for source, value in result.perplexity.items():
-        table.add_row(source, f"{value:.4f}")
-    _print(table, as_json)
+    if result.perplexity:
+        table = Table("text", "perplexity", title=f"{model}, windows of {result.seqlen}")
+        for source, value in result.perplexity.items():
+            table.add_row(source, f"{value:.4f}")
+        _print(table, as_json)
+    if result.tasks:
+        _print(_task_table(model, result.tasks), as_json)
     _finish(result.to_dict(), as_json)
 
 
@@ -202,10 +221,11 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe in full, as YAML.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The recipes there are; with a name, all settings of one."""
+    """The recipes and sizes there are; with a name, all settings of a recipe."""
     import yaml
 
     from jointquant.recipe import load_recipe, preset_names
+    from jointquant.sizes import read_size, size_names
 
     if name is not None:
         data = load_recipe(name).model_dump(mode="json")
@@ -218,7 +238,12 @@ def recipes(
     for preset, description in presets.items():
         table.add_row(preset, description)
     _print(table, as_json)
-    _finish({"recipes": presets}, as_json)
+    sizes = {size: read_size(size)["description"] for size in size_names()}
+    table = Table("size", "for models of", title="jointquant quantize --size NAME")
+    for size, description in sizes.items():
+        table.add_row(size, description)
+    _print(table, as_json)
+    _finish({"recipes": presets, "sizes": sizes}, as_json)
 
 
 @app.command()
@@ -236,13 +261,13 @@ def models(as_json: JsonOption = False) -> None:
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """What this machine can do."""
-    from jointquant.doctor import examine
+    """What this machine can do: each device's dtypes, linear algebra, precision, speed and memory, measured now."""
+    from jointquant.doctor import examine, in_words
 
     findings = examine()
     table = Table("what", "found", title="this machine")
-    for what, found in findings.items():
-        table.add_row(what, str(found))
+    for what, found in in_words(findings):
+        table.add_row(what, found)
     _print(table, as_json)
     _finish({"findings": findings}, as_json)
 
@@ -261,6 +286,18 @@ def main(arguments: list[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _task_table(model: str, tasks: dict[str, dict[str, float]]) -> Table:
+    """One row a metric, with its standard error where it has one."""
+    table = Table("task", "metric", "value", "± standard error", title=model)
+    for task, values in tasks.items():
+        for metric, value in values.items():
+            name, comma, answers = metric.partition(",")
+            if not name.endswith("_stderr"):
+                error = values.get(f"{name}_stderr{comma}{answers}")
+                table.add_row(task, metric, f"{value:.4f}", "" if error is None else f"{error:.4f}")
+    return table
 
 
 def _progress() -> Any:

@@ -1,35 +1,101 @@
-"""The only place that knows accelerators by name."""
+"""The only place that knows accelerators by name: which there are, what they lack, and where that runs instead."""
 
 from __future__ import annotations
 
+import os
+import platform
+import re
+import warnings
+from importlib import import_module
+from importlib.util import find_spec
+
 import torch
+from torch import Tensor
 
-from jointquant.errors import InputError
+from jointquant.errors import InputError, require
 
-# Operations a backend lacks; they run on the CPU instead.
+OPERATIONS = ("float64", "qr", "cholesky", "solve")
+"""What is asked of a device besides products and sums in float32."""
+
 MISSING: dict[str, frozenset[str]] = {
-    "mps": frozenset({"float64", "qr", "cholesky", "solve"}),
-    "npu": frozenset({"float64", "qr", "cholesky", "solve"}),
+    "mps": frozenset(OPERATIONS),  # no float64; the factorisations are partly there, by version of macOS
+    "npu": frozenset(OPERATIONS),
+    "xpu": frozenset(OPERATIONS),  # float64 only on data-centre GPUs; the factorisations depend on the build
 }
+"""Operations that a backend lacks, or has on some machines only: they run on ``HOST`` instead."""
+
+HOST = torch.device("cpu")
+
+EXPECTED = "expected auto, cpu, or an accelerator such as cuda:0, xpu:0, npu:0, mps"
 
 
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called ``name``; "auto" is the accelerator if there is one, else the CPU.
 
     Raises:
-        InputError: the name is unknown, or no such device is at hand.
+        InputError: the name is unknown, no such device is at hand, or torch-npu is needed and cannot be imported.
     """
+    if name == "cpu":
+        return HOST
+    _prepare(name)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"unknown device {name!r}: expected auto, cpu, or an accelerator such as cuda:0") from None
-    if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
-        found = accelerator.type if accelerator else "no accelerator"
-        raise InputError(f"device {name!r} is not available: this machine has {found} and cpu")
+        return accelerator or HOST
+    device = _parse(name)
+    if device == torch.device("cpu:0"):
+        return HOST
+    found = _found(accelerator)
+    require(
+        accelerator is not None and device.type == accelerator.type and (device.index or 0) < _count(),
+        f"device {name!r} is not available: this machine has {found}",
+    )
     return device
+
+
+def _parse(name: str) -> torch.device:
+    shown = name if len(name) <= 40 else name[:40] + "…"
+    message = f"unknown device {shown!r}: {EXPECTED}"
+    require(re.fullmatch(r"[a-z]+(:[0-9]{1,2})?", name) is not None, message)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.device(name)
+    except RuntimeError:
+        raise InputError(message) from None
+
+
+def _prepare(name: str) -> None:
+    """torch knows an Ascend NPU only once torch_npu was imported."""
+    asked = name.partition(":")[0] == "npu"
+    if not asked and not (name == "auto" and find_spec("torch_npu") is not None):
+        return
+    try:
+        import_module("torch_npu")
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"device {name!r}: torch_npu cannot be imported ({reason}): expected pip install torch-npu for this torch "
+            "and CANN, or --device cpu"
+        ) from None
+
+
+def _count() -> int:
+    return torch.accelerator.device_count()
+
+
+def _found(accelerator: torch.device | None) -> str:
+    """The devices of this machine in words."""
+    if accelerator is None:
+        return "cpu and no accelerator"
+    return ", ".join(["cpu", *(f"{accelerator.type}:{index}" for index in range(_count()))])
+
+
+def all_devices() -> list[torch.device]:
+    """The CPU, and each accelerator. Raises InputError when torch_npu is installed and broken."""
+    accelerator = resolve_device("auto")
+    if accelerator == HOST:
+        return [HOST]
+    return [HOST, *(torch.device(accelerator.type, index) for index in range(_count()))]
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -39,20 +105,69 @@ def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch
     """The dtype to compute in; "auto" is float32 on the CPU and the checkpoint's own on accelerators.
 
     Raises:
-        InputError: an unknown dtype.
+        InputError: an unknown dtype, or one that the device lacks.
     """
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else stored
-    if name not in DTYPES:
-        raise InputError(f"unknown dtype {name!r}: expected auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+        dtype = torch.float32 if device.type == "cpu" else stored
+    else:
+        require(name in DTYPES, f"unknown dtype {name!r}: expected auto, {', '.join(DTYPES)}")
+        dtype = DTYPES[name]
+    require(
+        dtype != torch.float64 or supports(device, "float64"),
+        f"dtype float64 is not for {device.type} devices: expected float32, bfloat16 or float16",
+    )
+    return dtype
 
 
 def supports(device: torch.device, operation: str) -> bool:
-    """Whether ``operation`` ("float64", "qr", "cholesky", "solve") runs on the device itself."""
+    """Whether one of ``OPERATIONS`` runs on the device itself."""
     return operation not in MISSING.get(device.type, frozenset())
 
 
 def linalg_device(device: torch.device, operation: str) -> torch.device:
-    """Where ``operation`` runs for tensors of ``device``."""
-    return device if supports(device, operation) else torch.device("cpu")
+    """Where one of ``OPERATIONS`` runs for tensors of ``device``."""
+    return device if supports(device, operation) else HOST
+
+
+def double(x: Tensor) -> Tensor:
+    """A float64 copy, on a device that has float64."""
+    return x.to(linalg_device(x.device, "float64")).double()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told to."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cpu":
+        return _processor()
+    describe = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return str(describe(device)) if describe else device.type
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it, else the machine's."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def memory(device: torch.device) -> tuple[int, int] | None:
+    """(free, total) bytes of the device's memory; None where the backend does not tell."""
+    if device.type == "cpu":
+        try:
+            page = os.sysconf("SC_PAGE_SIZE")
+            return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, ValueError, OSError):
+            return None
+    try:
+        free, total = torch.accelerator.get_memory_info(device)
+    except (AttributeError, RuntimeError, ValueError):
+        return None
+    return int(free), int(total)

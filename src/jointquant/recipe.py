@@ -16,6 +16,7 @@ from jointquant.rotations.learning import INITS
 from jointquant.rotations.objectives import OBJECTIVES
 from jointquant.rotations.optimizers import OPTIMIZERS
 from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS
+from jointquant.sizes import apply_size
 
 PRESETS = Path(__file__).parent / "recipes"
 
@@ -234,15 +235,24 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load_recipe(source: str | Path | Recipe = "w4a4kv4", changes: Iterable[str] = ()) -> Recipe:
-    """A recipe by preset name, by YAML file, or as it is; then each ``dotted.key=value`` of ``changes``.
+def load_recipe(
+    source: str | Path | Recipe = "w4a4kv4", changes: Iterable[str] = (), size: str | None = None
+) -> Recipe:
+    """A recipe by preset name, by YAML file, or as it is; a ``size``, and each ``dotted.key=value`` of ``changes``.
+
+    A size sets how much a rotation is trained only where one is learned, once the changes are made; they still win.
 
     Raises:
-        InputError: an unknown preset, a file that is no recipe, an unknown key, a value out of range.
+        InputError: an unknown preset or size, a file that is no recipe, an unknown key, a value out of range.
     """
     data = source.model_dump(mode="json") if isinstance(source, Recipe) else _read_yaml(source)
+    changes = list(changes)
     for change in changes:
         _apply(data, change)
+    if size is not None:
+        apply_size(data, size)
+        for change in changes:
+            _apply(data, change)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jointquant.devices import double
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.propagation import advance
 from jointquant.quantization.integer import fake_quantize
@@ -62,7 +63,7 @@ class Sensitivity:
     def finish(self) -> Tensor:
         """The sensitivities [layers] in float64, once all layers were visited; the copies are let go."""
         norm = self.stream.final_norm(self.place)
-        clean, *touched = [norm(copy).double() for copy in self.streams]
+        clean, *touched = [double(norm(copy)) for copy in self.streams]
         self.streams = []
         return torch.stack([(copy - clean).square().sum() for copy in touched]) / clean.square().sum()
 

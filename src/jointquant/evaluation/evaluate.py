@@ -1,9 +1,9 @@
-"""Evaluate a model or an artifact on texts."""
+"""Evaluate a model or an artifact on texts and tasks."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant.errors import require
 from jointquant.evaluation.perplexity import Logits, perplexity
+from jointquant.evaluation.tasks import Scores, TaskSet
 from jointquant.hub import locate
 from jointquant.progress import Progress, Silent
 from jointquant.runtime.loading import load, load_tokenizer
@@ -23,19 +24,21 @@ DEFAULT_SEQLEN = 2048
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Perplexity per text, and what it was measured on.
+    """Perplexity per text, scores per task, and what they were measured on.
 
     Attributes:
         perplexity: by text.
         tokens: tokens in the windows of all texts.
         seqlen: length of a window.
         seconds: wall time, loading excluded.
+        tasks: by task: value by metric.
     """
 
     perplexity: dict[str, float]
     tokens: int
     seqlen: int
     seconds: float
+    tasks: Scores = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
@@ -44,8 +47,11 @@ class EvaluationResult:
 
 def evaluate(
     model: str | Path | PreTrainedModel,
-    texts: tuple[str, ...] = ("wikitext2",),
+    texts: tuple[str, ...] | None = None,
     *,
+    tasks: tuple[str, ...] = (),
+    num_fewshot: int | None = None,
+    limit: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     hub: str = "hf",
@@ -55,11 +61,14 @@ def evaluate(
     dtype: str = "auto",
     progress: Progress | None = None,
 ) -> EvaluationResult:
-    """Perplexity of a model folder, a hub id, an artifact, or a model in memory on each of ``texts``.
+    """What a model folder, a hub id, an artifact, or a model in memory makes of each of ``texts`` and ``tasks``.
 
     Args:
         model: what to evaluate.
-        texts: sources, as for calibration.
+        texts: sources, as for calibration, for perplexity; None: wikitext2, or none where there are tasks.
+        tasks: tasks of lm-eval, or task files (.yaml) of its form.
+        num_fewshot: solved examples before each question of a task; None: what the task says.
+        limit: use only so many questions of each task.
         tokenizer: needed with a model in memory.
         revision: branch, tag or commit of a hub id.
         hub: ``hf`` or ``modelscope``.
@@ -70,9 +79,15 @@ def evaluate(
         progress: where progress is shown; None: nowhere.
 
     Raises:
-        InputError: no such model or text, or a text shorter than one window.
+        InputError: no such model, text or task, a text shorter than one window, or tasks without lm-eval.
     """
     progress = progress or Silent()
+    if texts is None:
+        texts = () if tasks else ("wikitext2",)
+    require(
+        bool(tasks) or (num_fewshot is None and limit is None), "num_fewshot and limit are for tasks: expected some"
+    )
+    task_set = TaskSet(tasks) if tasks else None
     if isinstance(model, PreTrainedModel):
         require(tokenizer is not None, "a model in memory needs its tokenizer: pass tokenizer=")
         loaded = model
@@ -81,10 +96,7 @@ def evaluate(
         tokenizer = tokenizer or load_tokenizer(model)
         loaded = load(model, device=device, dtype=dtype)
     assert tokenizer is not None
-    limit = getattr(loaded.config, "max_position_embeddings", None) or DEFAULT_SEQLEN
-    length = seqlen or min(DEFAULT_SEQLEN, limit)
-    require(length >= 2, f"seqlen must be at least 2, got {length}")
-    require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions")
+    length = _window_length(loaded, seqlen)
     windows = {}
     for source in texts:
         tokens = tokenize(tokenizer, load_text(source, "evaluation", progress))
@@ -94,8 +106,22 @@ def evaluate(
     for source, batch in windows.items():
         with progress.stage(f"perplexity on {Path(source).name}", len(batch)) as stage:
             results[source] = perplexity(_logits(loaded), batch, max(1, 4096 // length), stage.advance)
+    scores: Scores = {}
+    if task_set is not None:
+        scores = task_set.scores(
+            loaded, tokenizer, seqlen=length, num_fewshot=num_fewshot, limit=limit, progress=progress
+        )
     count = sum(batch.numel() for batch in windows.values())
-    return EvaluationResult(results, count, length, time.perf_counter() - start)
+    return EvaluationResult(results, count, length, time.perf_counter() - start, scores)
+
+
+def _window_length(model: PreTrainedModel, seqlen: int | None) -> int:
+    """The window asked for, or the default. Raises InputError when the model has fewer positions."""
+    limit = getattr(model.config, "max_position_embeddings", None) or DEFAULT_SEQLEN
+    length = seqlen or min(DEFAULT_SEQLEN, limit)
+    require(length >= 2, f"seqlen must be at least 2, got {length}")
+    require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions")
+    return length
 
 
 def _logits(model: PreTrainedModel) -> Logits:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jointquant.devices import linalg_device
 from jointquant.quantization.integer import IntFormat, dequantize, quantize, to_groups
 from jointquant.quantization.weights import ClipMethod, QuantizedWeight, weight_parameters
 
@@ -54,14 +55,15 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
     )
     hessian = hessian[order][:, order]
     mean = hessian.diagonal().mean()
+    work = hessian.to(linalg_device(hessian.device, "cholesky"))
     for _ in range(MAX_DAMPING_TRIES):
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
+        damped = work.clone()
+        damped.diagonal().add_(damping * mean.to(work.device))
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed and torch.isfinite(upper).all():
-            return Factor(upper, order, damping, dead)
+            return Factor(upper.to(hessian.device), order, damping, dead)
         damping *= 10
     raise ValueError(f"the Hessian is not positive definite even with damping {damping:g}")
 

@@ -9,13 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jointquant.devices import linalg_device
+from jointquant.devices import double
 from jointquant.rotations.hadamard import HadamardTransform
-
-
-def double(x: Tensor) -> Tensor:
-    """A float64 copy, on a device that has float64."""
-    return x.to(linalg_device(x.device, "float64")).double()
 
 
 def scale_input(weight: Tensor, scale: Tensor) -> Tensor:

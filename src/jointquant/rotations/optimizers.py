@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.devices import linalg_device
+from jointquant.devices import double, linalg_device
 
 LARGEST_TURN = 0.1
 """Radians that a step of ``cayley`` turns at most at the full rate; the bound decays with the rate."""
@@ -46,7 +46,7 @@ class Learned:
     """The result of an optimiser.
 
     Attributes:
-        rotation: [..., n, n] float64, orthogonal to rounding, as it is after the last step.
+        rotation: [..., n, n] float64 on the CPU, orthogonal to rounding, as it is after the last step.
         losses: the loss before each step, averaged over the stack.
         angles: how far each step turned, in radians: the angle whose chord is the root mean square distance of
             vR before and vR after over unit vectors v, averaged over the stack.
@@ -86,7 +86,7 @@ def qr_orth(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
         (loss * problem.scale).sum().backward()
         optimizer.step()
         losses.append(loss.detach().mean().item())
-    final = orthogonal_factor(latent.detach().cpu().double())
+    final = orthogonal_factor(double(latent.detach())).cpu()
     if schedule.steps > 0:
         angles.append(turned(before, final.to(before)))
     return Learned(final, tuple(losses), tuple(angles))
@@ -122,7 +122,7 @@ def cayley(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
         angles.append(turned(rotation, moved))
         losses.append(loss.detach().mean().item())
         rotation = moved
-    return Learned(orthogonal_factor(rotation.detach().cpu().double()), tuple(losses), tuple(angles))
+    return Learned(orthogonal_factor(double(rotation.detach())).cpu(), tuple(losses), tuple(angles))
 
 
 def tangent(rotation: Tensor, gradient: Tensor) -> Tensor:
