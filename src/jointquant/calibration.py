@@ -14,7 +14,7 @@ from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
 from jointquant.propagation import Observers, advance, embed, watching
-from jointquant.recipe import ActivationSettings, LearnedResidualRotation, LearnedRotation, Recipe
+from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
 from jointquant.rotations.bundle import Rotations, Trace
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import INITS, Training, head_samples, initial_heads, learn
@@ -24,6 +24,7 @@ from jointquant.rotations.sampling import TokenSample
 from jointquant.rotations.strategies import STRATEGIES, ResidualTask
 from jointquant.seeds import generator
 from jointquant.sensitivity import Sensitivity
+from jointquant.settings import ActivationSettings
 
 
 class Learner(Protocol):
@@ -178,7 +179,7 @@ def training_of(settings: LearnedRotation, quantizer: Quantizer | None) -> Train
 
 def quantizer_of(settings: ActivationSettings) -> Quantizer | None:
     """The activation quantizer that a recipe describes; None where it is off."""
-    return None if settings.format is None else Quantizer(settings.format, settings.clip_ratio)
+    return None if settings.format is None else Quantizer(settings.format, settings.fixed_ratio)
 
 
 def reusable_rotations(stream: ModelStream, recipe: Recipe) -> Rotations:

@@ -23,6 +23,7 @@ from jointquant.calibration import calibrate
 from jointquant.devices import resolve_device, resolve_dtype
 from jointquant.errors import require
 from jointquant.hub import Location, locate
+from jointquant.inputs import calibrate_inputs
 from jointquant.models.registry import architecture_of
 from jointquant.models.stream import ModelStream, Place, open_stream, read_config
 from jointquant.models.transforms import (
@@ -198,6 +199,7 @@ def quantize_layers(
             merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), assembly.online.r4)
             assembly.install_paths(layer, index)
             assembly.install_basis_change(layer, index, rotations.basis_change(index))
+            calibrate_inputs(layer, index, assembly, hidden_states, arguments[index])
             round_layer(layer, index, assembly, hidden_states, arguments[index], stored)
             store_rest(layer, stored)
             advance(layer, hidden_states, arguments[index])

@@ -11,9 +11,9 @@ from jointquant.models.stream import LayerArguments
 from jointquant.propagation import Observers, observe, watching
 from jointquant.quantization.gptq import Factor, HessianSum, factorize, gptq
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
-from jointquant.recipe import WeightSettings
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
+from jointquant.settings import WeightSettings
 
 
 def round_layer(
@@ -55,7 +55,7 @@ def observe_hessians(
         if any(s.enabled and s.method == "gptq" for s in settings):
             first = _linear(layer, site.linears[0])
             sums[site.name] = HessianSum(first.in_features, first.weight.device)
-            observers[site.linears[0]] = _through_path(first, sums[site.name].update)
+            observers[site.linears[0]] = _as_read(first, sums[site.name].update)
     if observers:
         with watching(layer, observers):
             observe(layer, hidden_states, arguments)
@@ -92,18 +92,18 @@ def store_rest(layer: nn.Module, stored_dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(stored_dtype).to(parameter.dtype)
 
 
-def _through_path(linear: nn.Linear, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+def _as_read(linear: nn.Linear, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
     """Observe the input as the product sees it: behind the online transform and the quantizer."""
     if not isinstance(linear, OnlineLinear):
         return observer
-    path = linear.path
-    return lambda x: observer(path(x))
+    return lambda x: observer(linear.read(x))
 
 
 def _install(layer: nn.Module, name: str, weight: QuantizedWeight) -> None:
     old = _linear(layer, name)
     path = old.path if isinstance(old, OnlineLinear) else InputPath()
-    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path).eval())
+    known = {buffer: getattr(old, buffer) for buffer in path.buffers(old.in_features)}
+    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path, known).eval())
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Linear:

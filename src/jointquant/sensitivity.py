@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.propagation import advance
 from jointquant.quantization.integer import fake_quantize
-from jointquant.recipe import ActivationSettings, Recipe
+from jointquant.recipe import Recipe
+from jointquant.settings import ActivationSettings
 
 PROBE_TOKENS = 2048
 """Tokens that are followed to the output for each layer (whole windows, one at least)."""
@@ -82,6 +83,6 @@ class Sensitivity:
             (x,) = inputs
             if settings.format is None:
                 return (x,)
-            return (fake_quantize(x @ self.rotation, settings.format, settings.clip_ratio) @ self.rotation.T,)
+            return (fake_quantize(x @ self.rotation, settings.format, settings.fixed_ratio) @ self.rotation.T,)
 
         return hook

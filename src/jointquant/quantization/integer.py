@@ -81,19 +81,41 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (codes - zero_point) * scale
 
 
-def fake_quantize(x: Tensor, fmt: IntFormat, clip_ratio: float = 1.0) -> Tensor:
+def fake_quantize(x: Tensor, fmt: IntFormat, clip_ratio: float | Tensor = 1.0) -> Tensor:
     """Quantize and dequantize each row (or group) of the last dimension with its own range, taken now.
 
     Args:
         x: [..., n]; a row is a token, or a token and head.
         fmt: the grid.
-        clip_ratio: the part of the observed range that is kept, in (0, 1].
+        clip_ratio: the part of the observed range that is kept, in (0, 1]; a number, or a tensor of one.
 
     Returns:
         [..., n] in x's dtype; half precisions are computed in float32.
     """
-    work = to_groups(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, fmt)
+    work = to_groups(at_least_float(x), fmt)
     low, high = torch.aminmax(work, dim=-1, keepdim=True)
     scale, zero_point = affine_parameters(clip_ratio * low, clip_ratio * high, fmt)
     codes = quantize(work, scale, zero_point, fmt)
     return dequantize(codes, scale, zero_point).flatten(-2).to(x.dtype)
+
+
+def fake_quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor, fmt: IntFormat) -> Tensor:
+    """Quantize and dequantize with a range that is known beforehand.
+
+    Args:
+        x: [..., n].
+        scale: [1], or [n] for one range a channel.
+        zero_point: of the same shape.
+        fmt: the grid.
+
+    Returns:
+        [..., n] in x's dtype; half precisions are computed in float32.
+    """
+    work = at_least_float(x)
+    scale, zero_point = scale.to(work), zero_point.to(work)
+    return dequantize(quantize(work, scale, zero_point, fmt), scale, zero_point).to(x.dtype)
+
+
+def at_least_float(x: Tensor) -> Tensor:
+    """Half precisions as float32, others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -11,11 +11,13 @@ from transformers import PretrainedConfig
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import shape_as_fused
+from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
 from jointquant.recipe import LearnedResidualRotation, Recipe
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import BasisChanges, install_basis_change
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
+from jointquant.settings import ActivationSettings, RangeSettings
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ class Assembly:
         """The input path of ``linear`` (relative to the layer), ``module_name`` its full name."""
         settings = self.recipe.activations_of(module_name)
         transform = self.online.r4 if linear == self.architecture.down else None
-        return InputPath(transform, settings.format, settings.clip_ratio)
+        return InputPath(transform, input_range(settings))
 
     def cache_path(self) -> CachePath:
         """The attention's cache path, the same in all layers."""
-        fmt = self.recipe.kv_cache.format
-        return CachePath(self.online.r3, key=fmt, value=fmt)
+        settings = self.recipe.kv_cache
+        return CachePath(self.online.r3, key=cache_range(settings.of_keys), value=cache_range(settings.of_values))
 
     def install_paths(self, layer: nn.Module, index: int) -> None:
         """Put input and cache paths into a layer whose weights are not packed (or not yet), in place."""
@@ -65,7 +67,8 @@ class Assembly:
             if path and isinstance(old, nn.Linear):
                 with torch.device("meta"):
                     new = OnlineLinear(old.in_features, old.out_features, old.bias is not None, path)
-                new.load_state_dict(old.state_dict(), assign=True)
+                known = path.buffers(old.in_features, old.weight.device)
+                new.load_state_dict(old.state_dict() | known, assign=True)
                 layer.set_submodule(linear, new.requires_grad_(False).eval())
         if self.cache_path():
             layer.get_submodule(self.architecture.attention).cache_path = self.cache_path()  # type: ignore[assignment]
@@ -122,7 +125,9 @@ class Assembly:
                     ("activations", self.recipe.activations_of(name)),
                 ):
                     _check_group(f"{what} of {name}", settings.group_size, size)
-        _check_group("kv_cache (head_dim)", self.recipe.kv_cache.group_size, head_dim)
+        cache = self.recipe.kv_cache
+        for what, ranges in (("keys", cache.of_keys), ("values", cache.of_values)):
+            _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
 
     def _check_r1(self) -> None:
         kind, norms = self.recipe.rotations.r1.kind, self.architecture.writer_norms
@@ -136,6 +141,21 @@ class Assembly:
     def full_name(self, index: int, linear: str) -> str:
         """The full name of a layer's linear."""
         return f"{self.architecture.layer_prefix(index)}.{linear}"
+
+
+def input_range(settings: ActivationSettings) -> InputRange | None:
+    """The quantizer of a linear's input; None where it is off."""
+    fmt = settings.format
+    if fmt is None:
+        return None
+    if settings.strategy == "tensor" or settings.strategy == "channel":
+        return StaticRange(fmt, settings.strategy)
+    return SearchedRange(fmt) if settings.clip_ratio == "search" else DynamicRange(fmt, settings.clip_ratio)
+
+
+def cache_range(settings: RangeSettings) -> DynamicRange | None:
+    """The quantizer of keys or values; None where it is off."""
+    return None if settings.format is None else DynamicRange(settings.format, settings.clip_ratio)
 
 
 def _in_features(module: nn.Module) -> int:
