@@ -25,6 +25,7 @@ from jointquant.errors import require
 from jointquant.hub import Location, locate
 from jointquant.inputs import calibrate_inputs
 from jointquant.models.registry import architecture_of
+from jointquant.models.scaling import check_scalable, scale_sites
 from jointquant.models.stream import ModelStream, Place, open_stream, read_config
 from jointquant.models.transforms import (
     fuse_norm,
@@ -148,6 +149,8 @@ def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     online = OnlineTransforms.of(recipe, stream.config, stream.head_dim, stream.intermediate_size)
     assembly = Assembly(stream.architecture, recipe, online)
     first = stream.skeleton.get_submodule(stream.architecture.layer_prefix(0))
+    if recipe.smoothing.alpha is not None:
+        check_scalable(stream.architecture, stream.config)
     assembly.check(first, stream.num_layers, stream.head_dim)
     return assembly
 
@@ -196,6 +199,7 @@ def quantize_layers(
             layer = stream.layer(index, place)
             fuse_norms(layer, architecture)
             parameters += sum(_numel(layer, linear) for linear in architecture.linears)
+            scale_sites(layer, architecture, rotations.scales_of(index))
             merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), assembly.online.r4)
             assembly.install_paths(layer, index)
             assembly.install_basis_change(layer, index, rotations.basis_change(index))
@@ -249,6 +253,9 @@ def describe_transforms(
         words["r1"] += f", {HadamardTransform.of_size(rotations.r1[0].shape[-1]).describe()}"
     if rotations.r2:
         words["r2"] += f", {HadamardTransform.of_size(rotations.r2[0].shape[-1]).describe()}"
+    if rotations.scales:
+        sites = ", ".join(rotations.scales[0])
+        words["smoothing"] = f"alpha {recipe.smoothing.alpha:g}, merged, at {sites}"
     words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
     words["r4"] = "none" if online.r4 is None else f"online, {online.r4.describe()}"
     if online.basis is not None:
