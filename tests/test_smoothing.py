@@ -57,13 +57,13 @@ def per_group(x: Tensor, stream) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("alpha", [0.5, 0.8])
 def test_channel_maxima_move_as_the_formula_says(family: str, alpha: float) -> None:
-    """After smoothing max|X|^(1−α)… : s balances log max|X_j| : log max|W_j| as (1 − α) : α of their sum."""
+    """s splits max|X_j| · max|W_j| =: P, which no scale changes, into P^(1−α) and P^α."""
     stream, rotations = calibrated(family, f"smoothing.alpha={alpha}")
     assert set(rotations.scales_of(0)) == {"attn_in", "o_in", "mlp_in", "down_in"}
     for name, (x, w) in largest(stream, rotations).items():
         if name == "o_in":
             x, w = per_group(x, stream), per_group(w, stream)
-        product = x * w  # unchanged by any scale: X' = (X W)^(1−α), W' = (X W)^α
+        product = x * w
         alive = product > 0
         torch.testing.assert_close(x[alive], product[alive] ** (1 - alpha), rtol=1e-6, atol=0)
         torch.testing.assert_close(w[alive], product[alive] ** alpha, rtol=1e-6, atol=0)

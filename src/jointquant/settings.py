@@ -6,9 +6,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from jointquant.quantization.codebook import NF4, CodebookFormat
 from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.weights import WeightFormat
 
 NumBits = Annotated[int, Field(description="2 to 8, or 16 for off")]
+NF4_GROUP_SIZE = 64
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -46,17 +49,42 @@ class IntegerSettings(Settings):
         return self.num_bits != 16
 
     @property
-    def format(self) -> IntFormat | None:
+    def grid(self) -> IntFormat | None:
         """The integer grid, or None when off."""
         return IntFormat(self.num_bits, self.symmetric, self.group_size) if self.enabled else None
 
 
-class WeightSettings(IntegerSettings):
-    """Weights of the decoder's linears; ``group_size: null`` is one scale per output channel."""
+class StoredSettings(IntegerSettings):
+    """Weights at rest. ``int``: ``group_size: null`` is one scale per row; ``nf4``: null is 64, num_bits 4 (or 16)."""
 
-    type: Literal["int"] = "int"
-    method: Literal["rtn", "gptq"] = "gptq"
+    type: Literal["int", "nf4"] = "int"
     clip: Literal["none", "mse"] = "mse"
+
+    @model_validator(mode="after")
+    def _nf4_has_one_shape(self) -> StoredSettings:
+        if self.type == "nf4" and self.num_bits not in (4, 16):
+            raise ValueError(f"type nf4 has 4 bits, got num_bits {self.num_bits}")
+        if self.type == "nf4" and not self.symmetric:
+            raise ValueError("type nf4 has no zero point: expected symmetric true")
+        return self
+
+    @property
+    def stored_group_size(self) -> int | None:
+        """The group size, the default of the type included."""
+        return NF4_GROUP_SIZE if self.type == "nf4" and self.group_size is None else self.group_size
+
+    @property
+    def format(self) -> WeightFormat | None:
+        """The grid or the codebook, or None when off."""
+        if self.enabled and self.type == "nf4":
+            return CodebookFormat(NF4, self.stored_group_size)
+        return self.grid
+
+
+class WeightSettings(StoredSettings):
+    """Weights of the decoder's linears."""
+
+    method: Literal["rtn", "gptq"] = "gptq"
     activation_order: bool = True
     damping: float = Field(default=0.01, gt=0, le=1)
 

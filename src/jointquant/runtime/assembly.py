@@ -17,7 +17,7 @@ from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import BasisChanges, install_basis_change
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
-from jointquant.settings import ActivationSettings, RangeSettings
+from jointquant.settings import ActivationSettings, RangeSettings, WeightSettings
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,10 @@ class Assembly:
             for linear in self.architecture.linears:
                 name = self.full_name(index, linear)
                 size = _in_features(layer.get_submodule(linear))
-                for what, settings in (
-                    ("weights", self.recipe.weights_of(name)),
-                    ("activations", self.recipe.activations_of(name)),
-                ):
-                    _check_group(f"{what} of {name}", settings.group_size, size)
+                weights, activations = self.recipe.weights_of(name), self.recipe.activations_of(name)
+                _check_group(f"weights of {name}", weights.stored_group_size, size)
+                _check_group(f"activations of {name}", activations.group_size, size)
+                _check_codebook(name, weights, activations)
         cache = self.recipe.kv_cache
         for what, ranges in (("keys", cache.of_keys), ("values", cache.of_values)):
             _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
@@ -143,9 +142,17 @@ class Assembly:
         return f"{self.architecture.layer_prefix(index)}.{linear}"
 
 
+def _check_codebook(name: str, weights: WeightSettings, activations: ActivationSettings) -> None:
+    if weights.enabled and weights.type != "int" and activations.enabled:
+        raise InputError(
+            f"weights.type {weights.type} is for weights alone, {name} has activations of {activations.num_bits} bits: "
+            "expected activations.num_bits 16"
+        )
+
+
 def input_range(settings: ActivationSettings) -> InputRange | None:
     """The quantizer of a linear's input; None where it is off."""
-    fmt = settings.format
+    fmt = settings.grid
     if fmt is None:
         return None
     if settings.strategy == "tensor" or settings.strategy == "channel":
@@ -155,7 +162,7 @@ def input_range(settings: ActivationSettings) -> InputRange | None:
 
 def cache_range(settings: RangeSettings) -> DynamicRange | None:
     """The quantizer of keys or values; None where it is off."""
-    return None if settings.format is None else DynamicRange(settings.format, settings.clip_ratio)
+    return None if settings.grid is None else DynamicRange(settings.grid, settings.clip_ratio)
 
 
 def _in_features(module: nn.Module) -> int:

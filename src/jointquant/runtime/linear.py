@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.integer import num_groups
 from jointquant.quantization.packing import pack, packed_size, unpack
 from jointquant.quantization.ranges import InputRange
-from jointquant.quantization.weights import QuantizedWeight
+from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.rotations.hadamard import HadamardTransform
 
 
@@ -73,12 +73,12 @@ class OnlineLinear(nn.Linear):
 
 
 class PackedLinear(nn.Module):
-    """A linear with packed integer weights behind an input path: the reference execution, dequantize and multiply.
+    """A linear with packed weights behind an input path: the reference execution, dequantize and multiply.
 
     Buffers:
         weight_packed: int32 [out, words], dense along the input dimension.
         weight_scale: [out, groups].
-        weight_zero_point: int32 [words, groups], dense along the output dimension; absent for symmetric grids.
+        weight_zero_point: int32 [words, groups], dense along the output dimension; absent for formats that have none.
         input_…: those of the input path.
     """
 
@@ -92,15 +92,15 @@ class PackedLinear(nn.Module):
         out_features: int,
         bias: bool,
         path: InputPath,
-        fmt: IntFormat,
+        fmt: WeightFormat,
         scale_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.path, self.fmt = in_features, out_features, path, fmt
-        groups, words = fmt.num_groups(in_features), packed_size(in_features, fmt.num_bits)
+        groups, words = num_groups(in_features, fmt), packed_size(in_features, fmt.num_bits)
         self.register_buffer("weight_packed", torch.zeros(out_features, words, dtype=torch.int32))
         self.register_buffer("weight_scale", torch.zeros(out_features, groups, dtype=scale_dtype))
-        if not fmt.symmetric:
+        if fmt.has_zero_point:
             rows = packed_size(out_features, fmt.num_bits)
             self.register_buffer("weight_zero_point", torch.zeros(rows, groups, dtype=torch.int32))
         for name, buffer in path.buffers(in_features).items():
@@ -116,7 +116,7 @@ class PackedLinear(nn.Module):
         linear = cls(in_features, out_features, bias is not None, path, weight.fmt, weight.scale.dtype)
         linear.weight_packed = pack(weight.codes, weight.fmt.num_bits)
         linear.weight_scale = weight.scale
-        if not weight.fmt.symmetric:
+        if weight.fmt.has_zero_point:
             linear.weight_zero_point = pack(weight.zero_point, weight.fmt.num_bits, dim=0)
         for name, buffer in known.items():
             setattr(linear, name, buffer)
@@ -128,11 +128,11 @@ class PackedLinear(nn.Module):
         """The integers, scales and zero points, unpacked."""
         shape = (self.out_features, self.in_features)
         codes = unpack(self.weight_packed, self.fmt.num_bits, shape)
-        if self.fmt.symmetric:
-            zero_point = torch.zeros_like(self.weight_scale, dtype=torch.int8)
-        else:
+        if self.fmt.has_zero_point:
             groups = self.weight_scale.shape[1]
             zero_point = unpack(self.weight_zero_point, self.fmt.num_bits, (self.out_features, groups), dim=0)
+        else:
+            zero_point = torch.zeros_like(self.weight_scale, dtype=torch.int8)
         return QuantizedWeight(codes, self.weight_scale, zero_point, self.fmt)
 
     def read(self, x: Tensor) -> Tensor:
