@@ -41,11 +41,12 @@ from jointquant.propagation import advance, embed
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.rounding import round_layer, store_rest
+from jointquant.rounding import round_embedding, round_head, round_layer, store_rest
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.integration import artifact_config
 from jointquant.runtime.loading import generation_config_of, load_tokenizer, save_tokenizer
+from jointquant.settings import WeightSettings
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
 
@@ -187,8 +188,9 @@ def quantize_layers(
     first, last = rotations.r1_of(0), rotations.r1_of(-1)
     if first is not None:
         rotate_embeddings(frontend, architecture, first)
+    round_embedding(frontend, architecture, assembly.recipe.embeddings, stored)
     store_rest(frontend.backbone, stored)
-    writer.write({name: tensor.to(stored) for name, tensor in frontend.tensors().items()})
+    writer.write(stored_tensors(frontend.backbone, frontend.root, stored))
     arguments = frontend.layer_arguments(windows)
     hidden_states = embed(frontend, windows)
     del frontend
@@ -213,8 +215,7 @@ def quantize_layers(
             )
             writer.write(tensors)
             stage.advance()
-    del hidden_states
-    writer.write(final_tensors(stream, last, place))
+    writer.write(final_tensors(stream, last, place, assembly.recipe.head, hidden_states))
     return bits / parameters
 
 
@@ -227,13 +228,24 @@ def stored_tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[s
     }
 
 
-def final_tensors(stream: ModelStream, r1: Tensor | None, place: Place) -> dict[str, Tensor]:
-    """The final norm (fused into the head) and the untied, rotated head."""
+def final_tensors(
+    stream: ModelStream, r1: Tensor | None, place: Place, settings: WeightSettings, hidden_states: Tensor
+) -> dict[str, Tensor]:
+    """The final norm (fused into the head) and the untied, rotated head, rounded as ``settings`` say.
+
+    Args:
+        stream: the model.
+        r1: of the last layer.
+        place: where the head is rotated and rounded.
+        settings: of the head's weights.
+        hidden_states: [windows, T, hidden] behind the last layer.
+    """
     norm, head = stream.final_norm(place), stream.head(place)
     norm = fuse_norm(norm, [head], stream.architecture.norm)
     if r1 is not None:
         rotate_reader(head, r1)
     architecture, stored = stream.architecture, stream.stored_dtype
+    head = round_head(head, settings, norm, hidden_states, stored)
     return stored_tensors(norm, architecture.final_norm, stored) | stored_tensors(head, architecture.head, stored)
 
 

@@ -18,6 +18,7 @@ from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS
 from jointquant.settings import (
     ActivationSettings,
     CacheSettings,
+    EmbeddingSettings,
     Settings,
     SmoothingSettings,
     WeightSettings,
@@ -122,6 +123,10 @@ class Override(Settings):
     weights: dict[str, Any] = Field(default_factory=dict)
     activations: dict[str, Any] = Field(default_factory=dict)
 
+    def matches(self, module: str) -> bool:
+        """Whether the linear of this full name is meant."""
+        return fnmatch.fnmatchcase(module, self.modules)
+
 
 class Recipe(Settings):
     """Everything a run depends on besides the model and the text."""
@@ -130,6 +135,8 @@ class Recipe(Settings):
     rotations: RotationSettings = RotationSettings()
     smoothing: SmoothingSettings = SmoothingSettings()
     weights: WeightSettings = WeightSettings()
+    head: WeightSettings = WeightSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
     activations: ActivationSettings = ActivationSettings()
     kv_cache: CacheSettings = CacheSettings()
     calibration: CalibrationSettings = CalibrationSettings()
@@ -176,7 +183,7 @@ class Recipe(Settings):
         return settings
 
     def _overrides_of(self, module: str) -> Iterable[Override]:
-        return (o for o in self.overrides if fnmatch.fnmatchcase(module, o.modules))
+        return (o for o in self.overrides if o.matches(module))
 
 
 def preset_names() -> list[str]:

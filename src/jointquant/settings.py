@@ -81,8 +81,12 @@ class StoredSettings(IntegerSettings):
         return self.grid
 
 
+class EmbeddingSettings(StoredSettings):
+    """The token embedding: its rows go to the nearest values, nothing is known of their errors' effect."""
+
+
 class WeightSettings(StoredSettings):
-    """Weights of the decoder's linears."""
+    """Weights of the decoder's linears, or of the head."""
 
     method: Literal["rtn", "gptq"] = "gptq"
     activation_order: bool = True

@@ -16,6 +16,7 @@ from jointquant.recipe import LearnedResidualRotation, Recipe
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import BasisChanges, install_basis_change
+from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.settings import ActivationSettings, RangeSettings, WeightSettings
 
@@ -95,6 +96,20 @@ class Assembly:
                 shape_as_fused(layer, site.norm, site.linears, architecture.norm)
             self.install_packed(layer, index)
         shape_as_fused(model, architecture.final_norm, [architecture.head], architecture.norm)
+        self.install_ends(model)
+
+    def install_ends(self, model: nn.Module) -> None:
+        """Give a model (on the meta device) the head and the token embedding that its tensors fill, in place."""
+        name, fmt = self.architecture.head, self.recipe.head.format
+        head = model.get_submodule(name)
+        if fmt is not None and isinstance(head, nn.Linear):
+            packed = PackedLinear(head.in_features, head.out_features, head.bias is not None, InputPath(), fmt)
+            model.set_submodule(name, packed.eval())
+        name, fmt = self.architecture.embeddings[0], self.recipe.embeddings.format
+        old = model.get_submodule(name)
+        if fmt is not None and isinstance(old, nn.Embedding):
+            size, factor = (old.num_embeddings, old.embedding_dim), embedding_factor(old)
+            model.set_submodule(name, PackedEmbedding(*size, fmt, factor, dtype=old.weight.dtype).eval())
 
     def install_packed(self, layer: nn.Module, index: int) -> None:
         """Give a layer (on the meta device) the modules that an artifact's tensors fill, in place."""
@@ -116,6 +131,7 @@ class Assembly:
             InputError: an R1 that would have to pass a norm; a group size that does not divide what it groups.
         """
         self._check_r1()
+        self._check_patterns(num_layers)
         for index in range(num_layers):
             for linear in self.architecture.linears:
                 name = self.full_name(index, linear)
@@ -124,9 +140,21 @@ class Assembly:
                 _check_group(f"weights of {name}", weights.stored_group_size, size)
                 _check_group(f"activations of {name}", activations.group_size, size)
                 _check_codebook(name, weights, activations)
+        hidden = _in_features(layer.get_submodule(self.architecture.residual_sites[0].linears[0]))
+        _check_group(self.architecture.head, self.recipe.head.stored_group_size, hidden)
+        _check_group("embeddings", self.recipe.embeddings.stored_group_size, hidden)
         cache = self.recipe.kv_cache
         for what, ranges in (("keys", cache.of_keys), ("values", cache.of_values)):
             _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
+
+    def _check_patterns(self, num_layers: int) -> None:
+        names = [self.full_name(index, linear) for index in range(num_layers) for linear in self.architecture.linears]
+        for override in self.recipe.overrides:
+            if not any(override.matches(name) for name in names):
+                raise InputError(
+                    f"overrides: modules {override.modules!r} matches no linear of this model, "
+                    f"expected a shell pattern on names like {names[0]}"
+                )
 
     def _check_r1(self) -> None:
         kind, norms = self.recipe.rotations.r1.kind, self.architecture.writer_norms
