@@ -17,6 +17,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "errors": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "evaluation", "text"),
     "devices": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "evaluation", "text"),
     "recipe": ("models", "runtime", "pipeline", "cli", "evaluation", "text"),
+    "settings": ("models", "runtime", "pipeline", "cli", "evaluation", "text", "recipe"),
     "quantization": ("models", "runtime", "pipeline", "cli", "evaluation", "export", "report", "text", "recipe"),
     "rotations": ("models", "runtime", "pipeline", "cli", "evaluation", "export", "report", "text"),
     "models": ("quantization", "runtime", "pipeline", "cli", "evaluation", "export", "report", "text", "recipe"),

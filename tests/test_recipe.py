@@ -30,6 +30,14 @@ def test_set_changes_one_value() -> None:
     assert recipe.activations == load_recipe("rtn").activations
 
 
+def test_the_paper_s_grids() -> None:
+    paper, ours = load_recipe("dartquant-paper"), load_recipe("dartquant")
+    assert paper.rotations == ours.rotations
+    assert (paper.weights.group_size, paper.weights.damping) == (128, 0.1)
+    assert paper.activations.clip_ratio == 0.9
+    assert paper.kv_cache == ours.kv_cache
+
+
 def test_setting_a_kind_drops_the_settings_of_the_former_kind() -> None:
     recipe = load_recipe("dartquant", ["rotations.r1.kind=hadamard"])
     assert recipe.rotations.r1.kind == "hadamard"

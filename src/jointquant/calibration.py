@@ -14,7 +14,7 @@ from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
 from jointquant.propagation import Observers, advance, embed, watching
-from jointquant.recipe import ActivationSettings, LearnedResidualRotation, LearnedRotation, Recipe
+from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
 from jointquant.rotations.bundle import Rotations, Trace
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import INITS, Training, head_samples, initial_heads, learn
@@ -24,6 +24,8 @@ from jointquant.rotations.sampling import TokenSample
 from jointquant.rotations.strategies import STRATEGIES, ResidualTask
 from jointquant.seeds import generator
 from jointquant.sensitivity import Sensitivity
+from jointquant.settings import ActivationSettings
+from jointquant.smoothing import Smoother
 
 
 class Learner(Protocol):
@@ -50,8 +52,9 @@ def calibrate(stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place
     """
     reused = reusable_rotations(stream, recipe)
     residual = None if reused.r1 else ResidualLearner.of(stream, recipe, windows, place)
-    heads = None if reused.r2 else HeadLearner.of(stream, recipe, windows)
-    learners: list[Learner] = [learner for learner in (residual, heads) if learner is not None]
+    smoother = Smoother.of(stream, recipe)
+    heads = None if reused.r2 else HeadLearner.of(stream, recipe, windows, smoother)
+    learners: list[Learner] = [learner for learner in (smoother, residual, heads) if learner is not None]
     if learners:
         walk(stream, windows, place, learners, progress)
 
@@ -67,7 +70,7 @@ def calibrate(stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place
         r2 = _traced(heads.learned, "r2", traces)
     elif not r2 and recipe.rotations.r2.kind == "hadamard":
         r2 = tuple(_initial_heads(stream, recipe, "hadamard", index) for index in range(stream.num_layers))
-    return Rotations(r1, r2, traces)
+    return Rotations(r1, r2, traces, tuple(smoother.layers) if smoother else ())
 
 
 def walk(stream: ModelStream, windows: Tensor, place: Place, learners: Sequence[Learner], progress: Progress) -> None:
@@ -80,11 +83,9 @@ def walk(stream: ModelStream, windows: Tensor, place: Place, learners: Sequence[
         for index in range(stream.num_layers):
             layer = stream.layer(index, place)
             fuse_norms(layer, stream.architecture)
-            found: Observers = {}
             for learner in learners:
                 learner.before(layer, hidden_states, arguments[index])
-                found |= learner.observers()
-            with watching(layer, found):
+            with watching(layer, *(learner.observers() for learner in learners)):
                 advance(layer, hidden_states, arguments[index])
             for learner in learners:
                 learner.after(index)
@@ -138,21 +139,30 @@ class ResidualLearner:
 
 
 class HeadLearner:
-    """Samples each layer's values, as o_proj reads them, and learns its R2."""
+    """Samples each layer's values, as o_proj reads them (smoothed, where they will be), and learns its R2."""
 
-    def __init__(self, stream: ModelStream, recipe: Recipe, settings: LearnedRotation, windows: Tensor) -> None:
+    def __init__(
+        self,
+        stream: ModelStream,
+        recipe: Recipe,
+        settings: LearnedRotation,
+        windows: Tensor,
+        smoother: Smoother | None = None,
+    ) -> None:
         seed = recipe.calibration.seed
-        self.stream, self.recipe, self.settings = stream, recipe, settings
+        self.stream, self.recipe, self.settings, self.smoother = stream, recipe, settings, smoother
         self.sample = TokenSample(settings.num_tokens / windows.numel(), generator(seed, "r2 sample"))
         quantizer = quantizer_of(recipe.activations.model_copy(update={"group_size": None}))
         self.training = training_of(settings, quantizer)
         self.learned: list[Learned] = []
 
     @classmethod
-    def of(cls, stream: ModelStream, recipe: Recipe, windows: Tensor) -> HeadLearner | None:
+    def of(
+        cls, stream: ModelStream, recipe: Recipe, windows: Tensor, smoother: Smoother | None = None
+    ) -> HeadLearner | None:
         """What the recipe's R2 needs; None where it is not learned."""
         r2 = recipe.rotations.r2
-        return cls(stream, recipe, r2, windows) if isinstance(r2, LearnedRotation) else None
+        return cls(stream, recipe, r2, windows, smoother) if isinstance(r2, LearnedRotation) else None
 
     def observers(self) -> Observers:
         """At the input of the attention's output projection."""
@@ -162,8 +172,11 @@ class HeadLearner:
         """Nothing to prepare."""
 
     def after(self, index: int) -> None:
-        """Learn the layer's R2."""
-        samples = head_samples(self.sample.take(), self.stream.num_key_value_heads, self.stream.head_dim)
+        """Learn the layer's R2; the smoother has closed the layer before."""
+        sample = self.sample.take()
+        if self.smoother is not None:
+            sample = sample * self.smoother.inverse_at_output(index).to(sample)
+        samples = head_samples(sample, self.stream.num_key_value_heads, self.stream.head_dim)
         initial = _initial_heads(self.stream, self.recipe, self.settings.init, index)
         batches = generator(self.recipe.calibration.seed, f"r2 {index} batches")
         self.learned.append(learn(samples, initial, self.training, batches))
@@ -178,7 +191,7 @@ def training_of(settings: LearnedRotation, quantizer: Quantizer | None) -> Train
 
 def quantizer_of(settings: ActivationSettings) -> Quantizer | None:
     """The activation quantizer that a recipe describes; None where it is off."""
-    return None if settings.format is None else Quantizer(settings.format, settings.clip_ratio)
+    return None if settings.grid is None else Quantizer(settings.grid, settings.fixed_ratio)
 
 
 def reusable_rotations(stream: ModelStream, recipe: Recipe) -> Rotations:

@@ -23,7 +23,9 @@ from jointquant.calibration import calibrate
 from jointquant.devices import resolve_device, resolve_dtype
 from jointquant.errors import require
 from jointquant.hub import Location, locate
+from jointquant.inputs import calibrate_inputs
 from jointquant.models.registry import architecture_of
+from jointquant.models.scaling import check_scalable, scale_sites
 from jointquant.models.stream import ModelStream, Place, open_stream, read_config
 from jointquant.models.transforms import (
     fuse_norm,
@@ -39,11 +41,12 @@ from jointquant.propagation import advance, embed
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.rounding import round_layer, store_rest
+from jointquant.rounding import round_embedding, round_head, round_layer, store_rest
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.integration import artifact_config
 from jointquant.runtime.loading import generation_config_of, load_tokenizer, save_tokenizer
+from jointquant.settings import WeightSettings
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
 
@@ -147,6 +150,8 @@ def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     online = OnlineTransforms.of(recipe, stream.config, stream.head_dim, stream.intermediate_size)
     assembly = Assembly(stream.architecture, recipe, online)
     first = stream.skeleton.get_submodule(stream.architecture.layer_prefix(0))
+    if recipe.smoothing.alpha is not None:
+        check_scalable(stream.architecture, stream.config)
     assembly.check(first, stream.num_layers, stream.head_dim)
     return assembly
 
@@ -183,8 +188,9 @@ def quantize_layers(
     first, last = rotations.r1_of(0), rotations.r1_of(-1)
     if first is not None:
         rotate_embeddings(frontend, architecture, first)
+    round_embedding(frontend, architecture, assembly.recipe.embeddings, stored)
     store_rest(frontend.backbone, stored)
-    writer.write({name: tensor.to(stored) for name, tensor in frontend.tensors().items()})
+    writer.write(stored_tensors(frontend.backbone, frontend.root, stored))
     arguments = frontend.layer_arguments(windows)
     hidden_states = embed(frontend, windows)
     del frontend
@@ -195,9 +201,11 @@ def quantize_layers(
             layer = stream.layer(index, place)
             fuse_norms(layer, architecture)
             parameters += sum(_numel(layer, linear) for linear in architecture.linears)
+            scale_sites(layer, architecture, rotations.scales_of(index))
             merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), assembly.online.r4)
             assembly.install_paths(layer, index)
             assembly.install_basis_change(layer, index, rotations.basis_change(index))
+            calibrate_inputs(layer, index, assembly, hidden_states, arguments[index])
             round_layer(layer, index, assembly, hidden_states, arguments[index], stored)
             store_rest(layer, stored)
             advance(layer, hidden_states, arguments[index])
@@ -207,8 +215,7 @@ def quantize_layers(
             )
             writer.write(tensors)
             stage.advance()
-    del hidden_states
-    writer.write(final_tensors(stream, last, place))
+    writer.write(final_tensors(stream, last, place, assembly.recipe.head, hidden_states))
     return bits / parameters
 
 
@@ -221,13 +228,24 @@ def stored_tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[s
     }
 
 
-def final_tensors(stream: ModelStream, r1: Tensor | None, place: Place) -> dict[str, Tensor]:
-    """The final norm (fused into the head) and the untied, rotated head."""
+def final_tensors(
+    stream: ModelStream, r1: Tensor | None, place: Place, settings: WeightSettings, hidden_states: Tensor
+) -> dict[str, Tensor]:
+    """The final norm (fused into the head) and the untied, rotated head, rounded as ``settings`` say.
+
+    Args:
+        stream: the model.
+        r1: of the last layer.
+        place: where the head is rotated and rounded.
+        settings: of the head's weights.
+        hidden_states: [windows, T, hidden] behind the last layer.
+    """
     norm, head = stream.final_norm(place), stream.head(place)
     norm = fuse_norm(norm, [head], stream.architecture.norm)
     if r1 is not None:
         rotate_reader(head, r1)
     architecture, stored = stream.architecture, stream.stored_dtype
+    head = round_head(head, settings, norm, hidden_states, stored)
     return stored_tensors(norm, architecture.final_norm, stored) | stored_tensors(head, architecture.head, stored)
 
 
@@ -247,6 +265,9 @@ def describe_transforms(
         words["r1"] += f", {HadamardTransform.of_size(rotations.r1[0].shape[-1]).describe()}"
     if rotations.r2:
         words["r2"] += f", {HadamardTransform.of_size(rotations.r2[0].shape[-1]).describe()}"
+    if rotations.scales:
+        sites = ", ".join(rotations.scales[0])
+        words["smoothing"] = f"alpha {recipe.smoothing.alpha:g}, merged, at {sites}"
     words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
     words["r4"] = "none" if online.r4 is None else f"online, {online.r4.describe()}"
     if online.basis is not None:

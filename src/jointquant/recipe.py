@@ -5,22 +5,28 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from jointquant.errors import InputError
-from jointquant.quantization.integer import IntFormat
 from jointquant.rotations.learning import INITS
 from jointquant.rotations.objectives import OBJECTIVES
 from jointquant.rotations.optimizers import OPTIMIZERS
 from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS
+from jointquant.settings import (
+    ActivationSettings,
+    CacheSettings,
+    EmbeddingSettings,
+    Settings,
+    SmoothingSettings,
+    WeightSettings,
+    merged,
+)
 from jointquant.sizes import apply_size
 
 PRESETS = Path(__file__).parent / "recipes"
-
-NumBits = Annotated[int, Field(description="2 to 8, or 16 for off")]
 
 
 def one_of(table: Mapping[str, object]) -> AfterValidator:
@@ -32,64 +38,6 @@ def one_of(table: Mapping[str, object]) -> AfterValidator:
         return value
 
     return AfterValidator(check)
-
-
-class Settings(BaseModel):
-    """Base of all parts of a recipe: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
-
-
-class IntegerSettings(Settings):
-    """What all integer quantizers share; ``num_bits: 16`` turns the quantizer off."""
-
-    num_bits: NumBits = 16
-    symmetric: bool = True
-    group_size: int | None = Field(default=None, ge=1)
-
-    @field_validator("num_bits")
-    @classmethod
-    def _known_width(cls, value: int) -> int:
-        if value != 16 and not 2 <= value <= 8:
-            raise ValueError(f"must be between 2 and 8, or 16 for off, got {value}")
-        return value
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is quantized."""
-        return self.num_bits != 16
-
-    @property
-    def format(self) -> IntFormat | None:
-        """The integer grid, or None when off."""
-        return IntFormat(self.num_bits, self.symmetric, self.group_size) if self.enabled else None
-
-
-SettingsType = TypeVar("SettingsType", bound=Settings)
-
-
-class WeightSettings(IntegerSettings):
-    """Weights of the decoder's linears; ``group_size: null`` is one scale per output channel."""
-
-    type: Literal["int"] = "int"
-    method: Literal["rtn", "gptq"] = "gptq"
-    clip: Literal["none", "mse"] = "mse"
-    activation_order: bool = True
-    damping: float = Field(default=0.01, gt=0, le=1)
-
-
-class ActivationSettings(IntegerSettings):
-    """Inputs of the decoder's linears, quantized dynamically, one range per token (and group)."""
-
-    symmetric: bool = False
-    strategy: Literal["token"] = "token"
-    clip_ratio: float = Field(default=1.0, gt=0, le=1)
-
-
-class CacheSettings(IntegerSettings):
-    """Keys and values, one range per token and head (``group_size: null``) or part of a head."""
-
-    symmetric: bool = False
 
 
 class NoRotation(Settings):
@@ -176,36 +124,50 @@ class Override(Settings):
     weights: dict[str, Any] = Field(default_factory=dict)
     activations: dict[str, Any] = Field(default_factory=dict)
 
+    def matches(self, module: str) -> bool:
+        """Whether the linear of this full name is meant."""
+        return fnmatch.fnmatchcase(module, self.modules)
+
 
 class Recipe(Settings):
     """Everything a run depends on besides the model and the text."""
 
     description: str = ""
     rotations: RotationSettings = RotationSettings()
+    smoothing: SmoothingSettings = SmoothingSettings()
     weights: WeightSettings = WeightSettings()
+    head: WeightSettings = WeightSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
     activations: ActivationSettings = ActivationSettings()
     kv_cache: CacheSettings = CacheSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     overrides: tuple[Override, ...] = ()
 
     def model_post_init(self, _: Any) -> None:
-        """Check each override now, not when its module is met."""
+        """Check each override now, not when its module is met; keys and values likewise."""
         for override in self.overrides:
             merged(self.weights, override.weights)
             merged(self.activations, override.activations)
+        _ = self.kv_cache.of_keys, self.kv_cache.of_values
 
     @model_validator(mode="after")
     def _measures_have_a_quantizer(self) -> Recipe:
-        """What is measured through the activation quantizer needs one."""
-        if self.activations.enabled:
-            return self
-        for name, rotation in (("r1", self.rotations.r1), ("r2", self.rotations.r2)):
-            objective = getattr(rotation, "objective", None)
-            if objective == "quant_error":
-                raise ValueError(f"rotations.{name}.objective quant_error needs activations.num_bits below 16")
+        """What is measured through the activation quantizer needs one, with a range that each token brings along."""
+        measures = [f"rotations.{name}.objective quant_error" for name in ("r1", "r2") if self._learns_error(name)]
         if isinstance(self.rotations.r1, LearnedResidualRotation) and self.rotations.r1.weights == "sensitivity":
-            raise ValueError("rotations.r1.weights sensitivity needs activations.num_bits below 16")
+            measures.append("rotations.r1.weights sensitivity")
+        for measure in measures:
+            if not self.activations.enabled:
+                raise ValueError(f"{measure} needs activations.num_bits below 16")
+            for settings in (self.activations, *(merged(self.activations, o.activations) for o in self.overrides)):
+                if settings.strategy in ("tensor", "channel"):
+                    raise ValueError(f"{measure} needs activations.strategy token or group")
+                if settings.clip_ratio == "search":
+                    raise ValueError(f"{measure} needs a number as activations.clip_ratio")
         return self
+
+    def _learns_error(self, name: str) -> bool:
+        return getattr(getattr(self.rotations, name), "objective", None) == "quant_error"
 
     def weights_of(self, module: str) -> WeightSettings:
         """Weight settings of the linear ``module`` (full name); later overrides win."""
@@ -222,12 +184,7 @@ class Recipe(Settings):
         return settings
 
     def _overrides_of(self, module: str) -> Iterable[Override]:
-        return (o for o in self.overrides if fnmatch.fnmatchcase(module, o.modules))
-
-
-def merged(settings: SettingsType, changes: dict[str, Any]) -> SettingsType:
-    """``settings`` with some keys changed, checked again."""
-    return type(settings).model_validate(settings.model_dump() | changes) if changes else settings
+        return (o for o in self.overrides if o.matches(module))
 
 
 def preset_names() -> list[str]:

@@ -7,13 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from jointquant.models.stream import LayerArguments
+from jointquant.models.architecture import Architecture
+from jointquant.models.stream import Frontend, LayerArguments
+from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers, observe, watching
 from jointquant.quantization.gptq import Factor, HessianSum, factorize, gptq
-from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
-from jointquant.recipe import WeightSettings
+from jointquant.quantization.weights import QuantizedWeight, round_rows_to_nearest, round_to_nearest
 from jointquant.runtime.assembly import Assembly
+from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
+from jointquant.settings import EmbeddingSettings, WeightSettings
 
 
 def round_layer(
@@ -55,7 +58,7 @@ def observe_hessians(
         if any(s.enabled and s.method == "gptq" for s in settings):
             first = _linear(layer, site.linears[0])
             sums[site.name] = HessianSum(first.in_features, first.weight.device)
-            observers[site.linears[0]] = _through_path(first, sums[site.name].update)
+            observers[site.linears[0]] = _as_read(first, sums[site.name].update)
     if observers:
         with watching(layer, observers):
             observe(layer, hidden_states, arguments)
@@ -86,24 +89,63 @@ def round_stack(
     return parts
 
 
+def round_embedding(
+    frontend: Frontend, architecture: Architecture, settings: EmbeddingSettings, stored_dtype: torch.dtype
+) -> None:
+    """Round the token embedding of a frontend, where the recipe says so, in place; positions stay as they are."""
+    if settings.format is None:
+        return
+    name = architecture.embeddings[0]
+    old = frontend.module(name)
+    rounded = round_rows_to_nearest(linear_weight(old), settings.format, settings.clip, stored_dtype)
+    frontend.replace(name, PackedEmbedding.of(rounded, embedding_factor(old), linear_weight(old).dtype).eval())
+
+
+@torch.no_grad()
+def round_head(
+    head: nn.Module, settings: WeightSettings, norm: nn.Module, hidden_states: Tensor, stored_dtype: torch.dtype
+) -> nn.Module:
+    """The head with rounded weights, or as it is where the recipe leaves it.
+
+    Args:
+        head: the head, its norm fused.
+        settings: of its weights.
+        norm: what is left of the norm before it.
+        hidden_states: [windows, T, hidden] that the norm reads, of the quantized layers.
+        stored_dtype: of the scales.
+    """
+    fmt = settings.format
+    if fmt is None:
+        return head
+    assert isinstance(head, nn.Linear)
+    if settings.method == "rtn":
+        rounded = round_rows_to_nearest(head.weight, fmt, settings.clip, stored_dtype)
+    else:
+        hessian = HessianSum(head.in_features, head.weight.device)
+        for window in hidden_states:
+            hessian.update(norm(window))
+        rounded = round_stack({"head": head}, settings, hessian, stored_dtype)["head"]
+    return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()
+
+
 def store_rest(layer: nn.Module, stored_dtype: torch.dtype) -> None:
     """Round what stays in floating point to the dtype it is stored in, so that this run sees what a loaded one will."""
     for parameter in layer.parameters():
         parameter.data = parameter.data.to(stored_dtype).to(parameter.dtype)
 
 
-def _through_path(linear: nn.Linear, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+def _as_read(linear: nn.Linear, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
     """Observe the input as the product sees it: behind the online transform and the quantizer."""
     if not isinstance(linear, OnlineLinear):
         return observer
-    path = linear.path
-    return lambda x: observer(path(x))
+    return lambda x: observer(linear.read(x))
 
 
 def _install(layer: nn.Module, name: str, weight: QuantizedWeight) -> None:
     old = _linear(layer, name)
     path = old.path if isinstance(old, OnlineLinear) else InputPath()
-    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path).eval())
+    known = {buffer: getattr(old, buffer) for buffer in path.buffers(old.in_features)}
+    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path, known).eval())
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Linear:

@@ -13,7 +13,8 @@ from jointquant.devices import double
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.propagation import advance
 from jointquant.quantization.integer import fake_quantize
-from jointquant.recipe import ActivationSettings, Recipe
+from jointquant.recipe import Recipe
+from jointquant.settings import ActivationSettings
 
 PROBE_TOKENS = 2048
 """Tokens that are followed to the output for each layer (whole windows, one at least)."""
@@ -81,8 +82,8 @@ class Sensitivity:
     def _hook(self, settings: ActivationSettings) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             (x,) = inputs
-            if settings.format is None:
+            if settings.grid is None:
                 return (x,)
-            return (fake_quantize(x @ self.rotation, settings.format, settings.clip_ratio) @ self.rotation.T,)
+            return (fake_quantize(x @ self.rotation, settings.grid, settings.fixed_ratio) @ self.rotation.T,)
 
         return hook

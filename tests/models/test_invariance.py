@@ -32,6 +32,9 @@ ROTATIONS = {
     "greedy": [*LEARNED, "rotations.r1.strategy=greedy"],
     "joint": [*LEARNED, "rotations.r1.strategy=joint"],
     "independent": [*LEARNED, "rotations.r1.strategy=independent"],
+    "smooth": ["smoothing.alpha=0.5"],
+    "smooth, all": ["smoothing.alpha=0.3", *(f"rotations.{r}.kind=hadamard" for r in ("r1", "r2", "r3", "r4"))],
+    "smooth, learned": ["smoothing.alpha=0.7", *LEARNED],
     "cayley": [*LEARNED, "rotations.r1.optimizer=cayley", "rotations.r2.optimizer=cayley"],
 }
 STRATEGY_ROTATIONS = ("greedy", "joint", "independent", "cayley")

@@ -165,23 +165,71 @@ def test_the_tokenizer_is_included(family: str, save_model, tmp_path: Path) -> N
     assert AutoTokenizer.from_pretrained(tmp_path / "a")(text).input_ids == expected
 
 
-@given(
-    bits=st.tuples(*[st.sampled_from([2, 3, 4, 5, 6, 7, 8, 16])] * 3),
-    symmetric=st.tuples(*[st.booleans()] * 3),
-    grouped=st.tuples(*[st.booleans()] * 3),
-    method=st.sampled_from(["rtn", "gptq"]),
-    rotations=st.sets(st.sampled_from(["r1", "r2", "r3", "r4"])),
+WIDTHS = st.sampled_from([2, 3, 4, 5, 6, 7, 8, 16])
+SYMMETRY = st.sampled_from(["true", "false"])
+RATIO = st.sampled_from(["1.0", "0.9"])
+INTEGERS = st.builds(
+    "type: int, num_bits: {}, symmetric: {}, group_size: {}".format, WIDTHS, SYMMETRY, st.sampled_from(["null", "16"])
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_combination_reloads(tmp_path_factory, tokenizer, bits, symmetric, grouped, method, rotations) -> None:
-    """Width × symmetry × group × method × rotations: the loaded artifact's logits are finite, and the same again."""
-    changes = [f"rotations.{name}.kind=hadamard" for name in rotations] + [f"weights.method={method}"]
-    for part, width, sym, group in zip(("weights", "activations", "kv_cache"), bits, symmetric, grouped, strict=True):
-        changes += [f"{part}.num_bits={width}", f"{part}.symmetric={str(sym).lower()}"]
-        changes += [f"{part}.group_size={4 if part == 'kv_cache' else 16}"] if group else []
+CODEBOOK = st.builds("type: nf4, num_bits: {}, symmetric: true, group_size: 16".format, st.sampled_from([4, 16]))
+STORED = INTEGERS | CODEBOOK
+WEIGHTS = st.builds("{{{}, method: {}}}".format, STORED, st.sampled_from(["rtn", "gptq"]))
+EMBEDDINGS = st.builds("{{{}}}".format, STORED)
+ACTIVATIONS = st.builds(
+    "{{num_bits: {}, symmetric: {}, {}, clip_ratio: {}}}".format,
+    WIDTHS,
+    SYMMETRY,
+    st.sampled_from(
+        [
+            "strategy: token",
+            "strategy: token, group_size: 16",
+            "strategy: group, group_size: 16",
+            "strategy: tensor",
+            "strategy: channel",
+        ]
+    ),
+    RATIO | st.just("search"),
+)
+RANGES = st.builds(
+    "num_bits: {}, symmetric: {}, group_size: {}, clip_ratio: {}".format,
+    WIDTHS,
+    SYMMETRY,
+    st.sampled_from(["null", "4"]),
+    RATIO,
+)
+CACHE = st.builds("{{{}, keys: {{{}}}, values: {{{}}}}}".format, RANGES, RANGES | st.just(""), RANGES | st.just(""))
+
+
+@given(
+    weights=WEIGHTS,
+    activations=ACTIVATIONS,
+    cache=CACHE,
+    head=WEIGHTS,
+    embeddings=EMBEDDINGS,
+    alpha=st.sampled_from(["null", "0.5"]),
+    rotations=st.sets(st.sampled_from(["r1", "r2", "r3", "r4"])),
+    override=st.none() | st.builds("[{{modules: '*.mlp.*', weights: {}}}]".format, WEIGHTS),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_combination_reloads(
+    tmp_path_factory, tokenizer, weights, activations, cache, head, embeddings, alpha, rotations, override
+) -> None:
+    """All settings of all quantizers × smoothing × rotations: the loaded logits are finite, and the same again.
+
+    Where NF4 weights meet quantized activations, the run is refused instead.
+    """
+    changes = [f"rotations.{name}.kind=hadamard" for name in sorted(rotations)]
+    changes += [f"weights={weights}", f"activations={activations}", f"kv_cache={cache}", f"smoothing.alpha={alpha}"]
+    changes += [f"head={head}", f"embeddings={embeddings}", *([f"overrides={override}"] if override else [])]
+    recipe = quick("fp16", *changes)
     folder = tmp_path_factory.mktemp("grid")
     model = make_model("llama", num_hidden_layers=1)
-    jointquant.quantize(model, folder / "a", quick("fp16", *changes), tokenizer=tokenizer)
+    used = [recipe.weights_of(f"model.layers.0.{name}") for name in ("self_attn.q_proj", "mlp.up_proj")]
+    if recipe.activations.enabled and any(w.type == "nf4" and w.enabled for w in used):
+        with pytest.raises(InputError, match="for weights alone"):
+            jointquant.quantize(model, folder / "a", recipe, tokenizer=tokenizer)
+        return
+    jointquant.quantize(model, folder / "a", recipe, tokenizer=tokenizer)
     with torch.no_grad():
         logits = [AutoModelForCausalLM.from_pretrained(folder / "a")(input_ids=INPUT_IDS).logits for _ in range(2)]
     assert torch.isfinite(logits[0]).all()

@@ -27,7 +27,7 @@ class Site:
 
 @dataclass(frozen=True)
 class LinearSlice:
-    """Some output rows of a linear that computes queries, keys or values, alone or several in one product.
+    """Some output rows of a linear: of one that computes queries, keys or values, or of one of an MLP.
 
     Attributes:
         linear: the linear, relative to the layer.
@@ -43,6 +43,10 @@ class LinearSlice:
         """The rows, where queries take ``query_size`` of them and keys and values ``key_value_size`` each."""
         start = _size(self.parts[: self.parts.index(self.part)], query_size, key_value_size)
         return slice(start, start + _size((self.part,), query_size, key_value_size))
+
+    def equal_rows(self, size: int) -> slice:
+        """The rows, where all parts take ``size`` of them."""
+        return self.rows(size, size)
 
     def out_features(self, query_size: int, key_value_size: int) -> int:
         """All rows of the linear, for the same sizes."""
@@ -93,6 +97,9 @@ class Architecture:
         model_type: the ``model_type`` of its transformers configuration.
         sites: the sites of a layer in the order in which the forward pass reaches them.
         value: the rows, of one of a layer's linears, that produce the values.
+        up: the rows, of one of a layer's linears, whose outputs reach the down projection channel by channel.
+        up_activation: the key of the configuration that names the function those outputs pass; None where they are
+            multiplied by what passed one.
         output: the attention's output projection (reads the values' heads, writes to the residual stream).
         down: the MLP's output projection (writes to the residual stream).
         attention: the attention module.
@@ -113,6 +120,8 @@ class Architecture:
         Site("down_in", ("mlp.down_proj",)),
     )
     value: LinearSlice = LinearSlice("self_attn.v_proj")
+    up: LinearSlice = LinearSlice("mlp.up_proj", parts=("up",), part="up")
+    up_activation: str | None = None
     output: str = "self_attn.o_proj"
     down: str = "mlp.down_proj"
     attention: str = "self_attn"

@@ -32,6 +32,10 @@ class RMSNorm:
     def shift(self, norm: nn.Module) -> None:
         """What the norm adds at last: nothing."""
 
+    def weight_of(self, gain: Tensor) -> Tensor:
+        """The weight that a fused norm has for another gain than 1: [hidden], in the gain's dtype."""
+        return gain - self.offset
+
     def fused(self, norm: nn.Module) -> nn.Module:
         """The norm itself with a gain of 1."""
         weight = _parameter(norm, "weight")
@@ -56,6 +60,10 @@ class LayerNorm:
     def shift(self, norm: nn.Module) -> Tensor | None:
         """What the norm adds at last: [hidden], float64; None where it has no bias."""
         return None if norm.bias is None else double(_parameter(norm, "bias"))
+
+    def weight_of(self, gain: Tensor) -> Tensor:
+        """The weight that a fused norm has for another gain than 1: the gain."""
+        return gain
 
     def fused(self, norm: nn.Module) -> nn.Module:
         """An RMSNorm with the same eps, its weight 1 (none where the norm had none)."""

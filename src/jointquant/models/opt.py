@@ -1,6 +1,6 @@
 """OPT: LayerNorms (mean and bias fused away, RMSNorms remain), biases everywhere, learned positions, fc1 and fc2."""
 
-from jointquant.models.architecture import Architecture, Fixed, Same, Site
+from jointquant.models.architecture import Architecture, Fixed, LinearSlice, Same, Site
 from jointquant.models.norms import LayerNorm
 
 ARCHITECTURE = Architecture(
@@ -11,6 +11,8 @@ ARCHITECTURE = Architecture(
         Site("mlp_in", ("fc1",), norm="final_layer_norm"),
         Site("down_in", ("fc2",)),
     ),
+    up=LinearSlice("fc1", parts=("up",), part="up"),
+    up_activation="activation_function",
     output="self_attn.out_proj",
     down="fc2",
     embeddings=("model.decoder.embed_tokens", "model.decoder.embed_positions"),

@@ -11,4 +11,5 @@ ARCHITECTURE = Architecture(
         Site("down_in", ("mlp.down_proj",)),
     ),
     value=LinearSlice("self_attn.qkv_proj", parts=("query", "key", "value")),
+    up=LinearSlice("mlp.gate_up_proj", parts=("gate", "up"), part="up"),
 )

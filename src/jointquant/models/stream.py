@@ -182,9 +182,9 @@ class Frontend:
         """A module of the frontend by its full name in the model."""
         return self.backbone.get_submodule(_relative(name, self.root))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The frontend's tensors under their full names."""
-        return {f"{self.root}.{name}": tensor for name, tensor in self.backbone.state_dict().items()}
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another module in the place of one, by its full name in the model."""
+        self.backbone.set_submodule(_relative(name, self.root), module)
 
     @torch.no_grad()
     def hidden_states(self, input_ids: Tensor) -> Tensor:

@@ -40,9 +40,9 @@ def fuse_norm(norm: nn.Module, readers: Iterable[nn.Module], kind: NormKind) -> 
     for reader in readers:
         if shift is not None:
             give_bias(reader)
-            set_bias(reader, merging.shift_input(_weight(reader), _bias(reader), shift))
+            set_bias(reader, merging.shift_input(linear_weight(reader), linear_bias(reader), shift))
         if gain is not None:
-            set_weight(reader, merging.scale_input(_weight(reader), gain))
+            set_weight(reader, merging.scale_input(linear_weight(reader), gain))
     return kind.fused(norm)
 
 
@@ -62,16 +62,16 @@ def shape_as_fused(module: nn.Module, norm: str, readers: Iterable[str], kind: N
 def give_bias(linear: nn.Module) -> None:
     """A bias of zeros for a linear that has none."""
     if linear.bias is None:
-        weight = _weight(linear)
+        weight = linear_weight(linear)
         linear.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=False)
 
 
 @torch.no_grad()
 def centre_writer(writer: nn.Module) -> None:
     """Let a linear write vectors of mean zero: its outputs less their mean."""
-    set_weight(writer, merging.centre_output(_weight(writer)))
+    set_weight(writer, merging.centre_output(linear_weight(writer)))
     if writer.bias is not None:
-        set_bias(writer, merging.centre_rows(_bias(writer)))
+        set_bias(writer, merging.centre_rows(linear_bias(writer)))
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
     if architecture.norm.subtracts_mean:
         for name in architecture.embeddings:
             embedding = frontend.module(name)
-            set_weight(embedding, merging.centre_rows(_weight(embedding)))
+            set_weight(embedding, merging.centre_rows(linear_weight(embedding)))
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def merge_rotations(
     """Merge R1 [hidden, hidden], R2 [kv_heads, head_dim, head_dim] and R4's inverse into a layer of fused norms."""
     if r4 is not None:
         down = layer.get_submodule(architecture.down)
-        set_weight(down, merging.transform_input(_weight(down), r4))
+        set_weight(down, merging.transform_input(linear_weight(down), r4))
     if r2 is not None:
         rotate_heads(layer, architecture, r2)
     if r1 is not None:
@@ -110,27 +110,27 @@ def rotate_heads(layer: nn.Module, architecture: Architecture, r2: Tensor) -> No
     """Merge R2 [kv_heads, head_dim, head_dim]: into the rows that produce the values, and the output projection."""
     value = layer.get_submodule(architecture.value.linear)
     output = layer.get_submodule(architecture.output)
-    rows = architecture.value.rows(_weight(output).shape[1], r2.shape[0] * r2.shape[1])
-    set_rows(value, rows, merging.rotate_head_outputs(_weight(value)[rows], r2))
+    rows = architecture.value.rows(linear_weight(output).shape[1], r2.shape[0] * r2.shape[1])
+    set_rows(value, rows, merging.rotate_head_outputs(linear_weight(value)[rows], r2))
     if value.bias is not None:
-        bias = _bias(value).clone()
+        bias = linear_bias(value).clone()
         bias[rows] = merging.rotate_head_bias(bias[rows], r2).to(bias)
         set_bias(value, bias)
-    set_weight(output, merging.rotate_head_inputs(_weight(output), r2))
+    set_weight(output, merging.rotate_head_inputs(linear_weight(output), r2))
 
 
 @torch.no_grad()
 def rotate_reader(reader: nn.Module, r1: Tensor) -> None:
     """W ← W R1 for a linear that reads from the residual stream."""
-    set_weight(reader, merging.rotate_input(_weight(reader), r1))
+    set_weight(reader, merging.rotate_input(linear_weight(reader), r1))
 
 
 @torch.no_grad()
 def rotate_writer(writer: nn.Module, r1: Tensor) -> None:
     """W ← R1ᵀ W and b ← b R1 for a linear that writes to the residual stream."""
-    set_weight(writer, merging.rotate_output(_weight(writer), r1))
+    set_weight(writer, merging.rotate_output(linear_weight(writer), r1))
     if writer.bias is not None:
-        set_bias(writer, merging.rotate_rows(_bias(writer), r1))
+        set_bias(writer, merging.rotate_rows(linear_bias(writer), r1))
 
 
 @torch.no_grad()
@@ -138,35 +138,37 @@ def rotate_embeddings(frontend: Frontend, architecture: Architecture, r1: Tensor
     """E ← E R1 for everything that starts the residual stream."""
     for name in architecture.embeddings:
         embedding = frontend.module(name)
-        set_weight(embedding, merging.rotate_rows(_weight(embedding), r1))
+        set_weight(embedding, merging.rotate_rows(linear_weight(embedding), r1))
 
 
 def set_weight(module: nn.Module, weight: Tensor) -> None:
     """Replace a module's weight, in the dtype and on the device of the old one."""
-    old = _weight(module)
+    old = linear_weight(module)
     module.weight = nn.Parameter(weight.to(old.device, old.dtype), requires_grad=False)
 
 
 def set_rows(module: nn.Module, rows: slice, values: Tensor) -> None:
     """Replace some rows of a module's weight, in its dtype and on its device."""
-    weight = _weight(module).clone()
+    weight = linear_weight(module).clone()
     weight[rows] = values.to(weight)
     set_weight(module, weight)
 
 
 def set_bias(module: nn.Module, bias: Tensor) -> None:
     """Replace a module's bias, in the dtype and on the device of the old one."""
-    old = _bias(module)
+    old = linear_bias(module)
     module.bias = nn.Parameter(bias.to(old.device, old.dtype), requires_grad=False)
 
 
-def _weight(module: nn.Module) -> Tensor:
+def linear_weight(module: nn.Module) -> Tensor:
+    """A module's weight."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
 
 
-def _bias(module: nn.Module) -> Tensor:
+def linear_bias(module: nn.Module) -> Tensor:
+    """The bias of a linear that has one."""
     bias = module.bias
     assert isinstance(bias, Tensor)
     return bias

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from jointquant.devices import linalg_device
-from jointquant.quantization.integer import IntFormat, dequantize, quantize, to_groups
-from jointquant.quantization.weights import ClipMethod, QuantizedWeight, weight_parameters
+from jointquant.quantization.integer import to_groups
+from jointquant.quantization.weights import ClipMethod, QuantizedWeight, WeightFormat, weight_parameters
 
 MAX_DAMPING_TRIES = 8
 
@@ -71,7 +71,7 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
 def gptq(
     weight: Tensor,
     factor: Factor,
-    fmt: IntFormat,
+    fmt: WeightFormat,
     clip: ClipMethod = "mse",
     scale_dtype: torch.dtype = torch.float32,
     block_size: int = 128,
@@ -102,7 +102,7 @@ def gptq(
 
 
 def _round_block(
-    work: Tensor, upper: Tensor, scale: Tensor, zero_point: Tensor, fmt: IntFormat
+    work: Tensor, upper: Tensor, scale: Tensor, zero_point: Tensor, fmt: WeightFormat
 ) -> tuple[Tensor, Tensor]:
     """Codes and scaled errors of one block of columns, each [out, block]; all arguments are that block's."""
     work = work.t().contiguous()  # rows are columns of W: contiguous updates
@@ -110,8 +110,8 @@ def _round_block(
     codes, errors = torch.empty_like(work), torch.empty_like(work)
     pivots = upper.diagonal().tolist()
     for column, pivot in enumerate(pivots):
-        q = quantize(work[column], scale[column], zero_point[column], fmt)
-        error = (work[column] - dequantize(q, scale[column], zero_point[column])) / pivot
+        q = fmt.encode(work[column], scale[column], zero_point[column])
+        error = (work[column] - fmt.decode(q, scale[column], zero_point[column])) / pivot
         codes[column], errors[column] = q, error
         work[column + 1 :].addr_(upper[column, column + 1 :], error, alpha=-1)
     return codes.t(), errors.t()

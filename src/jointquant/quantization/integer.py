@@ -7,6 +7,7 @@ The conventions are those of compressed-tensors, so integers and scales carry ov
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -42,18 +43,44 @@ class IntFormat:
         """Largest integer of the grid."""
         return 2 ** (self.num_bits - 1) - 1
 
-    def num_groups(self, size: int) -> int:
-        """Number of scales for a row of ``size`` elements. Raises ValueError when group_size does not divide it."""
-        if self.group_size is None:
-            return 1
-        if size % self.group_size:
-            raise ValueError(f"group_size {self.group_size} does not divide {size}")
-        return size // self.group_size
+    @property
+    def has_zero_point(self) -> bool:
+        """Whether a group has a zero point besides its scale."""
+        return not self.symmetric
+
+    def parameters(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, as ``affine_parameters``."""
+        return affine_parameters(low, high, self)
+
+    def encode(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Integers, as ``quantize``."""
+        return quantize(x, scale, zero_point, self)
+
+    def decode(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Values, as ``dequantize``."""
+        return dequantize(codes, scale, zero_point)
 
 
-def to_groups(x: Tensor, fmt: IntFormat) -> Tensor:
+class Grouped(Protocol):
+    """A format whose scales belong to groups of consecutive elements."""
+
+    @property
+    def group_size(self) -> int | None:
+        """Elements in a group; None: the whole row."""
+
+
+def num_groups(size: int, fmt: Grouped) -> int:
+    """Number of scales for a row of ``size`` elements. Raises ValueError when group_size does not divide it."""
+    if fmt.group_size is None:
+        return 1
+    if size % fmt.group_size:
+        raise ValueError(f"group_size {fmt.group_size} does not divide {size}")
+    return size // fmt.group_size
+
+
+def to_groups(x: Tensor, fmt: Grouped) -> Tensor:
     """[..., n] → [..., groups, group_size]."""
-    return x.unflatten(-1, (fmt.num_groups(x.shape[-1]), -1))
+    return x.unflatten(-1, (num_groups(x.shape[-1], fmt), -1))
 
 
 def affine_parameters(low: Tensor, high: Tensor, fmt: IntFormat) -> tuple[Tensor, Tensor]:
@@ -81,19 +108,41 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (codes - zero_point) * scale
 
 
-def fake_quantize(x: Tensor, fmt: IntFormat, clip_ratio: float = 1.0) -> Tensor:
+def fake_quantize(x: Tensor, fmt: IntFormat, clip_ratio: float | Tensor = 1.0) -> Tensor:
     """Quantize and dequantize each row (or group) of the last dimension with its own range, taken now.
 
     Args:
         x: [..., n]; a row is a token, or a token and head.
         fmt: the grid.
-        clip_ratio: the part of the observed range that is kept, in (0, 1].
+        clip_ratio: the part of the observed range that is kept, in (0, 1]; a number, or a tensor of one.
 
     Returns:
         [..., n] in x's dtype; half precisions are computed in float32.
     """
-    work = to_groups(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, fmt)
+    work = to_groups(at_least_float(x), fmt)
     low, high = torch.aminmax(work, dim=-1, keepdim=True)
     scale, zero_point = affine_parameters(clip_ratio * low, clip_ratio * high, fmt)
     codes = quantize(work, scale, zero_point, fmt)
     return dequantize(codes, scale, zero_point).flatten(-2).to(x.dtype)
+
+
+def fake_quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor, fmt: IntFormat) -> Tensor:
+    """Quantize and dequantize with a range that is known beforehand.
+
+    Args:
+        x: [..., n].
+        scale: [1], or [n] for one range a channel.
+        zero_point: of the same shape.
+        fmt: the grid.
+
+    Returns:
+        [..., n] in x's dtype; half precisions are computed in float32.
+    """
+    work = at_least_float(x)
+    scale, zero_point = scale.to(work), zero_point.to(work)
+    return dequantize(quantize(work, scale, zero_point, fmt), scale, zero_point).to(x.dtype)
+
+
+def at_least_float(x: Tensor) -> Tensor:
+    """Half precisions as float32, others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

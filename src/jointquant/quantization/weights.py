@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jointquant.quantization.integer import IntFormat, affine_parameters, dequantize, quantize, to_groups
+from jointquant.quantization.codebook import CodebookFormat
+from jointquant.quantization.integer import IntFormat, to_groups
 
 ClipMethod = Literal["none", "mse"]
+WeightFormat = IntFormat | CodebookFormat
 
 # Candidate parts of the full range, and the error's exponent (GPTQ's reference code uses the same 2.4).
 MSE_RATIOS = tuple(1 - 0.01 * i for i in range(0, 61, 2))
@@ -19,26 +21,26 @@ MSE_EXPONENT = 2.4
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """W ≈ scale · (codes − zero_point), group by group along the input dimension.
+    """W ≈ scale · (codes − zero_point), or scale · levels[codes], group by group along the input dimension.
 
     Attributes:
         codes: [out, in] int8.
         scale: [out, groups], in the dtype it is stored in.
-        zero_point: [out, groups] int8; zero for symmetric grids.
-        fmt: the grid.
+        zero_point: [out, groups] int8; zero for formats that have none.
+        fmt: the grid or the codebook.
     """
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor
-    fmt: IntFormat
+    fmt: WeightFormat
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[out, in] in ``dtype``, computed in at least float32."""
         work = torch.promote_types(dtype, torch.float32)
         codes = to_groups(self.codes.to(work), self.fmt)
         scale, zero_point = self.scale.to(work).unsqueeze(-1), self.zero_point.to(work).unsqueeze(-1)
-        return dequantize(codes, scale, zero_point).flatten(-2).to(dtype)
+        return self.fmt.decode(codes, scale, zero_point).flatten(-2).to(dtype)
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
         """The rows [start, stop) as a weight of their own."""
@@ -51,13 +53,13 @@ class QuantizedWeight:
 
 
 def weight_parameters(
-    groups: Tensor, fmt: IntFormat, clip: ClipMethod, scale_dtype: torch.dtype
+    groups: Tensor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point of each group.
 
     Args:
         groups: [..., group_size] in float32 or float64.
-        fmt: the grid.
+        fmt: the grid or the codebook.
         clip: "none" covers the whole range; "mse" tries the ratios of ``MSE_RATIOS`` and keeps the one with the
             least Σ|w − ŵ|^2.4 in each group.
         scale_dtype: scales are rounded to it before they are used, so the stored scale is the one rounded with.
@@ -68,7 +70,7 @@ def weight_parameters(
     low, high = torch.aminmax(groups, dim=-1, keepdim=True)
 
     def parameters(ratio: float) -> tuple[Tensor, Tensor]:
-        scale, zero_point = affine_parameters(ratio * low, ratio * high, fmt)
+        scale, zero_point = fmt.parameters(ratio * low, ratio * high)
         return representable(scale, scale_dtype), zero_point
 
     best_scale, best_zero = parameters(1.0)
@@ -77,7 +79,7 @@ def weight_parameters(
     best_error = torch.full_like(low, torch.inf)
     for ratio in MSE_RATIOS:
         scale, zero_point = parameters(ratio)
-        restored = dequantize(quantize(groups, scale, zero_point, fmt), scale, zero_point)
+        restored = fmt.decode(fmt.encode(groups, scale, zero_point), scale, zero_point)
         error = restored.sub_(groups).abs_().pow_(MSE_EXPONENT).sum(-1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
@@ -93,10 +95,23 @@ def representable(scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def round_to_nearest(
-    weight: Tensor, fmt: IntFormat, clip: ClipMethod = "mse", scale_dtype: torch.dtype = torch.float32
+    weight: Tensor, fmt: WeightFormat, clip: ClipMethod = "mse", scale_dtype: torch.dtype = torch.float32
 ) -> QuantizedWeight:
-    """RTN: each weight [out, in] goes to the nearest point of its group's grid."""
+    """RTN: each weight [out, in] goes to the nearest value that its group's format has."""
     groups = to_groups(weight.float(), fmt)
     scale, zero_point = weight_parameters(groups, fmt, clip, scale_dtype)
-    codes = quantize(groups, scale, zero_point, fmt).flatten(-2).to(torch.int8)
+    codes = fmt.encode(groups, scale, zero_point).flatten(-2).to(torch.int8)
     return QuantizedWeight(codes, scale.squeeze(-1).to(scale_dtype), zero_point.squeeze(-1).to(torch.int8), fmt)
+
+
+def round_rows_to_nearest(
+    weight: Tensor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype, rows: int = 8192
+) -> QuantizedWeight:
+    """RTN of a weight with very many rows, ``rows`` at a time: the same result in less memory."""
+    parts = [round_to_nearest(part, fmt, clip, scale_dtype) for part in weight.split(rows)]
+    return QuantizedWeight(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scale for part in parts]),
+        torch.cat([part.zero_point for part in parts]),
+        fmt,
+    )

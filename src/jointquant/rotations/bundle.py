@@ -33,12 +33,18 @@ class Rotations:
     Attributes:
         r1: [hidden, hidden] float64: none, one for all layers, or one per layer.
         r2: per layer [kv_heads, head_dim, head_dim] float64; empty when there is none.
+        scales: per layer, SmoothQuant's scales by site; empty when there are none. They are not saved.
         traces: how each learned rotation came to be, by the name of its tensor ("r1", "r1.0", "r2.0", …).
     """
 
     r1: tuple[Tensor, ...] = ()
     r2: tuple[Tensor, ...] = ()
     traces: dict[str, Trace] = field(default_factory=dict)
+    scales: tuple[dict[str, Tensor], ...] = ()
+
+    def scales_of(self, layer: int) -> dict[str, Tensor]:
+        """SmoothQuant's scales of one layer by site: [in], or [kv_heads, head_dim] at o_in."""
+        return self.scales[layer] if self.scales else {}
 
     def r1_of(self, layer: int) -> Tensor | None:
         """R1 of one layer; −1 is the last one."""

@@ -18,6 +18,18 @@ def scale_input(weight: Tensor, scale: Tensor) -> Tensor:
     return double(weight) * double(scale)
 
 
+def divide_output(weight: Tensor, scale: Tensor) -> Tensor:
+    """diag(1 / scale) W: weight [out, in], scale [out] → float64 [out, in]."""
+    work = double(weight)
+    return work / scale.to(work).unsqueeze(1)
+
+
+def divide_rows(rows: Tensor, scale: Tensor) -> Tensor:
+    """A bias, divided: [..., n], scale [n] → float64 [..., n]."""
+    work = double(rows)
+    return work / scale.to(work)
+
+
 def shift_input(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor:
     """b + W shift, for an input that arrives without its shift: weight [out, in] → float64 [out]."""
     work = double(weight)

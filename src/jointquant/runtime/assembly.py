@@ -11,11 +11,14 @@ from transformers import PretrainedConfig
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import shape_as_fused
+from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
 from jointquant.recipe import LearnedResidualRotation, Recipe
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import BasisChanges, install_basis_change
+from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
+from jointquant.settings import ActivationSettings, RangeSettings, WeightSettings
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ class Assembly:
         """The input path of ``linear`` (relative to the layer), ``module_name`` its full name."""
         settings = self.recipe.activations_of(module_name)
         transform = self.online.r4 if linear == self.architecture.down else None
-        return InputPath(transform, settings.format, settings.clip_ratio)
+        return InputPath(transform, input_range(settings))
 
     def cache_path(self) -> CachePath:
         """The attention's cache path, the same in all layers."""
-        fmt = self.recipe.kv_cache.format
-        return CachePath(self.online.r3, key=fmt, value=fmt)
+        settings = self.recipe.kv_cache
+        return CachePath(self.online.r3, key=cache_range(settings.of_keys), value=cache_range(settings.of_values))
 
     def install_paths(self, layer: nn.Module, index: int) -> None:
         """Put input and cache paths into a layer whose weights are not packed (or not yet), in place."""
@@ -65,7 +68,8 @@ class Assembly:
             if path and isinstance(old, nn.Linear):
                 with torch.device("meta"):
                     new = OnlineLinear(old.in_features, old.out_features, old.bias is not None, path)
-                new.load_state_dict(old.state_dict(), assign=True)
+                known = path.buffers(old.in_features, old.weight.device)
+                new.load_state_dict(old.state_dict() | known, assign=True)
                 layer.set_submodule(linear, new.requires_grad_(False).eval())
         if self.cache_path():
             layer.get_submodule(self.architecture.attention).cache_path = self.cache_path()  # type: ignore[assignment]
@@ -92,6 +96,20 @@ class Assembly:
                 shape_as_fused(layer, site.norm, site.linears, architecture.norm)
             self.install_packed(layer, index)
         shape_as_fused(model, architecture.final_norm, [architecture.head], architecture.norm)
+        self.install_ends(model)
+
+    def install_ends(self, model: nn.Module) -> None:
+        """Give a model (on the meta device) the head and the token embedding that its tensors fill, in place."""
+        name, fmt = self.architecture.head, self.recipe.head.format
+        head = model.get_submodule(name)
+        if fmt is not None and isinstance(head, nn.Linear):
+            packed = PackedLinear(head.in_features, head.out_features, head.bias is not None, InputPath(), fmt)
+            model.set_submodule(name, packed.eval())
+        name, fmt = self.architecture.embeddings[0], self.recipe.embeddings.format
+        old = model.get_submodule(name)
+        if fmt is not None and isinstance(old, nn.Embedding):
+            size, factor = (old.num_embeddings, old.embedding_dim), embedding_factor(old)
+            model.set_submodule(name, PackedEmbedding(*size, fmt, factor, dtype=old.weight.dtype).eval())
 
     def install_packed(self, layer: nn.Module, index: int) -> None:
         """Give a layer (on the meta device) the modules that an artifact's tensors fill, in place."""
@@ -113,16 +131,30 @@ class Assembly:
             InputError: an R1 that would have to pass a norm; a group size that does not divide what it groups.
         """
         self._check_r1()
+        self._check_patterns(num_layers)
         for index in range(num_layers):
             for linear in self.architecture.linears:
                 name = self.full_name(index, linear)
                 size = _in_features(layer.get_submodule(linear))
-                for what, settings in (
-                    ("weights", self.recipe.weights_of(name)),
-                    ("activations", self.recipe.activations_of(name)),
-                ):
-                    _check_group(f"{what} of {name}", settings.group_size, size)
-        _check_group("kv_cache (head_dim)", self.recipe.kv_cache.group_size, head_dim)
+                weights, activations = self.recipe.weights_of(name), self.recipe.activations_of(name)
+                _check_group(f"weights of {name}", weights.stored_group_size, size)
+                _check_group(f"activations of {name}", activations.group_size, size)
+                _check_codebook(name, weights, activations)
+        hidden = _in_features(layer.get_submodule(self.architecture.residual_sites[0].linears[0]))
+        _check_group(self.architecture.head, self.recipe.head.stored_group_size, hidden)
+        _check_group("embeddings", self.recipe.embeddings.stored_group_size, hidden)
+        cache = self.recipe.kv_cache
+        for what, ranges in (("keys", cache.of_keys), ("values", cache.of_values)):
+            _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
+
+    def _check_patterns(self, num_layers: int) -> None:
+        names = [self.full_name(index, linear) for index in range(num_layers) for linear in self.architecture.linears]
+        for override in self.recipe.overrides:
+            if not any(override.matches(name) for name in names):
+                raise InputError(
+                    f"overrides: modules {override.modules!r} matches no linear of this model, "
+                    f"expected a shell pattern on names like {names[0]}"
+                )
 
     def _check_r1(self) -> None:
         kind, norms = self.recipe.rotations.r1.kind, self.architecture.writer_norms
@@ -136,6 +168,29 @@ class Assembly:
     def full_name(self, index: int, linear: str) -> str:
         """The full name of a layer's linear."""
         return f"{self.architecture.layer_prefix(index)}.{linear}"
+
+
+def _check_codebook(name: str, weights: WeightSettings, activations: ActivationSettings) -> None:
+    if weights.enabled and weights.type != "int" and activations.enabled:
+        raise InputError(
+            f"weights.type {weights.type} is for weights alone, {name} has activations of {activations.num_bits} bits: "
+            "expected activations.num_bits 16"
+        )
+
+
+def input_range(settings: ActivationSettings) -> InputRange | None:
+    """The quantizer of a linear's input; None where it is off."""
+    fmt = settings.grid
+    if fmt is None:
+        return None
+    if settings.strategy == "tensor" or settings.strategy == "channel":
+        return StaticRange(fmt, settings.strategy)
+    return SearchedRange(fmt) if settings.clip_ratio == "search" else DynamicRange(fmt, settings.clip_ratio)
+
+
+def cache_range(settings: RangeSettings) -> DynamicRange | None:
+    """The quantizer of keys or values; None where it is off."""
+    return None if settings.grid is None else DynamicRange(settings.grid, settings.clip_ratio)
 
 
 def _in_features(module: nn.Module) -> int:

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from jointquant.quantization.integer import IntFormat, fake_quantize
+from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.hadamard import HadamardTransform
 
 ATTENTION_NAME = "jointquant"
@@ -29,13 +29,13 @@ class CachePath:
 
     Attributes:
         transform: the Hadamard transform of R3 over head_dim, or None.
-        key: the integer grid of the keys, or None.
-        value: the integer grid of the values, or None.
+        key: the quantizer of the keys, or None.
+        value: the quantizer of the values, or None.
     """
 
     transform: HadamardTransform | None = None
-    key: IntFormat | None = None
-    value: IntFormat | None = None
+    key: DynamicRange | None = None
+    value: DynamicRange | None = None
 
     def __bool__(self) -> bool:
         return any(part is not None for part in (self.transform, self.key, self.value))
@@ -45,9 +45,9 @@ class CachePath:
         if self.transform is not None:
             query, key = self.transform.apply(query), self.transform.apply(key)
         if self.key is not None:
-            key = fake_quantize(key, self.key)
+            key = self.key.quantize(key)
         if self.value is not None:
-            value = fake_quantize(value, self.value)
+            value = self.value.quantize(value)
         return query, key, value
 
 

@@ -30,6 +30,7 @@ from jointquant.runtime.attention import ATTENTION_NAME, register_attention
 QUANT_METHOD = "jointquant"
 FORMAT_VERSION = 1
 MODEL_TYPE_PREFIX = "jointquant_"
+KEPT_DTYPES = ("weight_scale", "input_scale", "input_clip_ratio")
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -82,9 +83,9 @@ class JointQuantHfQuantizer(HfQuantizer):
         return config
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-        """Scales keep the dtype they were stored in, whatever the model computes in."""
+        """Scales and clip ratios keep the dtype they were stored in, whatever the model computes in."""
         target = next(iter(getattr(converter, "target_patterns", [])), "")
-        return None if str(target).endswith("weight_scale") else super().get_new_dtype(converter, param, dtype)
+        return None if str(target).endswith(KEPT_DTYPES) else super().get_new_dtype(converter, param, dtype)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         assembly_of(model, self.quantization_config).install_model(model)

@@ -1,16 +1,18 @@
-"""Linears whose input may pass an online Hadamard transform and a dynamic quantizer."""
+"""Linears whose input may pass an online Hadamard transform and a quantizer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jointquant.quantization.integer import IntFormat, fake_quantize
+from jointquant.quantization.integer import num_groups
 from jointquant.quantization.packing import pack, packed_size, unpack
-from jointquant.quantization.weights import QuantizedWeight
+from jointquant.quantization.ranges import InputRange
+from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.rotations.hadamard import HadamardTransform
 
 
@@ -20,28 +22,32 @@ class InputPath:
 
     Attributes:
         transform: the online Hadamard transform (R4), or None.
-        fmt: the integer grid of the activations, or None.
-        clip_ratio: the part of each token's range that is kept.
+        quantizer: what the activations are quantized with, or None.
     """
 
     transform: HadamardTransform | None = None
-    fmt: IntFormat | None = None
-    clip_ratio: float = 1.0
+    quantizer: InputRange | None = None
 
     def __bool__(self) -> bool:
-        return self.transform is not None or self.fmt is not None
+        return self.transform is not None or self.quantizer is not None
+
+    def buffers(self, in_features: int, device: torch.device | None = None) -> dict[str, Tensor]:
+        """What the quantizer knows from calibration, by the name of the linear's buffer; not yet filled."""
+        return {} if self.quantizer is None else self.quantizer.buffers(in_features, device)
 
     def rotate(self, x: Tensor) -> Tensor:
         """The input in the basis that the weight expects."""
         return x if self.transform is None else self.transform.apply(x)
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """The rotated input, quantized and dequantized."""
-        return x if self.fmt is None else fake_quantize(x, self.fmt, self.clip_ratio)
+    def __call__(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """[..., in] → [..., in].
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., in]."""
-        return self.quantize(self.rotate(x))
+        Args:
+            x: the input.
+            known: the linear's buffers, those of ``buffers`` among them.
+        """
+        rotated = self.rotate(x)
+        return rotated if self.quantizer is None else self.quantizer.quantize(rotated, known)
 
 
 class OnlineLinear(nn.Linear):
@@ -50,10 +56,16 @@ class OnlineLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool, path: InputPath) -> None:
         super().__init__(in_features, out_features, bias)
         self.path = path
+        for name, buffer in path.buffers(in_features).items():
+            self.register_buffer(name, buffer)
+
+    def read(self, x: Tensor) -> Tensor:
+        """The input [..., in] as the product sees it."""
+        return self.path(x, dict(self.named_buffers(recurse=False)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        return super().forward(self.path(x))
+        return super().forward(self.read(x))
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
@@ -61,12 +73,13 @@ class OnlineLinear(nn.Linear):
 
 
 class PackedLinear(nn.Module):
-    """A linear with packed integer weights behind an input path: the reference execution, dequantize and multiply.
+    """A linear with packed weights behind an input path: the reference execution, dequantize and multiply.
 
     Buffers:
         weight_packed: int32 [out, words], dense along the input dimension.
         weight_scale: [out, groups].
-        weight_zero_point: int32 [words, groups], dense along the output dimension; absent for symmetric grids.
+        weight_zero_point: int32 [words, groups], dense along the output dimension; absent for formats that have none.
+        input_…: those of the input path.
     """
 
     weight_packed: Tensor
@@ -79,28 +92,34 @@ class PackedLinear(nn.Module):
         out_features: int,
         bias: bool,
         path: InputPath,
-        fmt: IntFormat,
+        fmt: WeightFormat,
         scale_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.path, self.fmt = in_features, out_features, path, fmt
-        groups, words = fmt.num_groups(in_features), packed_size(in_features, fmt.num_bits)
+        groups, words = num_groups(in_features, fmt), packed_size(in_features, fmt.num_bits)
         self.register_buffer("weight_packed", torch.zeros(out_features, words, dtype=torch.int32))
         self.register_buffer("weight_scale", torch.zeros(out_features, groups, dtype=scale_dtype))
-        if not fmt.symmetric:
+        if fmt.has_zero_point:
             rows = packed_size(out_features, fmt.num_bits)
             self.register_buffer("weight_zero_point", torch.zeros(rows, groups, dtype=torch.int32))
+        for name, buffer in path.buffers(in_features).items():
+            self.register_buffer(name, buffer)
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
 
     @classmethod
-    def of(cls, weight: QuantizedWeight, bias: Tensor | None, path: InputPath) -> PackedLinear:
-        """A linear that holds ``weight``."""
+    def of(
+        cls, weight: QuantizedWeight, bias: Tensor | None, path: InputPath, known: Mapping[str, Tensor]
+    ) -> PackedLinear:
+        """A linear that holds ``weight``, behind a path whose buffers are ``known``."""
         out_features, in_features = weight.codes.shape
         linear = cls(in_features, out_features, bias is not None, path, weight.fmt, weight.scale.dtype)
         linear.weight_packed = pack(weight.codes, weight.fmt.num_bits)
         linear.weight_scale = weight.scale
-        if not weight.fmt.symmetric:
+        if weight.fmt.has_zero_point:
             linear.weight_zero_point = pack(weight.zero_point, weight.fmt.num_bits, dim=0)
+        for name, buffer in known.items():
+            setattr(linear, name, buffer)
         if bias is not None:
             linear.bias = nn.Parameter(bias, requires_grad=False)
         return linear
@@ -109,17 +128,21 @@ class PackedLinear(nn.Module):
         """The integers, scales and zero points, unpacked."""
         shape = (self.out_features, self.in_features)
         codes = unpack(self.weight_packed, self.fmt.num_bits, shape)
-        if self.fmt.symmetric:
-            zero_point = torch.zeros_like(self.weight_scale, dtype=torch.int8)
-        else:
+        if self.fmt.has_zero_point:
             groups = self.weight_scale.shape[1]
             zero_point = unpack(self.weight_zero_point, self.fmt.num_bits, (self.out_features, groups), dim=0)
+        else:
+            zero_point = torch.zeros_like(self.weight_scale, dtype=torch.int8)
         return QuantizedWeight(codes, self.weight_scale, zero_point, self.fmt)
+
+    def read(self, x: Tensor) -> Tensor:
+        """The input [..., in] as the product sees it."""
+        return self.path(x, dict(self.named_buffers(recurse=False)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
         weight = self.quantized_weight().dequantize(x.dtype)
-        return functional.linear(self.path(x), weight, self.bias)
+        return functional.linear(self.read(x), weight, self.bias)
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""

@@ -1,0 +1,74 @@
+"""Scaling a site's input channel by channel, undone in what reads it: which writer of the channels takes the inverse.
+
+Nothing runs with the model: the input arrives divided because what produces it was divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from jointquant.devices import double
+from jointquant.errors import require
+from jointquant.models.architecture import Architecture
+from jointquant.models.transforms import linear_bias, linear_weight, set_bias, set_rows, set_weight
+from jointquant.rotations import merging
+
+Scales = Mapping[str, Tensor]
+"""Of one layer, by site: [in], or [kv_heads, head_dim] at o_in."""
+
+
+def check_scalable(architecture: Architecture, config: PretrainedConfig) -> None:
+    """Refuse a model in which no scale passes from ``up`` to ``down``.
+
+    Raises:
+        InputError: names the activation function between them.
+    """
+    if architecture.up_activation is None:
+        return
+    name = getattr(config, architecture.up_activation)
+    require(
+        name == "relu",
+        f"smoothing: {architecture.up.linear} and {architecture.down} have {architecture.up_activation} {name} between "
+        "them, through which no scale passes, expected relu, or smoothing.alpha null",
+    )
+
+
+@torch.no_grad()
+def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) -> None:
+    """Divide the inputs of the named sites of a layer of fused norms, and multiply their readers' columns, in place."""
+    for name, scale in scales.items():
+        site = architecture.site(name)
+        if site.norm is not None:
+            scale_norm(layer.get_submodule(site.norm), architecture, scale)
+            columns = scale
+        elif architecture.output in site.linears:
+            output = linear_weight(layer.get_submodule(architecture.output))
+            rows = architecture.value.rows(output.shape[1], scale.numel())
+            scale_rows(layer.get_submodule(architecture.value.linear), rows, scale.flatten())
+            group = output.shape[1] // scale.numel()
+            columns = scale.unsqueeze(1).expand(-1, group, -1).flatten()  # [heads · head_dim]
+        else:
+            scale_rows(layer.get_submodule(architecture.up.linear), architecture.up.equal_rows(len(scale)), scale)
+            columns = scale
+        for linear in site.linears:
+            reader = layer.get_submodule(linear)
+            set_weight(reader, merging.scale_input(linear_weight(reader), columns))
+
+
+def scale_rows(writer: nn.Module, rows: slice, scale: Tensor) -> None:
+    """Divide some outputs of a linear: rows of its weight [out, in], entries of its bias, by ``scale`` [rows]."""
+    set_rows(writer, rows, merging.divide_output(linear_weight(writer)[rows], scale))
+    if writer.bias is not None:
+        bias = linear_bias(writer).clone()
+        bias[rows] = merging.divide_rows(bias[rows], scale).to(bias)
+        set_bias(writer, bias)
+
+
+def scale_norm(norm: nn.Module, architecture: Architecture, scale: Tensor) -> None:
+    """Let a fused norm, whose gain is 1, have the gain 1 / scale."""
+    require(norm.weight is not None, "smoothing: a norm without a weight cannot divide, expected smoothing.alpha null")
+    set_weight(norm, architecture.norm.weight_of(1 / double(scale)))

@@ -1,0 +1,144 @@
+"""Where a quantizer's range comes from: each token, or a calibration set, or both; and how a calibration finds it.
+
+Each kind of range is a type: what it needs to know from calibration (``buffers``, kept by the linear and stored with
+it), and what it does to an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from jointquant.quantization.integer import IntFormat, affine_parameters, fake_quantize, fake_quantize_static
+
+CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
+"""Candidates of the search: 1 down to 0.45."""
+
+CLIP_RATIO, SCALE, ZERO_POINT = "input_clip_ratio", "input_scale", "input_zero_point"
+
+
+@dataclass(frozen=True)
+class DynamicRange:
+    """The range of each token (and group), taken when it arrives; ``clip_ratio`` of it is kept."""
+
+    fmt: IntFormat
+    clip_ratio: float = 1.0
+
+    def buffers(self, in_features: int, device: torch.device | None = None) -> dict[str, Tensor]:
+        """Nothing is known beforehand."""
+        return {}
+
+    def quantize(self, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Tensor:
+        """[..., n] → [..., n], quantized and dequantized."""
+        return fake_quantize(x, self.fmt, self.clip_ratio)
+
+
+@dataclass(frozen=True)
+class SearchedRange:
+    """As ``DynamicRange``, with the clip ratio found on a calibration set."""
+
+    fmt: IntFormat
+
+    def buffers(self, in_features: int, device: torch.device | None = None) -> dict[str, Tensor]:
+        """The ratio, a float32 number; NaN until it is found."""
+        return {CLIP_RATIO: torch.full((), torch.nan, device=device, dtype=torch.float32)}
+
+    def quantize(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """[..., n] → [..., n], quantized and dequantized."""
+        return fake_quantize(x, self.fmt, known[CLIP_RATIO])
+
+
+@dataclass(frozen=True)
+class StaticRange:
+    """One range for all tokens, or one a channel, taken on a calibration set, its clip ratio included."""
+
+    fmt: IntFormat
+    strategy: Literal["tensor", "channel"]
+
+    def buffers(self, in_features: int, device: torch.device | None = None) -> dict[str, Tensor]:
+        """Scale (float32) and, on asymmetric grids, zero point (int8): [1] or [in]; NaN until they are found."""
+        size = in_features if self.strategy == "channel" else 1
+        known = {SCALE: torch.full((size,), torch.nan, device=device, dtype=torch.float32)}
+        if not self.fmt.symmetric:
+            known[ZERO_POINT] = torch.zeros(size, device=device, dtype=torch.int8)
+        return known
+
+    def quantize(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """[..., n] → [..., n], quantized and dequantized."""
+        scale = known[SCALE]
+        return fake_quantize_static(x, scale, known.get(ZERO_POINT, torch.zeros_like(scale)), self.fmt)
+
+    def found(self, low: Tensor, high: Tensor, clip_ratio: float) -> dict[str, Tensor]:
+        """The buffers for inputs whose channels lie in [low, high], both [n]."""
+        low, high = low.float(), high.float()
+        if self.strategy == "tensor":
+            low, high = low.min().reshape(1), high.max().reshape(1)
+        scale, zero_point = affine_parameters(clip_ratio * low, clip_ratio * high, self.fmt)
+        return {SCALE: scale} | ({} if self.fmt.symmetric else {ZERO_POINT: zero_point.to(torch.int8)})
+
+
+InputRange = DynamicRange | SearchedRange | StaticRange
+
+
+class ChannelBounds:
+    """Least and largest value of each channel over all tokens seen."""
+
+    def __init__(self) -> None:
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+
+    def update(self, x: Tensor) -> None:
+        """Take in the tokens of x: [..., n]."""
+        low, high = torch.aminmax(x.reshape(-1, x.shape[-1]), dim=0)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Low and high, both [n]. Raises ValueError when no token was seen, or one that is not finite."""
+        if self.low is None or self.high is None:
+            raise ValueError("bounds need at least one token, got none")
+        if not (torch.isfinite(self.low).all() and torch.isfinite(self.high).all()):
+            raise ValueError("the bounds must be finite, got NaN or infinity: the calibration activations overflowed")
+        return self.low, self.high
+
+    def largest(self) -> Tensor:
+        """max|xⱼ| [n]. Raises as ``bounds`` does."""
+        low, high = self.bounds()
+        return torch.maximum(-low, high)
+
+
+class ClipSearch:
+    """The squared quantization error Σ(x − x̂)² of each of ``CLIP_RATIOS``, over all tokens seen.
+
+    Args:
+        candidates: the same quantizer at each ratio, with what it knows from calibration.
+    """
+
+    def __init__(self, candidates: Mapping[float, tuple[InputRange, Mapping[str, Tensor]]]) -> None:
+        self.candidates = candidates
+        self.errors = dict.fromkeys(candidates, 0.0)
+
+    def update(self, x: Tensor) -> None:
+        """Take in the tokens of x: [..., n]."""
+        for ratio, (quantizer, known) in self.candidates.items():
+            self.errors[ratio] += float((quantizer.quantize(x, known) - x).float().square().sum())
+
+    def best(self) -> float:
+        """The ratio with the least error; of equals the largest."""
+        return min(self.errors, key=lambda ratio: (self.errors[ratio], -ratio))
+
+
+def clip_search(quantizer: InputRange, bounds: ChannelBounds | None) -> ClipSearch:
+    """The search for the clip ratio of a quantizer; a static one needs the bounds of its inputs."""
+    candidates: dict[float, tuple[InputRange, Mapping[str, Tensor]]] = {}
+    for ratio in CLIP_RATIOS:
+        if isinstance(quantizer, StaticRange):
+            assert bounds is not None
+            candidates[ratio] = quantizer, quantizer.found(*bounds.bounds(), ratio)
+        else:
+            candidates[ratio] = DynamicRange(quantizer.fmt, ratio), {}
+    return ClipSearch(candidates)

@@ -1,0 +1,152 @@
+"""Settings of the quantizers, the parts of a recipe that say which grid values go to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from jointquant.quantization.codebook import NF4, CodebookFormat
+from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.weights import WeightFormat
+
+NumBits = Annotated[int, Field(description="2 to 8, or 16 for off")]
+NF4_GROUP_SIZE = 64
+Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of all parts of a recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def merged(settings: SettingsType, changes: dict[str, Any]) -> SettingsType:
+    """``settings`` with some keys changed, checked again."""
+    return type(settings).model_validate(settings.model_dump() | changes) if changes else settings
+
+
+class IntegerSettings(Settings):
+    """What all integer quantizers share; ``num_bits: 16`` turns the quantizer off."""
+
+    num_bits: NumBits = 16
+    symmetric: bool = True
+    group_size: int | None = Field(default=None, ge=1)
+
+    @field_validator("num_bits")
+    @classmethod
+    def _known_width(cls, value: int) -> int:
+        if value != 16 and not 2 <= value <= 8:
+            raise ValueError(f"must be between 2 and 8, or 16 for off, got {value}")
+        return value
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is quantized."""
+        return self.num_bits != 16
+
+    @property
+    def grid(self) -> IntFormat | None:
+        """The integer grid, or None when off."""
+        return IntFormat(self.num_bits, self.symmetric, self.group_size) if self.enabled else None
+
+
+class StoredSettings(IntegerSettings):
+    """Weights at rest. ``int``: ``group_size: null`` is one scale per row; ``nf4``: null is 64, num_bits 4 (or 16)."""
+
+    type: Literal["int", "nf4"] = "int"
+    clip: Literal["none", "mse"] = "mse"
+
+    @model_validator(mode="after")
+    def _nf4_has_one_shape(self) -> StoredSettings:
+        if self.type == "nf4" and self.num_bits not in (4, 16):
+            raise ValueError(f"type nf4 has 4 bits, got num_bits {self.num_bits}")
+        if self.type == "nf4" and not self.symmetric:
+            raise ValueError("type nf4 has no zero point: expected symmetric true")
+        return self
+
+    @property
+    def stored_group_size(self) -> int | None:
+        """The group size, the default of the type included."""
+        return NF4_GROUP_SIZE if self.type == "nf4" and self.group_size is None else self.group_size
+
+    @property
+    def format(self) -> WeightFormat | None:
+        """The grid or the codebook, or None when off."""
+        if self.enabled and self.type == "nf4":
+            return CodebookFormat(NF4, self.stored_group_size)
+        return self.grid
+
+
+class EmbeddingSettings(StoredSettings):
+    """The token embedding: its rows go to the nearest values, nothing is known of their errors' effect."""
+
+
+class WeightSettings(StoredSettings):
+    """Weights of the decoder's linears, or of the head."""
+
+    method: Literal["rtn", "gptq"] = "gptq"
+    activation_order: bool = True
+    damping: float = Field(default=0.01, gt=0, le=1)
+
+
+class ActivationSettings(IntegerSettings):
+    """Inputs of the decoder's linears.
+
+    ``token`` and ``group`` take the range of each token (and group) when it arrives; ``tensor`` and ``channel`` have
+    one range (one a channel) for all tokens, taken on the calibration set. ``clip_ratio`` is the part of the range
+    that is kept; ``search`` finds it for each site on the calibration set.
+    """
+
+    symmetric: bool = False
+    strategy: Literal["token", "group", "tensor", "channel"] = "token"
+    clip_ratio: Ratio | Literal["search"] = 1.0
+
+    @model_validator(mode="after")
+    def _groups_where_they_are_meant(self) -> ActivationSettings:
+        if self.strategy == "group" and self.group_size is None:
+            raise ValueError("strategy group needs a group_size, expected for example group_size: 128")
+        if self.strategy in ("tensor", "channel") and self.group_size is not None:
+            raise ValueError(f"group_size has no meaning for strategy {self.strategy}: expected null")
+        return self
+
+    @property
+    def fixed_ratio(self) -> float:
+        """The clip ratio, where it is not searched: nothing is clipped before the search."""
+        return 1.0 if self.clip_ratio == "search" else self.clip_ratio
+
+
+class RangeSettings(IntegerSettings):
+    """A quantizer of keys or values: one range per token and head (``group_size: null``) or part of a head."""
+
+    symmetric: bool = False
+    clip_ratio: Ratio = 1.0
+
+
+class CacheSettings(RangeSettings):
+    """Keys and values, both alike except for what ``keys`` and ``values`` name."""
+
+    keys: dict[str, Any] = Field(default_factory=dict)
+    values: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def of_keys(self) -> RangeSettings:
+        """The quantizer of the keys. Raises pydantic's ValidationError for an unknown key or a value out of range."""
+        return self._with(self.keys)
+
+    @property
+    def of_values(self) -> RangeSettings:
+        """The quantizer of the values. Raises as ``of_keys`` does."""
+        return self._with(self.values)
+
+    def _with(self, changes: dict[str, Any]) -> RangeSettings:
+        return RangeSettings.model_validate(self.model_dump(exclude={"keys", "values"}) | changes)
+
+
+class SmoothingSettings(Settings):
+    """SmoothQuant: the share α of the activations' outliers that moves into the weights; null: off."""
+
+    alpha: float | None = Field(default=None, ge=0, le=1)

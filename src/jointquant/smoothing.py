@@ -1,0 +1,95 @@
+"""Pass 1, SmoothQuant: the largest activations of each layer's sites become the scales that its channels get."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from jointquant.devices import double
+from jointquant.models.architecture import LinearSlice, Site
+from jointquant.models.stream import LayerArguments, ModelStream
+from jointquant.models.transforms import linear_weight
+from jointquant.propagation import Observers
+from jointquant.quantization.ranges import ChannelBounds
+from jointquant.quantization.smoothing import shared_within_groups, smoothing_scales
+from jointquant.recipe import Recipe
+
+
+class Smoother:
+    """Watches the sites whose scales cost nothing at run time, and chooses these scales layer by layer.
+
+    Those are o_in and down_in, which linears feed channel by channel, and without R1 also the sites behind norms.
+
+    Attributes:
+        layers: of each layer that has run, the scales by site, as ``models.scaling`` takes them.
+    """
+
+    def __init__(self, stream: ModelStream, alpha: float, sites: tuple[Site, ...]) -> None:
+        self.stream, self.alpha, self.sites = stream, alpha, sites
+        self.layers: list[dict[str, Tensor]] = []
+        self.bounds: dict[str, ChannelBounds] = {}
+        self.layer: nn.Module | None = None
+
+    @classmethod
+    def of(cls, stream: ModelStream, recipe: Recipe) -> Smoother | None:
+        """What the recipe's smoothing needs; None where it is off."""
+        if recipe.smoothing.alpha is None:
+            return None
+        rotated = recipe.rotations.r1.kind != "none"
+        sites = tuple(site for site in stream.architecture.sites if site.norm is None or not rotated)
+        return cls(stream, recipe.smoothing.alpha, sites)
+
+    def observers(self) -> Observers:
+        """At the first linear of each site."""
+        return {site.linears[0]: self.bounds[site.name].update for site in self.sites}
+
+    def before(self, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
+        """Forget the last layer."""
+        self.layer = layer
+        self.bounds = {site.name: ChannelBounds() for site in self.sites}
+
+    def after(self, index: int) -> None:
+        """Choose the layer's scales, those that divide rows of a later site's readers first."""
+        scales: dict[str, Tensor] = {}
+        for site in sorted(self.sites, key=lambda site: site.norm is not None):
+            activations, weights = self.bounds[site.name].largest(), self.largest_weights(site, scales)
+            if self.stream.architecture.output in site.linears:
+                heads = self.stream.num_key_value_heads, self.stream.head_dim
+                activations, weights = (shared_within_groups(x, *heads) for x in (activations, weights))
+            scales[site.name] = smoothing_scales(activations, weights, self.alpha).cpu()
+        self.layers.append(scales)
+        self.layer = None
+
+    def largest_weights(self, site: Site, scales: dict[str, Tensor]) -> Tensor:
+        """max|W_j| [in] over the site's readers, whose rows ``scales`` divide where they feed a site of those."""
+        assert self.layer is not None
+        largest: Tensor | None = None
+        for name in site.linears:
+            rows = double(linear_weight(self.layer.get_submodule(name)).abs())  # [out, in]
+            for part, scale in self._dividing(name, scales):
+                rows[part] /= scale.to(rows).unsqueeze(1)
+            of_linear = rows.amax(0)
+            largest = of_linear if largest is None else largest.maximum(of_linear)
+        assert largest is not None
+        return largest
+
+    def _dividing(self, linear: str, scales: dict[str, Tensor]) -> list[tuple[slice, Tensor]]:
+        """The rows of ``linear`` that are divided, and by what."""
+        architecture = self.stream.architecture
+        fed: tuple[tuple[LinearSlice, str], ...] = (
+            (architecture.value, architecture.output),
+            (architecture.up, architecture.down),
+        )
+        found = []
+        for part, reader in fed:
+            site = next(site.name for site in architecture.sites if reader in site.linears)
+            if part.linear == linear and site in scales:
+                scale = scales[site].flatten()
+                heads = self.stream.config.num_attention_heads * self.stream.head_dim
+                found.append((part.rows(heads, len(scale)), scale))
+        return found
+
+    def inverse_at_output(self, index: int) -> Tensor:
+        """What o_proj's input is multiplied by in layer ``index``: [heads · head_dim]."""
+        scale = self.layers[index]["o_in"].unsqueeze(1)  # [kv_heads, 1, head_dim]
+        group = self.stream.config.num_attention_heads // self.stream.num_key_value_heads
+        return 1 / scale.expand(-1, group, -1).flatten()

@@ -1,0 +1,101 @@
+"""SmoothQuant: which channels get which scale. That the function stays is in models/test_invariance.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jointquant
+from conftest import FAMILIES, make_model, possible, small
+from jointquant.calibration import calibrate
+from jointquant.errors import InputError
+from jointquant.models.scaling import scale_sites
+from jointquant.models.stream import Place, open_stream, run_layer
+from jointquant.models.transforms import fuse_norms
+from jointquant.progress import Silent
+from jointquant.propagation import watching
+from jointquant.quantization.ranges import ChannelBounds
+from jointquant.quantization.smoothing import smoothing_scales
+from jointquant.rotations.bundle import Rotations
+
+PLACE = Place(torch.device("cpu"), torch.float64)
+WINDOWS = torch.randint(0, 2048, (3, 16), generator=torch.Generator().manual_seed(5))
+
+
+def calibrated(family: str, *changes: str):
+    stream = open_stream(make_model(family, torch.float64))
+    recipe = jointquant.load_recipe("fp16", small(*changes))
+    return stream, calibrate(stream, recipe, WINDOWS, PLACE, Silent())
+
+
+def largest(stream, rotations: Rotations) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of layer 0, once its sites are scaled: max|X_j| and max|W_j| by site."""
+    layer = stream.layer(0, PLACE)
+    fuse_norms(layer, stream.architecture)
+    scale_sites(layer, stream.architecture, rotations.scales_of(0))
+    frontend = stream.frontend(PLACE)
+    seen = {site.name: ChannelBounds() for site in stream.architecture.sites}
+    observers = {site.linears[0]: seen[site.name].update for site in stream.architecture.sites}
+    with torch.no_grad(), watching(layer, observers):
+        run_layer(layer, frontend.hidden_states(WINDOWS), frontend.layer_arguments(WINDOWS)[0])
+    return {
+        site.name: (
+            seen[site.name].largest(),
+            torch.stack([layer.get_submodule(name).weight.abs().amax(0) for name in site.linears]).amax(0),
+        )
+        for site in stream.architecture.sites
+    }
+
+
+def per_group(x: Tensor, stream) -> Tensor:
+    return x.unflatten(0, (stream.num_key_value_heads, -1, stream.head_dim)).amax(1).flatten()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("alpha", [0.5, 0.8])
+def test_channel_maxima_move_as_the_formula_says(family: str, alpha: float) -> None:
+    """s splits max|X_j| · max|W_j| =: P, which no scale changes, into P^(1−α) and P^α."""
+    stream, rotations = calibrated(family, f"smoothing.alpha={alpha}")
+    assert set(rotations.scales_of(0)) == {"attn_in", "o_in", "mlp_in", "down_in"}
+    for name, (x, w) in largest(stream, rotations).items():
+        if name == "o_in":
+            x, w = per_group(x, stream), per_group(w, stream)
+        product = x * w
+        alive = product > 0
+        torch.testing.assert_close(x[alive], product[alive] ** (1 - alpha), rtol=1e-6, atol=0)
+        torch.testing.assert_close(w[alive], product[alive] ** alpha, rtol=1e-6, atol=0)
+
+
+def test_with_r1_the_sites_behind_norms_are_left_alone() -> None:
+    _, rotations = calibrated("llama", "smoothing.alpha=0.5", "rotations.r1.kind=hadamard")
+    assert set(rotations.scales_of(0)) == {"o_in", "down_in"}
+    assert len(rotations.scales) == 3
+
+
+def test_dead_channels_keep_the_scale_one() -> None:
+    scales = smoothing_scales(torch.tensor([0.0, 4.0, 9.0]), torch.tensor([1.0, 0.0, 4.0]), 0.5)
+    torch.testing.assert_close(scales, torch.tensor([1.0, 1.0, 1.5], dtype=torch.float64))
+
+
+def test_r2_is_learned_on_smoothed_values() -> None:
+    learned = ["rotations.r2.kind=learned", "rotations.r2.steps=5"]
+    _, plain = calibrated("llama", *learned)
+    _, smooth = calibrated("llama", *learned, "smoothing.alpha=0.5")
+    assert not torch.allclose(plain.r2[0], smooth.r2[0])
+
+
+def test_smoothing_is_named_in_the_artifact(tmp_path: Path, tokenizer) -> None:
+    recipe = jointquant.load_recipe("fp16", small("smoothing.alpha=0.5", *possible("llama")))
+    result = jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
+    assert result.transforms["smoothing"] == "alpha 0.5, merged, at o_in, down_in, attn_in, mlp_in"
+
+
+def test_a_function_that_no_scale_passes_is_refused(tmp_path: Path, tokenizer) -> None:
+    model = make_model("opt", activation_function="gelu")
+    assert isinstance(model, nn.Module)
+    recipe = jointquant.load_recipe("fp16", small("smoothing.alpha=0.5"))
+    with pytest.raises(InputError, match=r"activation_function gelu .* expected relu"):
+        jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
