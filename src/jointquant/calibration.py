@@ -191,7 +191,7 @@ def training_of(settings: LearnedRotation, quantizer: Quantizer | None) -> Train
 
 def quantizer_of(settings: ActivationSettings) -> Quantizer | None:
     """The activation quantizer that a recipe describes; None where it is off."""
-    return None if settings.grid is None else Quantizer(settings.grid, settings.fixed_ratio)
+    return None if settings.format is None else Quantizer(settings.format, settings.fixed_ratio)
 
 
 def reusable_rotations(stream: ModelStream, recipe: Recipe) -> Rotations:

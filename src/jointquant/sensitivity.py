@@ -82,8 +82,8 @@ class Sensitivity:
     def _hook(self, settings: ActivationSettings) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             (x,) = inputs
-            if settings.grid is None:
+            if settings.format is None:
                 return (x,)
-            return (fake_quantize(x @ self.rotation, settings.grid, settings.fixed_ratio) @ self.rotation.T,)
+            return (fake_quantize(x @ self.rotation, settings.format, settings.fixed_ratio) @ self.rotation.T,)
 
         return hook

@@ -29,8 +29,8 @@ def merged(settings: SettingsType, changes: dict[str, Any]) -> SettingsType:
     return type(settings).model_validate(settings.model_dump() | changes) if changes else settings
 
 
-class IntegerSettings(Settings):
-    """What all integer quantizers share; ``num_bits: 16`` turns the quantizer off."""
+class QuantizerSettings(Settings):
+    """What all quantizers share; ``num_bits: 16`` turns the quantizer off."""
 
     num_bits: NumBits = 16
     symmetric: bool = True
@@ -48,13 +48,17 @@ class IntegerSettings(Settings):
         """Whether anything is quantized."""
         return self.num_bits != 16
 
+
+class IntegerSettings(QuantizerSettings):
+    """A quantizer to an integer grid."""
+
     @property
-    def grid(self) -> IntFormat | None:
+    def format(self) -> IntFormat | None:
         """The integer grid, or None when off."""
         return IntFormat(self.num_bits, self.symmetric, self.group_size) if self.enabled else None
 
 
-class StoredSettings(IntegerSettings):
+class StoredSettings(QuantizerSettings):
     """Weights at rest. ``int``: ``group_size: null`` is one scale per row; ``nf4``: null is 64, num_bits 4 (or 16)."""
 
     type: Literal["int", "nf4"] = "int"
@@ -76,9 +80,11 @@ class StoredSettings(IntegerSettings):
     @property
     def format(self) -> WeightFormat | None:
         """The grid or the codebook, or None when off."""
-        if self.enabled and self.type == "nf4":
+        if not self.enabled:
+            return None
+        if self.type == "nf4":
             return CodebookFormat(NF4, self.stored_group_size)
-        return self.grid
+        return IntFormat(self.num_bits, self.symmetric, self.group_size)
 
 
 class EmbeddingSettings(StoredSettings):

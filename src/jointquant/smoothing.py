@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from jointquant.devices import double
 from jointquant.models.architecture import LinearSlice, Site
 from jointquant.models.stream import LayerArguments, ModelStream
 from jointquant.models.transforms import linear_weight
@@ -12,6 +11,7 @@ from jointquant.propagation import Observers
 from jointquant.quantization.ranges import ChannelBounds
 from jointquant.quantization.smoothing import shared_within_groups, smoothing_scales
 from jointquant.recipe import Recipe
+from jointquant.rotations.merging import double
 
 
 class Smoother:
@@ -51,11 +51,11 @@ class Smoother:
         """Choose the layer's scales, those that divide rows of a later site's readers first."""
         scales: dict[str, Tensor] = {}
         for site in sorted(self.sites, key=lambda site: site.norm is not None):
-            activations, weights = self.bounds[site.name].largest(), self.largest_weights(site, scales)
+            activations, weights = self.bounds[site.name].largest().cpu(), self.largest_weights(site, scales).cpu()
             if self.stream.architecture.output in site.linears:
                 heads = self.stream.num_key_value_heads, self.stream.head_dim
                 activations, weights = (shared_within_groups(x, *heads) for x in (activations, weights))
-            scales[site.name] = smoothing_scales(activations, weights, self.alpha).cpu()
+            scales[site.name] = smoothing_scales(activations, weights, self.alpha)
         self.layers.append(scales)
         self.layer = None
 
@@ -64,7 +64,7 @@ class Smoother:
         assert self.layer is not None
         largest: Tensor | None = None
         for name in site.linears:
-            rows = double(linear_weight(self.layer.get_submodule(name)).abs())  # [out, in]
+            rows = double(linear_weight(self.layer.get_submodule(name))).abs()  # [out, in]
             for part, scale in self._dividing(name, scales):
                 rows[part] /= scale.to(rows).unsqueeze(1)
             of_linear = rows.amax(0)

@@ -15,7 +15,8 @@ from jointquant.rotations.hadamard import HadamardTransform
 
 def scale_input(weight: Tensor, scale: Tensor) -> Tensor:
     """W diag(scale): weight [out, in], scale [in] → float64 [out, in]."""
-    return double(weight) * double(scale)
+    work = double(weight)
+    return work * scale.to(work)
 
 
 def divide_output(weight: Tensor, scale: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ def _check_codebook(name: str, weights: WeightSettings, activations: ActivationS
 
 def input_range(settings: ActivationSettings) -> InputRange | None:
     """The quantizer of a linear's input; None where it is off."""
-    fmt = settings.grid
+    fmt = settings.format
     if fmt is None:
         return None
     if settings.strategy == "tensor" or settings.strategy == "channel":
@@ -190,7 +190,7 @@ def input_range(settings: ActivationSettings) -> InputRange | None:
 
 def cache_range(settings: RangeSettings) -> DynamicRange | None:
     """The quantizer of keys or values; None where it is off."""
-    return None if settings.grid is None else DynamicRange(settings.grid, settings.clip_ratio)
+    return None if settings.format is None else DynamicRange(settings.format, settings.clip_ratio)
 
 
 def _in_features(module: nn.Module) -> int:
