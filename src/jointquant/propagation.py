@@ -42,10 +42,10 @@ def observe(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) 
 
 
 @contextmanager
-def watching(layer: nn.Module, observers: Observers) -> Iterator[None]:
+def watching(layer: nn.Module, *observers: Observers) -> Iterator[None]:
     """While open, each observer sees the inputs of the module it is named for."""
     with ExitStack() as stack:
-        for name, observer in observers.items():
+        for name, observer in (pair for group in observers for pair in group.items()):
             stack.callback(layer.get_submodule(name).register_forward_pre_hook(_hook(observer)).remove)
         yield
 
