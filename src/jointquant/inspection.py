@@ -1,7 +1,7 @@
 """What rotations and rounding do to a model, measured layer by layer on a few windows.
 
-The unquantized model runs beside the quantized one, in lock-step: one layer of each is in memory, with the probe's hidden
-states and nothing else. Rotations are applied to the activations themselves, as x → xR.
+The unquantized model runs beside the quantized one, in lock-step: one layer of each is in memory, with the probe's
+hidden states and nothing else. Rotations are applied to the activations themselves, as x → xR.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Inspector:
         """Keep the layer's weights as they are before rounding."""
         with self._timed():
             weights = {name: layer.get_submodule(name).weight for name in self.assembly.architecture.linears}
-            self.exact = {name: weight.detach().clone() for name, weight in weights.items()}  # type: ignore[operator, union-attr]
+            self.exact = {name: weight.detach().clone() for name, weight in weights.items()}  # type: ignore[operator]
 
     @torch.no_grad()
     def rounded(self, index: int, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:

@@ -62,7 +62,7 @@ class SpreadSum:
         scaled = rows / rms.unsqueeze(-1)
         peaks = scaled.abs().amax(-1)
         self.tokens += len(rows)
-        self.peaks += float(peaks.sum(dtype=torch.float32))
+        self.peaks += float(peaks.sum())
         self.largest = max(self.largest, float(peaks.max()))
         self.fourths += float(scaled.square().square().mean(-1).sum())
         self.counts += histogram(scaled).cpu()
