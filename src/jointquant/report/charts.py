@@ -60,9 +60,9 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Round values within the range, four or so."""
-        if self.log:
+        if self.log and self.high / self.low >= 20:
             return _log_ticks(self.low, self.high)
-        step = _nice((self.high - self.low) / 4)
+        step = _nice((self.high - self.low) / 6)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [index * step for index in range(first, last + 1)]
 
@@ -74,6 +74,7 @@ def _nice(step: float) -> float:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten; with 2 and 5 times them where there are few."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     if last - first >= 2:
         stride = max(1, round((last - first) / 4))
@@ -136,9 +137,13 @@ def line_chart(
     return _svg(parts, size, alt)
 
 
+def _drawable(series: Series, log: bool) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y) and (y > 0 or not log)]
+
+
 def dot_chart(rows: Sequence[Interval], alt: str, label: str, reference: float) -> Markup:
     """A row per interval: a dot at its value, a bar over its range; a dashed line at the reference."""
-    width, step = 640, 30
+    width, step = 520, 30
     left = min(220, 16 + 7 * max(len(row.name) for row in rows))
     height = TOP + step * len(rows) + BOTTOM
     values = [v for row in rows for v in (row.low, row.value, row.high) if math.isfinite(v)] + [reference]

@@ -108,11 +108,10 @@ def training_figures(traces: dict[str, Data], style: dict[str, str]) -> list[Fig
     def panels(key: str, label: str, what: str) -> tuple[tuple[str, Markup], ...]:
         found = []
         for rotation in ("r1", "r2"):
-            series = [
-                _curve(name, style[name], curves[name, rotation], key) for name in learned if curves[name, rotation]
-            ]
+            having = [name for name in learned if curves[name, rotation]]
+            series = [_curve(name, style[name], curves[name, rotation], key) for name in having]
             if series:
-                alt = f"{what} at each step of learning {rotation.upper()}, for {_and([s.name for s in series])}"
+                alt = f"{what} at each step of learning {rotation.upper()}, for {_and(having)}"
                 floor = 0.0 if key == "angles" else None
                 found.append((rotation.upper(), line_chart(series, alt, "step", label, floor=floor)))
         return tuple(found)
