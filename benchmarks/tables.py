@@ -50,7 +50,24 @@ def stories260k(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {"demo": demo, "stories260k": stories260k}
+def experiments(result: dict[str, Any]) -> list[str]:
+    """Rows of a comparison on one text."""
+    ((_, reference),) = result["reference"]["perplexity"].items()
+    lines = [f"| recipe | perplexity (unquantized {reference:.3f}) | min – max | size (MB) | seconds |", "|-|-|-|-|-|"]
+    for row in result["rows"]:
+        (mean,), (low,), (high,) = (row[key].values() for key in ("perplexity", "perplexity_min", "perplexity_max"))
+        size, seconds = f"{row['size_bytes'] / 1e6:.2f}", f"{row['seconds']:.1f}"
+        cells = (row["recipe"], f"{mean:.3f}", f"{low:.3f} – {high:.3f}", size, seconds)
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"Seeds: {', '.join(map(str, result['rows'][0]['seeds']))}."]
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "demo": demo,
+    "stories260k": stories260k,
+    "experiments_demo": experiments,
+    "experiments_stories260k": experiments,
+}
 
 FROM_CODE: dict[str, Callable[[], list[str]]] = {"recipe_keys": key_table, "sizes": size_table}
 """Tables of what the package itself says."""

@@ -26,7 +26,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "evaluation": ("export", "report", "cli"),
     "export": ("evaluation", "report", "cli"),
     "report": ("evaluation", "export", "models", "runtime", "pipeline", "cli"),
-    "pipeline": ("cli",),
+    "pipeline": ("cli", "comparison", "analysis", "inspection", "report"),
+    "inspection": ("cli", "comparison", "analysis", "pipeline", "report"),
+    "comparison": ("cli",),
+    "analysis": ("cli",),
 }
 
 

@@ -4,6 +4,8 @@ After ``import jointquant``, artifacts load with ``transformers.AutoModelForCaus
 """
 
 from jointquant._version import __version__
+from jointquant.analysis import Statistics, stats
+from jointquant.comparison import Comparison, compare
 from jointquant.errors import InputError
 from jointquant.evaluation.evaluate import EvaluationResult, evaluate
 from jointquant.pipeline import QuantizeResult, quantize
@@ -14,13 +16,17 @@ from jointquant.runtime.loading import load
 register_families()
 
 __all__ = [
+    "Comparison",
     "EvaluationResult",
     "InputError",
     "QuantizeResult",
     "Recipe",
+    "Statistics",
     "__version__",
+    "compare",
     "evaluate",
     "load",
     "load_recipe",
     "quantize",
+    "stats",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from jointquant.errors import require
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
-from jointquant.propagation import Observers, advance, embed, watching
+from jointquant.propagation import Observer, Observers, advance, embed, watching
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
 from jointquant.rotations.bundle import Rotations, Trace
 from jointquant.rotations.hadamard import random_hadamard
@@ -50,27 +51,39 @@ def calibrate(stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place
     Raises:
         InputError: the rotations to reuse cannot be read, or do not fit the model or the recipe.
     """
-    reused = reusable_rotations(stream, recipe)
-    residual = None if reused.r1 else ResidualLearner.of(stream, recipe, windows, place)
-    smoother = Smoother.of(stream, recipe)
-    heads = None if reused.r2 else HeadLearner.of(stream, recipe, windows, smoother)
-    learners: list[Learner] = [learner for learner in (smoother, residual, heads) if learner is not None]
+    (result,) = calibrate_together(stream, [recipe], windows, place, progress)
+    return result.rotations
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The rotations of one recipe, and the seconds that calibrating it alone would take."""
+
+    rotations: Rotations
+    seconds: float
+
+
+def calibrate_together(
+    stream: ModelStream, recipes: Sequence[Recipe], windows: Tensor, place: Place, progress: Progress
+) -> list[Calibrated]:
+    """Calibrate several recipes in one walk through the layers, each as ``calibrate`` does it alone.
+
+    Raises:
+        InputError: as ``calibrate``.
+    """
+    each = [RecipeCalibration(stream, recipe, windows, place) for recipe in recipes]
+    learners = [calibration for calibration in each if calibration.learners]
+    start = time.perf_counter()
     if learners:
         walk(stream, windows, place, learners, progress)
-
-    traces = dict(reused.traces)
-    r1, r2 = reused.r1, reused.r2
-    if residual is not None:
-        with progress.stage("learn R1", 1) as stage:
-            r1 = _traced(residual.learn(), "r1", traces)
-            stage.advance()
-    elif not r1 and recipe.rotations.r1.kind == "hadamard":
-        r1 = (random_hadamard(stream.config.hidden_size, generator(recipe.calibration.seed, "r1")),)
-    if heads is not None:
-        r2 = _traced(heads.learned, "r2", traces)
-    elif not r2 and recipe.rotations.r2.kind == "hadamard":
-        r2 = tuple(_initial_heads(stream, recipe, "hadamard", index) for index in range(stream.num_layers))
-    return Rotations(r1, r2, traces, tuple(smoother.layers) if smoother else ())
+    shared = time.perf_counter() - start - sum(calibration.seconds for calibration in learners)
+    results = []
+    for calibration in each:
+        start = time.perf_counter()
+        rotations = calibration.finish(progress)
+        alone = calibration.seconds + (shared if calibration.learners else 0.0)
+        results.append(Calibrated(rotations, alone + time.perf_counter() - start))
+    return results
 
 
 def walk(stream: ModelStream, windows: Tensor, place: Place, learners: Sequence[Learner], progress: Progress) -> None:
@@ -90,6 +103,71 @@ def walk(stream: ModelStream, windows: Tensor, place: Place, learners: Sequence[
             for learner in learners:
                 learner.after(index)
             stage.advance()
+
+
+class RecipeCalibration:
+    """All that one recipe learns on a walk: a learner made of those of its R1 and R2.
+
+    Attributes:
+        learners: what learns; empty where the recipe's rotations are reused or drawn.
+        seconds: how long they have worked besides the walk itself.
+    """
+
+    def __init__(self, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place) -> None:
+        self.stream, self.recipe, self.seconds = stream, recipe, 0.0
+        self.reused = reusable_rotations(stream, recipe)
+        self.residual = None if self.reused.r1 else ResidualLearner.of(stream, recipe, windows, place)
+        self.smoother = Smoother.of(stream, recipe)
+        self.heads = None if self.reused.r2 else HeadLearner.of(stream, recipe, windows, self.smoother)
+        parts = (self.smoother, self.residual, self.heads)  # the smoother closes a layer before R2 is learned on it
+        self.learners: list[Learner] = [part for part in parts if part is not None]
+
+    def observers(self) -> Observers:
+        """Those of all parts; where two watch one place, the earlier part sees it first."""
+        found: dict[str, list[Observer]] = {}
+        for learner in self.learners:
+            for name, observer in learner.observers().items():
+                found.setdefault(name, []).append(observer)
+        return {name: _all(observers) for name, observers in found.items()}
+
+    def before(self, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
+        """Pass it on."""
+        start = time.perf_counter()
+        for learner in self.learners:
+            learner.before(layer, hidden_states, arguments)
+        self.seconds += time.perf_counter() - start
+
+    def after(self, index: int) -> None:
+        """Pass it on."""
+        start = time.perf_counter()
+        for learner in self.learners:
+            learner.after(index)
+        self.seconds += time.perf_counter() - start
+
+    def finish(self, progress: Progress) -> Rotations:
+        """The recipe's rotations, once the walk is over."""
+        stream, recipe = self.stream, self.recipe
+        traces = dict(self.reused.traces)
+        r1, r2 = self.reused.r1, self.reused.r2
+        if self.residual is not None:
+            with progress.stage("learn R1", 1) as stage:
+                r1 = _traced(self.residual.learn(), "r1", traces)
+                stage.advance()
+        elif not r1 and recipe.rotations.r1.kind == "hadamard":
+            r1 = (random_hadamard(stream.config.hidden_size, generator(recipe.calibration.seed, "r1")),)
+        if self.heads is not None:
+            r2 = _traced(self.heads.learned, "r2", traces)
+        elif not r2 and recipe.rotations.r2.kind == "hadamard":
+            r2 = tuple(_initial_heads(stream, recipe, "hadamard", index) for index in range(stream.num_layers))
+        return Rotations(r1, r2, traces, tuple(self.smoother.layers) if self.smoother else ())
+
+
+def _all(observers: Sequence[Observer]) -> Observer:
+    def observe(x: Tensor) -> None:
+        for observer in observers:
+            observer(x)
+
+    return observe
 
 
 class ResidualLearner:

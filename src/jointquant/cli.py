@@ -274,6 +274,8 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the input is at fault, 130 interrupted, 1 a defect of ours."""
+    import jointquant.cli_laboratory  # noqa: F401 (adds verbs)
+
     _be_quiet()
     command = typer.main.get_command(app)
     try:

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant._version import __version__
 from jointquant.calibration import calibrate
-from jointquant.devices import resolve_device, resolve_dtype
 from jointquant.errors import require
-from jointquant.hub import Location, locate
+from jointquant.hub import Location
 from jointquant.inputs import calibrate_inputs
-from jointquant.models.registry import architecture_of
 from jointquant.models.scaling import check_scalable, scale_sites
-from jointquant.models.stream import ModelStream, Place, open_stream, read_config
+from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import (
     fuse_norm,
     fuse_norms,
@@ -43,10 +42,10 @@ from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.rounding import round_embedding, round_head, round_layer, store_rest
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
-from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.integration import artifact_config
-from jointquant.runtime.loading import generation_config_of, load_tokenizer, save_tokenizer
+from jointquant.runtime.loading import generation_config_of, save_tokenizer
 from jointquant.settings import WeightSettings
+from jointquant.subject import Subject, open_subject
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
 
@@ -111,38 +110,62 @@ def quantize(
     recipe = load_recipe(recipe)
     progress = progress or Silent()
     check_output(Path(out), overwrite)
-    origin = None
-    if not isinstance(model, PreTrainedModel):
-        origin = locate(model, revision, hub, progress, before_weights=check_architecture)
-        model = origin.folder
-    stream = open_stream(model, ATTENTION_NAME)
-    place = Place(resolve_device(device), torch.float32)
-    place = Place(place.device, resolve_dtype(dtype, place.device, stream.stored_dtype))
-    assembly = assemble(stream, recipe)
-    tokenizer = tokenizer or load_tokenizer(model)
+    subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress)
+    assembly = assemble(subject.stream, recipe)
     with output_folder(Path(out), overwrite) as folder:
-        windows = calibration_set(stream, tokenizer, recipe, progress)
+        windows = calibration_set(subject.stream, subject.tokenizer, recipe, progress)
         prepared = time.perf_counter()
-        rotations = calibrate(stream, recipe, windows, place, progress)
+        rotations = calibrate(subject.stream, recipe, windows, subject.place, progress)
         calibrated = time.perf_counter()
-        writer = ShardWriter(folder, stream.num_layers + 2)
-        bits = quantize_layers(stream, assembly, rotations, windows, place, writer, progress)
-        writer.finish()
-        rotations.save(folder)
-        transforms = describe_transforms(recipe, rotations, assembly.online, stream.stored_dtype)
-        write_metadata(folder, stream, model, origin, tokenizer, recipe, transforms)
+        written = write_artifact(folder, subject, assembly, rotations, windows, progress)
     end = time.perf_counter()
     stages = {
         "prepare": prepared - start,
         "calibrate": calibrated - prepared,
         "quantize": end - calibrated,
     }
-    return QuantizeResult(str(out), end - start, stages, peak_rss_bytes(), writer.total_size, bits, transforms)
+    return QuantizeResult(
+        str(out), end - start, stages, peak_rss_bytes(), written.size_bytes, written.bits_per_weight, written.transforms
+    )
 
 
-def check_architecture(folder: Path) -> None:
-    """Raises InputError when a model's configuration names an unknown family: no weights need be downloaded then."""
-    architecture_of(read_config(folder).model_type)
+@dataclass(frozen=True)
+class Written:
+    """What an artifact is: bytes of its tensors, bits per parameter of the linears, its transforms in words."""
+
+    size_bytes: int
+    bits_per_weight: float
+    transforms: dict[str, str]
+
+
+class Witness(Protocol):
+    """Is shown every layer of pass 2, and changes nothing."""
+
+    def merged(self, index: int, layer: nn.Module) -> None:
+        """Rotations are merged and paths installed; no weight is rounded yet."""
+
+    def rounded(self, index: int, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
+        """The layer is final, and about to run on hidden_states [windows, T, hidden]."""
+
+
+def write_artifact(
+    folder: Path,
+    subject: Subject,
+    assembly: Assembly,
+    rotations: Rotations,
+    windows: Tensor,
+    progress: Progress,
+    witness: Witness | None = None,
+) -> Written:
+    """Pass 2, and everything else that an artifact holds, into an existing folder."""
+    stream = subject.stream
+    writer = ShardWriter(folder, stream.num_layers + 2)
+    bits = quantize_layers(stream, assembly, rotations, windows, subject.place, writer, progress, witness)
+    writer.finish()
+    rotations.save(folder)
+    transforms = describe_transforms(assembly.recipe, rotations, assembly.online, stream.stored_dtype)
+    write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, transforms)
+    return Written(writer.total_size, bits, transforms)
 
 
 def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
@@ -181,6 +204,7 @@ def quantize_layers(
     place: Place,
     writer: ShardWriter,
     progress: Progress,
+    witness: Witness | None = None,
 ) -> float:
     """Pass 2. Writes every shard; returns the bits per weight of the decoder's linears."""
     architecture, stored = stream.architecture, stream.stored_dtype
@@ -206,8 +230,12 @@ def quantize_layers(
             assembly.install_paths(layer, index)
             assembly.install_basis_change(layer, index, rotations.basis_change(index))
             calibrate_inputs(layer, index, assembly, hidden_states, arguments[index])
+            if witness is not None:
+                witness.merged(index, layer)
             round_layer(layer, index, assembly, hidden_states, arguments[index], stored)
             store_rest(layer, stored)
+            if witness is not None:
+                witness.rounded(index, layer, hidden_states, arguments[index])
             advance(layer, hidden_states, arguments[index])
             tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
             bits += 8 * sum(

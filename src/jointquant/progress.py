@@ -45,6 +45,19 @@ class Silent:
         yield _Nothing()
 
 
+class Prefixed:
+    """Shows what another shows, each stage's name behind a prefix."""
+
+    def __init__(self, progress: Progress, prefix: str) -> None:
+        self.progress, self.prefix = progress, prefix
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Stage]:
+        """Work called ``prefix: name``."""
+        with self.progress.stage(f"{self.prefix}: {name}", total) as stage:
+            yield stage
+
+
 class Lines:
     """A line when a stage starts, every ten seconds, and when it ends."""
 

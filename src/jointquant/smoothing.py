@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from jointquant.devices import double
 from jointquant.models.architecture import LinearSlice, Site
 from jointquant.models.stream import LayerArguments, ModelStream
 from jointquant.models.transforms import linear_weight
@@ -11,7 +12,6 @@ from jointquant.propagation import Observers
 from jointquant.quantization.ranges import ChannelBounds
 from jointquant.quantization.smoothing import shared_within_groups, smoothing_scales
 from jointquant.recipe import Recipe
-from jointquant.rotations.merging import double
 
 
 class Smoother:

@@ -1,0 +1,157 @@
+"""The command line's laboratory: ``compare`` and ``stats``. Importing this adds them to the verbs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jointquant.cli import (
+    DeviceOption,
+    DtypeOption,
+    HubOption,
+    JsonOption,
+    ModelArgument,
+    OverwriteOption,
+    RevisionOption,
+    SetOption,
+    _finish,
+    _print,
+    _progress,
+    app,
+)
+from jointquant.errors import InputError
+
+CalibOption = Annotated[
+    str | None, typer.Option(help="Calibration text: wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file.")
+]
+SamplesOption = Annotated[int | None, typer.Option(help="Calibration windows.")]
+SeqlenOption = Annotated[int | None, typer.Option(help="Tokens of a calibration window.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")]
+
+
+@app.command()
+def compare(
+    model: ModelArgument,
+    recipes: Annotated[str, typer.Option(help="Presets and YAML files, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="The folder for results.json and report.html.")],
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text to measure on, as for eval. Repeatable. Default: wikitext2.")
+    ] = None,
+    changes: SetOption = None,
+    calib: CalibOption = None,
+    num_samples: SamplesOption = None,
+    seqlen: SeqlenOption = None,
+    eval_seqlen: Annotated[
+        int | None, typer.Option(help="Tokens of an evaluation window (default: 2048 or the model's limit).")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Use only so many tokens of each text.")] = None,
+    seed: SeedOption = None,
+    seeds: Annotated[str | None, typer.Option(help="Repeat with each of these seeds, e.g. 0,1,2.")] = None,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    keep_artifacts: Annotated[bool, typer.Option(help="Keep the artifacts, in OUT/artifacts.")] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize MODEL by several recipes, measure each, and write a report.
+
+    Example: jointquant compare ./Llama-3.2-1B --recipes exp-independent,exp-joint --seeds 0,1,2 --out ./joint
+    """
+    from jointquant import compare as run
+
+    if seed is not None and seeds is not None:
+        raise InputError("--seed and --seeds: expected one of them")
+    result = run(
+        model,
+        [name.strip() for name in recipes.split(",") if name.strip()],
+        out,
+        texts=tuple(text or ["wikitext2"]),
+        changes=[*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)],
+        seeds=None if seeds is None else _numbers(seeds),
+        revision=revision,
+        hub=hub,
+        device=device,
+        dtype=dtype,
+        eval_seqlen=eval_seqlen,
+        max_tokens=max_tokens,
+        keep_artifacts=keep_artifacts,
+        overwrite=overwrite,
+        progress=_progress(),
+    )
+    reference = result.reference
+    table = Table("recipe", "perplexity", "Δ", "bits", "size (MB)", "seconds", title=f"{model}, report in {out}")
+    for name, base in reference["perplexity"].items():
+        size = f"{reference['size_bytes'] / 1e6:.2f}"
+        table.add_row(f"unquantized, {Path(name).name}", f"{base:.3f}", "", f"{reference['bits']:.2f}", size, "")
+        for row in result.rows:
+            low, high = row["perplexity_min"][name], row["perplexity_max"][name]
+            spread = f" ({low:.3f}–{high:.3f})" if len(row["seeds"]) > 1 else ""
+            table.add_row(
+                row["recipe"],
+                f"{row['perplexity'][name]:.3f}{spread}",
+                f"{row['delta'][name]:+.3f}",
+                f"{row['bits']:.2f}",
+                f"{row['size_bytes'] / 1e6:.2f}",
+                f"{row['seconds']:.1f}",
+            )
+    _print(table, as_json)
+    _finish({"rows": result.rows, "reference": reference, "out": str(out)}, as_json)
+
+
+@app.command()
+def stats(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="The folder for stats.json and stats.html.")],
+    recipe: Annotated[str, typer.Option(help="Whose rotations: a preset or a YAML file.")] = "quarot",
+    changes: SetOption = None,
+    calib: CalibOption = None,
+    num_samples: SamplesOption = None,
+    seqlen: SeqlenOption = None,
+    seed: SeedOption = None,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the activations of MODEL before and after a recipe's rotations; nothing is quantized."""
+    from jointquant import stats as run
+
+    result = run(
+        model,
+        out,
+        recipe,
+        changes=[*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)],
+        revision=revision,
+        hub=hub,
+        device=device,
+        dtype=dtype,
+        overwrite=overwrite,
+        progress=_progress(),
+    )
+    table = Table("site", "max / RMS", "after", "largest", "after", "kurtosis", "after", title=f"{model}, {recipe}")
+    for row in result.sites:
+        cells = (f"{row[when][key]:.2f}" for key in row["before"] for when in ("before", "after"))
+        table.add_row(row["site"], *cells)
+    _print(table, as_json)
+    _finish({"sites": result.sites, "out": str(out)}, as_json)
+
+
+def calibration_changes(source: str | None, num_samples: int | None, seqlen: int | None, seed: int | None) -> list[str]:
+    """The calibration flags that were given, as changes of a recipe."""
+    flags = {"source": source, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
+    return [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+
+
+def _numbers(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--seeds {text!r}: expected whole numbers separated by commas, for example 0,1,2")
+    return [int(part) for part in parts]

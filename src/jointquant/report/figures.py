@@ -1,0 +1,254 @@
+"""Which plots a report shows, made of the plain data of results.json and stats.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from markupsafe import Markup
+
+from jointquant.report.charts import COLOURS, NEUTRAL, Interval, Series, dot_chart, line_chart
+
+Data = dict[str, Any]
+HISTOGRAM_LIMIT = 12.0
+SITES = {
+    "attn_in": "input of q, k, v",
+    "o_in": "input of the attention's output projection",
+    "mlp_in": "input of gate and up",
+    "down_in": "input of the down projection",
+    "k_cache": "keys in the cache",
+    "v_cache": "values in the cache",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A heading, one sentence on how to read the plots, who is who, and the plots.
+
+    Attributes:
+        key: the id of its section.
+        heading: above the plots.
+        how: how to read them.
+        legend: names and style classes.
+        panels: a caption and a drawing each.
+    """
+
+    key: str
+    heading: str
+    how: str
+    legend: tuple[tuple[str, str], ...]
+    panels: tuple[tuple[str, Markup], ...]
+
+
+def styles(names: Sequence[str]) -> dict[str, str]:
+    """A style class per name: colours first, then the same ones dashed."""
+    return {name: f"c{index % COLOURS}" + (" dashed" if index >= COLOURS else "") for index, name in enumerate(names)}
+
+
+def comparison_figures(data: Data) -> list[Figure]:
+    """All plots of a comparison."""
+    names = [row["recipe"] for row in data["rows"]]
+    style, details = styles(names), data["details"]
+    figures = [perplexity_figure(data, style)]
+    figures += training_figures({name: details[name]["traces"] for name in names}, style)
+    figures += spread_figures({name: details[name]["spreads"] for name in names}, style)
+    return figures + error_figures({name: details[name]["errors"] for name in names}, style)
+
+
+def statistics_figures(data: Data) -> list[Figure]:
+    """All plots of an analysis."""
+    name = f"after ({data['about']['recipe']})"
+    style = styles([name])
+    return spread_figures({name: data["spreads"]}, style) + training_figures({name: data["traces"]}, style)
+
+
+def perplexity_figure(data: Data, style: dict[str, str]) -> Figure:
+    """A dot per recipe, a bar over its seeds."""
+    panels = []
+    for text, reference in data["reference"]["perplexity"].items():
+        rows = [
+            Interval(
+                row["recipe"],
+                style[row["recipe"]],
+                row["perplexity"][text],
+                row["perplexity_min"][text],
+                row["perplexity_max"][text],
+            )
+            for row in data["rows"]
+        ]
+        alt = f"Perplexity on {short(text)}: " + ", ".join(f"{row.name} {row.value:.3f}" for row in rows)
+        alt += f"; unquantized {reference:.3f}"
+        panels.append((short(text), dot_chart(rows, alt, "perplexity", reference)))
+    return Figure(
+        "perplexity",
+        "Perplexity",
+        "Further left is better: a dot is the mean over seeds, its bar runs from the best seed to the worst, and the "
+        "dashed line is the unquantized model.",
+        (),
+        tuple(panels),
+    )
+
+
+def training_figures(traces: dict[str, Data], style: dict[str, str]) -> list[Figure]:
+    """Loss and angle per step of the learned rotations; nothing where none was learned."""
+    curves = {
+        (name, rotation): [trace for tensor, trace in named.items() if tensor.split(".")[0] == rotation]
+        for name, named in traces.items()
+        for rotation in ("r1", "r2")
+    }
+    learned = [name for name in traces if curves[name, "r1"] or curves[name, "r2"]]
+    if not learned:
+        return []
+    legend = tuple((name, style[name]) for name in learned)
+
+    def panels(key: str, label: str, what: str) -> tuple[tuple[str, Markup], ...]:
+        found = []
+        for rotation in ("r1", "r2"):
+            having = [name for name in learned if curves[name, rotation]]
+            series = [_curve(name, style[name], curves[name, rotation], key) for name in having]
+            if series:
+                alt = f"{what} at each step of learning {rotation.upper()}, for {_and(having)}"
+                floor = 0.0 if key == "angles" else None
+                found.append((rotation.upper(), line_chart(series, alt, "step", label, floor=floor)))
+        return tuple(found)
+
+    return [
+        Figure(
+            "loss",
+            "Loss while the rotations are learned",
+            "Each objective's loss relative to its first step, averaged over layers where each has its own rotation: "
+            "a curve that has gone flat has had enough steps.",
+            legend,
+            panels("losses", "loss / first loss", "Loss"),
+        ),
+        Figure(
+            "angle",
+            "Path of the optimisation",
+            "How far each step turns the rotation: it falls to zero as the learning rate does, and a large area under "
+            "the curve means a long way from the start.",
+            legend,
+            panels("angles", "degrees a step", "Angle turned"),
+        ),
+    ]
+
+
+def _curve(name: str, style: str, traces: list[Data], key: str) -> Series:
+    """The mean over traces; losses relative to their first, angles in degrees."""
+    if key == "losses":
+        scaled = [[value / (trace[key][0] or 1.0) for value in trace[key]] for trace in traces]
+    else:
+        scaled = [[math.degrees(value) for value in trace[key]] for trace in traces]
+    values = [mean(step) for step in zip(*scaled, strict=False)]
+    return Series(name, style, range(1, len(values) + 1), values)
+
+
+def spread_figures(spreads: dict[str, list[Data]], style: dict[str, str]) -> list[Figure]:
+    """Histograms, max/RMS and kurtosis at each site, before rotation and after each recipe's."""
+    legend = (("before rotation", NEUTRAL), *((name, style[name]) for name in spreads))
+    sites = list(dict.fromkeys(entry["site"] for entry in next(iter(spreads.values()))))
+    histograms = tuple((_caption(site), _histogram_chart(site, spreads, style)) for site in sites)
+
+    def panels(key: str, label: str, what: str) -> tuple[tuple[str, Markup], ...]:
+        found = []
+        for site in sites:
+            series = _by_layer(site, spreads, style, key)
+            alt = f"{what} at {site} in each layer, before rotation and after that of {_and(list(spreads))}"
+            found.append((_caption(site), line_chart(series, alt, "layer", label, log=True, integers=True)))
+        return tuple(found)
+
+    return [
+        Figure(
+            "histogram",
+            "Activations before and after rotation",
+            "The share of values (logarithmic) at each multiple of their token's RMS, over all layers: long tails are "
+            "outliers, and a good rotation draws them in. The outermost points hold all that lies beyond.",
+            legend,
+            histograms,
+        ),
+        Figure(
+            "outliers",
+            "Outliers by layer: max / RMS",
+            "The largest value of a token over its RMS, averaged over tokens: the grid of a per-token quantizer "
+            "stretches with it, so lower is better.",
+            legend,
+            panels("max_over_rms", "max / RMS", "Largest value over RMS"),
+        ),
+        Figure(
+            "kurtosis",
+            "Kurtosis by layer",
+            "mean x⁴ / (mean x²)² within a token: 3 for a normal distribution, 1.8 for a uniform one, which uses an "
+            "integer grid best.",
+            legend,
+            panels("kurtosis", "kurtosis", "Kurtosis"),
+        ),
+    ]
+
+
+def _histogram_chart(site: str, spreads: dict[str, list[Data]], style: dict[str, str]) -> Markup:
+    before = [entry["before"]["histogram"] for entry in next(iter(spreads.values())) if entry["site"] == site]
+    lines = [("before rotation", NEUTRAL, before)]
+    for name, entries in spreads.items():
+        lines.append((name, style[name], [e["after"]["histogram"] for e in entries if e["site"] == site]))
+    series = []
+    for name, css, layers in lines:
+        shares = [mean(bins) for bins in zip(*layers, strict=True)]
+        width = 2 * HISTOGRAM_LIMIT / len(shares)
+        centres = [-HISTOGRAM_LIMIT + width * (index + 0.5) for index in range(len(shares))]
+        series.append(Series(name, css, centres, shares))
+    alt = f"Histogram of the values at {site}, before rotation and after that of {_and(list(spreads))}"
+    return line_chart(series, alt, "value / RMS", "share of values", log=True)
+
+
+def _by_layer(site: str, spreads: dict[str, list[Data]], style: dict[str, str], key: str) -> list[Series]:
+    first = [entry for entry in next(iter(spreads.values())) if entry["site"] == site]
+    series = [Series("before rotation", NEUTRAL, [e["layer"] for e in first], [e["before"][key] for e in first])]
+    for name, entries in spreads.items():
+        here = [entry for entry in entries if entry["site"] == site]
+        series.append(Series(name, style[name], [e["layer"] for e in here], [e["after"][key] for e in here]))
+    return series
+
+
+def error_figures(errors: dict[str, list[Data]], style: dict[str, str]) -> list[Figure]:
+    """Relative squared errors by layer: of the hidden state, of weights, of quantized inputs."""
+    legend = tuple((name, style[name]) for name in errors)
+
+    def chart(what: str, value: Any) -> Markup:
+        series = [
+            Series(name, style[name], [e["layer"] for e in found], [value(e) for e in found])
+            for name, found in errors.items()
+        ]
+        alt = f"{what} in each layer, for {_and(list(errors))}"
+        return line_chart(series, alt, "layer", "relative squared error", log=True, integers=True)
+
+    return [
+        Figure(
+            "error",
+            "Quantization error by layer",
+            "‖quantized − unquantized‖² / ‖unquantized‖² on a logarithmic axis: of each layer's output with all layers "
+            "before it quantized too, of its weights, and of the inputs of its linears (means over linears). Lower "
+            "is better; a recipe that leaves a part in floating point has no line there.",
+            legend,
+            (
+                ("hidden state after the layer", chart("Error of the hidden state", lambda e: e["hidden"])),
+                ("weights", chart("Error of the weights", lambda e: mean(e["weights"].values()))),
+                ("inputs of linears", chart("Error of the inputs", lambda e: mean(e["activations"].values()))),
+            ),
+        )
+    ]
+
+
+def short(text: str) -> str:
+    """A text's name without its folder."""
+    return Path(text).name or text
+
+
+def _caption(site: str) -> str:
+    return f"{site}: {SITES[site]}"
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,52 @@
+"""The model of a run: what was given, found and opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from jointquant.devices import resolve_device, resolve_dtype
+from jointquant.hub import Location, locate
+from jointquant.models.registry import architecture_of
+from jointquant.models.stream import ModelStream, Place, open_stream, read_config
+from jointquant.progress import Progress
+from jointquant.runtime.attention import ATTENTION_NAME
+from jointquant.runtime.loading import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model of a run: what was given, what it was resolved to, and where its layers run."""
+
+    model: str | Path | PreTrainedModel
+    origin: Location | None
+    stream: ModelStream
+    tokenizer: PreTrainedTokenizerBase
+    place: Place
+
+
+def open_subject(
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    hub: str,
+    device: str,
+    dtype: str,
+    progress: Progress,
+) -> Subject:
+    """Find a model and open it; the arguments are those of ``quantize``. Raises InputError."""
+    origin = None
+    if not isinstance(model, PreTrainedModel):
+        origin = locate(model, revision, hub, progress, before_weights=check_architecture)
+        model = origin.folder
+    stream = open_stream(model, ATTENTION_NAME)
+    where = resolve_device(device)
+    place = Place(where, resolve_dtype(dtype, where, stream.stored_dtype))
+    return Subject(model, origin, stream, tokenizer or load_tokenizer(model), place)
+
+
+def check_architecture(folder: Path) -> None:
+    """Raises InputError when a model's configuration names an unknown family: no weights need be downloaded then."""
+    architecture_of(read_config(folder).model_type)

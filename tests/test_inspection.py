@@ -1,0 +1,105 @@
+"""What is measured beside pass 2 is what the definitions say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import jointquant
+from conftest import FAMILIES, make_model, possible, small
+from jointquant.calibration import calibrate
+from jointquant.evaluation.statistics import SpreadSum
+from jointquant.inspection import CACHES, Inspector, inspect_activations, rotate_heads
+from jointquant.models.stream import Place, open_stream
+from jointquant.pipeline import assemble, quantize_layers
+from jointquant.progress import Silent
+from jointquant.rotations.bundle import Rotations
+from jointquant.rotations.hadamard import random_hadamard
+from jointquant.runtime.assembly import OnlineTransforms
+from jointquant.runtime.attention import ATTENTION_NAME
+
+CPU = torch.device("cpu")
+
+
+class Nowhere:
+    """Takes shards and keeps none."""
+
+    def write(self, tensors: dict[str, torch.Tensor]) -> None:
+        pass
+
+
+def inspected(family: str, preset: str, *changes: str) -> Inspector:
+    recipe = jointquant.load_recipe(preset, small(*possible(family, *changes)))
+    stream, place = open_stream(make_model(family), ATTENTION_NAME), Place(CPU, torch.float32)
+    windows = torch.randint(0, 2048, (4, 24), generator=torch.Generator().manual_seed(1))
+    assembly = assemble(stream, recipe)
+    rotations = calibrate(stream, recipe, windows, place, Silent())
+    inspector = Inspector(stream, assembly, rotations, windows, place)
+    quantize_layers(stream, assembly, rotations, windows, place, Nowhere(), Silent(), inspector)  # type: ignore[arg-type]
+    return inspector
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_rounding_there_is_no_error(family: str) -> None:
+    """Rotations alone leave the hidden states as they are, in every family."""
+    off = ("weights.num_bits=16", "activations.num_bits=16", "kv_cache.num_bits=16")
+    inspector = inspected(family, "quarot", *off)
+    assert [error.layer for error in inspector.errors] == [0, 1, 2]
+    for error in inspector.errors:
+        assert error.hidden < 1e-8
+        assert set(error.weights.values()) == {0.0}
+        assert set(error.activations.values()) == {0.0}
+
+
+def test_without_rounding_there_is_no_error_between_bases() -> None:
+    changes = ("weights.num_bits=16", "activations.num_bits=16", "kv_cache.num_bits=16", "rotations.r1.steps=3")
+    inspector = inspected("llama", "exp-independent", *changes, "rotations.r2.steps=3")
+    assert all(error.hidden < 1e-8 for error in inspector.errors)
+
+
+def test_errors_grow_as_bits_fall() -> None:
+    fine = inspected("llama", "quarot", "weights.num_bits=8", "activations.num_bits=8", "kv_cache.num_bits=8")
+    coarse = inspected("llama", "quarot")
+    for low, high in zip(fine.errors, coarse.errors, strict=True):
+        assert 0 < low.hidden < high.hidden
+        for linear, error in low.weights.items():
+            assert 0 < error < high.weights[linear]
+            assert 0 < low.activations[linear] < high.activations[linear]
+    assert coarse.seconds > 0
+    assert coarse.exact == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spreads_without_rotations_do_not_change(family: str) -> None:
+    stream, place = open_stream(make_model(family), ATTENTION_NAME), Place(CPU, torch.float32)
+    windows = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(1))
+    spreads = inspect_activations(stream, windows, place, Rotations(), OnlineTransforms(), Silent())
+    assert len(spreads) == 3 * 6
+    assert {spread.site for spread in spreads} == {"attn_in", "o_in", "mlp_in", "down_in", *CACHES}
+    assert all(spread.before == spread.after for spread in spreads)
+
+
+def test_spreads_are_those_of_the_model_itself() -> None:
+    """attn_in of the first layer, against the model's own norm; rotated by hand."""
+    model = make_model("llama")
+    stream, place = open_stream(model, ATTENTION_NAME), Place(CPU, torch.float32)
+    windows = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(1))
+    rotation = random_hadamard(48, torch.Generator().manual_seed(0))
+    found = inspect_activations(stream, windows, place, Rotations((rotation,)), OnlineTransforms(), Silent())[0]
+    with torch.no_grad():
+        norm = model.model.layers[0].input_layernorm
+        x = norm(model.model.embed_tokens(windows)) / norm.weight
+    for values, actual in ((x, found.before), (x @ rotation.float(), found.after)):
+        total = SpreadSum()
+        total.update(values)
+        assert actual.kurtosis == pytest.approx(total.result().kurtosis, rel=1e-4)
+        assert actual.largest == pytest.approx(total.result().largest, rel=1e-4)
+
+
+def test_each_query_head_turns_with_its_kv_head() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 4 * 6, generator=generator)
+    r2 = torch.randn(2, 6, 6, generator=generator)
+    heads = x.view(5, 4, 6)
+    expected = torch.stack([heads[:, h] @ r2[h // 2] for h in range(4)], 1).flatten(1)
+    assert torch.allclose(rotate_heads(x, r2), expected, atol=1e-6)
