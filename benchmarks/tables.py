@@ -62,11 +62,24 @@ def experiments(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Seeds: {', '.join(map(str, result['rows'][0]['seeds']))}."]
 
 
+def strategies(result: dict[str, Any]) -> list[str]:
+    """Σ loss and perplexity by strategy, means over seeds with the spread."""
+    lines = ["| strategy | Σ loss over layers | min – max | perplexity | min – max |", "|-|-|-|-|-|"]
+    for row in result["rows"]:
+        cells = [row["strategy"]]
+        for name, digits in (("loss", 4), ("perplexity", 2)):
+            low, high = (f"{row[f'{name}_{end}']:.{digits}f}" for end in ("min", "max"))
+            cells += [f"{row[name]:.{digits}f}", f"{low} – {high}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"{result['rows'][0]['seeds']} seeds; {result['date']}, {result['machine']}."]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
     "experiments_demo": experiments,
     "experiments_stories260k": experiments,
+    "strategies": strategies,
 }
 
 FROM_CODE: dict[str, Callable[[], list[str]]] = {"recipe_keys": key_table, "sizes": size_table}
