@@ -71,6 +71,7 @@ def test_accelerators_are_named_in_one_place() -> None:
     for path in sources():
         if "kernels" in path.parts:
             continue
+        assert "cuda" not in path.read_text().lower(), f"{path.relative_to(ROOT)} names an accelerator"
         for node in ast.walk(ast.parse(path.read_text())):
             words = [
                 node.attr if isinstance(node, ast.Attribute) else "",

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jointquant.devices import DEVICE_HELP
 from jointquant.errors import InputError
 
 app = typer.Typer(
@@ -33,7 +34,7 @@ RunnableArgument = Annotated[
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id (also: owner/name@tag).")]
 HubOption = Annotated[Literal["hf", "modelscope"], typer.Option(help="The hub that ids belong to.")]
-DeviceOption = Annotated[str, typer.Option(help="auto: the accelerator if there is one; or cpu, cuda:0, npu:0 …")]
+DeviceOption = Annotated[str, typer.Option(help=DEVICE_HELP)]
 DtypeOption = Annotated[
     str,
     typer.Option(help="What layers compute in: auto (float32 on the CPU, else the stored dtype), float32, bfloat16 …"),

@@ -17,6 +17,8 @@ from jointquant.errors import InputError, require
 OPERATIONS = ("float64", "qr", "cholesky", "solve")
 """What is asked of a device besides products and sums in float32."""
 
+DEVICE_HELP = "auto: the accelerator if there is one; or cpu, cuda:0, npu:0, xpu:0, mps"
+
 MISSING: dict[str, frozenset[str]] = {
     "mps": frozenset(OPERATIONS),  # no float64; the factorisations are partly there, by version of macOS
     "npu": frozenset(OPERATIONS),
