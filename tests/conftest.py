@@ -105,3 +105,14 @@ def small(*changes: str, text: str = str(DEMO / "calibration.txt"), seed: int = 
         f"calibration.seed={seed}",
         *changes,
     ]
+
+
+@torch.no_grad()
+def token_by_token(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """Logits [batch, tokens, vocabulary] of a model that reads one token at a time through its cache."""
+    cache, steps = None, []
+    for position in range(input_ids.shape[1]):
+        output = model(input_ids=input_ids[:, position : position + 1], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        steps.append(output.logits)
+    return torch.cat(steps, dim=1)
