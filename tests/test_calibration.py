@@ -13,6 +13,7 @@ import jointquant.calibration
 from conftest import make_model, small
 from jointquant.calibration import walk
 from jointquant.errors import InputError
+from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import Place, open_stream
 from jointquant.progress import Silent
 from jointquant.propagation import Observers
@@ -22,6 +23,7 @@ from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.strategies import STRATEGIES
 from jointquant.sensitivity import Sensitivity
+from jointquant.workspace import Workspace
 
 QUICK = ("rotations.r1.steps=6", "rotations.r2.steps=6")
 
@@ -104,10 +106,19 @@ class Prober:
     def observers(self) -> Observers:
         return {}
 
-    def before(self, layer: nn.Module, hidden_states: Tensor, arguments: dict[str, object]) -> None:
-        self.sensitivity.visit(layer, hidden_states, arguments)
+    def before(self, layer: nn.Module, states: HiddenStates, arguments: dict[str, object]) -> None:
+        self.sensitivity.visit(layer, states, arguments)
 
     def after(self, index: int) -> None:
+        pass
+
+    def record(self) -> dict[str, Tensor]:
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
         pass
 
 
@@ -120,7 +131,7 @@ def test_sensitivity_is_that_of_the_whole_model(family: str) -> None:
     windows = torch.randint(0, 2048, (3, 20), generator=torch.Generator().manual_seed(1))
     stream = open_stream(model)
     sensitivity = Sensitivity(stream, recipe, rotation, place := Place(torch.device("cpu"), torch.float64))
-    walk(stream, windows, place, [Prober(sensitivity)], Silent())
+    walk(stream, windows, Workspace(place), [Prober(sensitivity)], Silent())
     actual = sensitivity.finish()
 
     grid = recipe.activations.format

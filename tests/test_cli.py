@@ -169,7 +169,7 @@ def test_an_output_folder_that_is_not_empty(save_model, tmp_path: Path, capsys) 
     assert not (out / "mine.txt").exists()
 
 
-def test_interruption_exits_130_and_leaves_nothing(tmp_path: Path) -> None:
+def test_interruption_exits_130(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(DEMO / "model", folder)
     options = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "64", "--seqlen", "256"]

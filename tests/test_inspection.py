@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.runtime.assembly import OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME
+from jointquant.workspace import Workspace
 
 CPU = torch.device("cpu")
 
@@ -24,8 +27,8 @@ CPU = torch.device("cpu")
 class Nowhere:
     """Takes shards and keeps none."""
 
-    def write(self, tensors: dict[str, torch.Tensor]) -> None:
-        pass
+    def write(self, tensors: dict[str, torch.Tensor]) -> Path:
+        return Path()
 
 
 def inspected(family: str, preset: str, *changes: str) -> Inspector:
@@ -33,9 +36,9 @@ def inspected(family: str, preset: str, *changes: str) -> Inspector:
     stream, place = open_stream(make_model(family), ATTENTION_NAME), Place(CPU, torch.float32)
     windows = torch.randint(0, 2048, (4, 24), generator=torch.Generator().manual_seed(1))
     assembly = assemble(stream, recipe)
-    rotations = calibrate(stream, recipe, windows, place, Silent())
+    rotations = calibrate(stream, recipe, windows, Workspace(place), Silent())
     inspector = Inspector(stream, assembly, rotations, windows, place)
-    quantize_layers(stream, assembly, rotations, windows, place, Nowhere(), Silent(), inspector)  # type: ignore[arg-type]
+    quantize_layers(stream, assembly, rotations, windows, Workspace(place), Nowhere(), Silent(), inspector)  # type: ignore[arg-type]
     return inspector
 
 

@@ -20,6 +20,7 @@ from jointquant.propagation import watching
 from jointquant.quantization.ranges import ChannelBounds
 from jointquant.quantization.smoothing import smoothing_scales
 from jointquant.rotations.bundle import Rotations
+from jointquant.workspace import Workspace
 
 PLACE = Place(torch.device("cpu"), torch.float64)
 WINDOWS = torch.randint(0, 2048, (3, 16), generator=torch.Generator().manual_seed(5))
@@ -28,7 +29,7 @@ WINDOWS = torch.randint(0, 2048, (3, 16), generator=torch.Generator().manual_see
 def calibrated(family: str, *changes: str):
     stream = open_stream(make_model(family, torch.float64))
     recipe = jointquant.load_recipe("fp16", small(*changes))
-    return stream, calibrate(stream, recipe, WINDOWS, PLACE, Silent())
+    return stream, calibrate(stream, recipe, WINDOWS, Workspace(PLACE), Silent())
 
 
 def largest(stream, rotations: Rotations) -> dict[str, tuple[Tensor, Tensor]]:
@@ -90,7 +91,7 @@ def test_r2_is_learned_on_smoothed_values() -> None:
 def test_smoothing_is_named_in_the_artifact(tmp_path: Path, tokenizer) -> None:
     recipe = jointquant.load_recipe("fp16", small("smoothing.alpha=0.5", *possible("llama")))
     result = jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
-    assert result.transforms["smoothing"] == "alpha 0.5, merged, at o_in, down_in, attn_in, mlp_in"
+    assert result.transforms["smoothing"] == "alpha 0.5, merged, at down_in, o_in, attn_in, mlp_in"
 
 
 def test_a_function_that_no_scale_passes_is_refused(tmp_path: Path, tokenizer) -> None:

@@ -22,6 +22,7 @@ from jointquant.progress import Progress, Silent
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.report.page import statistics_page
 from jointquant.subject import open_subject
+from jointquant.workspace import Workspace
 
 STATISTICS_NAME, PAGE_NAME = "stats.json", "stats.html"
 
@@ -88,7 +89,7 @@ def stats(
     assembly = assemble(stream, settings)
     with output_folder(Path(out), overwrite) as folder:
         windows = calibration_set(stream, subject.tokenizer, settings, progress)
-        rotations = calibrate(stream, settings, windows, place, progress)
+        rotations = calibrate(stream, settings, windows, Workspace(place), progress)
         spreads = inspect_activations(stream, windows, place, rotations, assembly.online, progress)
         about = {
             **base_facts(stream.config.name_or_path, subject.origin),

@@ -6,43 +6,34 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
+from jointquant.durable import load_tensors, save_tensors
 from jointquant.errors import require
+from jointquant.hidden_states import HiddenStates
+from jointquant.journal import Entry, Journal
+from jointquant.learners import HeadLearner, Learner, ResidualLearner, heads_at_start
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
 from jointquant.propagation import Observer, Observers, advance, embed, watching
-from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
+from jointquant.recipe import LearnedResidualRotation, Recipe
 from jointquant.rotations.bundle import Rotations, Trace
 from jointquant.rotations.hadamard import random_hadamard
-from jointquant.rotations.learning import INITS, Training, head_samples, initial_heads, learn
-from jointquant.rotations.objectives import OBJECTIVES, Quantizer
-from jointquant.rotations.optimizers import OPTIMIZERS, Learned, Schedule
-from jointquant.rotations.sampling import TokenSample
-from jointquant.rotations.strategies import STRATEGIES, ResidualTask
+from jointquant.rotations.optimizers import Learned
 from jointquant.seeds import generator
-from jointquant.sensitivity import Sensitivity
-from jointquant.settings import ActivationSettings
 from jointquant.smoothing import Smoother
+from jointquant.workspace import Workspace, Write
+
+STATE_NAMES = ("state-0.safetensors", "state-1.safetensors")
+"""Written by turns: the one that the last entry names stays whole."""
 
 
-class Learner(Protocol):
-    """Learns a rotation from what it sees of each layer on the walk through the unquantized model."""
-
-    def observers(self) -> Observers:
-        """Who watches the inputs of a layer's modules while the layer runs."""
-
-    def before(self, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
-        """A layer of fused norms is about to run on hidden_states [windows, T, hidden]."""
-
-    def after(self, index: int) -> None:
-        """Layer ``index`` has run."""
-
-
-def calibrate(stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, progress: Progress) -> Rotations:
+def calibrate(
+    stream: ModelStream, recipe: Recipe, windows: Tensor, workspace: Workspace, progress: Progress
+) -> Rotations:
     """The rotations of a recipe: reused, drawn, or learned on the activations of ``windows`` [n, T].
 
     R2 of a layer is learned as soon as the layer has run; R1 after all layers, on its samples of their tokens. The
@@ -51,7 +42,7 @@ def calibrate(stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place
     Raises:
         InputError: the rotations to reuse cannot be read, or do not fit the model or the recipe.
     """
-    (result,) = calibrate_together(stream, [recipe], windows, place, progress)
+    (result,) = calibrate_together(stream, [recipe], windows, workspace, progress)
     return result.rotations
 
 
@@ -64,18 +55,18 @@ class Calibrated:
 
 
 def calibrate_together(
-    stream: ModelStream, recipes: Sequence[Recipe], windows: Tensor, place: Place, progress: Progress
+    stream: ModelStream, recipes: Sequence[Recipe], windows: Tensor, workspace: Workspace, progress: Progress
 ) -> list[Calibrated]:
     """Calibrate several recipes in one walk through the layers, each as ``calibrate`` does it alone.
 
     Raises:
         InputError: as ``calibrate``.
     """
-    each = [RecipeCalibration(stream, recipe, windows, place) for recipe in recipes]
+    each = [RecipeCalibration(stream, recipe, windows, workspace.place) for recipe in recipes]
     learners = [calibration for calibration in each if calibration.learners]
     start = time.perf_counter()
     if learners:
-        walk(stream, windows, place, learners, progress)
+        walk(stream, windows, workspace, learners, progress)
     shared = time.perf_counter() - start - sum(calibration.seconds for calibration in learners)
     results = []
     for calibration in each:
@@ -86,23 +77,67 @@ def calibrate_together(
     return results
 
 
-def walk(stream: ModelStream, windows: Tensor, place: Place, learners: Sequence[Learner], progress: Progress) -> None:
+def walk(
+    stream: ModelStream, windows: Tensor, workspace: Workspace, learners: Sequence[Learner], progress: Progress
+) -> None:
     """Run the unquantized layers, norms fused, in order, before the eyes of the learners."""
-    frontend = stream.frontend(place)
+    frontend = stream.frontend(workspace.place)
     arguments = frontend.layer_arguments(windows)
-    hidden_states = embed(frontend, windows)
-    del frontend
-    with progress.stage("calibrate", stream.num_layers) as stage:
-        for index in range(stream.num_layers):
-            layer = stream.layer(index, place)
+    states = workspace.states(windows, stream.config.hidden_size)
+    with workspace.ledger("calibrate", states) as ledger, progress.stage("calibrate", stream.num_layers) as stage:
+        start = restore(learners, ledger.resume(), workspace)
+        if start == 0:
+            embed(frontend, windows, states)
+        del frontend
+        stage.advance(start)
+        for index, layer in stream.layers(workspace.place, start):
             fuse_norms(layer, stream.architecture)
             for learner in learners:
-                learner.before(layer, hidden_states, arguments[index])
+                learner.before(layer, states, arguments[index])
+            ledger.settle()
             with watching(layer, *(learner.observers() for learner in learners)):
-                advance(layer, hidden_states, arguments[index])
+                advance(layer, states, arguments[index])
             for learner in learners:
                 learner.after(index)
+            if workspace.journal is not None:
+                ledger.commit(index, write_records(workspace.journal, index, learners))
             stage.advance()
+
+
+def write_records(journal: Journal, index: int, learners: Sequence[Learner]) -> Write:
+    """What puts the learners' records of a layer, and their states behind it, on the disk."""
+    records, states = numbered([x.record() for x in learners]), numbered([x.state() for x in learners])
+
+    def write() -> tuple[list[Path], dict[str, Any]]:
+        record, state = journal.work / f"calibrate-{index}.safetensors", journal.work / STATE_NAMES[index % 2]
+        save_tensors(record, records)
+        save_tensors(state, states)
+        return [record], {"state": state.name}
+
+    return write
+
+
+def restore(learners: Sequence[Learner], entries: Sequence[Entry], workspace: Workspace) -> int:
+    """Let the learners go on behind the layers that are done; returns how many those are."""
+    if entries:
+        assert workspace.journal is not None
+        work = workspace.journal.work
+        records = [load_tensors(work / f"calibrate-{entry.step}.safetensors") for entry in entries]
+        state = load_tensors(work / entries[-1].facts["state"])
+        for number, learner in enumerate(learners):
+            learner.restore([of_number(record, number) for record in records], of_number(state, number))
+    return len(entries)
+
+
+def numbered(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Several dictionaries as one, each key behind the number of its dictionary."""
+    return {f"{number}.{name}": tensor for number, part in enumerate(parts) for name, tensor in part.items()}
+
+
+def of_number(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """One of the dictionaries that ``numbered`` made one."""
+    start = f"{number}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 class RecipeCalibration:
@@ -130,11 +165,11 @@ class RecipeCalibration:
                 found.setdefault(name, []).append(observer)
         return {name: _all(observers) for name, observers in found.items()}
 
-    def before(self, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
+    def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
         """Pass it on."""
         start = time.perf_counter()
         for learner in self.learners:
-            learner.before(layer, hidden_states, arguments)
+            learner.before(layer, states, arguments)
         self.seconds += time.perf_counter() - start
 
     def after(self, index: int) -> None:
@@ -143,6 +178,19 @@ class RecipeCalibration:
         for learner in self.learners:
             learner.after(index)
         self.seconds += time.perf_counter() - start
+
+    def record(self) -> dict[str, Tensor]:
+        """Those of all parts."""
+        return numbered([learner.record() for learner in self.learners])
+
+    def state(self) -> dict[str, Tensor]:
+        """Those of all parts."""
+        return numbered([learner.state() for learner in self.learners])
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+        """Pass it on."""
+        for number, learner in enumerate(self.learners):
+            learner.restore([of_number(record, number) for record in records], of_number(state, number))
 
     def finish(self, progress: Progress) -> Rotations:
         """The recipe's rotations, once the walk is over."""
@@ -158,7 +206,7 @@ class RecipeCalibration:
         if self.heads is not None:
             r2 = _traced(self.heads.learned, "r2", traces)
         elif not r2 and recipe.rotations.r2.kind == "hadamard":
-            r2 = tuple(_initial_heads(stream, recipe, "hadamard", index) for index in range(stream.num_layers))
+            r2 = tuple(heads_at_start(stream, recipe, "hadamard", index) for index in range(stream.num_layers))
         return Rotations(r1, r2, traces, tuple(self.smoother.layers) if self.smoother else ())
 
 
@@ -168,108 +216,6 @@ def _all(observers: Sequence[Observer]) -> Observer:
             observer(x)
 
     return observe
-
-
-class ResidualLearner:
-    """Samples the residual sites layer by layer, ``num_tokens`` tokens over all of them, and learns R1 at the end."""
-
-    def __init__(
-        self, stream: ModelStream, recipe: Recipe, settings: LearnedResidualRotation, windows: Tensor, place: Place
-    ) -> None:
-        seed, sites = recipe.calibration.seed, stream.architecture.residual_sites
-        visits = windows.numel() * stream.num_layers * len(sites)
-        self.settings = settings
-        self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"))
-        self.places = [site.linears[0] for site in sites]
-        self.layers: list[Tensor] = []  # per layer [tokens, hidden]
-        self.initial = INITS[settings.init](stream.config.hidden_size, generator(seed, "r1"))
-        self.training = training_of(settings, quantizer_of(recipe.activations))
-        self.batches = generator(seed, "r1 batches")
-        measured = settings.strategy == "joint" and settings.weighting == "sensitivity"
-        self.sensitivity = Sensitivity(stream, recipe, self.initial, place) if measured else None
-
-    @classmethod
-    def of(cls, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place) -> ResidualLearner | None:
-        """What the recipe's R1 needs; None where it is not learned."""
-        r1 = recipe.rotations.r1
-        return cls(stream, recipe, r1, windows, place) if isinstance(r1, LearnedResidualRotation) else None
-
-    def observers(self) -> Observers:
-        """At the sites that read the residual stream."""
-        return dict.fromkeys(self.places, self.sample.update)
-
-    def before(self, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
-        """Measure the layer's sensitivity, where the weights ask for it."""
-        if self.sensitivity is not None:
-            self.sensitivity.visit(layer, hidden_states, arguments)
-
-    def after(self, index: int) -> None:
-        """Close the layer's sample."""
-        self.layers.append(self.sample.take())
-
-    def learn(self) -> tuple[Learned, ...]:
-        """R1, or one R1 per layer."""
-        sensitivities = None if self.sensitivity is None else self.sensitivity.finish()
-        task = ResidualTask(
-            tuple(self.layers), self.initial, self.training, self.settings.weighting, self.batches, sensitivities
-        )
-        return STRATEGIES[self.settings.strategy].learn(task)
-
-
-class HeadLearner:
-    """Samples each layer's values, as o_proj reads them (smoothed, where they will be), and learns its R2."""
-
-    def __init__(
-        self,
-        stream: ModelStream,
-        recipe: Recipe,
-        settings: LearnedRotation,
-        windows: Tensor,
-        smoother: Smoother | None = None,
-    ) -> None:
-        seed = recipe.calibration.seed
-        self.stream, self.recipe, self.settings, self.smoother = stream, recipe, settings, smoother
-        self.sample = TokenSample(settings.num_tokens / windows.numel(), generator(seed, "r2 sample"))
-        quantizer = quantizer_of(recipe.activations.model_copy(update={"group_size": None}))
-        self.training = training_of(settings, quantizer)
-        self.learned: list[Learned] = []
-
-    @classmethod
-    def of(
-        cls, stream: ModelStream, recipe: Recipe, windows: Tensor, smoother: Smoother | None = None
-    ) -> HeadLearner | None:
-        """What the recipe's R2 needs; None where it is not learned."""
-        r2 = recipe.rotations.r2
-        return cls(stream, recipe, r2, windows, smoother) if isinstance(r2, LearnedRotation) else None
-
-    def observers(self) -> Observers:
-        """At the input of the attention's output projection."""
-        return {self.stream.architecture.output: self.sample.update}
-
-    def before(self, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
-        """Nothing to prepare."""
-
-    def after(self, index: int) -> None:
-        """Learn the layer's R2; the smoother has closed the layer before."""
-        sample = self.sample.take()
-        if self.smoother is not None:
-            sample = sample * self.smoother.inverse_at_output(index).to(sample)
-        samples = head_samples(sample, self.stream.num_key_value_heads, self.stream.head_dim)
-        initial = _initial_heads(self.stream, self.recipe, self.settings.init, index)
-        batches = generator(self.recipe.calibration.seed, f"r2 {index} batches")
-        self.learned.append(learn(samples, initial, self.training, batches))
-
-
-def training_of(settings: LearnedRotation, quantizer: Quantizer | None) -> Training:
-    """The training that a recipe describes, for activations that ``quantizer`` will read."""
-    schedule = Schedule(settings.steps, settings.learning_rate, settings.momentum)
-    objective = OBJECTIVES[settings.objective](quantizer)
-    return Training(objective, OPTIMIZERS[settings.optimizer], schedule, settings.batch_tokens)
-
-
-def quantizer_of(settings: ActivationSettings) -> Quantizer | None:
-    """The activation quantizer that a recipe describes; None where it is off."""
-    return None if settings.format is None else Quantizer(settings.format, settings.fixed_ratio)
 
 
 def reusable_rotations(stream: ModelStream, recipe: Recipe) -> Rotations:
@@ -311,8 +257,3 @@ def _traced(learned: Sequence[Learned], name: str, traces: dict[str, Trace]) -> 
     for index, result in enumerate(learned):
         traces[name if single else f"{name}.{index}"] = Trace(result.losses, result.angles)
     return tuple(result.rotation for result in learned)
-
-
-def _initial_heads(stream: ModelStream, recipe: Recipe, kind: str, layer: int) -> Tensor:
-    rng = generator(recipe.calibration.seed, f"r2 {layer}")
-    return initial_heads(kind, stream.num_key_value_heads, stream.head_dim, rng)

@@ -26,6 +26,8 @@ app = typer.Typer(
 # The base of all usage errors; typer carries its own copy of click, so it is reached through a public subclass.
 UsageProblem: type[Exception] = next(b for b in typer.BadParameter.__mro__ if b.__name__ == "ClickException")
 
+INTERRUPTED = 130
+
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder (config.json, safetensors, tokenizer.json), or a hub id.")
 ]
@@ -98,21 +100,27 @@ def quantize(
     """
     from jointquant import load_recipe
     from jointquant import quantize as run
+    from jointquant.journal import partial_folder
 
     flags = {"source": calib, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
     given = [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     settings = load_recipe(recipe, [*(changes or []), *given], size)
-    result = run(
-        model,
-        out,
-        settings,
-        revision=revision,
-        hub=hub,
-        device=device,
-        dtype=dtype,
-        overwrite=overwrite,
-        progress=_progress(),
-    )
+    try:
+        result = run(
+            model,
+            out,
+            settings,
+            revision=revision,
+            hub=hub,
+            device=device,
+            dtype=dtype,
+            overwrite=overwrite,
+            progress=_progress(),
+        )
+    except KeyboardInterrupt:
+        if partial_folder(out).exists():
+            typer.echo("run the same command again: it goes on where it was", err=True)
+        raise
     table = Table(show_header=False, title=f"{model} → {out}")
     table.add_row("bits per weight", f"{result.bits_per_weight:.2f}")
     table.add_row("size", f"{result.size_bytes / 1e6:.1f} MB")
@@ -286,8 +294,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
 
 

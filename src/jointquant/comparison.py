@@ -29,6 +29,7 @@ from jointquant.report.page import comparison_page
 from jointquant.rotations.bundle import Rotations
 from jointquant.runtime.assembly import Assembly
 from jointquant.subject import Subject, open_subject
+from jointquant.workspace import Workspace
 
 RESULTS_NAME, REPORT_NAME, ARTIFACTS_NAME = "results.json", "report.html", "artifacts"
 
@@ -238,7 +239,7 @@ def _reference(subject: Subject, protocol: Protocol, progress: Progress) -> tupl
 def _calibrate(subject: Subject, candidates: list[Candidate], windows: Tensor, progress: Progress) -> list[Calibrated]:
     recipes = [candidate.recipe for candidate in candidates]
     named = Prefixed(progress, f"{len(recipes)} recipes (seed {candidates[0].seed})")
-    return calibrate_together(subject.stream, recipes, windows, subject.place, named)
+    return calibrate_together(subject.stream, recipes, windows, Workspace(subject.place), named)
 
 
 def _run(
@@ -259,7 +260,8 @@ def _run(
         inspector = Inspector(subject.stream, candidate.assembly, rotations, windows, subject.place)
     besides = inspector.seconds if inspector else 0.0
     start = time.perf_counter()
-    written = write_artifact(artifact, subject, candidate.assembly, rotations, windows, named, inspector)
+    workspace = Workspace(subject.place)
+    written = write_artifact(artifact, subject, candidate.assembly, rotations, windows, workspace, named, inspector)
     seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
     peak = peak_rss_bytes()
     perplexity = evaluate(artifact, **vars(protocol), progress=named).perplexity

@@ -136,6 +136,11 @@ def double(x: Tensor) -> Tensor:
     return x.to(linalg_device(x.device, "float64")).double()
 
 
+def elements_at_once(device: torch.device) -> int:
+    """Elements of a weight that are rounded at a time: many where launching work costs, few where memory is scarce."""
+    return 2**23 if device.type == "cpu" else 2**27
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was told to."""
     if device.type != "cpu":

@@ -9,3 +9,7 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`InputError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise InputError(message)
+
+
+class ResumableError(InputError):
+    """Something outside the run stopped it (a full disk, a file that vanished); what is done is kept."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import LayerArguments
 from jointquant.propagation import observe, watching
 from jointquant.quantization.ranges import (
@@ -54,7 +55,7 @@ class Reading:
 
 
 def calibrate_inputs(
-    layer: nn.Module, index: int, assembly: Assembly, hidden_states: Tensor, arguments: LayerArguments
+    layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
 ) -> None:
     """Fill the input buffers of a layer whose paths are installed, in place.
 
@@ -65,7 +66,7 @@ def calibrate_inputs(
         layer: the layer, its weights not yet rounded.
         index: which one it is.
         assembly: how it was built.
-        hidden_states: [windows, T, hidden] before the layer.
+        states: those before the layer.
         arguments: what the layer receives besides.
     """
     readings = readings_of(layer, index, assembly)
@@ -74,11 +75,11 @@ def calibrate_inputs(
     static = [reading for reading in readings if isinstance(reading.quantizer, StaticRange)]
     for reading in static:
         reading.bounds = ChannelBounds()
-    _watch(layer, {r.name: _rotated(r, r.bounds.update) for r in static if r.bounds}, hidden_states, arguments)
+    _watch(layer, {r.name: _rotated(r, r.bounds.update) for r in static if r.bounds}, states, arguments)
     searched = [reading for reading in readings if reading.settings.clip_ratio == "search"]
     for reading in searched:
         reading.search = clip_search(reading.quantizer, reading.bounds)
-    _watch(layer, {r.name: _rotated(r, r.search.update) for r in searched if r.search}, hidden_states, arguments)
+    _watch(layer, {r.name: _rotated(r, r.search.update) for r in searched if r.search}, states, arguments)
     for reading in readings:
         for name, value in reading.found().items():
             for linear in reading.linears:
@@ -106,12 +107,12 @@ def readings_of(layer: nn.Module, index: int, assembly: Assembly) -> list[Readin
 def _watch(
     layer: nn.Module,
     observers: dict[str, Callable[[Tensor], None]],
-    hidden_states: Tensor,
+    states: HiddenStates,
     arguments: LayerArguments,
 ) -> None:
     if observers:
         with watching(layer, observers):
-            observe(layer, hidden_states, arguments)
+            observe(layer, states, arguments)
 
 
 def _rotated(reading: Reading, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:

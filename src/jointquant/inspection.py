@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.evaluation.statistics import ErrorSum, Spread, SpreadSum
+from jointquant.hidden_states import HiddenStates, micro_batch
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
@@ -22,6 +23,7 @@ from jointquant.propagation import Observers, advance, embed, observe, watching
 from jointquant.rotations.bundle import Rotations
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
+from jointquant.workspace import Workspace
 
 PROBE_TOKENS = 2048
 """Tokens that are followed through the layers (whole windows, one at least)."""
@@ -71,10 +73,11 @@ class Reference:
 
     def __init__(self, stream: ModelStream, windows: Tensor, place: Place) -> None:
         self.stream, self.place = stream, place
-        self.windows = windows[: max(1, PROBE_TOKENS // windows.shape[1])]
+        self.windows = windows[: micro_batch(windows.shape[1], PROBE_TOKENS)]
         frontend = stream.frontend(place)
         self.arguments = frontend.layer_arguments(self.windows)
-        self.hidden_states = embed(frontend, self.windows)  # [windows, T, hidden], before the next layer
+        self.states = Workspace(place).states(self.windows, stream.config.hidden_size)
+        embed(frontend, self.windows, self.states)
 
     def run(self, index: int, rotations: Rotations, online: OnlineTransforms) -> list[SiteSpread]:
         """Take the probe through layer ``index``; what its sites see, as it is and rotated."""
@@ -94,7 +97,7 @@ class Reference:
         attention = layer.get_submodule(self.stream.architecture.attention)
         attention.cache_path = CacheObserver(*(observer(name) for name in CACHES))  # type: ignore[assignment]
         with watching(layer, places):
-            advance(layer, self.hidden_states, self.arguments[index])
+            advance(layer, self.states, self.arguments[index])
         return [SiteSpread(index, site, a.result(), b.result()) for site, (a, b) in sums.items()]
 
 
@@ -194,7 +197,7 @@ class Inspector:
             self.exact = {name: weight.detach().clone() for name, weight in weights.items()}  # type: ignore[operator]
 
     @torch.no_grad()
-    def rounded(self, index: int, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
+    def rounded(self, index: int, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
         """Run the probe through the layer and through its unquantized twin, and compare."""
         with self._timed():
             self.spreads += self.reference.run(index, self.rotations, self.assembly.online)
@@ -202,12 +205,13 @@ class Inspector:
             for name, exact in self.exact.items():
                 weights[name] = relative_error(rounded_weight(layer.get_submodule(name), exact.dtype), exact)
             self.exact = {}
-            output = hidden_states[: len(self.reference.windows)].clone()
-            activations = input_errors(layer, self.assembly.architecture.linears, output, arguments)
-            advance(layer, output, arguments)
+            output = states.first(len(self.reference.windows))
+            probe = HiddenStates.held(output)
+            activations = input_errors(layer, self.assembly.architecture.linears, probe, arguments)
+            advance(layer, probe, arguments)
             r1 = self.rotations.r1_of(min(index + 1, self.stream.num_layers - 1))
             output = output if r1 is None else output @ r1.to(output).T
-            hidden = relative_error(output, self.reference.hidden_states)
+            hidden = relative_error(output, self.reference.states.first(len(self.reference.windows)))
             self.errors.append(LayerError(index, hidden, weights, activations))
 
 
@@ -227,7 +231,7 @@ def rounded_weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
 
 
 def input_errors(
-    layer: nn.Module, linears: tuple[str, ...], hidden_states: Tensor, arguments: LayerArguments
+    layer: nn.Module, linears: tuple[str, ...], states: HiddenStates, arguments: LayerArguments
 ) -> dict[str, float]:
     """By linear, the relative squared error that quantizing its (rotated) input makes; 0 without a quantizer."""
     sums = {name: ErrorSum() for name in linears}
@@ -243,5 +247,5 @@ def input_errors(
 
     observers: Observers = {name: observer(name) for name in linears}
     with watching(layer, observers):
-        observe(layer, hidden_states, arguments)
+        observe(layer, states, arguments)
     return {name: total.value for name, total in sums.items()}

@@ -11,43 +11,36 @@ import json
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant._version import __version__
 from jointquant.calibration import calibrate
+from jointquant.durable import load_tensors, save_tensors
 from jointquant.errors import require
 from jointquant.hub import Location
-from jointquant.inputs import calibrate_inputs
-from jointquant.models.scaling import check_scalable, scale_sites
-from jointquant.models.stream import LayerArguments, ModelStream, Place
-from jointquant.models.transforms import (
-    fuse_norm,
-    fuse_norms,
-    merge_rotations,
-    rotate_embeddings,
-    rotate_reader,
-)
+from jointquant.identity import identity_of
+from jointquant.journal import COMPLETE, finished, nearly_finished, open_journal
+from jointquant.models.scaling import check_scalable
+from jointquant.models.stream import ModelStream
 from jointquant.models.writer import ShardWriter
-from jointquant.output import check_output, output_folder
+from jointquant.output import check_output
 from jointquant.progress import Progress, Silent
-from jointquant.propagation import advance, embed
 from jointquant.recipe import Recipe, load_recipe
-from jointquant.rotations.bundle import Rotations
+from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, layered
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.rounding import round_embedding, round_head, round_layer, store_rest
+from jointquant.rounding_pass import Witness, quantize_layers
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.integration import artifact_config
 from jointquant.runtime.loading import generation_config_of, save_tokenizer
-from jointquant.settings import WeightSettings
 from jointquant.subject import Subject, open_subject
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
+from jointquant.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -61,6 +54,7 @@ class QuantizeResult:
         size_bytes: bytes of all tensors of the artifact.
         bits_per_weight: bits per parameter of the decoder's linears, scales included.
         transforms: what R1 to R4 are, in words, and the basis changes between layers where each has an R1.
+        resumed: whether a run before had done a part; the seconds are those of this one alone.
     """
 
     artifact: str
@@ -70,6 +64,7 @@ class QuantizeResult:
     size_bytes: int
     bits_per_weight: float
     transforms: dict[str, str]
+    resumed: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
@@ -109,24 +104,52 @@ def quantize(
     start = time.perf_counter()
     recipe = load_recipe(recipe)
     progress = progress or Silent()
-    check_output(Path(out), overwrite)
+    check_output(Path(out), overwrite or nearly_finished(Path(out)))
     subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress)
     assembly = assemble(subject.stream, recipe)
-    with output_folder(Path(out), overwrite) as folder:
-        windows = calibration_set(subject.stream, subject.tokenizer, recipe, progress)
+    windows = calibration_set(subject.stream, subject.tokenizer, recipe, progress)
+    identity = identity_of(subject, recipe, windows)
+    reported = finished(Path(out), identity)
+    if reported is not None:
+        return QuantizeResult(**reported)
+    check_output(Path(out), overwrite)
+    with open_journal(Path(out), identity, overwrite) as journal:
+        workspace = Workspace(subject.place, journal=journal)
         prepared = time.perf_counter()
-        rotations = calibrate(subject.stream, recipe, windows, subject.place, progress)
+        rotations = calibrated_rotations(subject.stream, recipe, windows, workspace, progress)
         calibrated = time.perf_counter()
-        written = write_artifact(folder, subject, assembly, rotations, windows, progress)
-    end = time.perf_counter()
-    stages = {
-        "prepare": prepared - start,
-        "calibrate": calibrated - prepared,
-        "quantize": end - calibrated,
-    }
-    return QuantizeResult(
-        str(out), end - start, stages, peak_rss_bytes(), written.size_bytes, written.bits_per_weight, written.transforms
-    )
+        written = write_artifact(journal.artifact, subject, assembly, rotations, windows, workspace, progress)
+        end = time.perf_counter()
+        stages = {"prepare": prepared - start, "calibrate": calibrated - prepared, "quantize": end - calibrated}
+        result = QuantizeResult(
+            artifact=str(out),
+            seconds=end - start,
+            stage_seconds=stages,
+            peak_rss_bytes=peak_rss_bytes(),
+            size_bytes=written.size_bytes,
+            bits_per_weight=written.bits_per_weight,
+            transforms=written.transforms,
+            resumed=journal.resumed,
+        )
+        journal.record(COMPLETE, 0, [], result.to_dict())
+    return result
+
+
+def calibrated_rotations(
+    stream: ModelStream, recipe: Recipe, windows: Tensor, workspace: Workspace, progress: Progress
+) -> Rotations:
+    """Pass 1, or what it came to in a run before."""
+    journal = workspace.journal
+    assert journal is not None
+    file, scales = journal.work / ROTATIONS_NAME, journal.work / "scales.safetensors"
+    if journal.entries("rotations"):
+        rotations = Rotations.load(file) if file.is_file() else Rotations()
+        return replace(rotations, scales=layered(load_tensors(scales)))
+    rotations = calibrate(stream, recipe, windows, workspace, progress)
+    rotations.save(journal.work)
+    save_tensors(scales, rotations.scale_tensors())
+    journal.record("rotations", 0, [path for path in (file, scales) if path.is_file()], {})
+    return rotations
 
 
 @dataclass(frozen=True)
@@ -138,29 +161,20 @@ class Written:
     transforms: dict[str, str]
 
 
-class Witness(Protocol):
-    """Is shown every layer of pass 2, and changes nothing."""
-
-    def merged(self, index: int, layer: nn.Module) -> None:
-        """Rotations are merged and paths installed; no weight is rounded yet."""
-
-    def rounded(self, index: int, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
-        """The layer is final, and about to run on hidden_states [windows, T, hidden]."""
-
-
 def write_artifact(
     folder: Path,
     subject: Subject,
     assembly: Assembly,
     rotations: Rotations,
     windows: Tensor,
+    workspace: Workspace,
     progress: Progress,
     witness: Witness | None = None,
 ) -> Written:
     """Pass 2, and everything else that an artifact holds, into an existing folder."""
     stream = subject.stream
     writer = ShardWriter(folder, stream.num_layers + 2)
-    bits = quantize_layers(stream, assembly, rotations, windows, subject.place, writer, progress, witness)
+    bits = quantize_layers(stream, assembly, rotations, windows, workspace, writer, progress, witness)
     writer.finish()
     rotations.save(folder)
     transforms = describe_transforms(assembly.recipe, rotations, assembly.online, stream.stored_dtype)
@@ -196,87 +210,6 @@ def calibration_set(
     return calibration_windows(tokens, settings.num_samples, settings.seqlen, settings.seed, settings.source)
 
 
-def quantize_layers(
-    stream: ModelStream,
-    assembly: Assembly,
-    rotations: Rotations,
-    windows: Tensor,
-    place: Place,
-    writer: ShardWriter,
-    progress: Progress,
-    witness: Witness | None = None,
-) -> float:
-    """Pass 2. Writes every shard; returns the bits per weight of the decoder's linears."""
-    architecture, stored = stream.architecture, stream.stored_dtype
-    frontend = stream.frontend(place)
-    first, last = rotations.r1_of(0), rotations.r1_of(-1)
-    if first is not None:
-        rotate_embeddings(frontend, architecture, first)
-    round_embedding(frontend, architecture, assembly.recipe.embeddings, stored)
-    store_rest(frontend.backbone, stored)
-    writer.write(stored_tensors(frontend.backbone, frontend.root, stored))
-    arguments = frontend.layer_arguments(windows)
-    hidden_states = embed(frontend, windows)
-    del frontend
-
-    bits = parameters = 0
-    with progress.stage("quantize", stream.num_layers) as stage:
-        for index in range(stream.num_layers):
-            layer = stream.layer(index, place)
-            fuse_norms(layer, architecture)
-            parameters += sum(_numel(layer, linear) for linear in architecture.linears)
-            scale_sites(layer, architecture, rotations.scales_of(index))
-            merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), assembly.online.r4)
-            assembly.install_paths(layer, index)
-            assembly.install_basis_change(layer, index, rotations.basis_change(index))
-            calibrate_inputs(layer, index, assembly, hidden_states, arguments[index])
-            if witness is not None:
-                witness.merged(index, layer)
-            round_layer(layer, index, assembly, hidden_states, arguments[index], stored)
-            store_rest(layer, stored)
-            if witness is not None:
-                witness.rounded(index, layer, hidden_states, arguments[index])
-            advance(layer, hidden_states, arguments[index])
-            tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
-            bits += 8 * sum(
-                _weight_bytes(tensors, assembly.full_name(index, linear)) for linear in architecture.linears
-            )
-            writer.write(tensors)
-            stage.advance()
-    writer.write(final_tensors(stream, last, place, assembly.recipe.head, hidden_states))
-    return bits / parameters
-
-
-def stored_tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A module's tensors under their full names; floating-point parameters in ``dtype``, buffers as they are."""
-    parameters = dict(module.named_parameters())
-    return {
-        f"{prefix}.{name}": tensor.to(dtype) if name in parameters else tensor
-        for name, tensor in module.state_dict().items()
-    }
-
-
-def final_tensors(
-    stream: ModelStream, r1: Tensor | None, place: Place, settings: WeightSettings, hidden_states: Tensor
-) -> dict[str, Tensor]:
-    """The final norm (fused into the head) and the untied, rotated head, rounded as ``settings`` say.
-
-    Args:
-        stream: the model.
-        r1: of the last layer.
-        place: where the head is rotated and rounded.
-        settings: of the head's weights.
-        hidden_states: [windows, T, hidden] behind the last layer.
-    """
-    norm, head = stream.final_norm(place), stream.head(place)
-    norm = fuse_norm(norm, [head], stream.architecture.norm)
-    if r1 is not None:
-        rotate_reader(head, r1)
-    architecture, stored = stream.architecture, stream.stored_dtype
-    head = round_head(head, settings, norm, hidden_states, stored)
-    return stored_tensors(norm, architecture.final_norm, stored) | stored_tensors(head, architecture.head, stored)
-
-
 def describe_transforms(
     recipe: Recipe, rotations: Rotations, online: OnlineTransforms, dtype: torch.dtype
 ) -> dict[str, str]:
@@ -294,7 +227,7 @@ def describe_transforms(
     if rotations.r2:
         words["r2"] += f", {HadamardTransform.of_size(rotations.r2[0].shape[-1]).describe()}"
     if rotations.scales:
-        sites = ", ".join(rotations.scales[0])
+        sites = ", ".join(sorted(rotations.scales[0]))
         words["smoothing"] = f"alpha {recipe.smoothing.alpha:g}, merged, at {sites}"
     words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
     words["r4"] = "none" if online.r4 is None else f"online, {online.r4.describe()}"
@@ -337,13 +270,3 @@ def peak_rss_bytes() -> int:
     """Peak resident memory of this process."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _numel(layer: nn.Module, linear: str) -> int:
-    weight = layer.get_submodule(linear).weight
-    assert isinstance(weight, Tensor)
-    return weight.numel()
-
-
-def _weight_bytes(tensors: dict[str, Tensor], linear: str) -> int:
-    return sum(t.nbytes for name, t in tensors.items() if name.startswith(f"{linear}.weight"))

@@ -8,36 +8,29 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import Frontend, LayerArguments, run_layer
-
-TOKENS_PER_BATCH = 4096
 
 Observer = Callable[[Tensor], None]
 Observers = dict[str, Observer]  # by the name of the module whose input is observed
 
 
-def micro_batch(seqlen: int) -> int:
-    """Windows that run at once."""
-    return max(1, TOKENS_PER_BATCH // seqlen)
+@torch.no_grad()
+def embed(frontend: Frontend, windows: Tensor, states: HiddenStates) -> None:
+    """Fill ``states`` with what reaches the first layer: windows [n, T] → [n, T, hidden]."""
+    states.fill(frontend.hidden_states(batch) for batch in windows.split(states.batch_windows))
 
 
 @torch.no_grad()
-def embed(frontend: Frontend, windows: Tensor) -> Tensor:
-    """Hidden states before the first layer: windows [n, T] → [n, T, hidden]."""
-    return torch.cat([frontend.hidden_states(batch) for batch in windows.split(micro_batch(windows.shape[1]))])
+def advance(layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
+    """Run a layer over all windows: their states become those behind it."""
+    states.replace(lambda batch: run_layer(layer, batch, arguments))
 
 
 @torch.no_grad()
-def advance(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
-    """Run a layer over all windows, in place: hidden_states [windows, T, hidden]."""
-    for batch in hidden_states.split(micro_batch(hidden_states.shape[1])):
-        batch.copy_(run_layer(layer, batch, arguments))
-
-
-@torch.no_grad()
-def observe(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
-    """Run a layer over all windows for its observers alone; hidden_states stay as they are."""
-    for batch in hidden_states.split(micro_batch(hidden_states.shape[1])):
+def observe(layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
+    """Run a layer over all windows for its observers alone; the states stay as they are."""
+    for batch in states.batches():
         run_layer(layer, batch, arguments)
 
 

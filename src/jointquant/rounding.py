@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from jointquant.devices import elements_at_once
+from jointquant.hidden_states import HiddenStates
 from jointquant.models.architecture import Architecture
 from jointquant.models.stream import Frontend, LayerArguments
 from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers, observe, watching
-from jointquant.quantization.gptq import Factor, HessianSum, factorize, gptq
-from jointquant.quantization.weights import QuantizedWeight, round_rows_to_nearest, round_to_nearest
+from jointquant.quantization.gptq import HessianSum, factorize, gptq
+from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
@@ -23,7 +26,7 @@ def round_layer(
     layer: nn.Module,
     index: int,
     assembly: Assembly,
-    hidden_states: Tensor,
+    states: HiddenStates,
     arguments: LayerArguments,
     stored_dtype: torch.dtype,
 ) -> None:
@@ -32,7 +35,7 @@ def round_layer(
     The Hessians are those of the inputs that the quantized layers before this one produce. All sites of a layer are
     observed in one run.
     """
-    hessians = observe_hessians(layer, index, assembly, hidden_states, arguments)
+    hessians = observe_hessians(layer, index, assembly, states, arguments)
     for site in assembly.architecture.sites:
         by_settings: dict[WeightSettings, list[str]] = {}
         for linear in site.linears:
@@ -44,10 +47,11 @@ def round_layer(
                 rounded = round_stack(modules, settings, hessians.get(site.name), stored_dtype)
                 for name, weight in rounded.items():
                     _install(layer, name, weight)
+        hessians.pop(site.name, None)
 
 
 def observe_hessians(
-    layer: nn.Module, index: int, assembly: Assembly, hidden_states: Tensor, arguments: LayerArguments
+    layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
 ) -> dict[str, HessianSum]:
     """One Hessian per site whose linears are rounded with GPTQ, of the inputs as the products see them."""
     sums: dict[str, HessianSum] = {}
@@ -61,7 +65,7 @@ def observe_hessians(
             observers[site.linears[0]] = _as_read(first, sums[site.name].update)
     if observers:
         with watching(layer, observers):
-            observe(layer, hidden_states, arguments)
+            observe(layer, states, arguments)
     return sums
 
 
@@ -71,21 +75,26 @@ def round_stack(
     hessian: HessianSum | None,
     stored_dtype: torch.dtype,
 ) -> dict[str, QuantizedWeight]:
-    """Round linears that share input and settings as one stacked matrix: their rows are independent."""
+    """Round linears that share input and settings; small ones as one stacked matrix: their rows are independent."""
     fmt = settings.format
     assert fmt is not None
-    weight = torch.cat([linear.weight for linear in linears.values()])
+    weights = {name: linear.weight for name, linear in linears.items()}
+    rounding: Callable[[Tensor], QuantizedWeight]
     if settings.method == "rtn":
-        rounded = round_to_nearest(weight, fmt, settings.clip, stored_dtype)
+        rounding = partial(round_to_nearest, fmt=fmt, clip=settings.clip, scale_dtype=stored_dtype)
     else:
         assert hessian is not None
-        factor: Factor = factorize(hessian.hessian(), settings.damping, settings.activation_order)
-        rounded = gptq(weight, factor, fmt, settings.clip, stored_dtype)
+        factor = factorize(hessian.unscaled(), settings.damping, settings.activation_order)
+        rounding = partial(gptq, factor=factor, fmt=fmt, clip=settings.clip, scale_dtype=stored_dtype)
+    device = next(iter(weights.values())).device
+    if sum(weight.numel() for weight in weights.values()) > elements_at_once(device):
+        return {name: rounding(weight) for name, weight in weights.items()}
+    rounded = rounding(torch.cat(list(weights.values())))
     parts: dict[str, QuantizedWeight] = {}
     start = 0
-    for name, linear in linears.items():
-        parts[name] = rounded.rows(start, start + linear.out_features)
-        start += linear.out_features
+    for name, weight in weights.items():
+        parts[name] = rounded.rows(start, start + len(weight))
+        start += len(weight)
     return parts
 
 
@@ -97,13 +106,13 @@ def round_embedding(
         return
     name = architecture.embeddings[0]
     old = frontend.module(name)
-    rounded = round_rows_to_nearest(linear_weight(old), settings.format, settings.clip, stored_dtype)
+    rounded = round_to_nearest(linear_weight(old), settings.format, settings.clip, stored_dtype)
     frontend.replace(name, PackedEmbedding.of(rounded, embedding_factor(old), linear_weight(old).dtype).eval())
 
 
 @torch.no_grad()
 def round_head(
-    head: nn.Module, settings: WeightSettings, norm: nn.Module, hidden_states: Tensor, stored_dtype: torch.dtype
+    head: nn.Module, settings: WeightSettings, norm: nn.Module, states: HiddenStates, stored_dtype: torch.dtype
 ) -> nn.Module:
     """The head with rounded weights, or as it is where the recipe leaves it.
 
@@ -111,7 +120,7 @@ def round_head(
         head: the head, its norm fused.
         settings: of its weights.
         norm: what is left of the norm before it.
-        hidden_states: [windows, T, hidden] that the norm reads, of the quantized layers.
+        states: that the norm reads, of the quantized layers.
         stored_dtype: of the scales.
     """
     fmt = settings.format
@@ -119,11 +128,11 @@ def round_head(
         return head
     assert isinstance(head, nn.Linear)
     if settings.method == "rtn":
-        rounded = round_rows_to_nearest(head.weight, fmt, settings.clip, stored_dtype)
+        rounded = round_to_nearest(head.weight, fmt, settings.clip, stored_dtype)
     else:
         hessian = HessianSum(head.in_features, head.weight.device)
-        for window in hidden_states:
-            hessian.update(norm(window))
+        for batch in states.batches():
+            hessian.update(norm(batch))
         rounded = round_stack({"head": head}, settings, hessian, stored_dtype)["head"]
     return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()
 

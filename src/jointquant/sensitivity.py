@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.devices import double
+from jointquant.hidden_states import HiddenStates, micro_batch
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.propagation import advance
 from jointquant.quantization.integer import fake_quantize
@@ -41,23 +42,30 @@ class Sensitivity:
         self.rotation = rotation.to(place.device, place.dtype)
         self.streams: list[Tensor] = []  # the untouched one, then one per layer so far: [windows, T, hidden]
 
+    def state(self) -> dict[str, Tensor]:
+        """Every copy, by number."""
+        return {str(number): copy.clone() for number, copy in enumerate(self.streams)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what ``state`` returned."""
+        self.streams = [state[str(number)].to(self.place.device) for number in range(len(state))]
+
     @torch.no_grad()
-    def visit(self, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
+    def visit(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
         """Take every copy through the next layer, of fused norms, and split a new one off.
 
         Args:
             layer: the layer.
-            hidden_states: [windows, T, hidden] of the unquantized model, before the layer.
+            states: of the unquantized model, before the layer.
             arguments: what the layer receives besides.
         """
-        windows = max(1, PROBE_TOKENS // hidden_states.shape[1])
         if not self.streams:
-            self.streams.append(hidden_states[:windows].clone())
+            self.streams.append(states.first(micro_batch(states.seqlen, PROBE_TOKENS)))
         fresh = self.streams[0].clone()
         for copy in self.streams:
-            advance(layer, copy, arguments)
+            advance(layer, HiddenStates.held(copy), arguments)
         with self._quantized(layer, len(self.streams) - 1):
-            advance(layer, fresh, arguments)
+            advance(layer, HiddenStates.held(fresh), arguments)
         self.streams.append(fresh)
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from jointquant.devices import double
+from jointquant.hidden_states import HiddenStates
 from jointquant.models.architecture import LinearSlice, Site
 from jointquant.models.stream import LayerArguments, ModelStream
 from jointquant.models.transforms import linear_weight
@@ -42,7 +43,7 @@ class Smoother:
         """At the first linear of each site."""
         return {site.linears[0]: self.bounds[site.name].update for site in self.sites}
 
-    def before(self, layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> None:
+    def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
         """Forget the last layer."""
         self.layer = layer
         self.bounds = {site.name: ChannelBounds() for site in self.sites}
@@ -58,6 +59,18 @@ class Smoother:
             scales[site.name] = smoothing_scales(activations, weights, self.alpha)
         self.layers.append(scales)
         self.layer = None
+
+    def record(self) -> dict[str, Tensor]:
+        """The last layer's scales by site."""
+        return self.layers[-1]
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing besides the records."""
+        return {}
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+        """The scales of the layers so far."""
+        self.layers = list(records)
 
     def largest_weights(self, site: Site, scales: dict[str, Tensor]) -> Tensor:
         """max|W_j| [in] over the site's readers, whose rows ``scales`` divide where they feed a site of those."""

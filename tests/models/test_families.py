@@ -18,7 +18,6 @@ from jointquant.models.registry import ARCHITECTURES
 from jointquant.models.source import Checkpoint
 from jointquant.models.stream import Place, open_stream, run_layer
 from jointquant.models.transforms import fuse_norms
-from jointquant.propagation import embed
 
 ALL = [f"rotations.{r}.kind=hadamard" for r in ("r1", "r2", "r3", "r4")]
 PLACE = Place(torch.device("cpu"), torch.float32)
@@ -78,7 +77,7 @@ def test_the_stream_takes_positions_from_the_model(rope: str) -> None:
     stream = open_stream(model)
     frontend = stream.frontend(PLACE)
     arguments = frontend.layer_arguments(INPUT_IDS)
-    hidden_states = embed(frontend, INPUT_IDS)
+    hidden_states = frontend.hidden_states(INPUT_IDS)
     for index in range(stream.num_layers):
         torch.testing.assert_close(hidden_states, expected[index], rtol=1e-4, atol=1e-4)
         layer = stream.layer(index, PLACE)

@@ -13,7 +13,6 @@ import jointquant
 from conftest import FAMILIES, WITHOUT_R1, make_model, possible, small
 from jointquant.models.stream import Place, open_stream, run_layer
 from jointquant.models.transforms import fuse_norms
-from jointquant.propagation import embed
 from jointquant.runtime.attention import ATTENTION_NAME
 
 LEARNED = [
@@ -123,7 +122,7 @@ def test_the_stream_runs_as_the_model_does(family: str) -> None:
     place = Place(torch.device("cpu"), torch.float32)
     frontend = stream.frontend(place)
     arguments = frontend.layer_arguments(input_ids)
-    hidden_states = embed(frontend, input_ids)
+    hidden_states = frontend.hidden_states(input_ids)
     if stream.architecture.norm.subtracts_mean:
         expected = [x - x.mean(-1, keepdim=True) for x in expected]
     for index in range(stream.num_layers):

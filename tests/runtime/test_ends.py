@@ -14,7 +14,7 @@ from jointquant.errors import InputError
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.quantization.codebook import NF4, CodebookFormat
 from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.weights import round_rows_to_nearest, round_to_nearest
+from jointquant.quantization.weights import round_to_nearest
 from jointquant.runtime.embedding import PackedEmbedding
 from jointquant.runtime.linear import PackedLinear
 from jointquant.text.sources import load_text
@@ -46,9 +46,11 @@ def test_an_embedding_looks_rows_up(fmt) -> None:
     assert PackedEmbedding.of(rounded, 1.0, torch.bfloat16)(ids).dtype == torch.bfloat16
 
 
-def test_rows_are_rounded_in_parts() -> None:
+def test_rows_are_rounded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, fmt = torch.randn(50, 48, generator=torch.Generator().manual_seed(0)), IntFormat(4, False, 16)
-    whole, parts = round_to_nearest(weight, fmt), round_rows_to_nearest(weight, fmt, "mse", torch.float32, rows=7)
+    whole = round_to_nearest(weight, fmt)
+    monkeypatch.setattr(jointquant.quantization.weights, "elements_at_once", lambda device: 7 * 48)
+    parts = round_to_nearest(weight, fmt)
     assert torch.equal(whole.dequantize(), parts.dequantize())
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 import jointquant
 from conftest import FAMILIES, make_model, possible, small
 from jointquant.errors import InputError
+from jointquant.hidden_states import HiddenStates
 from jointquant.quantization.integer import IntFormat, fake_quantize
 from jointquant.quantization.ranges import CLIP_RATIOS, ChannelBounds, DynamicRange, StaticRange, clip_search
 from jointquant.text.sources import load_text
@@ -94,21 +95,21 @@ def test_what_is_found_is_in_the_artifact(strategy, clip, buffers, weight_bits, 
 def test_the_run_and_the_artifact_compute_the_same(family: str, tmp_path: Path, tokenizer, monkeypatch) -> None:
     """The hidden states that leave the last layer of the run are those of the loaded model, bit for bit."""
     seen: list[torch.Tensor] = []
-    final = jointquant.pipeline.final_tensors
+    final = jointquant.rounding_pass.final_tensors
 
     def keep(*arguments, **options):
-        seen.append(hidden[-1].clone())
+        seen.append(hidden[-1].first(hidden[-1].num_windows))
         return final(*arguments, **options)
 
-    hidden: list[torch.Tensor] = []
-    advance = jointquant.pipeline.advance
+    hidden: list[HiddenStates] = []
+    advance = jointquant.rounding_pass.advance
 
     def watch(layer, states, arguments) -> None:
         advance(layer, states, arguments)
         hidden.append(states)
 
-    monkeypatch.setattr(jointquant.pipeline, "final_tensors", keep)
-    monkeypatch.setattr(jointquant.pipeline, "advance", watch)
+    monkeypatch.setattr(jointquant.rounding_pass, "final_tensors", keep)
+    monkeypatch.setattr(jointquant.rounding_pass, "advance", watch)
     changes = [*FOUR, "activations.strategy=channel", "activations.clip_ratio=search", "kv_cache.num_bits=4"]
     changes += ["kv_cache.values={num_bits: 3, clip_ratio: 0.9}"]
     changes += possible(family, *(f"rotations.{r}.kind=hadamard" for r in ("r1", "r2", "r3", "r4")))

@@ -142,13 +142,6 @@ class Architecture:
         for requirement in self.requirements:
             requirement.check(config)
 
-    def site(self, name: str) -> Site:
-        """The site called ``name``. Raises KeyError for an unknown one."""
-        for site in self.sites:
-            if site.name == name:
-                return site
-        raise KeyError(f"unknown site {name!r}: expected one of {[s.name for s in self.sites]}")
-
     @property
     def residual_sites(self) -> tuple[Site, ...]:
         """The sites that read the residual stream through a norm: where R1 acts."""

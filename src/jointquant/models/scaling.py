@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from jointquant.devices import double
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
-from jointquant.models.transforms import linear_bias, linear_weight, set_bias, set_rows, set_weight
+from jointquant.models.transforms import linear_bias, linear_weight, map_rows, set_bias, set_rows, set_weight
 from jointquant.rotations import merging
 
 Scales = Mapping[str, Tensor]
@@ -40,8 +40,10 @@ def check_scalable(architecture: Architecture, config: PretrainedConfig) -> None
 @torch.no_grad()
 def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) -> None:
     """Divide the inputs of the named sites of a layer of fused norms, and multiply their readers' columns, in place."""
-    for name, scale in scales.items():
-        site = architecture.site(name)
+    for site in architecture.sites:  # always in this order: rounding depends on it
+        if site.name not in scales:
+            continue
+        scale = scales[site.name]
         if site.norm is not None:
             scale_norm(layer.get_submodule(site.norm), architecture, scale)
             columns = scale
@@ -56,7 +58,7 @@ def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) ->
             columns = scale
         for linear in site.linears:
             reader = layer.get_submodule(linear)
-            set_weight(reader, merging.scale_input(linear_weight(reader), columns))
+            map_rows(reader, lambda rows, columns=columns: merging.scale_input(rows, columns))  # type: ignore[misc]
 
 
 def scale_rows(writer: nn.Module, rows: slice, scale: Tensor) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from jointquant.errors import InputError, require
+from jointquant.durable import bytes_of
+from jointquant.errors import InputError, ResumableError, require
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -29,6 +31,9 @@ class TensorSource(Protocol):
     def load(self, name: str) -> Tensor:
         """The tensor on the CPU in its stored dtype. Raises InputError when it holds NaN or infinity."""
 
+    def identity(self) -> dict[str, Any]:
+        """What tells these tensors from others, as plain data."""
+
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
     """``tensor`` itself; raises InputError, with its name, when it holds NaN or infinity."""
@@ -45,6 +50,7 @@ class Checkpoint:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, str] = {}
         self._dtypes: dict[str, str] = {}
+        self._stamps: dict[str, list[int]] = {}
         for file in self._shard_names():
             self._read_header(file)
 
@@ -65,6 +71,7 @@ class Checkpoint:
     def _read_header(self, file: str) -> None:
         path = self.folder / file
         require(path.is_file(), f"shard {path} is missing: {INDEX_NAME} names it")
+        self._stamps[file] = stamp(path)
         try:
             with safe_open(path, framework="pt") as shard:
                 for name in shard.keys():  # noqa: SIM118 (not a mapping)
@@ -87,12 +94,33 @@ class Checkpoint:
     def load(self, name: str) -> Tensor:
         """One tensor, read from its shard."""
         path = self.folder / self._files[name]
+        self._check_unchanged(path)
         try:
             with safe_open(path, framework="pt") as shard:
                 tensor: Tensor = shard.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"tensor {name} cannot be read from {path}: {error}") from None
+            raise ResumableError(f"tensor {name} cannot be read from {path}: {error}") from None
         return check_finite(name, tensor)
+
+    def identity(self) -> dict[str, Any]:
+        """Size and time of the last change of every shard."""
+        return {"shards": self._stamps}
+
+    def _check_unchanged(self, path: Path) -> None:
+        """Raises ResumableError when a shard is not what it was when the model was opened."""
+        found = stamp(path) if path.is_file() else None
+        if found != self._stamps[path.name]:
+            what = "vanished" if found is None else "changed"
+            raise ResumableError(
+                f"shard {path} {what} while the model was being read: expected it to stay as it was, "
+                "put it back and run the same command again"
+            )
+
+
+def stamp(path: Path) -> list[int]:
+    """Size in bytes and time of the last change in nanoseconds."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 class InMemory:
@@ -108,6 +136,14 @@ class InMemory:
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor."""
         return self._tensors[name].dtype
+
+    def identity(self) -> dict[str, Any]:
+        """A fingerprint of all tensors."""
+        total = hashlib.sha256()
+        for name, tensor in self._tensors.items():
+            total.update(name.encode())
+            total.update(bytes_of(tensor.detach().cpu().contiguous()))
+        return {"tensors": total.hexdigest()[:16]}
 
     def load(self, name: str) -> Tensor:
         """A tensor of the model."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,13 +122,33 @@ class ModelStream:
 
     def layer(self, index: int, place: Place) -> nn.Module:
         """Decoder layer ``index``, materialised afresh at ``place``."""
+        return self._filled(self.architecture.layer_prefix(index), self.read_layer(index), place)
+
+    def layers(self, place: Place, start: int = 0) -> Iterator[tuple[int, nn.Module]]:
+        """The decoder layers from ``start`` on, each with its number; the next one is read while one is in use.
+
+        A caller that lets go of a layer before it asks for the next has two layers in memory at most.
+        """
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read ahead") as pool:
+            ahead = pool.submit(self.read_layer, start) if start < self.num_layers else None
+            for index in range(start, self.num_layers):
+                assert ahead is not None
+                tensors = ahead.result()
+                ahead = pool.submit(self.read_layer, index + 1) if index + 1 < self.num_layers else None
+                yield index, self._filled(self.architecture.layer_prefix(index), tensors, place)
+
+    def read_layer(self, index: int) -> dict[str, Tensor]:
+        """Copies of a layer's tensors, on the CPU and in their stored dtype, by their names in the layer."""
         prefix = self.architecture.layer_prefix(index)
-        return self._materialise(self.skeleton.get_submodule(prefix), prefix, place)
+        names = self.skeleton.get_submodule(prefix).state_dict()
+        # Copies: views into a mapped file have any alignment, and sums over them round differently.
+        return {name: self.source.load(f"{prefix}.{name}").clone() for name in names}
 
     def final_norm(self, place: Place) -> nn.Module:
         """The norm before the head."""
         name = self.architecture.final_norm
-        return self._materialise(self.skeleton.get_submodule(name), name, place)
+        norm = self.skeleton.get_submodule(name)
+        return self._filled(name, {key: self.source.load(f"{name}.{key}").clone() for key in norm.state_dict()}, place)
 
     def head(self, place: Place) -> nn.Module:
         """The output head; a tied one is materialised as a matrix of its own."""
@@ -143,10 +165,11 @@ class ModelStream:
         """Everything before the first decoder layer, materialised."""
         return Frontend(self, place)
 
-    def _materialise(self, module: nn.Module, prefix: str, place: Place) -> nn.Module:
-        fresh = copy.deepcopy(module, {id(self.config): self.config})
-        tensors = {name: place.put(self.source.load(f"{prefix}.{name}")) for name in fresh.state_dict()}
-        fresh.load_state_dict(tensors, assign=True)
+    def _filled(self, name: str, tensors: dict[str, Tensor], place: Place) -> nn.Module:
+        """The module called ``name`` with ``tensors``, which are used up."""
+        fresh = copy.deepcopy(self.skeleton.get_submodule(name), {id(self.config): self.config})
+        placed = {key: tensors.pop(key).to(place.device, place.dtype) for key in list(tensors)}
+        fresh.load_state_dict(placed, assign=True)
         return fresh.to(place.device).eval().requires_grad_(False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,8 @@ from jointquant.rotations.hadamard import HadamardTransform
 
 if TYPE_CHECKING:
     from jointquant.models.stream import Frontend
+
+ELEMENTS_AT_ONCE = 2**21
 
 
 @torch.no_grad()
@@ -42,7 +44,7 @@ def fuse_norm(norm: nn.Module, readers: Iterable[nn.Module], kind: NormKind) -> 
             give_bias(reader)
             set_bias(reader, merging.shift_input(linear_weight(reader), linear_bias(reader), shift))
         if gain is not None:
-            set_weight(reader, merging.scale_input(linear_weight(reader), gain))
+            map_rows(reader, lambda rows: merging.scale_input(rows, gain))
     return kind.fused(norm)
 
 
@@ -80,7 +82,7 @@ def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
     if architecture.norm.subtracts_mean:
         for name in architecture.embeddings:
             embedding = frontend.module(name)
-            set_weight(embedding, merging.centre_rows(linear_weight(embedding)))
+            map_rows(embedding, merging.centre_rows)
 
 
 @torch.no_grad()
@@ -94,7 +96,7 @@ def merge_rotations(
     """Merge R1 [hidden, hidden], R2 [kv_heads, head_dim, head_dim] and R4's inverse into a layer of fused norms."""
     if r4 is not None:
         down = layer.get_submodule(architecture.down)
-        set_weight(down, merging.transform_input(linear_weight(down), r4))
+        map_rows(down, lambda rows: merging.transform_input(rows, r4))
     if r2 is not None:
         rotate_heads(layer, architecture, r2)
     if r1 is not None:
@@ -116,19 +118,19 @@ def rotate_heads(layer: nn.Module, architecture: Architecture, r2: Tensor) -> No
         bias = linear_bias(value).clone()
         bias[rows] = merging.rotate_head_bias(bias[rows], r2).to(bias)
         set_bias(value, bias)
-    set_weight(output, merging.rotate_head_inputs(linear_weight(output), r2))
+    map_rows(output, lambda part: merging.rotate_head_inputs(part, r2))
 
 
 @torch.no_grad()
 def rotate_reader(reader: nn.Module, r1: Tensor) -> None:
     """W ← W R1 for a linear that reads from the residual stream."""
-    set_weight(reader, merging.rotate_input(linear_weight(reader), r1))
+    map_rows(reader, lambda rows: merging.rotate_input(rows, r1))
 
 
 @torch.no_grad()
 def rotate_writer(writer: nn.Module, r1: Tensor) -> None:
     """W ← R1ᵀ W and b ← b R1 for a linear that writes to the residual stream."""
-    set_weight(writer, merging.rotate_output(linear_weight(writer), r1))
+    map_columns(writer, lambda columns: merging.rotate_output(columns, r1))
     if writer.bias is not None:
         set_bias(writer, merging.rotate_rows(linear_bias(writer), r1))
 
@@ -138,7 +140,21 @@ def rotate_embeddings(frontend: Frontend, architecture: Architecture, r1: Tensor
     """E ← E R1 for everything that starts the residual stream."""
     for name in architecture.embeddings:
         embedding = frontend.module(name)
-        set_weight(embedding, merging.rotate_rows(linear_weight(embedding), r1))
+        map_rows(embedding, lambda rows: merging.rotate_rows(rows, r1))
+
+
+def map_rows(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+    """W ← f(W), in place and some rows at a time: a whole matrix in float64 takes much room."""
+    weight = linear_weight(module).data
+    for part in weight.split(max(1, ELEMENTS_AT_ONCE // weight.shape[1])):
+        part.copy_(function(part))
+
+
+def map_columns(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+    """W ← f(W), in place and some columns at a time."""
+    weight = linear_weight(module).data
+    for part in weight.split(max(1, ELEMENTS_AT_ONCE // weight.shape[0]), dim=1):
+        part.copy_(function(part))
 
 
 def set_weight(module: nn.Module, weight: Tensor) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from jointquant.durable import save_json, save_tensors
 from jointquant.models.source import INDEX_NAME
 
 
@@ -26,19 +26,23 @@ class ShardWriter:
         self.total_size = 0
         self._written = 0
 
-    def write(self, tensors: dict[str, Tensor]) -> None:
-        """Write the next shard."""
+    def write(self, tensors: dict[str, Tensor]) -> Path:
+        """Write the next shard; it is on the disk when this returns. Raises ResumableError when the disk is full."""
+        path = self.folder / self.enter(tensors, sum(tensor.nbytes for tensor in tensors.values()))
+        save_tensors(path, tensors)
+        return path
+
+    def enter(self, names: Iterable[str], size: int) -> str:
+        """Enter the next shard into the index: the names of its tensors, their bytes. Returns its file's name."""
         self._written += 1
         name = f"model-{self._written:05d}-of-{self.num_shards:05d}.safetensors"
-        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        # A single metadata entry: safetensors writes several in no fixed order.
-        save_file(stored, self.folder / name, metadata={"format": "pt"})
-        self.weight_map |= dict.fromkeys(stored, name)
-        self.total_size += sum(tensor.nbytes for tensor in stored.values())
+        self.weight_map |= dict.fromkeys(names, name)
+        self.total_size += size
+        return name
 
     def finish(self) -> None:
         """Write the index. Raises RuntimeError when shards are missing."""
         if self._written != self.num_shards:
             raise RuntimeError(f"expected {self.num_shards} shards, {self._written} were written")
         index = {"metadata": {"total_size": self.total_size}, "weight_map": dict(sorted(self.weight_map.items()))}
-        (self.folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        save_json(self.folder / INDEX_NAME, index)

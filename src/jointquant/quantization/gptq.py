@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.devices import linalg_device
+from jointquant.devices import elements_at_once, linalg_device
 from jointquant.quantization.integer import to_groups
 from jointquant.quantization.weights import ClipMethod, QuantizedWeight, WeightFormat, weight_parameters
 
@@ -37,15 +37,16 @@ class Factor:
 
 
 def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = True) -> Factor:
-    """Factor of H = 2 XᵀX ([in, in]); damping grows tenfold while the Cholesky factorisation fails.
+    """Factor of H = XᵀX ([in, in]), or of a multiple of it: what is rounded with it does not depend on a factor.
+
+    Damping grows tenfold while the Cholesky factorisation fails. The Hessian is read, not changed.
 
     Raises:
         ValueError: H is not finite, or not factorisable even when heavily damped.
     """
-    if not torch.isfinite(hessian).all():
+    diagonal = hessian.diagonal().clone()
+    if not torch.isfinite(hessian.sum()):  # one number, where a mask would be a quarter of the matrix
         raise ValueError("the Hessian must be finite, got NaN or infinity: the calibration activations overflowed")
-    hessian = hessian.clone()
-    diagonal = hessian.diagonal()
     dead = diagonal == 0
     diagonal[dead] = 1.0
     order = (
@@ -53,19 +54,29 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
         if activation_order
         else torch.arange(len(diagonal), device=hessian.device)
     )
-    hessian = hessian[order][:, order]
-    mean = hessian.diagonal().mean()
-    work = hessian.to(linalg_device(hessian.device, "cholesky"))
+    diagonal = diagonal[order]
+    work = hessian[order.unsqueeze(1), order].to(linalg_device(hessian.device, "cholesky"))
     for _ in range(MAX_DAMPING_TRIES):
-        damped = work.clone()
-        damped.diagonal().add_(damping * mean.to(work.device))
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed and torch.isfinite(upper).all():
+        work.diagonal().copy_(diagonal + damping * diagonal.mean())
+        upper = _inverse_factor(work)
+        if upper is not None:
             return Factor(upper.to(hessian.device), order, damping, dead)
         damping *= 10
     raise ValueError(f"the Hessian is not positive definite even with damping {damping:g}")
+
+
+def _inverse_factor(matrix: Tensor) -> Tensor | None:
+    """U with UᵀU = matrix⁻¹, upper triangular [n, n]; None where rounding leaves the matrix not positive definite.
+
+    At most two further matrices are held at a time.
+    """
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        return None
+    inverse = torch.cholesky_inverse(lower)
+    del lower
+    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+    return upper if not failed and torch.isfinite(upper.sum()) else None
 
 
 def gptq(
@@ -78,8 +89,17 @@ def gptq(
 ) -> QuantizedWeight:
     """Round ``weight`` [out, in] so that ‖X(W − Ŵ)ᵀ‖ stays small, X the inputs behind the factor.
 
-    Scales are chosen once, on the weights before any update, so groups stay contiguous whatever the order.
+    Scales are chosen once, on the weights before any update, so groups stay contiguous whatever the order. Of a large
+    matrix some rows are rounded at a time.
     """
+    rows = max(1, elements_at_once(weight.device) // weight.shape[1])
+    parts = [_gptq_rows(part, factor, fmt, clip, scale_dtype, block_size) for part in weight.split(rows)]
+    return QuantizedWeight.joined(parts)
+
+
+def _gptq_rows(
+    weight: Tensor, factor: Factor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype, block_size: int
+) -> QuantizedWeight:
     work = weight.float().clone()
     work[:, factor.dead] = 0
     scale, zero_point = weight_parameters(to_groups(work, fmt), fmt, clip, scale_dtype)
@@ -132,6 +152,10 @@ class HessianSum:
 
     def hessian(self) -> Tensor:
         """[in, in]. Raises ValueError when no token was seen."""
+        return self.unscaled() * (2.0 / self.num_tokens)
+
+    def unscaled(self) -> Tensor:
+        """Σ xᵀx, [in, in], not a copy. Raises ValueError when no token was seen."""
         if not self.num_tokens:
             raise ValueError("a Hessian needs at least one token, got none")
-        return self.total * (2.0 / self.num_tokens)
+        return self.total

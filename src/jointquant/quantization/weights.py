@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from jointquant.devices import elements_at_once
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, to_groups
 
@@ -41,6 +43,16 @@ class QuantizedWeight:
         codes = to_groups(self.codes.to(work), self.fmt)
         scale, zero_point = self.scale.to(work).unsqueeze(-1), self.zero_point.to(work).unsqueeze(-1)
         return self.fmt.decode(codes, scale, zero_point).flatten(-2).to(dtype)
+
+    @classmethod
+    def joined(cls, parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+        """Weights of the same format and input, one below the other."""
+        if len(parts) == 1:
+            return parts[0]
+        codes, scale, zero_point = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scale", "zero_point")
+        )
+        return cls(codes, scale, zero_point, parts[0].fmt)
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
         """The rows [start, stop) as a weight of their own."""
@@ -97,21 +109,13 @@ def representable(scale: Tensor, dtype: torch.dtype) -> Tensor:
 def round_to_nearest(
     weight: Tensor, fmt: WeightFormat, clip: ClipMethod = "mse", scale_dtype: torch.dtype = torch.float32
 ) -> QuantizedWeight:
-    """RTN: each weight [out, in] goes to the nearest value that its group's format has."""
+    """RTN: each weight [out, in] goes to the nearest value that its group's format has, some rows at a time."""
+    rows = max(1, elements_at_once(weight.device) // weight.shape[1])
+    return QuantizedWeight.joined([_round_rows(part, fmt, clip, scale_dtype) for part in weight.split(rows)])
+
+
+def _round_rows(weight: Tensor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype) -> QuantizedWeight:
     groups = to_groups(weight.float(), fmt)
     scale, zero_point = weight_parameters(groups, fmt, clip, scale_dtype)
     codes = fmt.encode(groups, scale, zero_point).flatten(-2).to(torch.int8)
     return QuantizedWeight(codes, scale.squeeze(-1).to(scale_dtype), zero_point.squeeze(-1).to(torch.int8), fmt)
-
-
-def round_rows_to_nearest(
-    weight: Tensor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype, rows: int = 8192
-) -> QuantizedWeight:
-    """RTN of a weight with very many rows, ``rows`` at a time: the same result in less memory."""
-    parts = [round_to_nearest(part, fmt, clip, scale_dtype) for part in weight.split(rows)]
-    return QuantizedWeight(
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scale for part in parts]),
-        torch.cat([part.zero_point for part in parts]),
-        fmt,
-    )

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from jointquant.durable import save_tensors
 from jointquant.errors import InputError, require
 
 ROTATIONS_NAME = "rotations.safetensors"
-METADATA_KEY = "jointquant"  # one key alone: safetensors writes several in no fixed order
+METADATA_KEY = "jointquant"
 ORTHOGONAL_TO = 1e-6
 
 
@@ -63,6 +63,10 @@ class Rotations:
             return None
         return self.r1[layer].T @ self.r1[layer + 1]
 
+    def scale_tensors(self) -> dict[str, Tensor]:
+        """All scales by layer and site: "0.o_in", …; ``layered`` takes them apart again."""
+        return {f"{index}.{site}": scale for index, layer in enumerate(self.scales) for site, scale in layer.items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name: "r1" or "r1.0", "r1.1", …, and "r2.0", …."""
         single = len(self.r1) == 1
@@ -71,14 +75,14 @@ class Rotations:
 
     def save(self, folder: Path) -> None:
         """Write ``rotations.safetensors`` into ``folder``; nothing when there is no rotation."""
-        stored = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
+        stored = self.tensors()
         if stored:
             traces = {
                 name: {"losses": _short(trace.losses), "angles": _short(trace.angles)}
                 for name, trace in self.traces.items()
             }
             about = json.dumps({"convention": "x -> x R", "traces": traces}, sort_keys=True)
-            save_file(stored, folder / ROTATIONS_NAME, metadata={METADATA_KEY: about})
+            save_tensors(folder / ROTATIONS_NAME, stored, {METADATA_KEY: about})
 
     @classmethod
     def load(cls, path: Path) -> Rotations:
@@ -108,6 +112,15 @@ class Rotations:
         }
         single = (tensors["r1"],) if "r1" in tensors else ()
         return cls(single or _numbered(tensors, "r1", file), _numbered(tensors, "r2", file), traces)
+
+
+def layered(scales: dict[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
+    """Scales by layer and site as :attr:`Rotations.scales` holds them."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, scale in scales.items():
+        index, _, site = name.partition(".")
+        layers.setdefault(int(index), {})[site] = scale
+    return tuple(layers[index] for index in sorted(layers))
 
 
 def _numbered(tensors: dict[str, Tensor], name: str, file: Path) -> tuple[Tensor, ...]:

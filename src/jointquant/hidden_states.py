@@ -1,0 +1,203 @@
+"""The hidden states of all calibration windows between two layers, in memory or in files, read in micro-batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from jointquant.durable import bytes_of, room_needed
+
+TOKENS_PER_BATCH = 4096
+"""Tokens that run through a layer at once, unless memory is too small for them."""
+
+SLOTS = ("hidden-0.bin", "hidden-1.bin")
+"""The states last saved, and those that will replace them."""
+
+
+def micro_batch(seqlen: int, tokens: int = TOKENS_PER_BATCH) -> int:
+    """Windows that run at once."""
+    return max(1, tokens // seqlen)
+
+
+class Store(Protocol):
+    """Holds [windows, T, hidden]; what is written shows only after ``turn``, or at once: nobody reads in between."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(windows, T, hidden)."""
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The states of some windows."""
+
+    def write(self, start: int, states: Tensor) -> None:
+        """The next states of some windows; all windows are written in order."""
+
+    def turn(self) -> None:
+        """All windows were written: from now on they are what is read."""
+
+    def save(self) -> str:
+        """Make what is read durable; returns the file that holds it."""
+
+    def load(self, name: str) -> None:
+        """Read what was saved."""
+
+
+class HeldStates:
+    """A tensor; saved into two files by turns, so that the one saved last stays whole.
+
+    Args:
+        states: [windows, T, hidden], which is used, not copied.
+        folder: where it is saved; None: it cannot be.
+    """
+
+    def __init__(self, states: Tensor, folder: Path | None = None) -> None:
+        self.states, self.folder, self._slot = states, folder, 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(windows, T, hidden)."""
+        return tuple(self.states.shape)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """A view."""
+        return self.states[start:stop]
+
+    def write(self, start: int, states: Tensor) -> None:
+        """In place."""
+        self.states[start : start + len(states)].copy_(states)
+
+    def turn(self) -> None:
+        """Nothing to do."""
+
+    def save(self) -> str:
+        """Write the slot that was not written last."""
+        assert self.folder is not None
+        self._slot = 1 - self._slot
+        path = self.folder / SLOTS[self._slot]
+        with room_needed(path, self.states.nbytes), path.open("wb") as file:
+            for window in self.states:  # from an accelerator one window at a time
+                file.write(bytes_of(window.cpu().contiguous()))
+            os.fsync(file.fileno())
+        return path.name
+
+    def load(self, name: str) -> None:
+        """Read a slot."""
+        assert self.folder is not None
+        self._slot = SLOTS.index(name)
+        with (self.folder / name).open("rb") as file:
+            for index in range(len(self.states)):
+                self.states[index] = _from_file(file.fileno(), self.states[index].shape, self.states.dtype)
+
+
+class SpilledStates:
+    """Two files: one is read while the other is written.
+
+    Args:
+        folder: where they lie.
+        shape: [windows, T, hidden].
+        dtype: of the states.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        self.folder, self._shape, self.dtype = folder, shape, dtype
+        self._slot = 0  # the one that is read
+        self._bytes_per_window = shape[1] * shape[2] * dtype.itemsize
+        for name in SLOTS:
+            (folder / name).touch()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(windows, T, hidden)."""
+        return self._shape
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """From the current file."""
+        stop = min(stop, self._shape[0])
+        with (self.folder / SLOTS[self._slot]).open("rb") as file:
+            file.seek(start * self._bytes_per_window)
+            return _from_file(file.fileno(), torch.Size((stop - start, *self._shape[1:])), self.dtype)
+
+    def write(self, start: int, states: Tensor) -> None:
+        """Into the other file."""
+        path = self.folder / SLOTS[1 - self._slot]
+        with room_needed(path, self._shape[0] * self._bytes_per_window), path.open("r+b") as file:
+            file.seek(start * self._bytes_per_window)
+            file.write(bytes_of(states.to(self.dtype).cpu().contiguous()))
+
+    def turn(self) -> None:
+        """Change files."""
+        self._slot = 1 - self._slot
+
+    def save(self) -> str:
+        """Flush the current file."""
+        path = self.folder / SLOTS[self._slot]
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return path.name
+
+    def load(self, name: str) -> None:
+        """Make a file the current one."""
+        self._slot = SLOTS.index(name)
+
+
+class HiddenStates:
+    """The hidden states of a walk through the layers, and how many windows run at once.
+
+    Args:
+        store: where they are kept.
+        num_windows: how many windows there are.
+        batch_windows: how many run at once.
+        device: where they run.
+    """
+
+    def __init__(self, store: Store, num_windows: int, batch_windows: int, device: torch.device) -> None:
+        self.store, self.num_windows, self.batch_windows, self.device = store, num_windows, batch_windows, device
+
+    @property
+    def seqlen(self) -> int:
+        """Tokens of a window."""
+        return self.store.shape[1]
+
+    @classmethod
+    def held(cls, states: Tensor, batch_windows: int | None = None) -> HiddenStates:
+        """States [windows, T, hidden] that stay in memory, where they are."""
+        batch_windows = batch_windows or micro_batch(states.shape[1])
+        return cls(HeldStates(states), len(states), batch_windows, states.device)
+
+    def batches(self) -> Iterator[Tensor]:
+        """[batch, T, hidden] after another, on the device; they are not to be changed."""
+        for start in range(0, self.num_windows, self.batch_windows):
+            yield self.store.read(start, start + self.batch_windows).to(self.device)
+
+    def replace(self, function: Callable[[Tensor], Tensor]) -> None:
+        """States become what ``function`` makes of them, batch by batch."""
+        self.fill(function(batch) for batch in self.batches())
+
+    def fill(self, batches: Iterator[Tensor]) -> None:
+        """States become those of ``batches``, which follow each other from the first window to the last."""
+        start = 0
+        for batch in batches:
+            self.store.write(start, batch)
+            start += len(batch)
+        self.store.turn()
+
+    def first(self, windows: int) -> Tensor:
+        """A copy of the first windows: [windows, T, hidden], on the device."""
+        return self.store.read(0, min(windows, self.num_windows)).to(self.device, copy=True)
+
+
+def _from_file(descriptor: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    states = torch.empty(shape, dtype=dtype)
+    view = bytes_of(states)
+    done = 0
+    while done < len(view):
+        count = os.readv(descriptor, [view[done:]])
+        if count == 0:
+            raise OSError(f"the file of hidden states ends after {done} of {len(view)} bytes")
+        done += count
+    return states

@@ -1,0 +1,48 @@
+"""What a run is: it goes on where it was only if all of this is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jointquant._version import __version__
+from jointquant.durable import bytes_of
+from jointquant.recipe import Recipe
+from jointquant.subject import Subject
+
+
+def identity_of(subject: Subject, recipe: Recipe, windows: Tensor) -> dict[str, Any]:
+    """Plain data, by what a user could have changed.
+
+    Args:
+        subject: the model, and where it runs.
+        recipe: all its settings.
+        windows: the calibration windows [n, T].
+    """
+    config = subject.stream.config.to_dict()
+    config.pop("_name_or_path", None)  # where it lies does not matter
+    return {
+        "model": {
+            **subject.stream.source.identity(),
+            "config": digest(json.dumps(config, sort_keys=True, default=str).encode()),
+        },
+        "recipe": recipe.model_dump(mode="json"),
+        "windows": {"shape": list(windows.shape), "tokens": tensor_digest(windows)},
+        "device": subject.place.device.type,
+        "dtype": str(subject.place.dtype).removeprefix("torch."),
+        "versions": {"jointquant": __version__, "torch": torch.__version__},
+    }
+
+
+def digest(data: bytes | memoryview) -> str:
+    """A short fingerprint of bytes."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """A short fingerprint of a tensor's values."""
+    return digest(bytes_of(tensor.cpu().contiguous()))

@@ -1,0 +1,99 @@
+"""Where a run keeps what it is working on, and how a pass through the layers is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jointquant.background import Background
+from jointquant.hidden_states import TOKENS_PER_BATCH, HeldStates, HiddenStates, SpilledStates, Store, micro_batch
+from jointquant.journal import Entry, Journal
+from jointquant.models.stream import Place
+
+Storage = Literal["device", "memory", "disk"]
+"""Where hidden states are: on the device that layers run on, in the host's memory, or in files."""
+
+Write = Callable[[], tuple[list[Path], dict[str, Any]]]
+"""Puts a step's files on the disk; returns them, and what later steps need to know."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What the passes are given to work with.
+
+    Attributes:
+        place: where layers run.
+        storage: where hidden states are kept.
+        batch_tokens: how many tokens run through a layer at once (a window at least).
+        folder: for files of hidden states; needed for storage on disk.
+        journal: where finished steps are written down; None: nowhere, and a killed run starts again.
+    """
+
+    place: Place
+    storage: Storage = "device"
+    batch_tokens: int = TOKENS_PER_BATCH
+    folder: Path | None = None
+    journal: Journal | None = None
+
+    def states(self, windows: Tensor, hidden_size: int) -> HiddenStates:
+        """Room for the hidden states [n, T, hidden_size] of windows [n, T], not yet filled."""
+        num_windows, seqlen = windows.shape
+        shape = (num_windows, seqlen, hidden_size)
+        folder = self.folder if self.journal is None else self.journal.work
+        store: Store
+        if self.storage == "disk":
+            assert folder is not None
+            store = SpilledStates(folder, shape, self.place.dtype)
+        else:
+            device = self.place.device if self.storage == "device" else torch.device("cpu")
+            store = HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device), folder)
+        return HiddenStates(store, num_windows, micro_batch(seqlen, self.batch_tokens), self.place.device)
+
+    @contextmanager
+    def ledger(self, stage: str, states: HiddenStates) -> Iterator[Ledger]:
+        """The book of one pass; when the block ends, all is written."""
+        with Background(stage) as background:
+            yield Ledger(self.journal, stage, states, background)
+
+
+class Ledger:
+    """One pass through the layers, written down step by step behind the computation's back.
+
+    Args:
+        journal: where; None: files are written, but the pass cannot be resumed.
+        stage: the pass.
+        states: the hidden states that travel through it.
+        background: who writes.
+    """
+
+    def __init__(self, journal: Journal | None, stage: str, states: HiddenStates, background: Background) -> None:
+        self.journal, self.stage, self.states, self.background = journal, stage, states, background
+
+    def resume(self) -> list[Entry]:
+        """The steps that are done; the states are those behind the last of them."""
+        entries = [] if self.journal is None else self.journal.entries(self.stage)
+        if entries and "states" in entries[-1].facts:
+            self.states.store.load(entries[-1].facts["states"])
+        return entries
+
+    def settle(self) -> None:
+        """Wait until the steps so far are written: before the states they are saved with change."""
+        self.background.wait()
+
+    def commit(self, step: int, write: Write, save_states: bool = True) -> None:
+        """A step is done: write its files and the states behind it, then enter it in the journal."""
+
+        def work() -> None:
+            files, facts = write()
+            if self.journal is not None:
+                if save_states:
+                    facts = {**facts, "states": self.states.store.save()}
+                self.journal.record(self.stage, step, files, facts)
+
+        self.background.submit(work)
