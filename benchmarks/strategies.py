@@ -21,13 +21,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import jointquant
-from jointquant.calibration import ResidualLearner, walk
+from jointquant.calibration import walk
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, MODEL, NUM_SAMPLES, SEQLEN
+from jointquant.learners import ResidualLearner
 from jointquant.pipeline import calibration_set
 from jointquant.progress import Silent
 from jointquant.recipe import Recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.rotations.objectives import whip
+from jointquant.workspace import Workspace
 from jointquant.subject import open_subject
 
 RESULT = Path(__file__).parent / "results" / "strategies.json"
@@ -75,8 +77,8 @@ def layer_samples(recipe: Recipe) -> list[Tensor]:
     windows = calibration_set(subject.stream, subject.tokenizer, recipe, Silent())
     learner = ResidualLearner.of(subject.stream, recipe, windows, subject.place)
     assert learner is not None
-    walk(subject.stream, windows, subject.place, [learner], Silent())
-    return learner.layers
+    walk(subject.stream, windows, Workspace(subject.place), [learner], Silent())
+    return learner.samples
 
 
 def measure(recipe: Recipe, samples: list[Tensor], artifact: Path) -> tuple[float, float]:

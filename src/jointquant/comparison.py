@@ -21,8 +21,9 @@ from jointquant.calibration import Calibrated, calibrate_together
 from jointquant.errors import require
 from jointquant.evaluation.evaluate import evaluate
 from jointquant.inspection import Inspector
+from jointquant.memory import peak_rss_bytes
 from jointquant.output import check_output, output_folder
-from jointquant.pipeline import assemble, base_facts, calibration_set, peak_rss_bytes, write_artifact
+from jointquant.pipeline import assemble, base_facts, calibration_set, write_artifact
 from jointquant.progress import Prefixed, Progress, Silent
 from jointquant.recipe import CalibrationSettings, Recipe, load_recipe
 from jointquant.report.page import comparison_page

@@ -57,7 +57,9 @@ class ResidualLearner:
         self.settings, self.device = settings, place.device
         self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"))
         self.places = [site.linears[0] for site in sites]
-        self.layers: list[Tensor] = []  # per layer [tokens, hidden]
+        self.num_layers = stream.num_layers
+        self.samples: Tensor | None = None  # [layers, tokens, hidden], filled layer by layer
+        self.done = 0
         self.initial = INITS[settings.init](stream.config.hidden_size, generator(seed, "r1"))
         self.training = training_of(settings, quantizer_of(recipe.activations))
         self.batches = generator(seed, "r1 batches")
@@ -81,11 +83,19 @@ class ResidualLearner:
 
     def after(self, index: int) -> None:
         """Close the layer's sample."""
-        self.layers.append(self.sample.take())
+        self._keep(self.sample.take())
+
+    def _keep(self, sample: Tensor) -> None:
+        """The next layer's sample [tokens, hidden]; every layer's has the same size."""
+        if self.samples is None:  # all at once: joining them later would need as much room again
+            self.samples = sample.new_empty(self.num_layers, *sample.shape)
+        self.samples[self.done] = sample
+        self.done += 1
 
     def record(self) -> dict[str, Tensor]:
         """The last layer's sample."""
-        return {"sample": self.layers[-1]}
+        assert self.samples is not None
+        return {"sample": self.samples[self.done - 1]}
 
     def state(self) -> dict[str, Tensor]:
         """Where the sampling stands, and the probes that measure sensitivity."""
@@ -94,16 +104,18 @@ class ResidualLearner:
 
     def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
         """The samples of the layers so far."""
-        self.layers = [record["sample"].to(self.device) for record in records]
+        for record in records:
+            self._keep(record["sample"].to(self.device))
         self.sample.generator.set_state(state[GENERATOR])
         if self.sensitivity is not None:
             self.sensitivity.restore({name: probe for name, probe in state.items() if name != GENERATOR})
 
     def learn(self) -> tuple[Learned, ...]:
         """R1, or one R1 per layer."""
+        assert self.samples is not None
         sensitivities = None if self.sensitivity is None else self.sensitivity.finish()
         task = ResidualTask(
-            tuple(self.layers), self.initial, self.training, self.settings.weighting, self.batches, sensitivities
+            self.samples, self.initial, self.training, self.settings.weighting, self.batches, sensitivities
         )
         return STRATEGIES[self.settings.strategy].learn(task)
 

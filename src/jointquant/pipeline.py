@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from jointquant.errors import require
 from jointquant.hub import Location
 from jointquant.identity import identity_of
 from jointquant.journal import COMPLETE, finished, nearly_finished, open_journal
+from jointquant.memory import peak_rss_bytes
 from jointquant.models.scaling import check_scalable
 from jointquant.models.stream import ModelStream
 from jointquant.models.writer import ShardWriter
@@ -264,9 +263,3 @@ def base_facts(name_or_path: str, origin: Location | None) -> dict[str, str]:
     if origin is None:
         return {"base_model": Path(name_or_path).name if Path(name_or_path).exists() else name_or_path}
     return {"base_model": origin.name} | ({"base_revision": origin.revision} if origin.revision else {})
-
-
-def peak_rss_bytes() -> int:
-    """Peak resident memory of this process."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointquant.calibration import training_of
+from jointquant.learners import training_of
 from jointquant.quantization.integer import IntFormat
 from jointquant.recipe import LearnedRotation
 from jointquant.rotations.hadamard import random_hadamard

@@ -8,11 +8,15 @@ from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat
 from jointquant.rotations.hadamard import random_hadamard
-from jointquant.rotations.learning import Training, learn, unit_rms, whip_units
+from jointquant.rotations.learning import Training, learn, unit_scale, whip_units
 from jointquant.rotations.objectives import OBJECTIVES, Quantizer, whip
 from jointquant.rotations.optimizers import OPTIMIZERS, Problem, Schedule, cayley_transform, turned
 
 QUANTIZER = Quantizer(IntFormat(4, symmetric=False))
+
+
+def scaled(samples: Tensor) -> Tensor:
+    return samples * unit_scale(samples)
 
 
 def heavy_tailed(*shape: int, seed: int = 0) -> Tensor:
@@ -47,7 +51,7 @@ def test_lowers_every_objective(objective: str, optimizer: str) -> None:
     start = random_hadamard(32, torch.Generator().manual_seed(0))
     learned = learn(samples, start, training(objective, optimizer), torch.Generator().manual_seed(1))
     loss = OBJECTIVES[objective](QUANTIZER)
-    y = unit_rms(samples).double()
+    y = scaled(samples).double()
     assert loss(y @ learned.rotation) < 0.99 * loss(y @ start)
     assert learned.rotation.dtype == torch.float64
     assert orthogonality_error(learned.rotation) < 1e-6
@@ -69,7 +73,7 @@ def test_a_stack_learns_as_its_parts_do(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_rotation_is_the_one_after_the_last_step(optimizer: str) -> None:
     """The k-step result is where step k of a longer run with the same rates would look; angles lead to it."""
-    samples = unit_rms(heavy_tailed(256, 8)).double()
+    samples = scaled(heavy_tailed(256, 8)).double()
     start = random_hadamard(8, torch.Generator().manual_seed(0))
     seen: list[Tensor] = []
 
@@ -105,7 +109,7 @@ def test_turned_is_the_angle_of_a_plane_rotation() -> None:
 
 def test_whip_units() -> None:
     """1 for Whip, the inverse of any factor, and 1 where there is no slope."""
-    y = unit_rms(heavy_tailed(128, 8)).double()
+    y = scaled(heavy_tailed(128, 8)).double()
     start = random_hadamard(8, torch.Generator().manual_seed(0))
     assert whip_units(lambda r: whip(y @ r), lambda r: whip(y @ r), start) == 1
     factor = whip_units(lambda r: 50 * whip(y @ r), lambda r: whip(y @ r), start)

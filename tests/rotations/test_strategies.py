@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jointquant.errors import InputError
 from jointquant.rotations.hadamard import random_hadamard
-from jointquant.rotations.learning import Training, unit_rms
+from jointquant.rotations.learning import Training, unit_scale
 from jointquant.rotations.objectives import OBJECTIVES
 from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
 from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS, ResidualTask
@@ -16,7 +16,7 @@ from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS, ResidualTask
 LAYERS, HIDDEN = 4, 16
 
 
-def layer_samples(scales: tuple[float, ...] = (1, 1, 1, 1)) -> tuple[Tensor, ...]:
+def layer_samples(scales: tuple[float, ...] = (1, 1, 1, 1)) -> Tensor:
     """Layers of unlike outliers, tokens normed: each layer has its own large direction and its own strength of it."""
     generator = torch.Generator().manual_seed(0)
     samples = []
@@ -26,7 +26,7 @@ def layer_samples(scales: tuple[float, ...] = (1, 1, 1, 1)) -> tuple[Tensor, ...
         strength = 4.0 * (index + 1) * torch.randn(400, 1, generator=generator).pow(3)
         x = x + strength * direction / direction.norm()
         samples.append(scales[index] * x / x.square().mean(-1, keepdim=True).sqrt())
-    return tuple(samples)
+    return torch.stack(samples)
 
 
 def task(objective: str = "range", steps: int = 80, weighting: str = "uniform", **changes: object) -> ResidualTask:
@@ -43,7 +43,7 @@ def task(objective: str = "range", steps: int = 80, weighting: str = "uniform", 
 
 def layer_losses(given: ResidualTask, rotation: Tensor) -> Tensor:
     """[layers], each layer at unit RMS."""
-    return torch.stack([given.training.objective(unit_rms(x).double() @ rotation) for x in given.samples])
+    return torch.stack([given.training.objective((x * unit_scale(x)).double() @ rotation) for x in given.samples])
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -60,9 +60,7 @@ class ModelStream:
         self.architecture.check(config)
         self.config = copy.deepcopy(config)
         self.config._attn_implementation = attn_implementation
-        with init_empty_weights(include_buffers=False):
-            self.skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(self.config)
-        self.skeleton.eval()
+        self.skeleton: PreTrainedModel = skeleton_of(self.config)
         self.config = self.skeleton.config
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         self._check_heads()
@@ -102,8 +100,7 @@ class ModelStream:
     @property
     def head_dim(self) -> int:
         """Size of one attention head."""
-        explicit = getattr(self.config, "head_dim", None)
-        return int(explicit or self.config.hidden_size // self.config.num_attention_heads)
+        return head_dim_of(self.config)
 
     @property
     def num_key_value_heads(self) -> int:
@@ -252,6 +249,18 @@ def run_layer(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments
     """One decoder layer: [windows, tokens, hidden] → the same shape."""
     output = layer(hidden_states, **arguments)
     return output[0] if isinstance(output, tuple) else output
+
+
+def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
+    """The whole model on the meta device; buffers, which are computed, are real."""
+    with init_empty_weights(include_buffers=False):
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return skeleton.eval()
+
+
+def head_dim_of(config: PretrainedConfig) -> int:
+    """Size of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def intermediate_size_of(model: nn.Module, architecture: Architecture) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -52,15 +53,15 @@ def learn(samples: Tensor, initial: Tensor, training: Training, generator: torch
 
     Samples are scaled to unit RMS per matrix, so that the objective sees the same scale at every site.
     """
-    samples = unit_rms(samples)
+    scale = unit_scale(samples)
     start = initial.to(samples)
 
     def loss(rotation: Tensor, _: int) -> Tensor:
-        return training.objective(draw(samples, training.batch_tokens, generator) @ rotation)
+        return training.objective(scale * draw(samples, training.batch_tokens, generator) @ rotation)
 
-    few = spread(samples, training.batch_tokens)
-    scale = whip_units(lambda r: training.objective(few @ r), lambda r: whip(few @ r), start)
-    return training.optimizer(Problem(loss, scale), start, training.schedule)
+    few = scale * spread(samples, training.batch_tokens)
+    units = whip_units(lambda r: training.objective(few @ r), lambda r: whip(few @ r), start)
+    return training.optimizer(Problem(loss, units), start, training.schedule)
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
@@ -89,10 +90,13 @@ def slope(loss: Callable[[Tensor], Tensor], rotation: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(tangent(rotation, gradient))
 
 
-def unit_rms(samples: Tensor) -> Tensor:
-    """Samples [..., tokens, n] divided by their RMS over tokens and channels."""
-    rms = samples.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(samples.dtype).tiny)
-    return samples / rms
+def unit_scale(samples: Tensor) -> Tensor:
+    """What samples [..., tokens, n] are multiplied by to have an RMS of 1 over tokens and channels: [..., 1, 1].
+
+    A batch is scaled when it is drawn: a scaled copy of all samples would need as much room again.
+    """
+    norm = torch.linalg.vector_norm(samples, dim=(-2, -1), keepdim=True)
+    return math.sqrt(samples.shape[-2] * samples.shape[-1]) / norm.clamp_min(torch.finfo(samples.dtype).tiny)
 
 
 def draw(samples: Tensor, batch_tokens: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jointquant.errors import require
-from jointquant.rotations.learning import Training, draw, learn, spread, unit_rms, whip_units
+from jointquant.rotations.learning import Training, draw, learn, spread, unit_scale, whip_units
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, Problem
 
@@ -19,7 +19,7 @@ class ResidualTask:
     """Everything R1 is learned from.
 
     Attributes:
-        samples: per layer [tokens, hidden], of all its sites that read the residual stream; as many in every layer.
+        samples: [layers, tokens, hidden], of all sites of a layer that read the residual stream.
         initial: [hidden, hidden] float64, where every training starts.
         training: objective, optimiser, schedule.
         weighting: what a layer counts in a joint loss.
@@ -27,7 +27,7 @@ class ResidualTask:
         sensitivities: [layers], what quantizing each layer's inputs does to the model's output, where it was measured.
     """
 
-    samples: tuple[Tensor, ...]
+    samples: Tensor
     initial: Tensor
     training: Training
     weighting: str
@@ -50,7 +50,7 @@ class Strategy:
 
 def pooled(task: ResidualTask) -> tuple[Learned, ...]:
     """One R1, trained on the tokens of all layers in one pool (DartQuant, arXiv 2511.04063)."""
-    return (learn(torch.cat(task.samples), task.initial, task.training, task.generator),)
+    return (learn(task.samples.flatten(0, 1), task.initial, task.training, task.generator),)
 
 
 def greedy(task: ResidualTask) -> tuple[Learned, ...]:
@@ -79,17 +79,17 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
 
     The batch is shared out evenly among the layers; samples are scaled to unit RMS per layer.
     """
-    samples = unit_rms(torch.stack(task.samples))  # [layers, tokens, hidden]
+    samples, scale = task.samples, unit_scale(task.samples)
     start, training = task.initial.to(samples), task.training
     share = max(1, training.batch_tokens // len(samples))
-    few = spread(samples, share)
+    few = scale * spread(samples, share)
     weights = WEIGHTINGS[task.weighting](training.objective(few @ start), task.sensitivities)  # [layers]
 
     def loss(rotation: Tensor, _: int) -> Tensor:
-        return weights @ training.objective(draw(samples, share, task.generator) @ rotation)
+        return weights @ training.objective(scale * draw(samples, share, task.generator) @ rotation)
 
-    scale = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
-    return (training.optimizer(Problem(loss, scale), start, training.schedule),)
+    units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
+    return (training.optimizer(Problem(loss, units), start, training.schedule),)
 
 
 def independent(task: ResidualTask) -> tuple[Learned, ...]:

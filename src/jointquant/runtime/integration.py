@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.registry import ARCHITECTURES, architecture_of
-from jointquant.models.stream import intermediate_size_of
+from jointquant.models.stream import head_dim_of, intermediate_size_of
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
@@ -120,11 +120,6 @@ def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assem
     head_dim, intermediate_size = head_dim_of(model.config), intermediate_size_of(model, architecture)
     online = OnlineTransforms.of(recipe, model.config, head_dim, intermediate_size)
     return Assembly(architecture, recipe, online)
-
-
-def head_dim_of(config: PretrainedConfig) -> int:
-    """Size of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def artifact_config(

@@ -1,0 +1,105 @@
+"""The sizes of a model, from its configuration alone: what a plan is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from jointquant.models.architecture import Architecture
+from jointquant.models.registry import architecture_of
+from jointquant.models.stream import head_dim_of, intermediate_size_of, skeleton_of
+
+
+@dataclass(frozen=True)
+class SiteShape:
+    """A site's input, and the outputs of all linears that read it."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes in numbers of elements.
+
+    Attributes:
+        num_layers: decoder layers.
+        hidden_size: of the residual stream.
+        intermediate_size: of down_proj's input.
+        num_key_value_heads: KV heads.
+        head_dim: of one.
+        embeddings: elements of everything before the layers.
+        layer: elements of a layer (of the largest).
+        head: elements of the head.
+        sites: of a layer.
+        dtype: the weights are stored in.
+    """
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_key_value_heads: int
+    head_dim: int
+    embeddings: int
+    layer: int
+    head: int
+    sites: tuple[SiteShape, ...]
+    dtype: torch.dtype
+
+    @property
+    def linears(self) -> int:
+        """Weights of a layer's linears."""
+        return sum(site.in_features * site.out_features for site in self.sites)
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model, the head untied."""
+        return self.embeddings + self.num_layers * self.layer + self.head
+
+
+def shape_of(config: PretrainedConfig, dtype: torch.dtype | None = None) -> ModelShape:
+    """The sizes of a model of this configuration.
+
+    Args:
+        config: the configuration.
+        dtype: what the weights are stored in; None: what the configuration says (float32 where it says nothing).
+
+    Raises:
+        InputError: an unknown family, or a variant of it that is not supported.
+    """
+    architecture: Architecture = architecture_of(config.model_type)
+    architecture.check(config)
+    model = skeleton_of(config)
+    layers = model.get_submodule(architecture.layers)
+    assert isinstance(layers, nn.ModuleList)
+    sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+    stored = dtype or config.dtype or torch.float32
+    return ModelShape(
+        num_layers=len(layers),
+        hidden_size=config.hidden_size,
+        intermediate_size=intermediate_size_of(model, architecture),
+        num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
+        head_dim=head_dim_of(config),
+        embeddings=sum(_weight(model, name).numel() for name in architecture.embeddings),
+        layer=max(sizes),
+        head=_weight(model, architecture.head).numel(),
+        sites=tuple(
+            SiteShape(
+                site.name,
+                _weight(layers[0], site.linears[0]).shape[1],
+                sum(_weight(layers[0], name).shape[0] for name in site.linears),
+            )
+            for site in architecture.sites
+        ),
+        dtype=stored,
+    )
+
+
+def _weight(module: nn.Module, name: str) -> torch.Tensor:
+    weight = module.get_submodule(name).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
