@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jointquant.devices import DEVICE_HELP
-from jointquant.errors import InputError
+from jointquant.errors import InputError, printable
 
 app = typer.Typer(
     name="jointquant",
@@ -291,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
     except (InputError, UsageProblem) as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

@@ -16,7 +16,8 @@ from hub.loopback import LoopbackHub, repo
 from jointquant.errors import InputError
 from jointquant.hub import download, locate
 from jointquant.hub.location import may_be_id, parse_repository
-from jointquant.hub.repository import Repository, check_model_files, fetch_model_files, small_files
+from jointquant.hub.repository import Repository, check_model_files, fetch_model_files
+from jointquant.trust.folder import small_files
 
 MODEL = Repository("tiny/llama", "model")
 

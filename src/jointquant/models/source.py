@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from jointquant.durable import bytes_of
 from jointquant.errors import InputError, ResumableError, require
+from jointquant.trust.safetensors_header import Entry, read_header
+from jointquant.trust.shard_index import SAFETENSORS, read_index
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+INDEX_NAME, SINGLE_NAME = SAFETENSORS.index, SAFETENSORS.single
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -43,51 +43,36 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
 
 
 class Checkpoint:
-    """The safetensors files of a model folder."""
+    """The safetensors files of a model folder; every header is checked before a tensor is read.
+
+    Args:
+        folder: the model folder.
+
+    Raises:
+        InputError: no weights, an index or a header that is none, or tensors that are not where the index says.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.entries: dict[str, Entry] = {}
         self._files: dict[str, str] = {}
-        self._dtypes: dict[str, str] = {}
         self._stamps: dict[str, list[int]] = {}
-        for file in self._shard_names():
-            self._read_header(file)
-
-    def _shard_names(self) -> list[str]:
-        index, single = self.folder / INDEX_NAME, self.folder / SINGLE_NAME
-        if single.is_file() and not index.is_file():
-            return [SINGLE_NAME]
-        require(
-            index.is_file(),
-            f"no weights in {self.folder}: expected {SINGLE_NAME} or {INDEX_NAME}",
-        )
-        try:
-            self._index = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{index} is not an index of shards: expected JSON with a weight_map") from None
-        return sorted(set(self._index.values()))
-
-    def _read_header(self, file: str) -> None:
-        path = self.folder / file
-        require(path.is_file(), f"shard {path} is missing: {INDEX_NAME} names it")
-        self._stamps[file] = stamp(path)
-        try:
-            with safe_open(path, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 (not a mapping)
-                    self._shapes[name] = tuple(shard.get_slice(name).get_shape())
-                    self._dtypes[name] = shard.get_slice(name).get_dtype()
-                    self._files[name] = file
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"shard {path} is not a whole safetensors file: {error}") from None
+        index = read_index(folder)
+        for file in index.files:
+            require((folder / file).exists(), f"shard {folder / file} is missing: {INDEX_NAME} names it")
+            self._stamps[file] = stamp(folder / file)
+            entries = read_header(folder / file)
+            index.check(file, set(entries), folder)
+            self.entries |= entries
+            self._files |= dict.fromkeys(entries, file)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of the folder."""
-        return self._shapes
+        return {name: entry.shape for name, entry in self.entries.items()}
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor. Raises InputError for one that is no floating-point dtype."""
-        stored = self._dtypes[name]
+        stored = self.entries[name].dtype
         require(stored in DTYPES, f"tensor {name} has dtype {stored}: expected one of {', '.join(DTYPES)}")
         return DTYPES[stored]
 
