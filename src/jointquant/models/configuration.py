@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jointquant.errors import InputError, require
 from jointquant.models.registry import ARCHITECTURES
@@ -43,15 +47,14 @@ def read_config(folder: Path) -> PretrainedConfig:
     check_folder(folder)
     data = read_object(path)
     check_sizes(data, path)
-    try:
+    family = data.get("model_type")
+    require(
+        "auto_map" not in data or (isinstance(family, str) and family in CONFIG_MAPPING),
+        f"{path} names code of its own (auto_map) for model_type {str(family)[:60]!r}, and code of a model folder is "
+        f"never run: expected a family of {', '.join(sorted(ARCHITECTURES))}",
+    )
+    with blamed(f"{path} is not a configuration"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # a configuration is data of others: its class may stumble over it anywhere
-        if "auto_map" in data and data.get("model_type") not in ARCHITECTURES:
-            raise InputError(
-                f"{path} names code of its own (auto_map) for model_type {str(data.get('model_type'))[:60]!r}, and code "
-                f"of a model folder is never run: expected a family of {', '.join(sorted(ARCHITECTURES))}"
-            ) from None
-        raise InputError(f"{path} is not a configuration: {_brief(error)}") from None
     check_sizes(config.to_dict(), path)
     return config
 
@@ -72,12 +75,27 @@ def check_sizes(data: dict[str, Any], path: Path) -> None:
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device. Raises InputError when none can be built."""
-    try:
-        with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # as above: sizes and names that contradict each other show only here
-        raise InputError(f"no {config.model_type} model has this configuration: {_brief(error)}") from None
+    with (
+        blamed(f"no {config.model_type} model has this configuration"),
+        init_empty_weights(include_buffers=False),
+    ):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model.eval()
+
+
+@contextmanager
+def blamed(message: str) -> Iterator[None]:
+    """Run a library's code on the settings of others: whatever it stumbles over becomes an InputError.
+
+    Args:
+        message: what the error says before the library's own words.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{message}: {_brief(error)}") from None
 
 
 def _brief(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Pickle weights (``pytorch_model.bin``), read only where the user asked for it, and only by torch's weights-only loader.
+"""Pickle weights (``pytorch_model.bin``), read only where the user asked for it, by torch's weights-only loader.
 
 A pickle is a program. The weights-only loader runs none of it but the building of tensors, and refuses the rest.
 """
@@ -41,8 +41,8 @@ class PickleCheckpoint:
         self._files: dict[str, str] = {}
         self._mapped: tuple[str, dict[str, Tensor]] = ("", {})
         index = read_index(folder, PICKLE)
+        index.check_present(folder)
         for file in index.files:
-            require((folder / file).exists(), f"shard {folder / file} is missing: {PICKLE.index} names it")
             tensors = self._open(file)
             index.check(file, set(tensors), folder)
             self._shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -58,8 +58,8 @@ class Checkpoint:
         self._files: dict[str, str] = {}
         self._stamps: dict[str, list[int]] = {}
         index = read_index(folder)
+        index.check_present(folder)
         for file in index.files:
-            require((folder / file).exists(), f"shard {folder / file} is missing: {INDEX_NAME} names it")
             self._stamps[file] = stamp(folder / file)
             entries = read_header(folder / file)
             index.check(file, set(entries), folder)

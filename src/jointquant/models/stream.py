@@ -93,6 +93,7 @@ class ModelStream:
                 have[name] == shape,
                 f"tensor {name} has shape {list(have[name])}: the configuration expects {list(shape)}",
             )
+            self.source.dtype(name)  # raises where it is none of floating point
         for name in have:
             require(
                 name in want or name.endswith(LEGACY_BUFFERS),

@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.models.registry import ARCHITECTURES, architecture_of
+from jointquant.models.source import Checkpoint
 from jointquant.models.stream import intermediate_size_of
 from jointquant.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
@@ -131,7 +132,7 @@ def check_artifact(folder: Path, config: PretrainedConfig) -> None:
     """Refuse an artifact that is none, before transformers builds it.
 
     Raises:
-        InputError: a configuration without a whole recipe of ours, or rotations that are no safetensors file.
+        InputError: a configuration without a whole recipe of ours, or tensors or rotations that are no safetensors.
     """
     quantization = getattr(config, "quantization_config", None)
     ours = isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
@@ -144,6 +145,7 @@ def check_artifact(folder: Path, config: PretrainedConfig) -> None:
     known = family == config.model_type and parsed.architecture in ARCHITECTURES
     require(known, f"an artifact of architecture {str(parsed.architecture)[:60]!r} has model_type {config.model_type}")
     parsed.parsed_recipe()
+    Checkpoint(folder)
     if (folder / ROTATIONS_NAME).exists():
         read_header(folder / ROTATIONS_NAME)
 
@@ -156,7 +158,7 @@ def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assem
     online = OnlineTransforms.of(recipe, model.config, head_dim, intermediate_size)
     assembly = Assembly(architecture, recipe, online)
     first = model.get_submodule(architecture.layer_prefix(0))
-    assembly.check(first, len(model.get_submodule(architecture.layers)), head_dim)  # type: ignore[arg-type]
+    assembly.check(first, model.config.num_hidden_layers, head_dim)
     return assembly
 
 

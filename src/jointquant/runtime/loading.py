@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -15,7 +16,7 @@ from transformers import (
 from jointquant.devices import resolve_device, resolve_dtype
 from jointquant.errors import InputError, require
 from jointquant.hub import locate
-from jointquant.models.configuration import read_config
+from jointquant.models.configuration import blamed, read_config
 from jointquant.models.source import check_finite
 from jointquant.models.stream import open_stream
 from jointquant.runtime.integration import check_artifact, is_artifact
@@ -48,17 +49,16 @@ def load(
     else:
         stored = open_stream(folder, allow_pickle=allow_pickle).stored_dtype
     computed = resolve_dtype(dtype, where, stored)
-    try:
+    with blamed(f"{folder} cannot be loaded"):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=computed, local_files_only=True, trust_remote_code=False
         )
-    except InputError:
-        raise
-    except Exception as error:  # the folder is data of others: settings that were not checked above show here
-        raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
     for name, tensor in loaded.state_dict().items():
         check_finite(name, tensor)
-    return loaded.to(where).eval()
+    loaded = loaded.to(where).eval()
+    with blamed(f"{folder} cannot run as its configuration says"), torch.no_grad():
+        loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=where))
+    return loaded
 
 
 def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase:

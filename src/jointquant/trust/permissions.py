@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
-
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def make_folders(path: Path) -> None:
@@ -17,14 +14,15 @@ def make_folders(path: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Take the right to write from group and others, of a folder and everything in it; links are left alone."""
-    _restrict(folder)
-    for path in folder.rglob("*"):
+    """Give a finished output its modes: files 644, folders 755, less what the umask takes; links are left alone."""
+    mask = current_umask()
+    for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
-            _restrict(path)
+            path.chmod((0o755 if path.is_dir() else 0o644) & ~mask)
 
 
-def _restrict(path: Path) -> None:
-    mode = stat.S_IMODE(os.stat(path).st_mode)
-    if mode & OTHERS_WRITE:
-        os.chmod(path, mode & ~OTHERS_WRITE)
+def current_umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -86,7 +86,7 @@ def _checked_name(name: str, path: Path) -> str:
 
 
 def _not_whole(path: Path, reason: str) -> str:
-    return f"shard {path} is not a whole safetensors file: {reason}"
+    return f"{path} is not a whole safetensors file: {reason}"
 
 
 def _check_metadata(metadata: Any, path: Path) -> None:

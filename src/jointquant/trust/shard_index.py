@@ -36,6 +36,11 @@ class ShardIndex:
     files: tuple[str, ...]
     weight_map: dict[str, str] | None = None
 
+    def check_present(self, folder: Path) -> None:
+        """Raises InputError when a shard is not there."""
+        for file in self.files:
+            require((folder / file).exists(), f"shard {folder / file} is missing: the index names it")
+
     def check(self, file: str, names: set[str], folder: Path) -> None:
         """Raises InputError when a shard's tensors are not those that the index places there."""
         if self.weight_map is None:

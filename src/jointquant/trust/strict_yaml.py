@@ -45,7 +45,7 @@ def parse_yaml(text: str, what: str) -> Any:
     if len(text) > LIMIT:
         raise InputError(f"{what}: {len(text)} characters, expected at most {LIMIT}")
     try:
-        return yaml.load(text, StrictLoader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates and numbers that are none
         raise InputError(f"{what}: not readable as YAML ({' '.join(str(error).split())[:200]})") from None
 
