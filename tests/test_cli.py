@@ -56,6 +56,19 @@ def test_a_recipe_in_full(capsys) -> None:
     assert "objective: whip" in capsys.readouterr().out
 
 
+def assert_refused(arguments: list[str], message: str, capsys, folder: Path) -> None:
+    """One line, exit 2, and nothing new in ``folder``. The message may be one of several, separated by ``|``."""
+    before = sorted(folder.rglob("*"))
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert any(words in lines[0] for words in message.split("|")), lines[0]
+    assert lines[0].isprintable()
+    assert "Traceback" not in captured.err + captured.out
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_an_output_folder_that_is_not_empty(save_model, tmp_path: Path, capsys) -> None:
     """An earlier output is replaced where that is asked for; what is anything else stays."""
     out = tmp_path / "out"

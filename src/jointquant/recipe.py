@@ -62,9 +62,9 @@ class LearnedRotation(Settings):
     objective: Annotated[str, one_of(OBJECTIVES)] = "whip"
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = "qr"
     init: Annotated[str, one_of(INITS)] = "hadamard"
-    num_tokens: int = Field(default=32768, ge=1, le=1 << 32, description="sampled tokens, over all layers and sites")
+    num_tokens: int = Field(default=32768, ge=1, le=1_000_000_000, description="sampled tokens, over all layers and sites")
     steps: int = Field(default=200, ge=1, le=1_000_000)
-    batch_tokens: int = Field(default=4096, ge=1, le=1 << 32)
+    batch_tokens: int = Field(default=4096, ge=1, le=1_000_000_000)
     learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
@@ -115,8 +115,8 @@ class CalibrationSettings(Settings):
     """Which text calibrates, how much of it, and the seed of every random choice of the run."""
 
     source: str = "wikitext2"
-    num_samples: int = Field(default=128, ge=1, le=1 << 32)
-    seqlen: int = Field(default=2048, ge=2, le=1 << 32)
+    num_samples: int = Field(default=128, ge=1, le=1_000_000_000)
+    seqlen: int = Field(default=2048, ge=2, le=1_000_000_000)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 

@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 
 import jointquant
 from conftest import DEMO, make_model
-from hostile.cases import ARGUMENTS, ARTIFACTS, CHECKPOINTS, CONFIGURATIONS, FILES, PICKLES, TEXT
+from hostile.artifacts import ARTIFACTS
+from hostile.cases import ARGUMENTS, CHECKPOINTS, CONFIGURATIONS, FILES, PICKLES
 from hostile.damage import own_code, shards, to_pickle
-from jointquant.cli import main
 from jointquant.runtime.loading import load_tokenizer
+from test_cli import assert_refused, run
 
 QUICK = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
 MODELS = CHECKPOINTS | CONFIGURATIONS
+TEXT = str(DEMO / "heldout.txt")
 SECONDS = 60
 
 
@@ -62,12 +64,6 @@ def model(sound_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound_model, tmp_path / "model"))
 
 
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    return int(ended.value.code or 0)
-
-
 def quantize(model: Path, *more: str) -> list[str]:
     return ["quantize", str(model), "--out", str(model.parent / "o" / "out"), "--recipe", "rtn", *QUICK, *more]
 
@@ -80,15 +76,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     """Asserts that a command is refused with one line, and that it leaves no file or folder behind."""
 
     def check(arguments: list[str], message: str) -> None:
-        before = sorted(tmp_path.rglob("*"))
-        assert run(*arguments) == 2
-        captured = capsys.readouterr()
-        lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        assert any(words in lines[0] for words in message.split("|")), lines[0]
-        assert lines[0].isprintable()
-        assert "Traceback" not in captured.err + captured.out
-        assert sorted(tmp_path.rglob("*")) == before
+        assert_refused(arguments, message, capsys, tmp_path)
 
     return check
 
