@@ -62,7 +62,9 @@ class LearnedRotation(Settings):
     objective: Annotated[str, one_of(OBJECTIVES)] = "whip"
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = "qr"
     init: Annotated[str, one_of(INITS)] = "hadamard"
-    num_tokens: int = Field(default=32768, ge=1, le=1_000_000_000, description="sampled tokens, over all layers and sites")
+    num_tokens: int = Field(
+        default=32768, ge=1, le=1_000_000_000, description="sampled tokens, over all layers and sites"
+    )
     steps: int = Field(default=200, ge=1, le=1_000_000)
     batch_tokens: int = Field(default=4096, ge=1, le=1_000_000_000)
     learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
