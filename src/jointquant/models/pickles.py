@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jointquant.errors import InputError, require
-from jointquant.models.source import DTYPES, check_finite
+from jointquant.models.source import DTYPES, Stamps, check_finite
 from jointquant.trust.files import open_regular
 from jointquant.trust.safetensors_header import check_name
 from jointquant.trust.shard_index import PICKLE, read_index
@@ -42,6 +42,7 @@ class PickleCheckpoint:
         self._mapped: tuple[str, dict[str, Tensor]] = ("", {})
         index = read_index(folder, PICKLE)
         index.check_present(folder)
+        self._stamps = Stamps(folder, index.files)
         for file in index.files:
             tensors = self._open(file)
             index.check(file, set(tensors), folder)
@@ -59,8 +60,13 @@ class PickleCheckpoint:
         require(stored in known, f"tensor {name} has dtype {stored}: expected one of {', '.join(map(str, known))}")
         return stored
 
+    def identity(self) -> dict[str, Any]:
+        """Size and time of the last change of every file."""
+        return {"shards": self._stamps.found}
+
     def load(self, name: str) -> Tensor:
         """One tensor, mapped from its file."""
+        self._stamps.check(self._files[name])
         return check_finite(name, self._open(self._files[name])[name].contiguous())
 
     def _open(self, file: str) -> dict[str, Tensor]:

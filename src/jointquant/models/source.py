@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,31 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+class Stamps:
+    """What tells the files of a folder from changed ones: size in bytes and time of the last change in nanoseconds."""
+
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        self.folder = folder
+        self.found = {file: _stamp(folder / file) for file in files}
+
+    def check(self, file: str) -> Path:
+        """The path of a file. Raises ResumableError when it is not what it was when the model was opened."""
+        path = self.folder / file
+        found = _stamp(path) if path.is_file() else None
+        if found != self.found[file]:
+            what = "vanished" if found is None else "changed"
+            raise ResumableError(
+                f"shard {path} {what} while the model was being read: expected it to stay as it was, "
+                "put it back and run the same command again"
+            )
+        return path
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 class Checkpoint:
     """The safetensors files of a model folder; every header is checked before a tensor is read.
 
@@ -56,11 +82,10 @@ class Checkpoint:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         self._files: dict[str, str] = {}
-        self._stamps: dict[str, list[int]] = {}
         index = read_index(folder)
         index.check_present(folder)
+        self._stamps = Stamps(folder, index.files)
         for file in index.files:
-            self._stamps[file] = stamp(folder / file)
             entries = read_header(folder / file)
             index.check(file, set(entries), folder)
             self.entries |= entries
@@ -78,8 +103,7 @@ class Checkpoint:
 
     def load(self, name: str) -> Tensor:
         """One tensor, read from its shard."""
-        path = self.folder / self._files[name]
-        self._check_unchanged(path)
+        path = self._stamps.check(self._files[name])
         try:
             with safe_open(path, framework="pt") as shard:
                 tensor: Tensor = shard.get_tensor(name)
@@ -89,23 +113,7 @@ class Checkpoint:
 
     def identity(self) -> dict[str, Any]:
         """Size and time of the last change of every shard."""
-        return {"shards": self._stamps}
-
-    def _check_unchanged(self, path: Path) -> None:
-        """Raises ResumableError when a shard is not what it was when the model was opened."""
-        found = stamp(path) if path.is_file() else None
-        if found != self._stamps[path.name]:
-            what = "vanished" if found is None else "changed"
-            raise ResumableError(
-                f"shard {path} {what} while the model was being read: expected it to stay as it was, "
-                "put it back and run the same command again"
-            )
-
-
-def stamp(path: Path) -> list[int]:
-    """Size in bytes and time of the last change in nanoseconds."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+        return {"shards": self._stamps.found}
 
 
 class InMemory:
