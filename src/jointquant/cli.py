@@ -49,9 +49,7 @@ SetOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option(help="Replace an earlier output in the output folder.")]
-AllowPickleOption = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read a folder's pytorch_model.bin where it has no safetensors.")
-]
+AllowPickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read a folder's pytorch_model.bin.")]
 
 
 @app.command()
