@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from jointquant.errors import require
@@ -36,6 +37,14 @@ class ShardIndex:
     files: tuple[str, ...]
     weight_map: dict[str, str] | None = None
 
+    @cached_property
+    def _placed(self) -> dict[str, set[str]]:
+        """The tensors of each shard, as the index says."""
+        placed: dict[str, set[str]] = {file: set() for file in self.files}
+        for name, file in (self.weight_map or {}).items():
+            placed[file].add(name)
+        return placed
+
     def check_present(self, folder: Path) -> None:
         """Raises InputError when a shard is not there."""
         for file in self.files:
@@ -45,7 +54,7 @@ class ShardIndex:
         """Raises InputError when a shard's tensors are not those that the index places there."""
         if self.weight_map is None:
             return
-        placed = {name for name, shard in self.weight_map.items() if shard == file}
+        placed = self._placed[file]
         for name in sorted(placed - names):
             require(False, f"shard {folder / file} lacks tensor {name}: the index places it there")
         for name in sorted(names - placed):
