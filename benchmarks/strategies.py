@@ -29,8 +29,8 @@ from jointquant.progress import Silent
 from jointquant.recipe import Recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.rotations.objectives import whip
-from jointquant.workspace import Workspace
 from jointquant.subject import open_subject
+from jointquant.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "strategies.json"
 STRATEGIES = {

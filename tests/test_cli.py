@@ -1,4 +1,4 @@
-"""The command line: JSON, exit codes, one-line errors, and nothing written when the input is at fault."""
+"""The command line: JSON, exit codes, and what becomes of an output folder. Bad input: see hostile/."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from conftest import DEMO
 from jointquant.cli import main
@@ -59,112 +56,33 @@ def test_a_recipe_in_full(capsys) -> None:
     assert "objective: whip" in capsys.readouterr().out
 
 
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    edit(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-UP = "model.layers.1.mlp.up_proj.weight"
-
-
-def put_nan(tensors: dict[str, torch.Tensor]) -> None:
-    tensors[UP][3, 5] = torch.nan
-
-
-def cut(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-BREAK: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
-    "truncated shard": (cut, "not a whole safetensors file"),
-    "missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop(UP)), f"missing tensor {UP}"),
-    "misshapen tensor": (lambda f: edit_tensors(f, lambda t: t.update({UP: torch.zeros(3, 3)})), "has shape [3, 3]"),
-    "unexpected tensor": (
-        lambda f: edit_tensors(f, lambda t: t.update(extra=torch.zeros(1))),
-        "unexpected tensor extra",
-    ),
-    "NaN": (lambda f: edit_tensors(f, put_nan), f"{UP} holds NaN"),
-    "unknown architecture": (lambda f: edit_config(f, model_type="gpt2"), "unknown architecture 'gpt2'"),
-    "unknown model type": (lambda f: edit_config(f, model_type="zzz"), "zzz"),
-    "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
-    "no tokenizer": (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "no tokenizer"),
-    "broken index": (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "not an index"),
-    "index names a missing shard": (
-        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
-        "b.safetensors",
-    ),
-    "already quantized": (lambda f: edit_config(f, quantization_config={"quant_method": "gptq"}), "already quantized"),
-}
-
-ARGUMENTS: dict[str, tuple[list[str], str]] = {
-    "unknown recipe": (["--recipe", "nope"], "unknown recipe 'nope'"),
-    "unknown key": (["--set", "weights.bits=4"], "unknown key 'weights.bits'"),
-    "unknown value": (["--set", "weights.method=magic"], "weights.method"),
-    "weight group": (["--set", "weights.group_size=7"], "group_size 7"),
-    "activation group": (["--set", "activations.group_size=7"], "group_size 7"),
-    "cache group": (["--set", "kv_cache.group_size=5"], "group_size 5"),
-    "text too short": (["--num-samples", "100000"], "too short"),
-    "no such text": (["--calib", "nowhere.txt"], "nowhere.txt"),
-    "seqlen too long": (["--seqlen", "65"], "longer than the model's 64 positions"),
-    "unknown device": (["--device", "abacus"], "unknown device 'abacus'"),
-    "absent device": (["--device", "cuda:0"], "not available"),
-    "unknown dtype": (["--dtype", "int4"], "unknown dtype 'int4'"),
-    "not an integer": (["--seed", "one"], "--seed"),
-    "unknown option": (["--colour", "red"], "--colour"),
-}
-
-
 def assert_refused(arguments: list[str], message: str, capsys, folder: Path) -> None:
-    before = sorted(path for path in folder.rglob("*"))
+    """One line, exit 2, and nothing new in ``folder``. The message may be one of several, separated by ``|``."""
+    before = sorted(folder.rglob("*"))
     assert run(*arguments) == 2
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
-    assert message in lines[0]
-    assert "Traceback" not in captured.err
-    assert sorted(path for path in folder.rglob("*")) == before
-
-
-@pytest.mark.parametrize("name", BREAK)
-def test_bad_models(name: str, save_model, tmp_path: Path, capsys) -> None:
-    folder = save_model("llama")
-    damage, message = BREAK[name]
-    damage(folder)
-    assert_refused(["quantize", str(folder), "--out", str(tmp_path / "o" / "out"), *QUICK], message, capsys, tmp_path)
-
-
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_bad_arguments(name: str, save_model, tmp_path: Path, capsys) -> None:
-    if name == "absent device" and torch.accelerator.is_available():
-        pytest.skip("this machine has an accelerator")
-    extra, message = ARGUMENTS[name]
-    arguments = ["quantize", str(save_model("llama")), "--out", str(tmp_path / "o" / "out"), *QUICK, *extra]
-    assert_refused(arguments, message, capsys, tmp_path)
-
-
-def test_no_such_model(tmp_path: Path, capsys) -> None:
-    arguments = ["quantize", str(tmp_path / "none"), "--out", str(tmp_path / "out"), *QUICK]
-    assert_refused(arguments, "no such model", capsys, tmp_path)
-    assert_refused(["eval", str(tmp_path / "none"), "--text", "x.txt"], "no such model", capsys, tmp_path)
+    assert any(words in lines[0] for words in message.split("|")), lines[0]
+    assert lines[0].isprintable()
+    assert "Traceback" not in captured.err + captured.out
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_an_output_folder_that_is_not_empty(save_model, tmp_path: Path, capsys) -> None:
+    """An earlier output is replaced where that is asked for; what is anything else stays."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
     arguments = ["quantize", str(save_model("llama")), "--out", str(out), *QUICK]
-    assert_refused(arguments, "not empty", capsys, tmp_path)
-    assert (out / "mine.txt").read_text() == "keep"
+    for flags, message in (([], "is not empty"), (["--overwrite"], "holds no earlier output")):
+        assert run(*arguments, *flags) == 2
+        assert message in capsys.readouterr().err
+        assert (out / "mine.txt").read_text() == "keep"
+    (out / "mine.txt").unlink()
+    assert run(*arguments) == 0
+    (out / "mine.txt").write_text("gone with the artifact")
+    assert run(*arguments) == 2
     assert run(*arguments, "--overwrite") == 0
     assert not (out / "mine.txt").exists()
 

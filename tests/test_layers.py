@@ -16,6 +16,18 @@ ROOT = Path(jointquant.__file__).parent
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "errors": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "evaluation", "text"),
     "devices": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "evaluation", "text"),
+    "trust": (
+        "models",
+        "runtime",
+        "quantization",
+        "rotations",
+        "pipeline",
+        "cli",
+        "evaluation",
+        "text",
+        "hub",
+        "recipe",
+    ),
     "recipe": ("models", "runtime", "pipeline", "cli", "evaluation", "text"),
     "settings": ("models", "runtime", "pipeline", "cli", "evaluation", "text", "recipe"),
     "quantization": ("models", "runtime", "pipeline", "cli", "evaluation", "export", "report", "text", "recipe"),

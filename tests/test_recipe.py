@@ -76,7 +76,7 @@ def test_overrides_apply_by_pattern_and_the_later_wins() -> None:
         (["calibration.seed=-1"], "calibration.seed"),
         (["weights"], "expected key=value"),
         (["weights.num_bits.x=1"], "single value"),
-        (["weights.num_bits=[1"], "not a YAML value"),
+        (["weights.num_bits=[1"], "not readable as YAML"),
         (["overrides=[{modules: x, weights: {bits: 3}}]"], "bits"),
     ],
 )

@@ -21,7 +21,7 @@ from jointquant.pipeline import assemble, base_facts, calibration_set
 from jointquant.progress import Progress, Silent
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.report.page import statistics_page
-from jointquant.subject import open_subject
+from jointquant.subject import check_not_input, open_subject
 from jointquant.workspace import Workspace
 
 STATISTICS_NAME, PAGE_NAME = "stats.json", "stats.html"
@@ -59,6 +59,7 @@ def stats(
     hub: str = "hf",
     device: str = "auto",
     dtype: str = "auto",
+    allow_pickle: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Statistics:
@@ -74,6 +75,7 @@ def stats(
         hub: ``hf`` or ``modelscope``.
         device: where layers run.
         dtype: what layers compute in.
+        allow_pickle: read the pickle weights of a folder that has no others.
         overwrite: replace a folder that is not empty.
         progress: where progress is shown; None: nowhere.
 
@@ -84,7 +86,8 @@ def stats(
     check_output(Path(out), overwrite)
     settings = load_recipe(recipe, changes)
     name = "given" if isinstance(recipe, Recipe) else Path(recipe).stem
-    subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress)
+    subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress, allow_pickle)
+    check_not_input(Path(out), subject)
     stream, place = subject.stream, subject.place
     assembly = assemble(stream, settings)
     with output_folder(Path(out), overwrite) as folder:

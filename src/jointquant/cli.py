@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jointquant.devices import DEVICE_HELP
-from jointquant.errors import InputError
+from jointquant.errors import InputError, printable
 
 app = typer.Typer(
     name="jointquant",
@@ -48,7 +48,8 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Change one setting of the recipe, e.g. weights.num_bits=8. Repeatable."
     ),
 ]
-OverwriteOption = Annotated[bool, typer.Option(help="Replace an output folder that is not empty.")]
+OverwriteOption = Annotated[bool, typer.Option(help="Replace an earlier output in the output folder.")]
+AllowPickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read a folder's pytorch_model.bin.")]
 
 
 @app.command()
@@ -91,6 +92,7 @@ def quantize(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")] = None,
+    allow_pickle: AllowPickleOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -114,6 +116,7 @@ def quantize(
             hub=hub,
             device=device,
             dtype=dtype,
+            allow_pickle=allow_pickle,
             overwrite=overwrite,
             progress=_progress(),
         )
@@ -155,6 +158,7 @@ def evaluate(
     hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    allow_pickle: AllowPickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Perplexity of a model or an artifact (windows without overlap, T − 1 predictions each), and scores on tasks."""
@@ -172,6 +176,7 @@ def evaluate(
         max_tokens=max_tokens,
         device=device,
         dtype=dtype,
+        allow_pickle=allow_pickle,
         progress=_progress(),
     )
     if result.perplexity:
@@ -190,17 +195,18 @@ def generate(
     prompt: Annotated[str, typer.Option(help="What the text begins with.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     revision: RevisionOption = None,
     hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    allow_pickle: AllowPickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with a model or an artifact."""
     from jointquant.generation import generate_text
 
-    options: dict[str, Any] = {"revision": revision, "hub": hub, "progress": _progress()}
+    options: dict[str, Any] = {"revision": revision, "hub": hub, "allow_pickle": allow_pickle, "progress": _progress()}
     result = generate_text(model, prompt, max_new_tokens, temperature, seed, device, dtype, **options)
     if not as_json:
         typer.echo(result.text)
@@ -291,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
     except (InputError, UsageProblem) as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

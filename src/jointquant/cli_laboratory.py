@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from jointquant.cli import (
+    AllowPickleOption,
     DeviceOption,
     DtypeOption,
     HubOption,
@@ -55,6 +56,7 @@ def compare(
     hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    allow_pickle: AllowPickleOption = False,
     keep_artifacts: Annotated[bool, typer.Option(help="Keep the artifacts, in OUT/artifacts.")] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -78,6 +80,7 @@ def compare(
         hub=hub,
         device=device,
         dtype=dtype,
+        allow_pickle=allow_pickle,
         eval_seqlen=eval_seqlen,
         max_tokens=max_tokens,
         keep_artifacts=keep_artifacts,
@@ -118,6 +121,7 @@ def stats(
     hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    allow_pickle: AllowPickleOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -133,6 +137,7 @@ def stats(
         hub=hub,
         device=device,
         dtype=dtype,
+        allow_pickle=allow_pickle,
         overwrite=overwrite,
         progress=_progress(),
     )

@@ -29,7 +29,7 @@ from jointquant.recipe import CalibrationSettings, Recipe, load_recipe
 from jointquant.report.page import comparison_page
 from jointquant.rotations.bundle import Rotations
 from jointquant.runtime.assembly import Assembly
-from jointquant.subject import Subject, open_subject
+from jointquant.subject import Subject, check_not_input, open_subject
 from jointquant.workspace import Workspace
 
 RESULTS_NAME, REPORT_NAME, ARTIFACTS_NAME = "results.json", "report.html", "artifacts"
@@ -113,6 +113,7 @@ def compare(
     hub: str = "hf",
     device: str = "auto",
     dtype: str = "auto",
+    allow_pickle: bool = False,
     eval_seqlen: int | None = None,
     max_tokens: int | None = None,
     overwrite: bool = False,
@@ -136,6 +137,7 @@ def compare(
         hub: ``hf`` or ``modelscope``.
         device: where layers run.
         dtype: what layers compute in.
+        allow_pickle: read the pickle weights of a folder that has no others.
         eval_seqlen: length of an evaluation window, as the ``seqlen`` of ``evaluate``.
         max_tokens: use only so many tokens of each text.
         overwrite: replace a folder that is not empty.
@@ -148,12 +150,13 @@ def compare(
     progress = progress or Silent()
     check_output(Path(out), overwrite)
     loaded = labelled(recipes, list(changes), seeds)
-    subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress)
+    subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress, allow_pickle)
+    check_not_input(Path(out), subject)
     candidates = [Candidate(label, recipe, assemble(subject.stream, recipe)) for label, recipe in loaded]
     protocol = Protocol(texts, eval_seqlen, max_tokens, device, dtype)
     with output_folder(Path(out), overwrite) as folder:
         windows = _windows(subject, candidates, progress)
-        reference, facts = _reference(subject, protocol, Prefixed(progress, "unquantized"))
+        reference, facts = _reference(subject, protocol, allow_pickle, Prefixed(progress, "unquantized"))
         runs: list[Run] = []
         details: dict[str, Any] = {}
         for settings, batch in windows.items():
@@ -224,9 +227,13 @@ def _windows(subject: Subject, candidates: list[Candidate], progress: Progress) 
     return windows
 
 
-def _reference(subject: Subject, protocol: Protocol, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+def _reference(
+    subject: Subject, protocol: Protocol, allow_pickle: bool, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The unquantized model's figures, and facts about the evaluation."""
-    measured = evaluate(subject.model, **vars(protocol), tokenizer=subject.tokenizer, progress=progress)
+    measured = evaluate(
+        subject.model, **vars(protocol), allow_pickle=allow_pickle, tokenizer=subject.tokenizer, progress=progress
+    )
     source = subject.stream.source
     sizes = {name: torch.Size(shape).numel() * source.dtype(name).itemsize for name, shape in source.shapes().items()}
     figures = {

@@ -13,3 +13,13 @@ def require(condition: bool, message: str) -> None:
 
 class ResumableError(InputError):
     """Something outside the run stopped it (a full disk, a file that vanished); what is done is kept."""
+
+
+def printable(text: str, limit: int = 1000) -> str:
+    """``text`` on one line of at most ``limit`` characters; what does not print is escaped.
+
+    Names in files of others may hold control sequences, and a terminal obeys them.
+    """
+    line = " ".join(text.split())
+    line = line if len(line) <= limit else line[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)

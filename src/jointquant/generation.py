@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from jointquant.errors import require
 from jointquant.hub import locate
 from jointquant.progress import Progress
 from jointquant.runtime.loading import load, load_tokenizer
@@ -37,20 +39,30 @@ def generate_text(
     *,
     revision: str | None = None,
     hub: str = "hf",
+    allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Generation:
     """Continue ``prompt``, with a cache; temperature 0 always takes the likeliest token.
 
-    ``revision``, ``hub`` and ``progress`` belong to a model that is a hub id.
+    ``revision``, ``hub`` and ``progress`` belong to a model that is a hub id, ``allow_pickle`` to a folder.
 
     Raises:
-        InputError: no such model.
+        InputError: no such model, a prompt without tokens, or more tokens than the model has positions.
     """
+    require(math.isfinite(temperature) and temperature >= 0, f"temperature {temperature}: expected a number from 0 on")
     model = locate(model, revision, hub, progress).folder
     tokenizer = load_tokenizer(model)
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
     torch.manual_seed(seed)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.device)
+    prompt_tokens = inputs["input_ids"].shape[1]
+    require(prompt_tokens > 0, "the prompt has no tokens: expected some text")
+    limit = getattr(loaded.config, "max_position_embeddings", None) or prompt_tokens + max_new_tokens
+    require(
+        prompt_tokens + max_new_tokens <= limit,
+        f"{prompt_tokens} tokens of prompt and {max_new_tokens} new ones are more than the model's {limit} positions: "
+        "pass a smaller --max-new-tokens",
+    )
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     start = time.perf_counter()
     tokens = loaded.generate(
@@ -58,4 +70,4 @@ def generate_text(
     )[0]
     seconds = time.perf_counter() - start
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return Generation(text, len(tokens) - inputs["input_ids"].shape[1], seconds)
+    return Generation(text, len(tokens) - prompt_tokens, seconds)

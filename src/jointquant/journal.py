@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from jointquant.durable import flush, room_needed, save_json
 from jointquant.errors import InputError, ResumableError, require
+from jointquant.trust.permissions import make_folders, seal
 
 RUN_NAME, JOURNAL_NAME, LOCK_NAME = "run.json", "journal.jsonl", "lock"
 COMPLETE = "complete"
@@ -104,7 +105,8 @@ def open_journal(out: Path, identity: dict[str, Any], overwrite: bool) -> Iterat
     """
     folder = partial_folder(out)
     new_parents = [parent for parent in out.absolute().parents if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(out.absolute().parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
     with _locked(folder, out):
         journal = Journal(folder, _entries(folder, out, identity, overwrite))
         try:
@@ -114,6 +116,7 @@ def open_journal(out: Path, identity: dict[str, Any], overwrite: bool) -> Iterat
             if not (stays and journal.started):
                 _discard(folder, new_parents)
             raise
+        seal(journal.artifact)
         if out.exists():
             shutil.rmtree(out)
         journal.artifact.rename(out)
@@ -128,8 +131,10 @@ def partial_folder(out: Path) -> Path:
 
 def nearly_finished(out: Path) -> bool:
     """Whether a run was killed between giving its artifact the name and clearing up."""
+    if not (out.name and os.path.isdir(out)):  # out is not checked yet: its name may be none, or too long
+        return False
     folder = partial_folder(out)
-    return out.is_dir() and not (folder / "artifact").exists() and (folder / RUN_NAME).is_file()
+    return not os.path.exists(folder / "artifact") and os.path.isfile(folder / RUN_NAME)
 
 
 def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jointquant.errors import require
+from jointquant.trust.permissions import make_folders, seal
+from jointquant.trust.target import check_target
 
 
 def check_output(out: Path, overwrite: bool) -> None:
-    """Raises InputError when ``out`` exists, is not an empty folder, and may not be overwritten."""
-    require(not out.exists() or out.is_dir(), f"output {out} is a file: expected a folder")
-    empty = not out.exists() or not any(out.iterdir())
-    require(empty or overwrite, f"output folder {out} is not empty: expected a new one, or --overwrite")
+    """Raises InputError when ``out`` is no place for output, or is not empty and may not be overwritten."""
+    check_target(out, overwrite)
 
 
 @contextmanager
@@ -22,13 +21,14 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to fill; it becomes ``out`` when the block ends well, and vanishes when it does not."""
     check_output(out, overwrite)
     new_parents = [parent for parent in out.absolute().parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(out.parent)
     partial = out.with_name(f".{out.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
-    partial.mkdir()
+    partial.mkdir(mode=0o700)
     try:
         yield partial
+        seal(partial)
     except BaseException:
         shutil.rmtree(partial)
         for parent in new_parents:

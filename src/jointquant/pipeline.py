@@ -36,7 +36,7 @@ from jointquant.rounding_pass import Witness, quantize_layers
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.integration import artifact_config
 from jointquant.runtime.loading import generation_config_of, save_tokenizer
-from jointquant.subject import Subject, open_subject
+from jointquant.subject import Subject, check_not_input, open_subject
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
 from jointquant.workspace import Workspace
@@ -80,6 +80,7 @@ def quantize(
     hub: str = "hf",
     device: str = "auto",
     dtype: str = "auto",
+    allow_pickle: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -94,6 +95,7 @@ def quantize(
         hub: ``hf`` or ``modelscope``.
         device: where layers run; "auto" is the accelerator if there is one.
         dtype: what layers compute in; "auto" is float32 on the CPU and the stored dtype elsewhere.
+        allow_pickle: read the pickle weights of a folder that has no others.
         overwrite: replace a folder that is not empty.
         progress: where progress is shown; None: nowhere.
 
@@ -104,7 +106,8 @@ def quantize(
     recipe = load_recipe(recipe)
     progress = progress or Silent()
     check_output(Path(out), overwrite or nearly_finished(Path(out)))
-    subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress)
+    subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress, allow_pickle)
+    check_not_input(Path(out), subject)
     assembly = assemble(subject.stream, recipe)
     windows = calibration_set(subject.stream, subject.tokenizer, recipe, progress)
     identity = identity_of(subject, recipe, windows)

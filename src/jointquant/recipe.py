@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from jointquant.errors import InputError
@@ -25,8 +25,11 @@ from jointquant.settings import (
     merged,
 )
 from jointquant.sizes import apply_size
+from jointquant.trust.strict_yaml import parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "recipes"
+MAX_CHANGE = 4096
+"""Characters of one ``key=value``."""
 
 
 def one_of(table: Mapping[str, object]) -> AfterValidator:
@@ -59,9 +62,11 @@ class LearnedRotation(Settings):
     objective: Annotated[str, one_of(OBJECTIVES)] = "whip"
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = "qr"
     init: Annotated[str, one_of(INITS)] = "hadamard"
-    num_tokens: int = Field(default=32768, ge=1, description="sampled tokens, over all layers and sites")
-    steps: int = Field(default=200, ge=1)
-    batch_tokens: int = Field(default=4096, ge=1)
+    num_tokens: int = Field(
+        default=32768, ge=1, le=1_000_000_000, description="sampled tokens, over all layers and sites"
+    )
+    steps: int = Field(default=200, ge=1, le=1_000_000)
+    batch_tokens: int = Field(default=4096, ge=1, le=1_000_000_000)
     learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
@@ -112,9 +117,9 @@ class CalibrationSettings(Settings):
     """Which text calibrates, how much of it, and the seed of every random choice of the run."""
 
     source: str = "wikitext2"
-    num_samples: int = Field(default=128, ge=1)
-    seqlen: int = Field(default=2048, ge=2)
-    seed: int = Field(default=0, ge=0)
+    num_samples: int = Field(default=128, ge=1, le=1_000_000_000)
+    seqlen: int = Field(default=2048, ge=2, le=1_000_000_000)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 
 class Override(Settings):
@@ -224,13 +229,12 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     path = PRESETS / f"{source}.yaml"
     if str(source) not in preset_names():
         path = Path(source)
-        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        if path.suffix not in (".yaml", ".yml") or not os.path.exists(path):
             known = ", ".join(preset_names())
-            raise InputError(f"unknown recipe {str(source)!r}: expected one of {known}, or an existing .yaml file")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"recipe {source}: not readable as YAML ({one_line(str(error))})") from None
+            raise InputError(
+                f"unknown recipe {str(source)[:200]!r}: expected one of {known}, or an existing .yaml file"
+            )
+    data = read_yaml(path, f"recipe {source}")
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -240,13 +244,12 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
 
 def _apply(data: dict[str, Any], change: str) -> None:
     """Set one ``a.b.c=value`` (the value in YAML); setting a ``kind`` drops the settings of the former kind."""
+    if len(change) > MAX_CHANGE:
+        raise InputError(f"--set {change[:60]!r}…: {len(change)} characters, expected at most {MAX_CHANGE}")
     key, equals, text = change.partition("=")
     if not equals or not key:
         raise InputError(f"--set {change!r}: expected key=value, for example weights.num_bits=8")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {change!r}: {text!r} is not a YAML value") from None
+    value = parse_yaml(text, f"--set {change[:100]!r}")
     *parents, last = key.split(".")
     node = data
     for part in parents:

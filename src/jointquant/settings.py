@@ -16,9 +16,9 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Base of all parts of a recipe: frozen, unknown keys refused."""
+    """Base of all parts of a recipe: frozen, unknown keys refused, NaN and infinity too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True, allow_inf_nan=False)
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)

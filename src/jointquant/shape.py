@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from jointquant.models.architecture import Architecture
+from jointquant.models.configuration import empty_model
 from jointquant.models.registry import architecture_of
-from jointquant.models.stream import head_dim_of, intermediate_size_of, skeleton_of
+from jointquant.models.stream import head_dim_of, intermediate_size_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def shape_of(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Mode
     """
     architecture: Architecture = architecture_of(config.model_type)
     architecture.check(config)
-    model = skeleton_of(config)
+    model = empty_model(config)
     layers = model.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList)
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]

@@ -9,11 +9,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant.devices import resolve_device, resolve_dtype
 from jointquant.hub import Location, locate
+from jointquant.models.configuration import read_config
 from jointquant.models.registry import architecture_of
-from jointquant.models.stream import ModelStream, Place, open_stream, read_config
+from jointquant.models.rehearsal import rehearse
+from jointquant.models.stream import ModelStream, Place, open_stream
 from jointquant.progress import Progress
 from jointquant.runtime.attention import ATTENTION_NAME
-from jointquant.runtime.loading import load_tokenizer
+from jointquant.runtime.loading import generation_config_of, load_tokenizer
+from jointquant.trust.target import check_apart
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,26 @@ def open_subject(
     device: str,
     dtype: str,
     progress: Progress,
+    allow_pickle: bool = False,
 ) -> Subject:
     """Find a model and open it; the arguments are those of ``quantize``. Raises InputError."""
     origin = None
     if not isinstance(model, PreTrainedModel):
         origin = locate(model, revision, hub, progress, before_weights=check_architecture)
         model = origin.folder
-    stream = open_stream(model, ATTENTION_NAME)
+    stream = open_stream(model, ATTENTION_NAME, allow_pickle)
+    if origin is not None:
+        rehearse(stream.skeleton, stream.architecture)
+    generation_config_of(model)  # settings that could not be saved are refused now
     where = resolve_device(device)
     place = Place(where, resolve_dtype(dtype, where, stream.stored_dtype))
     return Subject(model, origin, stream, tokenizer or load_tokenizer(model), place)
+
+
+def check_not_input(out: Path, subject: Subject) -> None:
+    """Raises InputError when output would go into the folder that the model is read from, or replace it."""
+    if not isinstance(subject.model, PreTrainedModel):
+        check_apart(out, Path(subject.model))
 
 
 def check_architecture(folder: Path) -> None:

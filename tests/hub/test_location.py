@@ -16,7 +16,8 @@ from hub.loopback import LoopbackHub, repo
 from jointquant.errors import InputError
 from jointquant.hub import download, locate
 from jointquant.hub.location import may_be_id, parse_repository
-from jointquant.hub.repository import Repository, check_model_files, fetch_model_files, small_files
+from jointquant.hub.repository import Repository, check_model_files, fetch_model_files
+from jointquant.trust.folder import small_files
 
 MODEL = Repository("tiny/llama", "model")
 
@@ -95,7 +96,15 @@ def test_a_model_may_be_refused_before_its_weights_come(tmp_path: Path) -> None:
     assert asked == ["config.json"]
 
 
-@pytest.mark.parametrize(("index", "words"), [("[]", "is not an index"), ('{"weight_map": {"a": "b.bin"}}', "lacks b")])
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("[]", "expected an object"),
+        ("{}", "is not an index"),
+        ('{"weight_map": {"a": "b.safetensors"}}', "lacks b"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', "expected the name of a .safetensors file"),
+    ],
+)
 def test_an_index_that_cannot_be_followed_is_refused(tmp_path: Path, index: str, words: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
     names = ["config.json", "model.safetensors.index.json"]

@@ -66,7 +66,7 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no rotations at .*nowhere"):
         Rotations.load(tmp_path / "nowhere")
     (tmp_path / "text.safetensors").write_text("not tensors")
-    with pytest.raises(InputError, match="is not readable"):
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
         Rotations.load(tmp_path / "text.safetensors")
     save_file({"r1": rotation(4)}, tmp_path / "foreign.safetensors")
     with pytest.raises(InputError, match="is not a file of rotations"):

@@ -59,6 +59,7 @@ def evaluate(
     max_tokens: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """What a model folder, a hub id, an artifact, or a model in memory makes of each of ``texts`` and ``tasks``.
@@ -76,6 +77,7 @@ def evaluate(
         max_tokens: use only so many tokens of each text.
         device: "auto" is the accelerator if there is one.
         dtype: "auto" is float32 on the CPU and the stored dtype elsewhere.
+        allow_pickle: read the pickle weights of a folder that has no others.
         progress: where progress is shown; None: nowhere.
 
     Raises:
@@ -94,7 +96,7 @@ def evaluate(
     else:
         model = locate(model, revision, hub, progress).folder
         tokenizer = tokenizer or load_tokenizer(model)
-        loaded = load(model, device=device, dtype=dtype)
+        loaded = load(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
     assert tokenizer is not None
     length = _window_length(loaded, seqlen)
     windows = {}

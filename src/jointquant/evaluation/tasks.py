@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from jointquant.errors import InputError, require
 from jointquant.hub.failures import brief
 from jointquant.progress import Progress, Silent, Stage
+from jointquant.trust.files import read_text
+from jointquant.trust.strict_yaml import LIMIT
 
 Scores = dict[str, dict[str, float]]
 """By task: value by metric, as lm-eval names it (``acc``, ``acc_stderr``, ``exact_match,strict-match`` …)."""
@@ -103,10 +106,11 @@ _TaskFile.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 def _definition(path: Path) -> dict[str, Any]:
     """What a task file says. Raises InputError when there is none, or it is not a mapping in YAML."""
-    require(path.is_file(), f"no such task file: {path} (expected a task of lm-eval in YAML)")
+    require(os.path.exists(path), f"no such task file: {str(path)[:200]} (expected a task of lm-eval in YAML)")
+    text = read_text(path, LIMIT)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _TaskFile)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        data = yaml.load(text, _TaskFile)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"task file {path}: not readable as YAML ({brief(error)})") from None
     require(isinstance(data, dict), f"task file {path}: expected a mapping, got {type(data).__name__}")
     return dict(data)

@@ -12,6 +12,7 @@ from jointquant.errors import InputError, require
 from jointquant.hub import huggingface, modelscope
 from jointquant.hub.repository import Fetched, Hub, Kind, Repository
 from jointquant.progress import Progress, Silent
+from jointquant.trust.permissions import seal
 
 REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 EXPECTED = "a folder with config.json and safetensors, or a hub id owner/name"
@@ -56,11 +57,11 @@ def locate(
     """
     require(hub in HUBS, f"unknown hub {hub!r}: expected one of {', '.join(HUBS)}")
     folder = Path(model)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         require(revision is None, f"{model} is a local folder: expected no revision, got {revision}")
         return Location(folder, Path(os.path.abspath(folder)).name)
-    require(not folder.exists(), f"model {model} is a file: expected {EXPECTED}")
-    require(isinstance(model, str) and may_be_id(model), f"no such model: {model} (expected {EXPECTED})")
+    require(not os.path.exists(folder), f"model {model} is a file: expected {EXPECTED}")
+    require(isinstance(model, str) and may_be_id(model), f"no such model: {str(model)[:200]} (expected {EXPECTED})")
     repository = parse_repository(str(model), "model", revision)
     found = HUBS[hub].fetch_model(repository, progress or Silent(), None, before_weights)
     return Location(found.folder, repository.name, found.revision)
@@ -90,11 +91,16 @@ def download(
     """
     require(hub in HUBS, f"unknown hub {hub!r}: expected one of {', '.join(HUBS)}")
     target = None if out is None else Path(out)
-    require(target is None or not target.is_file(), f"output {out} is a file: expected a folder")
+    require(target is None or not os.path.isfile(target), f"output {out} is a file: expected a folder")
+    fresh = target is not None and not (target.is_dir() and any(target.iterdir()))
     wanted = parse_repository(repository, "dataset" if dataset else "model", revision)
     if dataset:
-        return HUBS[hub].fetch_dataset(wanted, progress or Silent(), target)
-    return HUBS[hub].fetch_model(wanted, progress or Silent(), target, None)
+        found = HUBS[hub].fetch_dataset(wanted, progress or Silent(), target)
+    else:
+        found = HUBS[hub].fetch_model(wanted, progress or Silent(), target, None)
+    if fresh:
+        seal(found.folder)
+    return found
 
 
 def may_be_id(model: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -11,29 +10,14 @@ from typing import Literal, Protocol
 
 from jointquant.errors import InputError, require
 from jointquant.progress import Progress
+from jointquant.trust.folder import small_files
+from jointquant.trust.shard_index import SAFETENSORS, read_index
 
 Kind = Literal["model", "dataset"]
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+INDEX_NAME, SINGLE_NAME = SAFETENSORS.index, SAFETENSORS.single
 ROTATIONS_NAME = "rotations.safetensors"
 
-# What a model needs besides its weights, at the top of its repository.
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    INDEX_NAME,
-    "tokenizer*.json",
-    "tokenizer*.model",
-    "*.tiktoken",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    "chat_template.*",
-)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SCRIPTS = "*.py"  # never fetched: nothing of a repository is executed
 
@@ -75,12 +59,6 @@ class Hub(Protocol):
         """The files of a data set, in ``out`` or in the cache. Raises InputError."""
 
 
-def small_files(names: Iterable[str]) -> list[str]:
-    """Of a repository's files, those a model needs besides its weights."""
-    top = sorted(name for name in names if "/" not in name)
-    return [name for name in top if any(fnmatch(name, pattern) for pattern in SMALL_FILES)]
-
-
 def check_model_files(repository: Repository, names: Iterable[str]) -> None:
     """Raises InputError when a repository's files are no transformers model with safetensors weights."""
     have = set(names)
@@ -120,14 +98,7 @@ def fetch_model_files(
 
 def weight_files(folder: Path) -> list[str]:
     """The weight files of a model whose small files lie in ``folder``: the index's shards, or the single file."""
-    index = folder / INDEX_NAME
-    if not index.is_file():
-        return [SINGLE_NAME]
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{index} is not an index of shards: expected JSON with a weight_map") from None
-    return [str(shard) for shard in shards]
+    return list(read_index(folder).files) if (folder / INDEX_NAME).exists() else [SINGLE_NAME]
 
 
 def is_complete(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from jointquant.durable import bytes_of
 from jointquant.errors import InputError, ResumableError, require
+from jointquant.trust.safetensors_header import Entry, read_header
+from jointquant.trust.shard_index import SAFETENSORS, read_index
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+INDEX_NAME, SINGLE_NAME = SAFETENSORS.index, SAFETENSORS.single
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -42,59 +43,67 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+class Stamps:
+    """What tells the files of a folder from changed ones: size in bytes and time of the last change in nanoseconds."""
+
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        self.folder = folder
+        self.found = {file: _stamp(folder / file) for file in files}
+
+    def check(self, file: str) -> Path:
+        """The path of a file. Raises ResumableError when it is not what it was when the model was opened."""
+        path = self.folder / file
+        found = _stamp(path) if path.is_file() else None
+        if found != self.found[file]:
+            what = "vanished" if found is None else "changed"
+            raise ResumableError(
+                f"shard {path} {what} while the model was being read: expected it to stay as it was, "
+                "put it back and run the same command again"
+            )
+        return path
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 class Checkpoint:
-    """The safetensors files of a model folder."""
+    """The safetensors files of a model folder; every header is checked before a tensor is read.
+
+    Args:
+        folder: the model folder.
+
+    Raises:
+        InputError: no weights, an index or a header that is none, or tensors that are not where the index says.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.entries: dict[str, Entry] = {}
         self._files: dict[str, str] = {}
-        self._dtypes: dict[str, str] = {}
-        self._stamps: dict[str, list[int]] = {}
-        for file in self._shard_names():
-            self._read_header(file)
-
-    def _shard_names(self) -> list[str]:
-        index, single = self.folder / INDEX_NAME, self.folder / SINGLE_NAME
-        if single.is_file() and not index.is_file():
-            return [SINGLE_NAME]
-        require(
-            index.is_file(),
-            f"no weights in {self.folder}: expected {SINGLE_NAME} or {INDEX_NAME}",
-        )
-        try:
-            self._index = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{index} is not an index of shards: expected JSON with a weight_map") from None
-        return sorted(set(self._index.values()))
-
-    def _read_header(self, file: str) -> None:
-        path = self.folder / file
-        require(path.is_file(), f"shard {path} is missing: {INDEX_NAME} names it")
-        self._stamps[file] = stamp(path)
-        try:
-            with safe_open(path, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 (not a mapping)
-                    self._shapes[name] = tuple(shard.get_slice(name).get_shape())
-                    self._dtypes[name] = shard.get_slice(name).get_dtype()
-                    self._files[name] = file
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"shard {path} is not a whole safetensors file: {error}") from None
+        index = read_index(folder)
+        index.check_present(folder)
+        self._stamps = Stamps(folder, index.files)
+        for file in index.files:
+            entries = read_header(folder / file)
+            index.check(file, set(entries), folder)
+            self.entries |= entries
+            self._files |= dict.fromkeys(entries, file)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of the folder."""
-        return self._shapes
+        return {name: entry.shape for name, entry in self.entries.items()}
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor. Raises InputError for one that is no floating-point dtype."""
-        stored = self._dtypes[name]
+        stored = self.entries[name].dtype
         require(stored in DTYPES, f"tensor {name} has dtype {stored}: expected one of {', '.join(DTYPES)}")
         return DTYPES[stored]
 
     def load(self, name: str) -> Tensor:
         """One tensor, read from its shard."""
-        path = self.folder / self._files[name]
-        self._check_unchanged(path)
+        path = self._stamps.check(self._files[name])
         try:
             with safe_open(path, framework="pt") as shard:
                 tensor: Tensor = shard.get_tensor(name)
@@ -104,23 +113,7 @@ class Checkpoint:
 
     def identity(self) -> dict[str, Any]:
         """Size and time of the last change of every shard."""
-        return {"shards": self._stamps}
-
-    def _check_unchanged(self, path: Path) -> None:
-        """Raises ResumableError when a shard is not what it was when the model was opened."""
-        found = stamp(path) if path.is_file() else None
-        if found != self._stamps[path.name]:
-            what = "vanished" if found is None else "changed"
-            raise ResumableError(
-                f"shard {path} {what} while the model was being read: expected it to stay as it was, "
-                "put it back and run the same command again"
-            )
-
-
-def stamp(path: Path) -> list[int]:
-    """Size in bytes and time of the last change in nanoseconds."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+        return {"shards": self._stamps.found}
 
 
 class InMemory:

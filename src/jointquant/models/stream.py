@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from jointquant.errors import InputError, require
+from jointquant.errors import require
 from jointquant.models.architecture import Architecture
+from jointquant.models.configuration import empty_model, read_config
+from jointquant.models.pickles import PickleCheckpoint
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint, InMemory, TensorSource
 from jointquant.models.transforms import centre_embeddings
+from jointquant.trust.shard_index import PICKLE, SAFETENSORS, has_weights
 
 # Buffers that old checkpoints carry and that transformers computes itself.
 LEGACY_BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
@@ -60,7 +62,7 @@ class ModelStream:
         self.architecture.check(config)
         self.config = copy.deepcopy(config)
         self.config._attn_implementation = attn_implementation
-        self.skeleton: PreTrainedModel = skeleton_of(self.config)
+        self.skeleton: PreTrainedModel = empty_model(self.config)
         self.config = self.skeleton.config
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         self._check_heads()
@@ -91,6 +93,7 @@ class ModelStream:
                 have[name] == shape,
                 f"tensor {name} has shape {list(have[name])}: the configuration expects {list(shape)}",
             )
+            self.source.dtype(name)  # raises where it is none of floating point
         for name in have:
             require(
                 name in want or name.endswith(LEGACY_BUFFERS),
@@ -251,13 +254,6 @@ def run_layer(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments
     return output[0] if isinstance(output, tuple) else output
 
 
-def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
-    """The whole model on the meta device; buffers, which are computed, are real."""
-    with init_empty_weights(include_buffers=False):
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return skeleton.eval()
-
-
 def head_dim_of(config: PretrainedConfig) -> int:
     """Size of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
@@ -270,8 +266,15 @@ def intermediate_size_of(model: nn.Module, architecture: Architecture) -> int:
     return down.in_features
 
 
-def open_stream(model: str | Path | PreTrainedModel, attn_implementation: str | None = None) -> ModelStream:
+def open_stream(
+    model: str | Path | PreTrainedModel, attn_implementation: str | None = None, allow_pickle: bool = False
+) -> ModelStream:
     """The stream of a model folder or of a model in memory.
+
+    Args:
+        model: the folder or the model.
+        attn_implementation: as for :class:`ModelStream`.
+        allow_pickle: read pickle weights where there are no others.
 
     Raises:
         InputError: no such folder, no configuration, no weights, or a model that is already quantized.
@@ -283,22 +286,26 @@ def open_stream(model: str | Path | PreTrainedModel, attn_implementation: str | 
         folder = Path(model)
         config = read_config(folder)
         architecture_of(config.model_type)
-        source = Checkpoint(folder)
+        source = open_weights(folder, allow_pickle)
     quantized = getattr(config, "quantization_config", None)
     require(quantized is None, "the model is already quantized: expected one in floating point")
     return ModelStream(source, config, attn_implementation)
 
 
-def read_config(folder: Path) -> PretrainedConfig:
-    """The configuration of a model folder. Raises InputError when there is none or it cannot be read."""
-    require(folder.is_dir(), f"no such model: {folder} (expected a folder with config.json and safetensors)")
-    require((folder / "config.json").is_file(), f"no config.json in {folder}: expected a transformers model folder")
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(
-            f"{folder / 'config.json'} is not a configuration: {' '.join(str(error).split())[:200]}"
-        ) from None
+def open_weights(folder: Path, allow_pickle: bool = False) -> TensorSource:
+    """The weights of a model folder: safetensors, or pickles where there is nothing else and the user allows them.
+
+    Raises:
+        InputError: no weights, broken ones, or pickles that nobody allowed.
+    """
+    if has_weights(folder, SAFETENSORS) or not has_weights(folder, PICKLE):
+        return Checkpoint(folder)
+    require(
+        allow_pickle,
+        f"{folder} has only pickle weights, which are programs: expected {SAFETENSORS.single} or {SAFETENSORS.index}, "
+        "or --allow-pickle (allow_pickle=True) if you trust who made them",
+    )
+    return PickleCheckpoint(folder)
 
 
 def _relative(name: str, root: str) -> str:

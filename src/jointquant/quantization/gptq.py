@@ -55,7 +55,7 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
         else torch.arange(len(diagonal), device=hessian.device)
     )
     diagonal = diagonal[order]
-    work = hessian[order.unsqueeze(1), order].to(linalg_device(hessian.device, "cholesky"))
+    work = hessian[order.unsqueeze(1), order]
     for _ in range(MAX_DAMPING_TRIES):
         work.diagonal().copy_(diagonal + damping * diagonal.mean())
         upper = _inverse_factor(work)
@@ -70,7 +70,7 @@ def _inverse_factor(matrix: Tensor) -> Tensor | None:
 
     At most two further matrices are held at a time.
     """
-    lower, failed = torch.linalg.cholesky_ex(matrix)
+    lower, failed = torch.linalg.cholesky_ex(matrix.to(linalg_device(matrix.device, "cholesky")))
     if failed:
         return None
     inverse = torch.cholesky_inverse(lower)

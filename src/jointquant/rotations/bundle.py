@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from jointquant.durable import save_tensors
 from jointquant.errors import InputError, require
+from jointquant.trust.safetensors_header import read_header, read_metadata
+from jointquant.trust.strict_json import parse_object
 
 ROTATIONS_NAME = "rotations.safetensors"
 METADATA_KEY = "jointquant"
@@ -95,22 +98,22 @@ class Rotations:
             InputError: no such file, not a file of rotations, or a matrix in it that is not orthogonal.
         """
         file = path / ROTATIONS_NAME if path.is_dir() else path
-        require(file.is_file(), f"no rotations at {path}: expected a {ROTATIONS_NAME}, or an artifact that has one")
+        require(file.exists(), f"no rotations at {path}: expected a {ROTATIONS_NAME}, or an artifact that has one")
+        read_header(file)
+        metadata = read_metadata(file)
+        require(METADATA_KEY in metadata, f"{file} is not a file of rotations: expected metadata {METADATA_KEY!r}")
+        about = parse_object(metadata[METADATA_KEY].encode(), f"the metadata of {file}")
         try:
             with safe_open(file, framework="pt") as opened:
-                about = json.loads((opened.metadata() or {}).get(METADATA_KEY, "null"))
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError) as error:
             raise InputError(f"{file} is not readable: {' '.join(str(error).split())[:200]}") from None
-        require(isinstance(about, dict), f"{file} is not a file of rotations: expected metadata {METADATA_KEY!r}")
         for name, tensor in tensors.items():
             require(
                 _is_orthogonal(tensor), f"{name} in {file} is not orthogonal: expected float64 [..., n, n], RᵀR = I"
             )
-        traces = {
-            name: Trace(tuple(trace["losses"]), tuple(trace["angles"])) for name, trace in about["traces"].items()
-        }
         single = (tensors["r1"],) if "r1" in tensors else ()
+        traces = _traces(about, file)
         return cls(single or _numbered(tensors, "r1", file), _numbered(tensors, "r2", file), traces)
 
 
@@ -121,6 +124,17 @@ def layered(scales: dict[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
         index, _, site = name.partition(".")
         layers.setdefault(int(index), {})[site] = scale
     return tuple(layers[index] for index in sorted(layers))
+
+
+def _traces(about: dict[str, Any], file: Path) -> dict[str, Trace]:
+    """How each rotation was learned, as :meth:`Rotations.save` wrote it. Raises InputError for anything else."""
+    try:
+        return {
+            str(name): Trace(tuple(map(float, trace["losses"])), tuple(map(float, trace["angles"])))
+            for name, trace in about["traces"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{file} has no traces of its rotations in its metadata: expected losses and angles") from None
 
 
 def _numbered(tensors: dict[str, Tensor], name: str, file: Path) -> tuple[Tensor, ...]:

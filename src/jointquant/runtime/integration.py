@@ -7,25 +7,29 @@ runtime's modules in before the weights are loaded.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from jointquant.errors import require
+from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.models.registry import ARCHITECTURES, architecture_of
+from jointquant.models.source import Checkpoint
 from jointquant.models.stream import head_dim_of, intermediate_size_of
-from jointquant.recipe import Recipe, load_recipe
+from jointquant.recipe import Recipe, describe, load_recipe
+from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
+from jointquant.trust.folder import CONFIG_NAME
+from jointquant.trust.safetensors_header import Entry, read_header
+from jointquant.trust.strict_json import read_object
 
 QUANT_METHOD = "jointquant"
 FORMAT_VERSION = 1
@@ -61,8 +65,11 @@ class JointQuantConfig(QuantizationConfigMixin):
         return fields | self.facts
 
     def parsed_recipe(self) -> Recipe:
-        """The recipe, checked."""
-        return load_recipe(Recipe.model_validate(self.recipe))
+        """The recipe, checked. Raises InputError when it is none."""
+        try:
+            return load_recipe(Recipe.model_validate(self.recipe))
+        except ValidationError as error:
+            raise InputError(f"recipe of the artifact: {describe(error)}") from None
 
 
 @register_quantizer(QUANT_METHOD)
@@ -104,13 +111,43 @@ class JointQuantHfQuantizer(HfQuantizer):
 
 
 def _check_complete(model: PreTrainedModel, files: list[str]) -> None:
-    """transformers initialises what an artifact lacks at random; here it is refused."""
-    have: set[str] = set()
+    """transformers initialises what an artifact lacks or has in another shape at random; here it is refused."""
+    have: dict[str, Entry] = {}
     for file in files:
-        with safe_open(file, framework="pt") as shard:
-            have.update(shard.keys())
-    for name in model.state_dict():
+        have |= read_header(Path(file))
+    want = model.state_dict()
+    for name, tensor in want.items():
         require(name in have, f"the artifact lacks tensor {name}: it is incomplete")
+        found, shape = have[name], tuple(tensor.shape)
+        require(
+            found.shape == shape and found.dtype.startswith("I") != tensor.is_floating_point(),
+            f"tensor {name} of the artifact is {found.dtype} {list(found.shape)}: its recipe makes it "
+            f"{str(tensor.dtype).removeprefix('torch.')} {list(shape)}",
+        )
+    for name in have:
+        require(name in want, f"unexpected tensor {name} in the artifact: its recipe makes none")
+
+
+def check_artifact(folder: Path, config: PretrainedConfig) -> None:
+    """Refuse an artifact that is none, before transformers builds it.
+
+    Raises:
+        InputError: a configuration without a whole recipe of ours, or tensors or rotations that are no safetensors.
+    """
+    quantization = getattr(config, "quantization_config", None)
+    ours = isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
+    require(ours, f"{folder / CONFIG_NAME} has no quantization_config of {QUANT_METHOD}: expected an artifact's")
+    assert isinstance(quantization, dict)
+    for key in ("recipe", "architecture"):
+        require(key in quantization, f"{folder / CONFIG_NAME} has no {key} in its quantization_config")
+    parsed = JointQuantConfig(**quantization)
+    family = MODEL_TYPE_PREFIX + str(parsed.architecture)
+    known = family == config.model_type and parsed.architecture in ARCHITECTURES
+    require(known, f"an artifact of architecture {str(parsed.architecture)[:60]!r} has model_type {config.model_type}")
+    parsed.parsed_recipe()
+    Checkpoint(folder)
+    if (folder / ROTATIONS_NAME).exists():
+        read_header(folder / ROTATIONS_NAME)
 
 
 def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assembly:
@@ -119,7 +156,10 @@ def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assem
     recipe = quantization.parsed_recipe()
     head_dim, intermediate_size = head_dim_of(model.config), intermediate_size_of(model, architecture)
     online = OnlineTransforms.of(recipe, model.config, head_dim, intermediate_size)
-    return Assembly(architecture, recipe, online)
+    assembly = Assembly(architecture, recipe, online)
+    first = model.get_submodule(architecture.layer_prefix(0))
+    assembly.check(first, model.config.num_hidden_layers, head_dim)
+    return assembly
 
 
 def artifact_config(
@@ -151,10 +191,10 @@ def artifact_config(
 def is_artifact(folder: Path) -> bool:
     """Whether a folder holds an artifact of ours."""
     try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = read_object(folder / CONFIG_NAME)
+    except InputError:
         return False
-    return isinstance(data, dict) and str(data.get("model_type", "")).startswith(MODEL_TYPE_PREFIX)
+    return str(data.get("model_type", "")).startswith(MODEL_TYPE_PREFIX)
 
 
 _CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -15,16 +16,24 @@ from transformers import (
 from jointquant.devices import resolve_device, resolve_dtype
 from jointquant.errors import InputError, require
 from jointquant.hub import locate
-from jointquant.models.source import Checkpoint
-from jointquant.models.stream import open_stream, read_config
-from jointquant.runtime.integration import is_artifact
+from jointquant.models.configuration import blamed, read_config
+from jointquant.models.source import check_finite
+from jointquant.models.stream import open_stream
+from jointquant.runtime.integration import check_artifact, is_artifact
+from jointquant.trust.folder import GENERATION_NAME, check_folder, tokenizer_code
 
 # Spaces, case, numbers, punctuation, scripts and line ends: what tokenizers treat differently.
 PROBE = "Hello world,  don't\tsplit 12345.67 naïve 東京 — “quoted” (x_y) != z\n\n    return   None\r\n"
 
 
 def load(
-    model: str | Path, *, revision: str | None = None, hub: str = "hf", device: str = "auto", dtype: str = "auto"
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    hub: str = "hf",
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_pickle: bool = False,
 ) -> PreTrainedModel:
     """A model folder, a hub id or an artifact, ready to run.
 
@@ -35,23 +44,40 @@ def load(
     config = read_config(folder)
     where = resolve_device(device)
     if is_artifact(folder):
+        check_artifact(folder, config)
         stored = config.dtype
-        Checkpoint(folder)
     else:
-        stored = open_stream(folder).stored_dtype
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=resolve_dtype(dtype, where, stored), local_files_only=True
-    )
-    return loaded.to(where).eval()
+        stored = open_stream(folder, allow_pickle=allow_pickle).stored_dtype
+    computed = resolve_dtype(dtype, where, stored)
+    with blamed(f"{folder} cannot be loaded"):
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=computed, local_files_only=True, trust_remote_code=False
+        )
+    for name, tensor in loaded.state_dict().items():
+        check_finite(name, tensor)
+    loaded = loaded.to(where).eval()
+    with blamed(f"{folder} cannot run as its configuration says"), torch.no_grad():
+        loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=where))
+    return loaded
 
 
 def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder. Raises InputError when there is none."""
+    """The tokenizer of a model folder; no code in the folder is run. Raises InputError when there is none."""
     require(not isinstance(model, PreTrainedModel), "a model in memory needs its tokenizer: pass tokenizer=")
-    require(Path(str(model)).is_dir(), f"no such model: {model} (expected a folder with config.json and safetensors)")
+    folder = Path(str(model))
+    require(folder.is_dir(), f"no such model: {model} (expected a folder with config.json and safetensors)")
+    check_folder(folder)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer(PROBE)
+    except Exception as error:  # a tokenizer is data of others: its library raises whatever it meets
+        require(
+            not tokenizer_code(folder),
+            f"the tokenizer in {folder} needs code of the model folder (auto_map), which is never run: "
+            "expected one that tokenizer.json describes",
+        )
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"no tokenizer in {model}: expected tokenizer.json ({reason})") from None
     return tokenizer
@@ -75,9 +101,19 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def generation_config_of(model: str | Path | PreTrainedModel) -> GenerationConfig | None:
-    """The generation settings of a model folder, if it has any, or of a model in memory."""
+    """The generation settings of a model folder, if it has any, or of a model in memory.
+
+    Raises:
+        InputError: settings that contradict each other; an artifact could not be given them.
+    """
     if isinstance(model, PreTrainedModel):
         return model.generation_config
-    if not (Path(model) / "generation_config.json").is_file():
+    path = Path(model) / GENERATION_NAME
+    if not path.is_file():
         return None
-    return GenerationConfig.from_pretrained(model, local_files_only=True)
+    try:
+        settings = GenerationConfig.from_pretrained(model, local_files_only=True)
+        settings.validate(strict=True)
+    except Exception as error:  # data of others, as above
+        raise InputError(f"{path} holds no generation settings: {' '.join(str(error).split())[:200]}") from None
+    return settings

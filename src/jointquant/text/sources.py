@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from jointquant.errors import InputError, require
 from jointquant.progress import Progress, Silent
 from jointquant.text.hub_text import NAMED_TEXTS, Split, hub_text, named_text
+from jointquant.trust.files import open_regular
 
 DEFAULT_FIELD = "text"
 
@@ -38,13 +40,14 @@ def load_text(source: str, split: Split, progress: Progress | None = None) -> st
 def _file_text(source: str) -> str:
     path, field = _file_and_field(source)
     known = ", ".join([*NAMED_TEXTS, "hub:NAME", *(f"a {suffix} file" for suffix in READERS)])
-    require(path.suffix in READERS, f"unknown text {source!r}: expected one of {known}")
-    require(path.is_file(), f"no such text file: {path}")
+    require(path.suffix in READERS, f"unknown text {source[:200]!r}: expected one of {known}")
+    require(os.path.exists(path), f"no such text file: {source[:200]}")
+    os.close(open_regular(path))  # a pipe would wait for its writer
     try:
         return READERS[path.suffix](path, field)
     except KeyError:
         raise InputError(f"text {path} has no {field!r} in each row: name its column as {path}:FIELD") from None
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise InputError(f"text {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -1,0 +1,103 @@
+"""The configuration of a model folder, checked before anything is built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from jointquant.errors import InputError, require
+from jointquant.models.registry import ARCHITECTURES
+from jointquant.trust.folder import CONFIG_NAME, check_folder
+from jointquant.trust.strict_json import read_object
+
+# The largest dense models have 126 layers, hidden_size 16384 and a vocabulary of 256000.
+MAX_SIZES: dict[str, int] = {
+    "num_hidden_layers": 1 << 12,
+    "hidden_size": 1 << 18,
+    "intermediate_size": 1 << 20,
+    "ffn_dim": 1 << 20,
+    "word_embed_proj_dim": 1 << 18,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 30,
+}
+"""By key of a configuration: the largest size that is believed."""
+
+POSITIVE = ("rms_norm_eps", "rope_theta", "initializer_range", "query_pre_attn_scalar", "attn_logit_softcapping")
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a model folder. No code in the folder is run, whatever it asks for.
+
+    Raises:
+        InputError: there is none, it cannot be read, it has sizes that no model has, or it needs code of the folder.
+    """
+    require(folder.is_dir(), f"no such model: {folder} (expected a folder with config.json and safetensors)")
+    path = folder / CONFIG_NAME
+    require(path.exists(), f"no config.json in {folder}: expected a transformers model folder")
+    check_folder(folder)
+    data = read_object(path)
+    check_sizes(data, path)
+    family = data.get("model_type")
+    require(
+        "auto_map" not in data or (isinstance(family, str) and family in CONFIG_MAPPING),
+        f"{path} names code of its own (auto_map) for model_type {str(family)[:60]!r}, and code of a model folder is "
+        f"never run: expected a family of {', '.join(sorted(ARCHITECTURES))}",
+    )
+    with blamed(f"{path} is not a configuration"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    check_sizes(config.to_dict(), path)
+    return config
+
+
+def check_sizes(data: dict[str, Any], path: Path) -> None:
+    """Raises InputError when a size in the plain data of a configuration is none, or none that a model has."""
+    for key, limit in MAX_SIZES.items():
+        value = data.get(key)
+        if value is not None:
+            whole = type(value) is int and 1 <= value <= limit
+            require(whole, f"{path}: {key} is {str(value)[:60]!r}, expected a whole number from 1 to {limit}")
+    for key in POSITIVE:
+        value = data.get(key)
+        if value is not None:
+            positive = type(value) in (int, float) and value > 0
+            require(positive, f"{path}: {key} is {str(value)[:60]!r}, expected a positive number")
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device. Raises InputError when none can be built."""
+    with (
+        blamed(f"no {config.model_type} model has this configuration"),
+        init_empty_weights(include_buffers=False),
+    ):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model.eval()
+
+
+@contextmanager
+def blamed(message: str) -> Iterator[None]:
+    """Run a library's code on the settings of others: whatever it stumbles over becomes an InputError.
+
+    Args:
+        message: what the error says before the library's own words.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{message}: {_brief(error)}") from None
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if not isinstance(error, (ValueError, OSError)) else text

@@ -1,0 +1,68 @@
+"""Where output may go: never over the input, never through a link, and never over what is not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from jointquant.errors import InputError, require
+from jointquant.trust.strict_json import read_object
+
+MAX_NAME = 200
+"""Bytes of the folder's name: working names are made from it, and file systems take 255."""
+
+MARKS: dict[str, str] = {
+    "config.json": '"jointquant_version"',
+    "results.json": '"jointquant"',
+    "stats.json": '"jointquant"',
+}
+"""By file at the top of an output folder: the JSON key in which this package's version stands."""
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Refuse a place for output before any work is done.
+
+    Args:
+        out: the folder to write.
+        overwrite: whether what is there may be replaced; only an earlier output of ours may.
+
+    Raises:
+        InputError: a name that is none, a link, a file, under a file, a folder that may not be written, or one that is
+            not empty.
+    """
+    shown = str(out)[:200]
+    require("\0" not in str(out) and out.name not in ("", ".."), f"output {shown!r} is no name of a folder")
+    long = max(len(os.fsencode(name)) for name in out.parts)
+    require(long <= MAX_NAME, f"output {shown}… has a name of {long} bytes: expected at most {MAX_NAME}")
+    require(not os.path.islink(out), f"output {out} is a link: expected the folder's own path")
+    require(not os.path.lexists(out) or out.is_dir(), f"output {out} is a file: expected a folder")
+    parent = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    require(parent.is_dir(), f"output {out} is under {parent}, which is a file: expected a folder")
+    require(os.access(parent, os.W_OK | os.X_OK), f"output {out} cannot be made: {parent} may not be written")
+    if out.is_dir() and any(out.iterdir()):
+        require(overwrite, f"output folder {out} is not empty: expected a new one, or --overwrite")
+        require(
+            is_output(out),
+            f"output folder {out} holds no earlier output of jointquant: --overwrite replaces nothing else",
+        )
+
+
+def check_apart(out: Path, model: Path) -> None:
+    """Raises InputError when output would replace the model it is made of, or lie inside it, or the other way round."""
+    output, source = os.path.realpath(out), os.path.realpath(model)
+    shared = os.path.commonpath([output, source])
+    require(shared != source, f"output {out} is the model's folder or inside it: expected another folder")
+    require(shared != output, f"output {out} contains the model's folder {model}: expected another folder")
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder holds what a run of ours left: an artifact, a comparison, or statistics."""
+    return any(_is_marked(folder / name, mark) for name, mark in MARKS.items())
+
+
+def _is_marked(path: Path, mark: str) -> bool:
+    try:
+        return mark in json.dumps(read_object(path))
+    except InputError:
+        return False
