@@ -6,9 +6,10 @@ After ``import jointquant``, artifacts load with ``transformers.AutoModelForCaus
 from jointquant._version import __version__
 from jointquant.analysis import Statistics, stats
 from jointquant.comparison import Comparison, compare
-from jointquant.errors import InputError
+from jointquant.errors import InputError, ResumableError
 from jointquant.evaluation.evaluate import EvaluationResult, evaluate
 from jointquant.pipeline import QuantizeResult, quantize
+from jointquant.planning import DryRun, dry_run
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.runtime.integration import register_families
 from jointquant.runtime.loading import load
@@ -17,13 +18,16 @@ register_families()
 
 __all__ = [
     "Comparison",
+    "DryRun",
     "EvaluationResult",
     "InputError",
     "QuantizeResult",
     "Recipe",
+    "ResumableError",
     "Statistics",
     "__version__",
     "compare",
+    "dry_run",
     "evaluate",
     "load",
     "load_recipe",

@@ -49,6 +49,12 @@ SetOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option(help="Replace an earlier output in the output folder.")]
+CalibOption = Annotated[
+    str | None, typer.Option(help="Calibration text: wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file.")
+]
+SamplesOption = Annotated[int | None, typer.Option(help="Calibration windows.")]
+SeqlenOption = Annotated[int | None, typer.Option(help="Tokens of a calibration window.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")]
 AllowPickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read a folder's pytorch_model.bin.")]
 
 
@@ -70,69 +76,6 @@ def demo(
         table.add_row(row.recipe, f"{row.perplexity:.2f}", spread, size, seconds)
     _print(table, as_json)
     _finish({"rows": [row.to_dict() for row in rows]}, as_json)
-
-
-@app.command()
-def quantize(
-    model: ModelArgument,
-    out: Annotated[Path, typer.Option(help="The artifact's folder; it appears only when it is complete.")],
-    recipe: Annotated[str, typer.Option(help="A preset (see `jointquant recipes`) or a YAML file.")] = "w4a4kv4",
-    size: Annotated[
-        str | None, typer.Option(help="Batch and sample sizes for a model of this size: 1B, 3B, 8B, 70B; --set wins.")
-    ] = None,
-    changes: SetOption = None,
-    calib: Annotated[
-        str | None,
-        typer.Option(help="Calibration text: wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file."),
-    ] = None,
-    num_samples: Annotated[int | None, typer.Option(help="Calibration windows.")] = None,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens of a calibration window.")] = None,
-    revision: RevisionOption = None,
-    hub: HubOption = "hf",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")] = None,
-    allow_pickle: AllowPickleOption = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Quantize MODEL and write an artifact.
-
-    Example: jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --recipe w4a4kv4 --calib wikitext2
-    """
-    from jointquant import load_recipe
-    from jointquant import quantize as run
-    from jointquant.journal import partial_folder
-
-    flags = {"source": calib, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
-    given = [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    settings = load_recipe(recipe, [*(changes or []), *given], size)
-    try:
-        result = run(
-            model,
-            out,
-            settings,
-            revision=revision,
-            hub=hub,
-            device=device,
-            dtype=dtype,
-            allow_pickle=allow_pickle,
-            overwrite=overwrite,
-            progress=_progress(),
-        )
-    except KeyboardInterrupt:
-        if partial_folder(out).exists():
-            typer.echo("run the same command again: it goes on where it was", err=True)
-        raise
-    table = Table(show_header=False, title=f"{model} → {out}")
-    table.add_row("bits per weight", f"{result.bits_per_weight:.2f}")
-    table.add_row("size", f"{result.size_bytes / 1e6:.1f} MB")
-    table.add_row("seconds", f"{result.seconds:.1f}")
-    table.add_row("peak memory", f"{result.peak_rss_bytes / 1e6:.0f} MB")
-    for name, words in result.transforms.items():
-        table.add_row(name.upper(), words)
-    _print(table, as_json)
-    _finish(result.to_dict(), as_json)
 
 
 @app.command(name="eval")
@@ -289,7 +232,8 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the input is at fault, 130 interrupted, 1 a defect of ours."""
-    import jointquant.cli_laboratory  # noqa: F401 (adds verbs)
+    import jointquant.cli_laboratory
+    import jointquant.cli_quantize  # noqa: F401 (both add verbs)
 
     _be_quiet()
     command = typer.main.get_command(app)
@@ -339,9 +283,9 @@ def _be_quiet() -> None:
     hub_logging.set_verbosity_error()
 
 
-def _print(table: Table, as_json: bool) -> None:
+def _print(table: Table, to_stderr: bool) -> None:
     """Tables are for people: standard output, or standard error when that belongs to JSON."""
-    Console(stderr=as_json).print(table)
+    Console(stderr=to_stderr).print(table)
 
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jointquant.cli import (
     AllowPickleOption,
+    CalibOption,
     DeviceOption,
     DtypeOption,
     HubOption,
@@ -18,6 +19,9 @@ from jointquant.cli import (
     ModelArgument,
     OverwriteOption,
     RevisionOption,
+    SamplesOption,
+    SeedOption,
+    SeqlenOption,
     SetOption,
     _finish,
     _print,
@@ -25,13 +29,6 @@ from jointquant.cli import (
     app,
 )
 from jointquant.errors import InputError
-
-CalibOption = Annotated[
-    str | None, typer.Option(help="Calibration text: wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file.")
-]
-SamplesOption = Annotated[int | None, typer.Option(help="Calibration windows.")]
-SeqlenOption = Annotated[int | None, typer.Option(help="Tokens of a calibration window.")]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")]
 
 
 @app.command()

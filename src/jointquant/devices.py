@@ -28,6 +28,9 @@ MISSING: dict[str, frozenset[str]] = {
 
 HOST = torch.device("cpu")
 
+ON_PAPER_DEVICE = torch.device("cuda")
+"""An accelerator that a plan is made for without one at hand."""
+
 EXPECTED = "expected auto, cpu, or an accelerator such as cuda:0, xpu:0, npu:0, mps"
 
 

@@ -15,13 +15,14 @@ from jointquant.recipe import Recipe
 from jointquant.subject import Subject
 
 
-def identity_of(subject: Subject, recipe: Recipe, windows: Tensor) -> dict[str, Any]:
+def identity_of(subject: Subject, recipe: Recipe, windows: Tensor, batch_tokens: int) -> dict[str, Any]:
     """Plain data, by what a user could have changed.
 
     Args:
         subject: the model, and where it runs.
         recipe: all its settings.
         windows: the calibration windows [n, T].
+        batch_tokens: how many tokens run at once: the last digits of sums depend on it.
     """
     config = subject.stream.config.to_dict()
     config.pop("_name_or_path", None)  # where it lies does not matter
@@ -32,6 +33,7 @@ def identity_of(subject: Subject, recipe: Recipe, windows: Tensor) -> dict[str, 
         },
         "recipe": recipe.model_dump(mode="json"),
         "windows": {"shape": list(windows.shape), "tokens": tensor_digest(windows)},
+        "batch_tokens": batch_tokens,
         "device": subject.place.device.type,
         "dtype": str(subject.place.dtype).removeprefix("torch."),
         "versions": {"jointquant": __version__, "torch": torch.__version__},

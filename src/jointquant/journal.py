@@ -129,6 +129,13 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
+def begun(out: Path) -> dict[str, Any]:
+    """What the unfinished run that fills ``out`` is; empty where there is none."""
+    run = partial_folder(out) / RUN_NAME
+    found = _load(run) if run.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
 def nearly_finished(out: Path) -> bool:
     """Whether a run was killed between giving its artifact the name and clearing up."""
     if not (out.name and os.path.isdir(out)):  # out is not checked yet: its name may be none, or too long

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,12 +23,14 @@ from jointquant.durable import load_tensors, save_tensors
 from jointquant.errors import require
 from jointquant.hub import Location
 from jointquant.identity import identity_of
-from jointquant.journal import COMPLETE, finished, nearly_finished, open_journal
-from jointquant.memory import peak_rss_bytes
+from jointquant.journal import COMPLETE, begun, finished, nearly_finished, open_journal
+from jointquant.memory import peak_rss_bytes, return_freed_memory
 from jointquant.models.scaling import check_scalable
 from jointquant.models.stream import ModelStream
 from jointquant.models.writer import ShardWriter
 from jointquant.output import check_output
+from jointquant.plan import Plan
+from jointquant.planning import Size, plan_run
 from jointquant.progress import Progress, Silent
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, layered
@@ -81,10 +84,13 @@ def quantize(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
+    memory_budget: Size = None,
+    device_budget: Size = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    announce: Callable[[Plan], None] | None = None,
 ) -> QuantizeResult:
-    """Quantize a model and write the artifact.
+    """Quantize a model and write the artifact; an unfinished run of the same settings is resumed.
 
     Args:
         model: a model folder, a hub id, or a model in memory (which is read, not changed).
@@ -96,27 +102,37 @@ def quantize(
         device: where layers run; "auto" is the accelerator if there is one.
         dtype: what layers compute in; "auto" is float32 on the CPU and the stored dtype elsewhere.
         allow_pickle: read the pickle weights of a folder that has no others.
-        overwrite: replace a folder that is not empty.
+        memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free.
+        device_budget: the same of an accelerator.
+        overwrite: replace a folder that is not empty, and discard an unfinished run of other settings.
         progress: where progress is shown; None: nowhere.
+        announce: told the plan before the work begins.
 
     Raises:
-        InputError: the input is at fault; nothing was written.
+        InputError: the input is at fault, or the run does not fit; nothing was written.
+        ResumableError: the disk is full or the model's files changed; finished steps are kept.
     """
     start = time.perf_counter()
     recipe = load_recipe(recipe)
     progress = progress or Silent()
+    return_freed_memory()
     check_output(Path(out), overwrite or nearly_finished(Path(out)))
     subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress, allow_pickle)
     check_not_input(Path(out), subject)
     assembly = assemble(subject.stream, recipe)
     windows = calibration_set(subject.stream, subject.tokenizer, recipe, progress)
-    identity = identity_of(subject, recipe, windows)
+    unfinished = None if overwrite else begun(Path(out)).get("batch_tokens")
+    budgets = memory_budget, device_budget
+    plan = plan_run(subject.stream, recipe, windows, subject.place, Path(out), *budgets, unfinished)
+    identity = identity_of(subject, recipe, windows, plan.choice.batch_tokens)
     reported = finished(Path(out), identity)
     if reported is not None:
         return QuantizeResult(**reported)
     check_output(Path(out), overwrite)
+    if announce is not None:
+        announce(plan)
     with open_journal(Path(out), identity, overwrite) as journal:
-        workspace = Workspace(subject.place, journal=journal)
+        workspace = Workspace(subject.place, plan.choice.storage, plan.choice.batch_tokens, journal=journal)
         prepared = time.perf_counter()
         rotations = calibrated_rotations(subject.stream, recipe, windows, workspace, progress)
         calibrated = time.perf_counter()

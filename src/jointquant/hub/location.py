@@ -67,6 +67,33 @@ def locate(
     return Location(found.folder, repository.name, found.revision)
 
 
+class _ConfigurationFoundError(Exception):
+    """Stops a download before the weights: it is what ``before_weights`` may do."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+def locate_configuration(model: str | Path, revision: str | None, hub: str, progress: Progress) -> Path:
+    """A folder with a model's configuration; of a hub's model nothing else is fetched. Raises InputError as ``locate``.
+
+    Args:
+        model: as for ``locate``.
+        revision: as for ``locate``.
+        hub: as for ``locate``.
+        progress: where the download is shown.
+    """
+
+    def stop(folder: Path) -> None:
+        raise _ConfigurationFoundError(folder)
+
+    try:
+        return locate(model, revision, hub, progress, before_weights=stop).folder
+    except _ConfigurationFoundError as found:
+        return found.folder
+
+
 def download(
     repository: str,
     *,

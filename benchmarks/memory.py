@@ -1,0 +1,98 @@
+"""Peak memory against depth: the same model with few and with many layers, beside what the plan predicts.
+
+    python benchmarks/memory.py [--layers 8,32]
+
+Each model is generated (random weights), quantized at W4A4KV4 with GPTQ in a process of its own, and removed. Writes
+benchmarks/results/memory.json. The bound is what a layer-by-layer run may need in the dtype it computes in: the
+embeddings, three layers, the hidden states of the plan and 600 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import torch
+import transformers
+
+import jointquant
+import jointquant.demo
+from jointquant.models.configuration import read_config
+from jointquant.shape import shape_of
+
+RESULT = Path(__file__).parent / "results" / "memory.json"
+RECIPE = "w4a4kv4"
+SETTINGS = {
+    "calibration.source": str(Path(jointquant.demo.__file__).parent / "calibration.txt"),
+    "calibration.num_samples": 4,
+    "calibration.seqlen": 512,
+}
+ALLOWANCE = 600_000_000
+FLOAT = 4
+
+
+def main() -> None:
+    """Measure every depth and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", default="8,32")
+    parser.add_argument("--budget", help="--memory-budget of the runs, e.g. 1300MB: hidden states may go to files")
+    parser.add_argument("--one", nargs=2, type=Path, metavar=("MODEL", "OUT"), help="one run, as JSON (used by itself)")
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(*arguments.one, arguments.budget)))
+        return
+    rows = []
+    for layers in (int(number) for number in arguments.layers.split(",")):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            subprocess.run(
+                [sys.executable, "large_checkpoint.py", folder / "m", "--layers", str(layers)], cwd=HERE, check=True
+            )
+            command = [sys.executable, __file__, "--one", str(folder / "m"), str(folder / "out")]
+            command += ["--budget", arguments.budget] if arguments.budget else []
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rows.append({"layers": layers} | json.loads(done.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
+    result = {
+        "command": "python benchmarks/memory.py",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "recipe": RECIPE,
+        "settings": SETTINGS | {"calibration.source": "the demo's calibration text"},
+        "growth": rows[-1]["peak_bytes"] / rows[0]["peak_bytes"],
+        "rows": rows,
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+HERE = Path(__file__).parent
+
+
+def one(model: Path, out: Path, budget: str | None) -> dict[str, object]:
+    """One run in this process: its peak, what was predicted, and the bound."""
+    plans = []
+    recipe = jointquant.load_recipe(RECIPE, [f"{key}={value}" for key, value in SETTINGS.items()])
+    result = jointquant.quantize(model, out, recipe, memory_budget=budget, announce=plans.append)
+    (plan,) = plans
+    shape = shape_of(read_config(model))
+    states = sum(phase.host.get("hidden states", 0) for phase in plan.phases[:1])
+    return {
+        "peak_bytes": result.peak_rss_bytes,
+        "predicted_bytes": plan.host_peak,
+        "bound_bytes": FLOAT * (shape.embeddings + 3 * shape.layer) + states + ALLOWANCE,
+        "hidden_states": plan.choice.storage,
+        "seconds": result.seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The command line's ``quantize``. Importing this adds it to the verbs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jointquant.cli import (
+    AllowPickleOption,
+    CalibOption,
+    DeviceOption,
+    DtypeOption,
+    HubOption,
+    JsonOption,
+    ModelArgument,
+    OverwriteOption,
+    RevisionOption,
+    SamplesOption,
+    SeedOption,
+    SeqlenOption,
+    SetOption,
+    _finish,
+    _print,
+    _progress,
+    app,
+)
+from jointquant.plan import Plan, in_words
+
+
+@app.command()
+def quantize(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="The artifact's folder; it appears only when it is complete.")],
+    recipe: Annotated[str, typer.Option(help="A preset (see `jointquant recipes`) or a YAML file.")] = "w4a4kv4",
+    size: Annotated[
+        str | None, typer.Option(help="Batch and sample sizes for a model of this size: 1B, 3B, 8B, 70B; --set wins.")
+    ] = None,
+    changes: SetOption = None,
+    calib: CalibOption = None,
+    num_samples: SamplesOption = None,
+    seqlen: SeqlenOption = None,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    seed: SeedOption = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory this process may use, e.g. 16GB (default: what is free).")
+    ] = None,
+    device_budget: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The accelerator's memory to use; with --dry-run also of one not at hand."),
+    ] = None,
+    only_plan: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan (memory, disk, time) and stop: config.json is enough.")
+    ] = False,
+    allow_pickle: AllowPickleOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize MODEL and write an artifact. A run that was stopped goes on when the same command is given again.
+
+    Example: jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --recipe w4a4kv4 --calib wikitext2
+    """
+    from jointquant import dry_run, load_recipe
+    from jointquant import quantize as run
+    from jointquant.journal import partial_folder
+
+    flags = {"source": calib, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
+    given = [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    settings = load_recipe(recipe, [*(changes or []), *given], size)
+    if only_plan:
+        dry = dry_run(
+            model,
+            settings,
+            revision=revision,
+            hub=hub,
+            device=device,
+            dtype=dtype,
+            memory_budget=memory_budget,
+            device_budget=device_budget,
+            out=out,
+            progress=_progress(),
+        )
+        _print(plan_table(dry.plan, dry.seconds, dry.assumed), as_json)
+        _finish(dry.to_dict(), as_json)
+        return
+    try:
+        result = run(
+            model,
+            out,
+            settings,
+            revision=revision,
+            hub=hub,
+            device=device,
+            dtype=dtype,
+            allow_pickle=allow_pickle,
+            memory_budget=memory_budget,
+            device_budget=device_budget,
+            overwrite=overwrite,
+            progress=_progress(),
+            announce=lambda plan: _print(plan_table(plan), True),
+        )
+    except KeyboardInterrupt:
+        if partial_folder(out).exists():
+            typer.echo("run the same command again: it goes on where it was", err=True)
+        raise
+    table = Table(show_header=False, title=f"{model} → {out}")
+    table.add_row("bits per weight", f"{result.bits_per_weight:.2f}")
+    table.add_row("size", f"{result.size_bytes / 1e6:.1f} MB")
+    table.add_row("seconds", f"{result.seconds:.1f}{' (resumed)' if result.resumed else ''}")
+    table.add_row("peak memory", f"{result.peak_rss_bytes / 1e6:.0f} MB")
+    for name, words in result.transforms.items():
+        table.add_row(name.upper(), words)
+    _print(table, as_json)
+    _finish(result.to_dict(), as_json)
+
+
+def plan_table(plan: Plan, seconds: dict[str, float] | None = None, assumed: bool = False) -> Table:
+    """What a run will need, and how long it will take where that was estimated."""
+    table = Table(show_header=False, title="plan")
+    for what, words in in_words(plan).items():
+        table.add_row(what, words)
+    if seconds is not None:
+        parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items() if value)
+        source = "at the assumed speed of an accelerator that is not here" if assumed else "at the speed measured now"
+        table.add_row("time", f"about {sum(seconds.values()) / 60:.0f} min {source} ({parts})")
+    return table

@@ -1,0 +1,131 @@
+"""How long a run will take: what it computes, divided by how fast this machine is at it. Good to a factor of two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from jointquant.devices import synchronize
+from jointquant.plan import Job
+from jointquant.quantization.weights import MSE_RATIOS
+from jointquant.recipe import LearnedResidualRotation, LearnedRotation
+
+SECONDS_PER_MEASUREMENT = 0.1
+PASSES_PER_RATIO = 12
+"""Passes over a weight in memory for one ratio of the search for its clipping."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a device is.
+
+    Attributes:
+        products: floating-point operations a second in the dtype of computation.
+        float32: the same in float32.
+        bandwidth: bytes a second of elementwise work.
+        column: seconds to round one column of a weight, however short.
+        disk: bytes a second read and written.
+        assumed: whether these are assumptions, not measurements.
+    """
+
+    products: float
+    float32: float
+    bandwidth: float
+    column: float
+    disk: float
+    assumed: bool = False
+
+
+ON_PAPER = Speed(products=60e12, float32=15e12, bandwidth=600e9, column=60e-6, disk=1e9, assumed=True)
+"""An accelerator that is not here: about a consumer card of 24 GB, with a solid-state disk."""
+
+DISK = 1e9
+COLUMN = {True: 25e-6, False: 60e-6}
+"""Seconds a column: a few small operations on the host, or as many kernels to launch."""
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> Speed:
+    """The speed of a device at hand, found in about a third of a second."""
+    size = 512 if device.type == "cpu" else 4096
+    vector = torch.ones(2**22, device=device)
+    return Speed(
+        products=_products(device, dtype, size),
+        float32=_products(device, torch.float32, size),
+        bandwidth=2 * vector.nbytes / _seconds(lambda: vector * 2, device),
+        column=COLUMN[device.type == "cpu"],
+        disk=DISK,
+    )
+
+
+def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
+    """Seconds by stage."""
+    shape, recipe = job.shape, job.recipe
+    learned = isinstance(recipe.rotations.r1, LearnedResidualRotation)
+    walked = learned or isinstance(recipe.rotations.r2, LearnedRotation) or recipe.smoothing.alpha is not None
+    forward = 2 * shape.linears * job.tokens / speed.products
+    read = shape.layer * shape.dtype.itemsize / speed.disk
+    states = job.states / speed.disk
+    return {
+        "calibrate": shape.num_layers * (forward + read + states) if walked else 0.0,
+        "learn": _learning(job, speed),
+        "quantize": shape.num_layers * (2 * forward + read + states + _merging(job, speed) + _rounding(job, speed)),
+    }
+
+
+def _learning(job: Job, speed: Speed) -> float:
+    """Products with the batch, forth and back, and a factorisation a step."""
+    r1, r2, shape = job.recipe.rotations.r1, job.recipe.rotations.r2, job.shape
+    flops = 0.0
+    if isinstance(r1, LearnedResidualRotation):
+        flops += r1.steps * _step(min(r1.batch_tokens, 2 * job.tokens * shape.num_layers), shape.hidden_size)
+    if isinstance(r2, LearnedRotation):
+        heads = shape.num_layers * shape.num_key_value_heads
+        flops += heads * r2.steps * _step(min(r2.batch_tokens, job.tokens), shape.head_dim)
+    return flops / speed.float32
+
+
+def _step(tokens: int, size: int) -> float:
+    return 6.0 * tokens * size**2 + 10.0 * size**3
+
+
+def _merging(job: Job, speed: Speed) -> float:
+    """Rotations are merged in float64, at half the speed of float32 at best."""
+    merged = job.shape.linears * job.shape.hidden_size if job.recipe.rotations.r1.kind != "none" else 0
+    return 4.0 * merged / speed.float32
+
+
+def _rounding(job: Job, speed: Speed) -> float:
+    """Hessians, their factors, the search for the clipping, the updates and the columns of one layer."""
+    weights = job.recipe.weights
+    if not weights.enabled:
+        return 0.0
+    ratios = len(MSE_RATIOS) if weights.clip == "mse" else 1
+    search = ratios * PASSES_PER_RATIO * 4 * job.shape.linears / speed.bandwidth
+    if weights.method == "rtn":
+        return search
+    flops = columns = 0.0
+    for site in job.shape.sites:
+        size = site.in_features
+        flops += 2.0 * job.tokens * size**2 + 2.0 * size**3 + 2.0 * site.out_features * size**2
+        columns += size
+    return search + flops / speed.float32 + columns * speed.column
+
+
+def _products(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    a = torch.ones(size, size).to(device, dtype)
+    return 2 * size**3 / _seconds(lambda: a @ a, device)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one call, the mean over a tenth of a second."""
+    work()
+    synchronize(device)
+    count, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < SECONDS_PER_MEASUREMENT:
+        work()
+        synchronize(device)
+        count += 1
+    return spent / count

@@ -1,0 +1,143 @@
+"""A plan for a run on this machine, or on paper: for a configuration without weights and an accelerator not at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+
+import torch
+
+from jointquant.devices import ON_PAPER_DEVICE, resolve_device, resolve_dtype
+from jointquant.errors import require
+from jointquant.estimate import ON_PAPER, measure, seconds_of
+from jointquant.hub import locate_configuration
+from jointquant.memory import available, device_available, parse_size, resident
+from jointquant.models.configuration import read_config
+from jointquant.models.stream import ModelStream, Place
+from jointquant.plan import Budget, Job, Plan, make_plan
+from jointquant.progress import Progress, Silent
+from jointquant.recipe import Recipe, load_recipe
+from jointquant.shape import shape_of
+
+CONTEXT_HOST, CONTEXT_DEVICE = 1_500_000_000, 600_000_000
+"""What an accelerator's libraries take of the host's and of its own memory."""
+
+Size = int | str | None
+"""Bytes, or a size in words such as "24GB"."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A plan, and the seconds each stage is expected to take.
+
+    Attributes:
+        plan: memory and disk.
+        seconds: by stage.
+        assumed: whether the speed of the device is an assumption.
+    """
+
+    plan: Plan
+    seconds: dict[str, float]
+    assumed: bool
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return {**self.plan.to_dict(), "seconds": self.seconds, "assumed": self.assumed}
+
+
+def dry_run(
+    model: str | Path,
+    recipe: str | Path | Recipe = "w4a4kv4",
+    *,
+    revision: str | None = None,
+    hub: str = "hf",
+    device: str = "auto",
+    dtype: str = "auto",
+    memory_budget: Size = None,
+    device_budget: Size = None,
+    out: str | Path = ".",
+    progress: Progress | None = None,
+) -> DryRun:
+    """What ``quantize`` would need: nothing is read but the configuration, and nothing is written.
+
+    Args:
+        model: a folder that holds config.json at least, or a hub id.
+        recipe: a preset's name, a YAML file, or a recipe.
+        revision: branch, tag or commit of a hub id.
+        hub: ``hf`` or ``modelscope``.
+        device: where layers would run.
+        dtype: what they would compute in.
+        memory_budget: of the process; None: what is free on this machine.
+        device_budget: of the accelerator; where there is none, the plan is for one with so much memory.
+        out: where the artifact would be written.
+        progress: where a download is shown.
+
+    Raises:
+        InputError: an unknown model or family, or a run that does not fit.
+    """
+    settings = load_recipe(recipe)
+    config = read_config(locate_configuration(model, revision, hub, progress or Silent()))
+    shape = shape_of(config)
+    where = resolve_device(device)
+    paper = where.type == "cpu" and device_budget is not None
+    where = ON_PAPER_DEVICE if paper else where
+    compute = resolve_dtype(dtype, where, shape.dtype)
+    calibration = settings.calibration
+    job = Job(shape, settings, calibration.num_samples, calibration.seqlen, compute, where, base_of(where))
+    device_bytes = _size(device_budget) if paper else device_limit(where, device_budget)
+    budget = Budget(_size(memory_budget) or available(), device_bytes, None if paper else free_disk(Path(out)))
+    plan = make_plan(job, budget)
+    return DryRun(plan, seconds_of(job, ON_PAPER if paper else measure(where, compute)), paper)
+
+
+def plan_run(
+    stream: ModelStream,
+    recipe: Recipe,
+    windows: torch.Tensor,
+    place: Place,
+    out: Path,
+    memory_budget: Size,
+    device_budget: Size,
+    batch_tokens: int | None,
+) -> Plan:
+    """The plan of a run that is about to start.
+
+    Raises:
+        InputError: a size that cannot be read, a budget for a device that is none, or a run that does not fit.
+    """
+    require(
+        device_budget is None or place.device.type != "cpu",
+        "a device budget is for an accelerator: the device is the CPU, expected --memory-budget, or --dry-run",
+    )
+    base, shape = base_of(place.device), shape_of(stream.config, stream.stored_dtype)
+    num_windows, seqlen = windows.shape
+    job = Job(shape, recipe, num_windows, seqlen, place.dtype, place.device, base)
+    host = _size(memory_budget) or available() + resident()
+    return make_plan(job, Budget(host, device_limit(place.device, device_budget), free_disk(out)), batch_tokens)
+
+
+def base_of(device: torch.device) -> int:
+    """Bytes of this process, and of an accelerator's libraries in it."""
+    return resident() + (0 if device.type == "cpu" else CONTEXT_HOST)
+
+
+def device_limit(device: torch.device, budget: Size) -> int | None:
+    """Bytes that may be used on the device: those that are free, or fewer where a budget says so."""
+    if device.type == "cpu":
+        return None
+    free, asked = device_available(device), _size(budget)
+    found = [limit for limit in (free, asked) if limit is not None]
+    return min(found) - CONTEXT_DEVICE if found else None
+
+
+def free_disk(out: Path) -> int:
+    """Bytes free where ``out`` is, or will be."""
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return disk_usage(folder).free
+
+
+def _size(size: Size) -> int | None:
+    return parse_size(size) if isinstance(size, str) else size
