@@ -4,7 +4,8 @@
 
 Each model is generated (random weights), quantized at W4A4KV4 with GPTQ in a process of its own, and removed. Writes
 benchmarks/results/memory.json. The bound is what a layer-by-layer run may need in the dtype it computes in: the
-embeddings, three layers, the hidden states of the plan and 600 MB.
+embeddings, three layers, the hidden states of the plan and 600 MB. Rotations are learned in a few steps only: more
+of them take time, and no more memory.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ SETTINGS = {
     "calibration.source": str(Path(jointquant.demo.__file__).parent / "calibration.txt"),
     "calibration.num_samples": 4,
     "calibration.seqlen": 512,
+    "rotations.r1.steps": 5,
+    "rotations.r2.steps": 5,
 }
 ALLOWANCE = 600_000_000
 FLOAT = 4

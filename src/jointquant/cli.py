@@ -49,6 +49,9 @@ SetOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option(help="Replace an earlier output in the output folder.")]
+MemoryOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Memory this process may use, e.g. 16GB (default: what is free).")
+]
 CalibOption = Annotated[
     str | None, typer.Option(help="Calibration text: wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file.")
 ]
@@ -101,6 +104,7 @@ def evaluate(
     hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    memory_budget: MemoryOption = None,
     allow_pickle: AllowPickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -119,6 +123,7 @@ def evaluate(
         max_tokens=max_tokens,
         device=device,
         dtype=dtype,
+        memory_budget=memory_budget,
         allow_pickle=allow_pickle,
         progress=_progress(),
     )

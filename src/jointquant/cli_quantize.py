@@ -16,6 +16,7 @@ from jointquant.cli import (
     DtypeOption,
     HubOption,
     JsonOption,
+    MemoryOption,
     ModelArgument,
     OverwriteOption,
     RevisionOption,
@@ -48,9 +49,7 @@ def quantize(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     seed: SeedOption = None,
-    memory_budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory this process may use, e.g. 16GB (default: what is free).")
-    ] = None,
+    memory_budget: MemoryOption = None,
     device_budget: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="The accelerator's memory to use; with --dry-run also of one not at hand."),

@@ -14,6 +14,9 @@ import torch
 from jointquant.devices import memory as device_memory
 from jointquant.errors import require
 
+Size = int | str | None
+"""Bytes, or a size in words such as "24GB"; None: not said."""
+
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 CGROUP = Path("/sys/fs/cgroup")
@@ -28,6 +31,11 @@ def parse_size(text: str) -> int:
     size = int(float(found[1]) * unit) if found and unit else 0
     require(size > 0, f"{text[:40]!r} is no size: expected for example 24GB, 24GiB, 800MB")
     return size
+
+
+def bytes_of_size(size: Size) -> int | None:
+    """Bytes of a size given either way; None stays None. Raises InputError as ``parse_size``."""
+    return parse_size(size) if isinstance(size, str) else size
 
 
 def words(size: float) -> str:

@@ -24,13 +24,13 @@ from jointquant.errors import require
 from jointquant.hub import Location
 from jointquant.identity import identity_of
 from jointquant.journal import COMPLETE, begun, finished, nearly_finished, open_journal
-from jointquant.memory import peak_rss_bytes, return_freed_memory
+from jointquant.memory import Size, peak_rss_bytes, return_freed_memory
 from jointquant.models.scaling import check_scalable
 from jointquant.models.stream import ModelStream
 from jointquant.models.writer import ShardWriter
 from jointquant.output import check_output
 from jointquant.plan import Plan
-from jointquant.planning import Size, plan_run
+from jointquant.planning import plan_run
 from jointquant.progress import Progress, Silent
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, layered

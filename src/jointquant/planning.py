@@ -12,7 +12,7 @@ from jointquant.devices import ON_PAPER_DEVICE, resolve_device, resolve_dtype
 from jointquant.errors import require
 from jointquant.estimate import ON_PAPER, measure, seconds_of
 from jointquant.hub import locate_configuration
-from jointquant.memory import available, device_available, parse_size, resident
+from jointquant.memory import Size, available, bytes_of_size, device_available, resident
 from jointquant.models.configuration import read_config
 from jointquant.models.stream import ModelStream, Place
 from jointquant.plan import Budget, Job, Plan, make_plan
@@ -22,9 +22,6 @@ from jointquant.shape import shape_of
 
 CONTEXT_HOST, CONTEXT_DEVICE = 1_500_000_000, 600_000_000
 """What an accelerator's libraries take of the host's and of its own memory."""
-
-Size = int | str | None
-"""Bytes, or a size in words such as "24GB"."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,8 @@ def dry_run(
     compute = resolve_dtype(dtype, where, shape.dtype)
     calibration = settings.calibration
     job = Job(shape, settings, calibration.num_samples, calibration.seqlen, compute, where, base_of(where))
-    device_bytes = _size(device_budget) if paper else device_limit(where, device_budget)
-    budget = Budget(_size(memory_budget) or available(), device_bytes, None if paper else free_disk(Path(out)))
+    device_bytes = bytes_of_size(device_budget) if paper else device_limit(where, device_budget)
+    budget = Budget(bytes_of_size(memory_budget) or available(), device_bytes, None if paper else free_disk(Path(out)))
     plan = make_plan(job, budget)
     return DryRun(plan, seconds_of(job, ON_PAPER if paper else measure(where, compute)), paper)
 
@@ -113,7 +110,7 @@ def plan_run(
     base, shape = base_of(place.device), shape_of(stream.config, stream.stored_dtype)
     num_windows, seqlen = windows.shape
     job = Job(shape, recipe, num_windows, seqlen, place.dtype, place.device, base)
-    host = _size(memory_budget) or available() + resident()
+    host = bytes_of_size(memory_budget) or available() + resident()
     return make_plan(job, Budget(host, device_limit(place.device, device_budget), free_disk(out)), batch_tokens)
 
 
@@ -126,7 +123,7 @@ def device_limit(device: torch.device, budget: Size) -> int | None:
     """Bytes that may be used on the device: those that are free, or fewer where a budget says so."""
     if device.type == "cpu":
         return None
-    free, asked = device_available(device), _size(budget)
+    free, asked = device_available(device), bytes_of_size(budget)
     found = [limit for limit in (free, asked) if limit is not None]
     return min(found) - CONTEXT_DEVICE if found else None
 
@@ -137,7 +134,3 @@ def free_disk(out: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return disk_usage(folder).free
-
-
-def _size(size: Size) -> int | None:
-    return parse_size(size) if isinstance(size, str) else size

@@ -6,15 +6,15 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant.errors import require
-from jointquant.evaluation.perplexity import Logits, perplexity
+from jointquant.evaluation.runners import Loaded, Runner, runner_of
 from jointquant.evaluation.tasks import Scores, TaskSet
 from jointquant.hub import locate
+from jointquant.memory import Size
 from jointquant.progress import Progress, Silent
-from jointquant.runtime.loading import load, load_tokenizer
+from jointquant.runtime.loading import load_tokenizer
 from jointquant.text.hub_text import max_windows
 from jointquant.text.sources import load_text
 from jointquant.text.windows import evaluation_windows, tokenize
@@ -60,6 +60,7 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
+    memory_budget: Size = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """What a model folder, a hub id, an artifact, or a model in memory makes of each of ``texts`` and ``tasks``.
@@ -78,6 +79,8 @@ def evaluate(
         device: "auto" is the accelerator if there is one.
         dtype: "auto" is float32 on the CPU and the stored dtype elsewhere.
         allow_pickle: read the pickle weights of a folder that has no others.
+        memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free. A model for which
+            that is too little runs layer by layer.
         progress: where progress is shown; None: nowhere.
 
     Raises:
@@ -90,46 +93,41 @@ def evaluate(
         bool(tasks) or (num_fewshot is None and limit is None), "num_fewshot and limit are for tasks: expected some"
     )
     task_set = TaskSet(tasks) if tasks else None
+    runner: Runner
     if isinstance(model, PreTrainedModel):
         require(tokenizer is not None, "a model in memory needs its tokenizer: pass tokenizer=")
-        loaded = model
+        runner = Loaded(model)
     else:
-        model = locate(model, revision, hub, progress).folder
-        tokenizer = tokenizer or load_tokenizer(model)
-        loaded = load(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
+        folder = locate(model, revision, hub, progress).folder
+        tokenizer = tokenizer or load_tokenizer(folder)
+        runner = runner_of(folder, device, dtype, allow_pickle, memory_budget)
     assert tokenizer is not None
-    length = _window_length(loaded, seqlen)
+    length = _window_length(runner.config, seqlen)
     windows = {}
     for source in texts:
         tokens = tokenize(tokenizer, load_text(source, "evaluation", progress))
         windows[source] = evaluation_windows(tokens[:max_tokens], length, source)[: max_windows(source)]
     start = time.perf_counter()
-    results = {}
-    for source, batch in windows.items():
-        with progress.stage(f"perplexity on {Path(source).name}", len(batch)) as stage:
-            results[source] = perplexity(_logits(loaded), batch, max(1, 4096 // length), stage.advance)
+    results = {name: runner.perplexity(batch, Path(name).name, progress) for name, batch in windows.items()}
     scores: Scores = {}
     if task_set is not None:
+        require(
+            isinstance(runner, Loaded),
+            "tasks need the whole model in memory, and it is larger than what is free: expected a larger "
+            "--memory-budget, or --text alone, which runs layer by layer",
+        )
+        assert isinstance(runner, Loaded)
         scores = task_set.scores(
-            loaded, tokenizer, seqlen=length, num_fewshot=num_fewshot, limit=limit, progress=progress
+            runner.model, tokenizer, seqlen=length, num_fewshot=num_fewshot, limit=limit, progress=progress
         )
     count = sum(batch.numel() for batch in windows.values())
     return EvaluationResult(results, count, length, time.perf_counter() - start, scores)
 
 
-def _window_length(model: PreTrainedModel, seqlen: int | None) -> int:
+def _window_length(config: PretrainedConfig, seqlen: int | None) -> int:
     """The window asked for, or the default. Raises InputError when the model has fewer positions."""
-    limit = getattr(model.config, "max_position_embeddings", None) or DEFAULT_SEQLEN
+    limit = getattr(config, "max_position_embeddings", None) or DEFAULT_SEQLEN
     length = seqlen or min(DEFAULT_SEQLEN, limit)
     require(length >= 2, f"seqlen must be at least 2, got {length}")
     require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions")
     return length
-
-
-def _logits(model: PreTrainedModel) -> Logits:
-    """The model as a function from token ids to logits."""
-
-    def logits(input_ids: Tensor) -> Tensor:
-        return model(input_ids=input_ids.to(model.device), use_cache=False).logits
-
-    return logits

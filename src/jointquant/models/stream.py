@@ -35,13 +35,6 @@ class Place:
     device: torch.device
     dtype: torch.dtype
 
-    def put(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor at this place.
-
-        Always a copy: views into a mapped file have any alignment, and sums over them round differently.
-        """
-        return tensor.to(self.device, self.dtype, copy=True)
-
 
 class ModelStream:
     """The decoder layers of one model, in order, from shards or from memory.
@@ -152,23 +145,28 @@ class ModelStream:
 
     def head(self, place: Place) -> nn.Module:
         """The output head; a tied one is materialised as a matrix of its own."""
-        module = copy.deepcopy(self.skeleton.get_submodule(self.architecture.head))
-        tied = self.config.tie_word_embeddings
-        source = self.architecture.embeddings[0] if tied else self.architecture.head
-        tensors = {"weight": place.put(self.source.load(f"{source}.weight"))}
-        if getattr(module, "bias", None) is not None:
-            tensors["bias"] = place.put(self.source.load(f"{self.architecture.head}.bias"))
-        module.load_state_dict(tensors, assign=True)
-        return module
+        name = self.architecture.head
+        names = {key: f"{name}.{key}" for key in self.skeleton.get_submodule(name).state_dict()}
+        if self.config.tie_word_embeddings:
+            names["weight"] = f"{self.architecture.embeddings[0]}.weight"
+        return self._filled(name, {key: self.source.load(full).clone() for key, full in names.items()}, place)
 
     def frontend(self, place: Place) -> Frontend:
         """Everything before the first decoder layer, materialised."""
         return Frontend(self, place)
 
+    def cast(self, name: str, tensor: Tensor, place: Place) -> Tensor:
+        """A tensor of the source as it is computed with; ``name`` is that within its module."""
+        return tensor.to(place.device, place.dtype)
+
+    def prepare(self, frontend: Frontend) -> None:
+        """What the walk needs done to the embeddings: norms that subtract the mean are fused on the way."""
+        centre_embeddings(frontend, self.architecture)
+
     def _filled(self, name: str, tensors: dict[str, Tensor], place: Place) -> nn.Module:
         """The module called ``name`` with ``tensors``, which are used up."""
         fresh = copy.deepcopy(self.skeleton.get_submodule(name), {id(self.config): self.config})
-        placed = {key: tensors.pop(key).to(place.device, place.dtype) for key in list(tensors)}
+        placed = {key: self.cast(key, tensors.pop(key), place) for key in list(tensors)}
         fresh.load_state_dict(placed, assign=True)
         return fresh.to(place.device).eval().requires_grad_(False)
 
@@ -196,10 +194,12 @@ class Frontend:
         self.place = place
         self.backbone = copy.deepcopy(skeleton, memo)
         self.recorders: list[Recorder] = list(self.backbone.get_submodule(layers))
-        tensors = {name: place.put(stream.source.load(f"{root}.{name}")) for name in self.backbone.state_dict()}
+        names = list(self.backbone.state_dict())
+        # Copies, as in ``read_layer``.
+        tensors = {name: stream.cast(name, stream.source.load(f"{root}.{name}").clone(), place) for name in names}
         self.backbone.load_state_dict(tensors, assign=True)
+        stream.prepare(self)
         self.backbone.to(place.device).eval().requires_grad_(False)
-        centre_embeddings(self, architecture)
 
     def module(self, name: str) -> nn.Module:
         """A module of the frontend by its full name in the model."""

@@ -1,0 +1,101 @@
+"""Who computes a perplexity: a model that is in memory, or one that passes through it layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from jointquant.devices import resolve_device, resolve_dtype
+from jointquant.evaluation.perplexity import perplexity
+from jointquant.evaluation.streaming import streamed_perplexity
+from jointquant.hidden_states import micro_batch
+from jointquant.memory import Size, available, bytes_of_size, device_available, resident
+from jointquant.models.stream import ModelStream, Place
+from jointquant.progress import Progress
+from jointquant.runtime.loading import load
+from jointquant.runtime.streaming import open_any_stream
+from jointquant.workspace import Storage, Workspace
+
+LOGITS_AT_ONCE = 4096 * 3
+"""Tokens times copies of the logits that an evaluation in memory holds."""
+
+
+class Runner(Protocol):
+    """Runs windows of a text through a model."""
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's."""
+
+    def perplexity(self, windows: Tensor, name: str, progress: Progress) -> float:
+        """On windows [n, T] of the text called ``name``."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory."""
+
+    model: PreTrainedModel
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's."""
+        return self.model.config
+
+    def perplexity(self, windows: Tensor, name: str, progress: Progress) -> float:
+        """On windows [n, T], a few thousand tokens at once."""
+
+        def logits(input_ids: Tensor) -> Tensor:
+            scores: Tensor = self.model(input_ids=input_ids.to(self.model.device), use_cache=False).logits
+            return scores
+
+        with progress.stage(f"perplexity on {name}", len(windows)) as stage:
+            return perplexity(logits, windows, micro_batch(windows.shape[1]), stage.advance)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A model or artifact larger than memory."""
+
+    stream: ModelStream
+    workspace: Workspace
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's."""
+        return self.stream.config
+
+    def perplexity(self, windows: Tensor, name: str, progress: Progress) -> float:
+        """On windows [n, T], all of them through one layer after another."""
+        return streamed_perplexity(self.stream, windows, self.workspace, progress, name)
+
+
+def runner_of(folder: Path, device: str, dtype: str, allow_pickle: bool, memory_budget: Size) -> Runner:
+    """The model in memory where it fits, else streamed; hidden states go to files then, for there is little room.
+
+    Raises:
+        InputError: no such model, or tensors that are missing or broken.
+    """
+    stream = open_any_stream(folder, allow_pickle)
+    where = resolve_device(device)
+    place = Place(where, resolve_dtype(dtype, where, stream.stored_dtype))
+    needed = bytes_in_memory(stream, place) + LOGITS_AT_ONCE * stream.config.vocab_size * place.dtype.itemsize
+    budget = bytes_of_size(memory_budget)
+    host = available() if budget is None else budget - resident()
+    limit = host if where.type == "cpu" else device_available(where)
+    if limit is None or needed <= limit:
+        return Loaded(load(folder, device=device, dtype=dtype, allow_pickle=allow_pickle))
+    storage: Storage = "disk"
+    return Streamed(stream, Workspace(place, storage))
+
+
+def bytes_in_memory(stream: ModelStream, place: Place) -> int:
+    """What all tensors take once they are loaded."""
+    return sum(
+        tensor.numel() * stream.cast(name, tensor.new_empty(0, device=place.device), place).element_size()
+        for name, tensor in stream.skeleton.state_dict().items()
+    )

@@ -1,0 +1,67 @@
+"""Perplexity of a model or an artifact that is larger than memory: layer by layer, all windows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from jointquant.evaluation.perplexity import Logits, perplexity
+from jointquant.hidden_states import HiddenStates
+from jointquant.models.stream import ModelStream
+from jointquant.progress import Progress
+from jointquant.propagation import advance, embed
+from jointquant.workspace import Workspace
+
+TOKENS_AT_THE_HEAD = 2048
+"""Tokens whose logits are computed at once: a vocabulary is wide."""
+
+
+def streamed_perplexity(
+    stream: ModelStream, windows: Tensor, workspace: Workspace, progress: Progress, name: str
+) -> float:
+    """Perplexity on windows [n, T] by the protocol of ``perplexity``, one layer in memory at a time.
+
+    Args:
+        stream: the model or artifact.
+        windows: int64 [n, T].
+        workspace: where layers run, and where hidden states are kept; files go to a temporary folder.
+        progress: where progress is shown.
+        name: of the text, for it.
+    """
+    with TemporaryDirectory() as folder:
+        workspace = replace(workspace, folder=Path(folder))
+        states = workspace.states(windows, stream.config.hidden_size)
+        frontend = stream.frontend(workspace.place)
+        arguments = frontend.layer_arguments(windows)
+        embed(frontend, windows, states)
+        del frontend
+        with progress.stage(f"perplexity on {name}, layer by layer", stream.num_layers) as stage:
+            for index, layer in stream.layers(workspace.place):
+                advance(layer, states, arguments[index])
+                del layer
+                stage.advance()
+        return perplexity(_tail(stream, workspace, states), windows, 1)
+
+
+def _tail(stream: ModelStream, workspace: Workspace, states: HiddenStates) -> Logits:
+    """The logits of one window after another, in order."""
+    norm, head = stream.final_norm(workspace.place), stream.head(workspace.place)
+    cap = getattr(stream.config, "final_logit_softcapping", None)
+    following = _windows(states)
+
+    def logits(_: Tensor) -> Tensor:
+        hidden = norm(next(following))
+        scores: Tensor = torch.cat([head(part) for part in hidden.split(TOKENS_AT_THE_HEAD, dim=1)], dim=1)
+        return scores if cap is None else cap * torch.tanh(scores / cap)
+
+    return logits
+
+
+def _windows(states: HiddenStates) -> Iterator[Tensor]:
+    for batch in states.batches():
+        yield from batch.split(1)

@@ -1,0 +1,77 @@
+"""An artifact as a stream of decoder layers: to run one that is larger than memory."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jointquant.errors import require
+from jointquant.models.configuration import empty_model, read_config
+from jointquant.models.rehearsal import rehearse
+from jointquant.models.source import Checkpoint
+from jointquant.models.stream import Frontend, ModelStream, Place, open_stream
+from jointquant.runtime.attention import ATTENTION_NAME
+from jointquant.runtime.embedding import PackedEmbedding
+from jointquant.runtime.integration import KEPT_DTYPES, JointQuantConfig, assembly_of, check_artifact, is_artifact
+
+
+class ArtifactStream(ModelStream):
+    """The layers of an artifact, in order; what its run merged and rounded is in its tensors already.
+
+    Args:
+        folder: the artifact.
+
+    Raises:
+        InputError: no artifact, or tensors that are missing or misshapen.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        config = read_config(folder)
+        check_artifact(folder, config)
+        quantization = JointQuantConfig(**config.quantization_config)
+        self.config = copy.deepcopy(config)
+        self.config._attn_implementation = ATTENTION_NAME
+        self.skeleton = empty_model(self.config)
+        assembly = assembly_of(self.skeleton, quantization)
+        rehearse(self.skeleton, assembly.architecture)
+        with torch.device("meta"):
+            assembly.install_model(self.skeleton)
+        self.config = self.skeleton.config
+        self.architecture = assembly.architecture
+        self.source = Checkpoint(folder)
+        self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
+        shapes = self.source.shapes()
+        for name, tensor in self.skeleton.state_dict().items():
+            found = shapes.get(name)
+            require(found is not None, f"the artifact lacks tensor {name}: it is incomplete")
+            require(found == tuple(tensor.shape), f"tensor {name} has shape {found}: expected {list(tensor.shape)}")
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Of what is not packed."""
+        dtype = self.config.dtype
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    def cast(self, name: str, tensor: Tensor, place: Place) -> Tensor:
+        """Integers and scales stay as they are stored."""
+        kept = not tensor.is_floating_point() or name.endswith(KEPT_DTYPES)
+        return tensor.to(place.device) if kept else super().cast(name, tensor, place)
+
+    def prepare(self, frontend: Frontend) -> None:
+        """The embeddings are centred and rotated; packed ones learn which dtype is computed in."""
+        embedding = frontend.module(self.architecture.embeddings[0])
+        if isinstance(embedding, PackedEmbedding):
+            embedding.like = torch.empty(0, dtype=frontend.place.dtype)
+
+
+def open_any_stream(folder: Path, allow_pickle: bool = False) -> ModelStream:
+    """The stream of a model folder or of an artifact. Raises InputError for one that cannot run."""
+    if is_artifact(folder):
+        return ArtifactStream(folder)
+    stream = open_stream(folder, ATTENTION_NAME, allow_pickle)
+    rehearse(stream.skeleton, stream.architecture)
+    return stream
