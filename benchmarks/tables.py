@@ -74,12 +74,54 @@ def strategies(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"{result['rows'][0]['seeds']} seeds; {result['date']}, {result['machine']}."]
 
 
+def plans(result: dict[str, Any]) -> list[str]:
+    """What each model needs on paper."""
+    lines = ["| model | hidden states | windows at once | host | device | disk | time |", "|-|-|-|-|-|-|-|"]
+    for row in result["rows"]:
+        host, device, disk = (f"{row[f'{kind}_bytes'] / 1e9:.1f} GB" for kind in ("host_peak", "device_peak", "disk"))
+        minutes = f"{sum(row['seconds'].values()) / 60:.0f} min"
+        where = {"device": "on the device", "memory": "in memory", "disk": "in files"}[row["storage"]]
+        cells = (row["model"], where, str(row["batch_windows"]), host, device, disk, minutes)
+        lines.append(f"| {' | '.join(cells)} |")
+    peaks = []
+    for row in result["rows"]:
+        phase = max(row["phases"], key=lambda phase: sum(phase["device"].values()))
+        kinds = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in phase["device"].items() if size)
+        peaks.append(f"{row['model']}, the device's largest phase ({phase['name']}): {kinds}.")
+    budgets = ", ".join(f"`--{name.replace('_', '-')} {size}`" for name, size in result["budgets"].items())
+    about = f"`--recipe {result['recipe']} --size {result['size']}`, {budgets}; {result['date']}."
+    return [*lines, "", *peaks, "", about]
+
+
+def memory(result: dict[str, Any]) -> list[str]:
+    """Peak memory by depth, beside the plan's prediction."""
+    lines = ["| layers | peak | predicted | bound | hidden states | seconds |", "|-|-|-|-|-|-|"]
+    for row in result["rows"]:
+        peak, predicted, bound = (f"{row[f'{kind}_bytes'] / 1e6:.0f} MB" for kind in ("peak", "predicted", "bound"))
+        where = {"device": "in memory", "disk": "in files"}[row["hidden_states"]]
+        cells = (str(row["layers"]), peak, predicted, bound, where, f"{row['seconds']:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    growth = f"The deepest needs {result['growth']:.3f} times what the shallowest does."
+    return [*lines, "", growth, f"{result['date']}, {result['machine']}, {versions}."]
+
+
+def kill_and_resume(result: dict[str, Any]) -> list[str]:
+    """Where runs were killed, and how many artifacts differed."""
+    lines = ["| last finished step when it was killed | runs |", "|-|-|"]
+    lines += [f"| {stage} | {count} |" for stage, count in result["killed_in"].items()]
+    return [*lines, "", f"{result['kills']} kills, {result['different']} artifacts that differ; {result['date']}."]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
     "experiments_demo": experiments,
     "experiments_stories260k": experiments,
     "strategies": strategies,
+    "plans": plans,
+    "memory": memory,
+    "kill_and_resume": kill_and_resume,
 }
 
 FROM_CODE: dict[str, Callable[[], list[str]]] = {"recipe_keys": key_table, "sizes": size_table}

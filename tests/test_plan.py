@@ -1,0 +1,153 @@
+"""The plan: it fits its budget, says what would fit, and what it chooses changes no figure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+import jointquant
+from conftest import FAMILIES, make_model, possible, small
+from jointquant.cli import main
+from jointquant.devices import HOST, ON_PAPER_DEVICE
+from jointquant.errors import InputError
+from jointquant.memory import bytes_of_size, words
+from jointquant.plan import Budget, Choice, Job, make_plan, plan_of, shortages
+from jointquant.shape import shape_of
+
+GB = 10**9
+
+
+def config(**changes: int) -> LlamaConfig:
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    return LlamaConfig(**(sizes | changes), dtype="bfloat16")
+
+
+def job(device: torch.device = HOST, windows: int = 128, recipe: str = "w4a4kv4", **sizes: int) -> Job:
+    dtype = torch.float32 if device == HOST else torch.bfloat16
+    return Job(shape_of(config(**sizes)), jointquant.load_recipe(recipe), windows, 2048, dtype, device, GB // 2)
+
+
+SEVEN = {device: job(device) for device in (HOST, ON_PAPER_DEVICE)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_are_those_of_the_model(family: str) -> None:
+    model = make_model(family)
+    shape = shape_of(model.config)
+    layers = sum(p.numel() for name, p in model.named_parameters() if ".layers.0." in name)
+    assert (shape.num_layers, shape.layer) == (3, layers)
+    assert shape.head == model.get_output_embeddings().weight.numel()
+    assert shape.linears == sum(
+        p.numel() for name, p in model.named_parameters() if ".layers.0." in name and p.ndim == 2
+    )
+
+
+@given(st.integers(1, 60 * GB), st.integers(1, 60 * GB), st.sampled_from(list(SEVEN)))
+def test_a_plan_fits_or_is_refused(host: int, device: int, where: torch.device) -> None:
+    budget = Budget(host, None if where == HOST else device)
+    try:
+        plan = make_plan(SEVEN[where], budget)
+    except InputError:
+        assert shortages(plan_of(SEVEN[where], Choice("disk", 2048), budget))
+    else:
+        assert plan.host_peak <= host
+        assert where == HOST or plan.device_peak <= device
+
+
+def test_states_leave_memory_before_batches_shrink() -> None:
+    whole = make_plan(SEVEN[HOST], Budget())
+    spilled = make_plan(SEVEN[HOST], Budget(whole.host_peak - 1))
+    assert (whole.choice.storage, spilled.choice.storage) == ("device", "disk")
+    assert spilled.choice.batch_tokens == whole.choice.batch_tokens == 4096
+    small_batches = make_plan(SEVEN[HOST], Budget(spilled.host_peak - 1))
+    assert small_batches.choice == Choice("disk", 2048)
+
+
+def test_what_would_fit_fits() -> None:
+    long = replace(job(recipe="rtn"), seqlen=16384, num_windows=8)
+    budget = Budget(plan_of(long, Choice("disk", 16384), Budget()).host_peak - 1)
+    with pytest.raises(InputError, match=r"does not fit: host memory of .* at least.*or --seqlen 8192"):
+        make_plan(long, budget)
+    make_plan(replace(long, seqlen=8192), budget)
+
+
+def test_hessians_that_do_not_fit() -> None:
+    wide = job(intermediate_size=28672)
+    budget = Budget(plan_of(wide, Choice("disk", 2048), Budget()).host_peak - 1)
+    with pytest.raises(InputError, match=r"a larger budget, or --set weights\.method=rtn"):
+        make_plan(wide, budget)
+
+
+def test_memory_does_not_grow_with_depth() -> None:
+    shallow, deep = (make_plan(job(num_hidden_layers=n), Budget()) for n in (8, 80))
+    assert deep.host_peak < 1.1 * shallow.host_peak
+
+
+def test_a_disk_that_is_too_small() -> None:
+    with pytest.raises(InputError, match=r"disk of .* at least, and there are 1\.00 GB"):
+        make_plan(SEVEN[HOST], Budget(disk=GB))
+
+
+@pytest.mark.parametrize("preset", ["w4a4kv4", "quarot", "jointquant"])
+def test_files_of_hidden_states_change_nothing(preset: str, save_model, tmp_path: Path, monkeypatch) -> None:
+    model = save_model("llama")
+    recipe = jointquant.load_recipe(preset, small(*possible("llama")))
+    jointquant.quantize(model, tmp_path / "a", recipe)
+    planned = jointquant.pipeline.plan_run
+
+    def spilled(*arguments: object) -> object:
+        plan = planned(*arguments)
+        return replace(plan, choice=replace(plan.choice, storage="disk"))
+
+    monkeypatch.setattr(jointquant.pipeline, "plan_run", spilled)
+    jointquant.quantize(model, tmp_path / "b", recipe)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_a_dry_run_needs_the_configuration_alone(tmp_path: Path, capsys) -> None:
+    config().save_pretrained(tmp_path / "m")
+    arguments = ["quantize", str(tmp_path / "m"), "--out", str(tmp_path / "o"), "--dry-run", "--json"]
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--memory-budget", "64GB", "--device-budget", "24GB"])
+    assert end.value.code == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["assumed"] is True
+    assert plan["device_peak_bytes"] <= 24e9
+    assert sum(plan["seconds"].values()) > 60
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--memory-budget", "64GB", "--device-budget", "2GB"])
+    assert end.value.code == 2
+    assert "device memory of" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+def test_a_device_budget_is_for_an_accelerator(save_model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the device is the CPU"):
+        jointquant.quantize(
+            save_model("llama"), tmp_path / "o", jointquant.load_recipe("rtn", small()), device_budget="1GB"
+        )
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24 * GB), ("1.5 gib", 3 * 2**29), ("800mb", 8 * 10**8), ("7", 7)])
+def test_sizes(text: str, size: int) -> None:
+    assert bytes_of_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1e9", "24 XB", "nan", "0", "9" * 40])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="is no size"):
+        bytes_of_size(text)
+
+
+@pytest.mark.parametrize(("size", "text"), [(5, "5 B"), (24e9, "24.00 GB"), (123_456_789, "123 MB"), (5e12, "5000 GB")])
+def test_sizes_in_words(size: float, text: str) -> None:
+    assert words(size) == text
