@@ -17,8 +17,10 @@ from conftest import FAMILIES, make_model, possible, small
 from jointquant.cli import main
 from jointquant.devices import HOST, ON_PAPER_DEVICE
 from jointquant.errors import InputError
+from jointquant.journal import partial_folder
 from jointquant.memory import bytes_of_size, words
 from jointquant.plan import Budget, Choice, Job, make_plan, plan_of, shortages
+from jointquant.planning import free_disk
 from jointquant.shape import shape_of
 
 GB = 10**9
@@ -151,3 +153,12 @@ def test_sizes_that_are_none(text: str) -> None:
 @pytest.mark.parametrize(("size", "text"), [(5, "5 B"), (24e9, "24.00 GB"), (123_456_789, "123 MB"), (5e12, "5000 GB")])
 def test_sizes_in_words(size: float, text: str) -> None:
     assert words(size) == text
+
+
+def test_what_an_unfinished_run_wrote_is_its_own_room(tmp_path: Path) -> None:
+    before = free_disk(tmp_path / "out")
+    work = partial_folder(tmp_path / "out") / "work"
+    work.mkdir(parents=True)
+    (work / "states").write_bytes(b"x" * 50_000_000)
+    assert free_disk(tmp_path / "out") - free_disk(tmp_path / "other") == 50_000_000
+    assert before > 0

@@ -12,6 +12,7 @@ from jointquant.devices import ON_PAPER_DEVICE, resolve_device, resolve_dtype
 from jointquant.errors import require
 from jointquant.estimate import ON_PAPER, measure, seconds_of
 from jointquant.hub import locate_configuration
+from jointquant.journal import partial_folder
 from jointquant.memory import Size, available, bytes_of_size, device_available, resident
 from jointquant.models.configuration import read_config
 from jointquant.models.stream import ModelStream, Place
@@ -129,8 +130,9 @@ def device_limit(device: torch.device, budget: Size) -> int | None:
 
 
 def free_disk(out: Path) -> int:
-    """Bytes free where ``out`` is, or will be."""
+    """Bytes that a run for ``out`` may have: those free where it is, or will be, and those it has written already."""
     folder = out.absolute()
     while not folder.exists():
         folder = folder.parent
-    return disk_usage(folder).free
+    written = sum(path.stat().st_size for path in partial_folder(out).rglob("*") if path.is_file())
+    return disk_usage(folder).free + written
