@@ -220,18 +220,24 @@ def test_a_last_line_cut_off_never_happened(model: Path, tmp_path: Path, undistu
     assert contents(out) == undisturbed
 
 
-def test_killed_after_the_artifact_got_its_name(model: Path, tmp_path: Path, monkeypatch, undisturbed) -> None:
-    out = tmp_path / "out"
+@pytest.mark.parametrize("removals", [0, 1, 3, 5])
+def test_killed_while_clearing_up(removals: int, model: Path, tmp_path: Path, monkeypatch, undisturbed) -> None:
+    out, unlink, left = tmp_path / "out", Path.unlink, [removals]
 
-    def killed(path: Path) -> None:
-        raise KeyboardInterrupt
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        if self.parent == partial_folder(out) and out.exists():
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        unlink(self, missing_ok)
 
-    monkeypatch.setattr(jointquant.journal.shutil, "rmtree", killed)
+    monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(KeyboardInterrupt):
         jointquant.quantize(model, out, recipe())
     monkeypatch.undo()
     assert contents(out) == undisturbed
-    assert jointquant.quantize(model, out, recipe()).artifact == str(out)
+    if (partial_folder(out) / "complete.json").exists():
+        assert jointquant.quantize(model, out, recipe()).artifact == str(out)
     assert not partial_folder(out).exists()
 
 

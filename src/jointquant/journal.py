@@ -8,6 +8,7 @@ A run fills ``.NAME.partial`` beside the folder it was asked for::
       journal.jsonl   one line a finished step, flushed when the files it names are
       work/           samples and hidden states
       artifact/       becomes NAME when it is complete
+      complete.json   what the run was and what it reports; written last, removed last
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from jointquant.errors import InputError, ResumableError, require
 from jointquant.trust.permissions import make_folders, seal
 
 RUN_NAME, JOURNAL_NAME, LOCK_NAME = "run.json", "journal.jsonl", "lock"
-COMPLETE = "complete"
+COMPLETE_NAME = "complete.json"
 SHOWN = 3
 """Differences that an error message names."""
 
@@ -82,6 +83,10 @@ class Journal:
             os.fsync(file.fileno())
         self._entries.append(entry)
 
+    def complete(self, report: dict[str, Any]) -> None:
+        """All is done but for the artifact's name."""
+        save_json(self.folder / COMPLETE_NAME, {"identity": _load(self.folder / RUN_NAME), "report": report})
+
     @property
     def started(self) -> bool:
         """Whether a step is done, so that there is something to go on from."""
@@ -121,7 +126,7 @@ def open_journal(out: Path, identity: dict[str, Any], overwrite: bool) -> Iterat
             shutil.rmtree(out)
         journal.artifact.rename(out)
         flush(out.absolute().parent)
-        shutil.rmtree(folder)
+        _clear(folder)
 
 
 def partial_folder(out: Path) -> Path:
@@ -131,8 +136,11 @@ def partial_folder(out: Path) -> Path:
 
 def begun(out: Path) -> dict[str, Any]:
     """What the unfinished run that fills ``out`` is; empty where there is none."""
-    run = partial_folder(out) / RUN_NAME
-    found = _load(run) if run.is_file() else {}
+    folder = partial_folder(out)
+    if (folder / COMPLETE_NAME).is_file():
+        found = _load(folder / COMPLETE_NAME).get("identity")
+    else:
+        found = _load(folder / RUN_NAME) if (folder / RUN_NAME).is_file() else {}
     return found if isinstance(found, dict) else {}
 
 
@@ -141,7 +149,7 @@ def nearly_finished(out: Path) -> bool:
     if not (out.name and os.path.isdir(out)):  # out is not checked yet: its name may be none, or too long
         return False
     folder = partial_folder(out)
-    return not os.path.exists(folder / "artifact") and os.path.isfile(folder / RUN_NAME)
+    return not os.path.exists(folder / "artifact") and os.path.isfile(folder / COMPLETE_NAME)
 
 
 def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -153,11 +161,12 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     if not nearly_finished(out):
         return None
     with _locked(folder, out):
-        last = [entry for entry in _read(folder / JOURNAL_NAME) if entry.stage == COMPLETE]
-        if not last or _differences(_load(folder / RUN_NAME), _plain(identity)):
+        found = _load(folder / COMPLETE_NAME)
+        if _differences(found.get("identity"), _plain(identity)):
             return None
-        shutil.rmtree(folder)
-        return last[0].facts
+        _clear(folder)
+    report: dict[str, Any] = found["report"]
+    return report
 
 
 @contextmanager
@@ -253,6 +262,13 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {"run": "unreadable"}
+
+
+def _clear(folder: Path) -> None:
+    """Remove a finished run's folder; whoever is killed on the way leaves what it was until the end."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == COMPLETE_NAME):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.rmdir()
 
 
 def _discard(folder: Path, new_parents: list[Path]) -> None:

@@ -23,7 +23,7 @@ from jointquant.durable import load_tensors, save_tensors
 from jointquant.errors import require
 from jointquant.hub import Location
 from jointquant.identity import identity_of
-from jointquant.journal import COMPLETE, begun, finished, nearly_finished, open_journal
+from jointquant.journal import begun, finished, nearly_finished, open_journal
 from jointquant.memory import Size, peak_rss_bytes, return_freed_memory
 from jointquant.models.scaling import check_scalable
 from jointquant.models.stream import ModelStream
@@ -149,7 +149,7 @@ def quantize(
             transforms=written.transforms,
             resumed=journal.resumed,
         )
-        journal.record(COMPLETE, 0, [], result.to_dict())
+        journal.complete(result.to_dict())
     return result
 
 
