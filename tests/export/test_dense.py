@@ -98,7 +98,7 @@ def test_options_that_mean_nothing_are_refused(
 
 def test_outputs_are_checked(workshop: Workshop, tmp_path: Path) -> None:
     artifact = workshop.of_demo("w4a16")
-    with pytest.raises(InputError, match="is the artifact itself"):
+    with pytest.raises(InputError, match="is the model's folder or inside it"):
         export_artifact(artifact, "dense", artifact, dequantized=True, overwrite=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
