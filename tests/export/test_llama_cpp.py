@@ -22,7 +22,7 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip 
 from export.llama import Llama, quantize_file
 
 QUIET = ("rotations.r1.kind=hadamard", "rotations.r2.kind=hadamard")
-BRIEF = ("rotations.r1.steps=20", "rotations.r2.steps=20", "calibration.num_samples=32", "calibration.seqlen=128")
+BRIEF = ("rotations.r1.steps=20", "rotations.r2.steps=20", "calibration.num_samples=16", "calibration.seqlen=128")
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -88,13 +88,13 @@ def test_perplexity(tmp_path: Path, name: str, request: pytest.FixtureRequest) -
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     tokenizer = load_tokenizer(case.model)
     ids = tokenizer(text).input_ids
-    windows = torch.tensor(ids[: 24 * 128]).view(24, 128)
+    windows = torch.tensor(ids[: 16 * 128]).view(16, 128)
     with Llama(tmp_path / "ours.gguf", 128) as llama:
         ours = llama.perplexity(windows)
         assert llama.tokenize(text) == ids
         assert llama.tokenize(PROBE) == tokenizer(PROBE).input_ids
     source = str(tmp_path / "text.txt")
-    here = jointquant.evaluate(tmp_path / "ours", (source,), seqlen=128, max_tokens=24 * 128, dtype="float32")
+    here = jointquant.evaluate(tmp_path / "ours", (source,), seqlen=128, max_tokens=16 * 128, dtype="float32")
     assert ours == pytest.approx(here.perplexity[source], rel=0.02)
     for keep_ends in (False, True):
         quantize_file(original, tmp_path / "theirs.gguf", keep_ends)
@@ -105,7 +105,7 @@ def test_perplexity(tmp_path: Path, name: str, request: pytest.FixtureRequest) -
 def unrotated(model: Path, folder: Path, changes: list[str]) -> Path:
     """The base model itself as GGUF, its norms not fused: what llama.cpp's users quantize."""
     recipe = jointquant.load_recipe("fp16", [change for change in changes if change.startswith("calibration")])
-    jointquant.quantize(model, folder / "plain", recipe)
+    jointquant.quantize(model, folder / "plain", jointquant.load_recipe(recipe, ["calibration.num_samples=1"]))
     source = Checkpoint(model)
     for shard in (folder / "plain").glob("model-*.safetensors"):
         tied = {"lm_head.weight": "model.embed_tokens.weight"}
