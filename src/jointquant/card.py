@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from jointquant.errors import require
+from jointquant.errors import InputError, require
 from jointquant.hub.location import may_be_id
+from jointquant.trust.folder import CONFIG_NAME
+from jointquant.trust.strict_json import read_object
 
 CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 Kind = Literal["native", "rotated", "dense", "compressed-tensors"]
+
+FACTS = ("recipe", "transforms", "tier", "runtimes", "jointquant_version")
+"""What a card is made of, besides the base model."""
 
 TIER_WORDS = {
     1: "nothing runs online, so its exports load wherever models of this family do",
@@ -78,7 +84,7 @@ class Measured:
             task_type="text-generation",
             dataset_type=self.text,
             dataset_name=self.text,
-            dataset_args={"seqlen": self.seqlen},
+            metric_args={"seqlen": self.seqlen},
             metric_type="perplexity",
             metric_value=self.perplexity,
         )
@@ -114,18 +120,19 @@ def read_measured(folder: Path) -> list[Measured]:
     """The perplexities on the card of a folder; none where it has no card."""
     if not (folder / CARD_NAME).is_file():
         return []
-    results = ModelCard.load(folder / CARD_NAME).data.eval_results or []
-    return [
-        Measured(found.dataset_name, int((found.dataset_args or {}).get("seqlen", 0)), float(found.metric_value))
-        for found in results
-        if found.metric_type == "perplexity"
-    ]
+    with _readable(folder / CARD_NAME):
+        results = ModelCard.load(folder / CARD_NAME).data.eval_results or []
+        return [
+            Measured(found.dataset_name, int((found.metric_args or {}).get("seqlen", 0)), float(found.metric_value))
+            for found in results
+            if found.metric_type == "perplexity"
+        ]
 
 
 def _identify(folder: Path) -> tuple[dict[str, Any], Kind]:
     """What made a folder, and what it is: its card says so, for its weights may look alike."""
-    path = folder / "config.json"
-    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path = folder / CONFIG_NAME
+    data = read_object(path) if path.is_file() else {}
     quantization = data.get("quantization_config") or {}
     if quantization.get("quant_method") == "jointquant":
         return quantization, "native"
@@ -133,11 +140,28 @@ def _identify(folder: Path) -> tuple[dict[str, Any], Kind]:
         "jointquant" in data and (folder / CARD_NAME).is_file(),
         f"{folder} is no artifact and no export of one: expected a folder that jointquant wrote, to write its card",
     )
-    kind = ModelCard.load(folder / CARD_NAME).data.to_dict()["jointquant_format"]
-    return data["jointquant"], kind
+    with _readable(folder / CARD_NAME):
+        kind = ModelCard.load(folder / CARD_NAME).data.to_dict().get("jointquant_format")
+    require(
+        kind in get_args(Kind), f"{folder / CARD_NAME} does not say which export this is: expected jointquant's card"
+    )
+    return data["jointquant"], cast("Kind", kind)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises InputError for a card whose front matter is not ours to read."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        raise InputError(f"{path} has no readable front matter: {' '.join(str(error).split())[:200]}") from None
 
 
 def _render(folder: Path, quantization: dict[str, Any], kind: Kind, measured: list[Measured]) -> None:
+    missing = [key for key in FACTS if key not in quantization]
+    require(
+        not missing, f"the artifact's config.json does not say its {', '.join(missing)}: expected one of this version"
+    )
     recipe, base = quantization["recipe"], str(quantization.get("base_model") or "unnamed")
     revision, tier = quantization.get("base_revision"), int(quantization["tier"])
     name = f"{base.rpartition('/')[2]}-jointquant"

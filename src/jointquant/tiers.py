@@ -68,13 +68,13 @@ class Facts:
     r4: HadamardTransform | None
     dtype: torch.dtype
 
-    def weights(self) -> set[WeightSettings]:
+    def weights(self) -> list[WeightSettings]:
         """The different settings of the linears' weights."""
-        return {self.recipe.weights_of(name) for name in self.linears}
+        return list(dict.fromkeys(self.recipe.weights_of(name) for name in self.linears))
 
-    def activations(self) -> set[ActivationSettings]:
+    def activations(self) -> list[ActivationSettings]:
         """The different settings of the linears' inputs."""
-        return {self.recipe.activations_of(name) for name in self.linears}
+        return list(dict.fromkeys(self.recipe.activations_of(name) for name in self.linears))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def compressed_obstacles(facts: Facts) -> list[Obstacle]:
     found = [*online(facts), *r4_not_expressible(facts)]
     for settings in facts.activations():
         found += _activation_obstacles(settings)
-    for weights in {*facts.weights(), facts.recipe.head}:
+    for weights in (*facts.weights(), facts.recipe.head):
         if isinstance(weights.format, CodebookFormat):
             found.append(Obstacle(f"weights.type is {weights.type}", "weights.type=int"))
     packed = {facts.recipe.weights_of(n).format for n in facts.linears if not facts.recipe.activations_of(n).enabled}

@@ -27,8 +27,7 @@ llama_cpp.llama_backend_init()
 class Llama:
     """A GGUF file, loaded; the cache is in float32.
 
-    Weights stay in the layout of the file: some builds repack them for matrix units, and crash on matrices as small
-    as these.
+    Weights stay in the layout of the file: builds with AMX repack them, and crash on matrices as small as these.
     """
 
     def __init__(self, file: Path, num_tokens: int) -> None:

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
-from jointquant.models.configuration import read_config
+from jointquant.models.configuration import blamed, read_config
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint
 from jointquant.models.stream import head_dim_of, intermediate_size_of
@@ -26,13 +26,34 @@ from jointquant.quantization.packing import unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.recipe import Recipe
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
-from jointquant.runtime.integration import JointQuantConfig, check_artifact, is_artifact
+from jointquant.runtime.integration import (
+    JointQuantConfig,
+    assembly_of,
+    check_artifact,
+    check_complete,
+    is_artifact,
+)
 from jointquant.tiers import Facts
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.strict_json import read_object
 
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 PACKED = ("weight_packed", "weight_scale", "weight_zero_point")
 """What a packed linear has instead of a weight."""
+
+
+def plain_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device."""
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def stored_dtype(data: dict[str, Any]) -> torch.dtype:
+    """The ``dtype`` of a config.json. Raises InputError for one that no model is stored in."""
+    name = data.get("dtype")
+    require(name in DTYPES, f"config.json has dtype {str(name)[:40]!r}: expected one of {', '.join(DTYPES)}")
+    return DTYPES[str(name)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,18 @@ class Artifact:
         require(is_artifact(folder), f"{folder} is no artifact: expected a folder that `jointquant quantize` wrote")
         check_artifact(folder, read_config(folder))
         data = read_object(folder / CONFIG_NAME)
-        return cls(folder, data, JointQuantConfig(**data["quantization_config"]), Checkpoint(folder))
+        artifact = cls(folder, data, JointQuantConfig(**data["quantization_config"]), Checkpoint(folder))
+        with blamed(f"{folder} is not as its configuration says"):
+            artifact.check()
+        return artifact
+
+    def check(self) -> None:
+        """Raises InputError when a tensor is missing, too many, or of another shape than the recipe makes it."""
+        with torch.device("meta"):
+            whole = plain_model(self.config)
+            assembly_of(whole, self.quantization).install_model(whole)
+        check_complete(whole, [str(self.folder / file) for file in sorted(set(self.source.files().values()))])
+        stored_dtype(self.data)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -88,16 +120,12 @@ class Artifact:
     @cached_property
     def skeleton(self) -> PreTrainedModel:
         """The plain model on the meta device: names and shapes."""
-        with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(self.config)
-        return model
+        return plain_model(self.config)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the tensors that are not integers."""
-        dtype = getattr(torch, str(self.data["dtype"]))
-        assert isinstance(dtype, torch.dtype)
-        return dtype
+        return stored_dtype(self.data)
 
     @cached_property
     def online(self) -> OnlineTransforms:

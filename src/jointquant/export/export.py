@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-import torch
 from torch import Tensor
 
 from jointquant.card import Kind, write_card
 from jointquant.errors import InputError, require
-from jointquant.export.artifact import Artifact
+from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.native import CompressedExport
 from jointquant.hub import locate
 from jointquant.hub.location import may_be_id
+from jointquant.models.configuration import blamed
 from jointquant.models.stream import open_stream
 from jointquant.models.writer import ShardWriter
 from jointquant.output import check_output, output_file, output_folder
@@ -33,7 +33,6 @@ from jointquant.trust.target import check_apart
 
 Format = Literal["dense", "compressed-tensors", "gguf", "native"]
 EXPORTS: tuple[Format, ...] = ("dense", "compressed-tensors", "gguf", "native")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,12 @@ def _checkpoint(
         _copy_companions(artifact.folder, folder, keep_rotations=format == "compressed-tensors")
         save_tokenizer(load_tokenizer(artifact.folder), folder)
         kind = "compressed-tensors" if format == "compressed-tensors" else "dense" if whole else "rotated"
-        write_card(folder, artifact.quantization.to_dict(), cast("Kind", kind), carried_from=artifact.folder)
+        write_card(
+            folder,
+            artifact.quantization.to_dict() | reach(artifact.facts).to_dict(),
+            cast("Kind", kind),
+            carried_from=artifact.folder,
+        )
     return size
 
 
@@ -169,14 +173,14 @@ def _base_folder(artifact: Artifact, base: str | Path | None, progress: Progress
 
 
 def _native(source: CompressedExport, out: Path, overwrite: bool, progress: Progress, start: float) -> ExportResult:
-    with output_folder(out, overwrite) as folder:
+    with output_folder(out, overwrite) as folder, blamed(f"{source.folder} is not as its configuration says"):
         size = _write(folder, source.shards(), source.num_shards(), progress)
         config = json.dumps(source.config(), indent=2, sort_keys=True)
         (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
         _copy_companions(source.folder, folder, keep_rotations=True)
         save_tokenizer(load_tokenizer(source.folder), folder)
-        write_card(folder, source.quantization.to_dict(), "native", carried_from=source.folder)
         reached = reach(Artifact.open(folder).facts)
+        write_card(folder, source.quantization.to_dict() | reached.to_dict(), "native", carried_from=source.folder)
     seconds = time.perf_counter() - start
     return ExportResult(str(out), "native", reached.tier, list(reached.runtimes), size, seconds)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jointquant.errors import require
+from jointquant.export.artifact import stored_dtype
 from jointquant.export.compressed import GUARDS, native_tensors
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint
@@ -53,9 +54,7 @@ class CompressedExport:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the tensors that are not integers."""
-        dtype = getattr(torch, str(self.data["dtype"]))
-        assert isinstance(dtype, torch.dtype)
-        return dtype
+        return stored_dtype(self.data)
 
     def shards(self) -> Iterator[dict[str, Tensor]]:
         """The native artifact's tensors, a shard at a time."""

@@ -100,7 +100,7 @@ class JointQuantHfQuantizer(HfQuantizer):
         assembly_of(model, self.quantization_config).install_model(model)
         files = kwargs.get("checkpoint_files")
         if files:
-            _check_complete(model, files)
+            check_complete(model, files)
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""
@@ -112,8 +112,16 @@ class JointQuantHfQuantizer(HfQuantizer):
         return False
 
 
-def _check_complete(model: PreTrainedModel, files: list[str]) -> None:
-    """transformers initialises what an artifact lacks or has in another shape at random; here it is refused."""
+def check_complete(model: PreTrainedModel, files: list[str]) -> None:
+    """transformers initialises what an artifact lacks or has in another shape at random; here it is refused.
+
+    Args:
+        model: with the modules that the artifact's tensors fill.
+        files: the artifact's shards.
+
+    Raises:
+        InputError: a tensor that is missing, too many, or of another shape or kind.
+    """
     have: dict[str, Entry] = {}
     for file in files:
         have |= read_header(Path(file))
