@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -88,11 +87,9 @@ json.dump(found, sys.stdout)
 
 def plain_perplexities(folders: list[Path]) -> dict[str, float | str]:
     """What transformers alone makes of some folders, by name: a perplexity, or the error."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     process = subprocess.run(
-        [sys.executable, "-P", "-c", PLAIN],
+        [sys.executable, "-I", "-c", PLAIN],
         input=json.dumps([[str(folder) for folder in folders], str(HELDOUT), SEQLEN, WINDOWS]),
-        env=environment,
         cwd=folders[0].parent,
         capture_output=True,
         text=True,
