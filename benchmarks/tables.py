@@ -113,6 +113,21 @@ def kill_and_resume(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"{result['kills']} kills, {result['different']} artifacts that differ; {result['date']}."]
 
 
+def q4_0(result: dict[str, Any]) -> list[str]:
+    """Perplexities in llama.cpp, and ours beside them."""
+    heads = ["model", "F16", "llama.cpp's Q4_0", "the same, ends in F16", "our Q4_0", "our `eval`"]
+    lines = [f"| {' | '.join(heads)} |", "|-" * len(heads) + "|"]
+    for row in result["rows"]:
+        cells = (f"{row[key]:.3f}" for key in ("original", "theirs", "theirs_ends", "ours", "eval"))
+        lines.append(f"| {row['model']} | {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return [
+        *lines,
+        "",
+        f"Perplexity, all but the last column in llama.cpp; {result['date']}, {result['machine']}, {versions}.",
+    ]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -122,6 +137,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "plans": plans,
     "memory": memory,
     "kill_and_resume": kill_and_resume,
+    "q4_0": q4_0,
 }
 
 FROM_CODE: dict[str, Callable[[], list[str]]] = {"recipe_keys": key_table, "sizes": size_table}

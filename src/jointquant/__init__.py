@@ -8,6 +8,7 @@ from jointquant.analysis import Statistics, stats
 from jointquant.comparison import Comparison, compare
 from jointquant.errors import InputError, ResumableError
 from jointquant.evaluation.evaluate import EvaluationResult, evaluate
+from jointquant.export import ExportResult, export_artifact
 from jointquant.pipeline import QuantizeResult, quantize
 from jointquant.planning import DryRun, dry_run
 from jointquant.recipe import Recipe, load_recipe
@@ -20,6 +21,7 @@ __all__ = [
     "Comparison",
     "DryRun",
     "EvaluationResult",
+    "ExportResult",
     "InputError",
     "QuantizeResult",
     "Recipe",
@@ -29,6 +31,7 @@ __all__ = [
     "compare",
     "dry_run",
     "evaluate",
+    "export_artifact",
     "load",
     "load_recipe",
     "quantize",

@@ -106,6 +106,7 @@ def evaluate(
     dtype: DtypeOption = "auto",
     memory_budget: MemoryOption = None,
     allow_pickle: AllowPickleOption = False,
+    card: Annotated[bool, typer.Option("--card", help="Write the perplexities into the model card of MODEL.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Perplexity of a model or an artifact (windows without overlap, T − 1 predictions each), and scores on tasks."""
@@ -127,6 +128,10 @@ def evaluate(
         allow_pickle=allow_pickle,
         progress=_progress(),
     )
+    if card:
+        from jointquant.card import record_perplexity
+
+        record_perplexity(Path(model), result.perplexity, result.seqlen)
     if result.perplexity:
         table = Table("text", "perplexity", title=f"{model}, windows of {result.seqlen}")
         for source, value in result.perplexity.items():
@@ -159,24 +164,6 @@ def generate(
     if not as_json:
         typer.echo(result.text)
     _finish(result.to_dict(), as_json)
-
-
-@app.command()
-def download(
-    repository: Annotated[str, typer.Argument(metavar="REPO", help="A hub id: owner/name, or owner/name@revision.")],
-    hub: HubOption = "hf",
-    dataset: Annotated[bool, typer.Option("--dataset", help="REPO is a data set.")] = False,
-    revision: RevisionOption = None,
-    out: Annotated[Path | None, typer.Option(help="A folder for the files (default: the hub's cache).")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Fetch a model or a data set from a hub, and print where it lies. What is there already is not fetched again."""
-    from jointquant.hub import download as run
-
-    found = run(repository, hub=hub, dataset=dataset, revision=revision, out=out, progress=_progress())
-    if not as_json:
-        typer.echo(str(found.folder))
-    _finish({"repository": repository, "path": str(found.folder), "revision": found.revision}, as_json)
 
 
 @app.command()
@@ -237,8 +224,10 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the input is at fault, 130 interrupted, 1 a defect of ours."""
+    import jointquant.cli_export
+    import jointquant.cli_hub
     import jointquant.cli_laboratory
-    import jointquant.cli_quantize  # noqa: F401 (both add verbs)
+    import jointquant.cli_quantize  # noqa: F401 (all add verbs)
 
     _be_quiet()
     command = typer.main.get_command(app)

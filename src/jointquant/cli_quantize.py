@@ -115,6 +115,8 @@ def quantize(
     table.add_row("peak memory", f"{result.peak_rss_bytes / 1e6:.0f} MB")
     for name, words in result.transforms.items():
         table.add_row(name.upper(), words)
+    table.add_row("tier", str(result.tier))
+    table.add_row("runs in", "\n".join(result.runtimes))
     _print(table, as_json)
     _finish(result.to_dict(), as_json)
 

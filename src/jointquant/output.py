@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jointquant.trust.permissions import make_folders, seal
-from jointquant.trust.target import check_target
+from jointquant.trust.permissions import current_umask, make_folders, seal
+from jointquant.trust.target import check_file_target, check_target
 
 
 def check_output(out: Path, overwrite: bool) -> None:
@@ -37,3 +37,22 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)
+
+
+@contextmanager
+def output_file(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A file to write; it becomes ``out`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: ``out`` is no place for a file, or exists and may not be overwritten.
+    """
+    check_file_target(out, overwrite)
+    make_folders(out.parent)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        yield partial
+        partial.chmod(0o644 & ~current_umask())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(out)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant._version import __version__
 from jointquant.calibration import calibrate
+from jointquant.card import write_card
 from jointquant.durable import load_tensors, save_tensors
 from jointquant.errors import require
 from jointquant.hub import Location
@@ -42,6 +43,7 @@ from jointquant.runtime.loading import generation_config_of, save_tokenizer
 from jointquant.subject import Subject, check_not_input, open_subject
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
+from jointquant.tiers import Reach, reach
 from jointquant.workspace import Workspace
 
 
@@ -56,6 +58,8 @@ class QuantizeResult:
         size_bytes: bytes of all tensors of the artifact.
         bits_per_weight: bits per parameter of the decoder's linears, scales included.
         transforms: what R1 to R4 are, in words, and the basis changes between layers where each has an R1.
+        tier: where the artifact loads (see ``jointquant.tiers``): 1 anywhere, 2 where R4 can run, 3 with this package.
+        runtimes: who can run it, in words, each with the export it takes.
         resumed: whether a run before had done a part; the seconds are those of this one alone.
     """
 
@@ -66,6 +70,8 @@ class QuantizeResult:
     size_bytes: int
     bits_per_weight: float
     transforms: dict[str, str]
+    tier: int
+    runtimes: list[str]
     resumed: bool = False
 
     def to_dict(self) -> dict[str, object]:
@@ -147,6 +153,8 @@ def quantize(
             size_bytes=written.size_bytes,
             bits_per_weight=written.bits_per_weight,
             transforms=written.transforms,
+            tier=written.reach.tier,
+            runtimes=list(written.reach.runtimes),
             resumed=journal.resumed,
         )
         journal.complete(result.to_dict())
@@ -172,11 +180,12 @@ def calibrated_rotations(
 
 @dataclass(frozen=True)
 class Written:
-    """What an artifact is: bytes of its tensors, bits per parameter of the linears, its transforms in words."""
+    """What an artifact is: bytes of its tensors, bits per parameter, its transforms in words, and where it loads."""
 
     size_bytes: int
     bits_per_weight: float
     transforms: dict[str, str]
+    reach: Reach
 
 
 def write_artifact(
@@ -196,8 +205,10 @@ def write_artifact(
     writer.finish()
     rotations.save(folder)
     transforms = describe_transforms(assembly.recipe, rotations, assembly.online, stream.stored_dtype)
-    write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, transforms)
-    return Written(writer.total_size, bits, transforms)
+    reached = reach(assembly.facts(stream.num_layers, stream.stored_dtype))
+    about = {"transforms": transforms} | reached.to_dict()
+    write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, about)
+    return Written(writer.total_size, bits, transforms, reached)
 
 
 def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
@@ -261,20 +272,17 @@ def write_metadata(
     origin: Location | None,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
-    transforms: dict[str, str],
+    about: dict[str, object],
 ) -> None:
-    """config.json, the generation settings, and the tokenizer."""
-    facts = {
-        **base_facts(stream.config.name_or_path, origin),
-        "transforms": transforms,
-        "jointquant_version": __version__,
-    }
+    """config.json with what is to be said ``about`` the artifact, the generation settings, tokenizer and model card."""
+    facts = {**base_facts(stream.config.name_or_path, origin), **about, "jointquant_version": __version__}
     config = artifact_config(stream.config, stream.architecture, recipe, stream.stored_dtype, facts)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     generation = generation_config_of(model)
     if generation is not None:
         generation.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
+    write_card(folder, config["quantization_config"], "native")
 
 
 def base_facts(name_or_path: str, origin: Location | None) -> dict[str, str]:

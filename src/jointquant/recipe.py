@@ -55,6 +55,12 @@ class HadamardRotation(Settings):
     kind: Literal["hadamard"] = "hadamard"
 
 
+class BlockHadamardRotation(HadamardRotation):
+    """A plain Hadamard matrix, or ``block_size`` rows of it repeated along the diagonal; null: as large as there is."""
+
+    block_size: int | None = Field(default=None, ge=2)
+
+
 class LearnedRotation(Settings):
     """A rotation trained on a sample of the activations at its sites."""
 
@@ -97,6 +103,7 @@ class LearnedResidualRotation(LearnedRotation):
 Residual = Annotated[NoRotation | HadamardRotation | LearnedResidualRotation, Field(discriminator="kind")]
 PerHead = Annotated[NoRotation | HadamardRotation | LearnedRotation, Field(discriminator="kind")]
 Online = Annotated[NoRotation | HadamardRotation, Field(discriminator="kind")]
+Inner = Annotated[NoRotation | BlockHadamardRotation, Field(discriminator="kind")]
 
 
 class RotationSettings(Settings):
@@ -110,7 +117,7 @@ class RotationSettings(Settings):
     r1: Residual = NoRotation()
     r2: PerHead = NoRotation()
     r3: Online = NoRotation()
-    r4: Online = NoRotation()
+    r4: Inner = NoRotation()
 
 
 class CalibrationSettings(Settings):

@@ -30,6 +30,8 @@ MEANINGS = {
     "rotations.r4.kind": "the rotation of down_proj's input, online",
     "rotations.r1.strategy": "how the layers share R1",
     "rotations.r1.weights": "what a layer counts in `joint`; null: normalised",
+    "rotations.r4.block_size": "order of its blocks along the diagonal; null: the largest that the size has",
+    "*.scale_dtype": "what scales are rounded to and stored in; null: the model's dtype",
     "*.objective": "what training minimises",
     "*.optimizer": "how it stays orthogonal",
     "*.init": "where training starts",

@@ -76,16 +76,16 @@ def round_stack(
     stored_dtype: torch.dtype,
 ) -> dict[str, QuantizedWeight]:
     """Round linears that share input and settings; small ones as one stacked matrix: their rows are independent."""
-    fmt = settings.format
+    fmt, scales = settings.format, settings.scales(stored_dtype)
     assert fmt is not None
     weights = {name: linear.weight for name, linear in linears.items()}
     rounding: Callable[[Tensor], QuantizedWeight]
     if settings.method == "rtn":
-        rounding = partial(round_to_nearest, fmt=fmt, clip=settings.clip, scale_dtype=stored_dtype)
+        rounding = partial(round_to_nearest, fmt=fmt, clip=settings.clip, scale_dtype=scales)
     else:
         assert hessian is not None
         factor = factorize(hessian.unscaled(), settings.damping, settings.activation_order)
-        rounding = partial(gptq, factor=factor, fmt=fmt, clip=settings.clip, scale_dtype=stored_dtype)
+        rounding = partial(gptq, factor=factor, fmt=fmt, clip=settings.clip, scale_dtype=scales)
     device = next(iter(weights.values())).device
     if sum(weight.numel() for weight in weights.values()) > elements_at_once(device):
         return {name: rounding(weight) for name, weight in weights.items()}
@@ -106,7 +106,8 @@ def round_embedding(
         return
     name = architecture.embeddings[0]
     old = frontend.module(name)
-    rounded = round_to_nearest(linear_weight(old), settings.format, settings.clip, stored_dtype)
+    scales = settings.scales(stored_dtype)
+    rounded = round_to_nearest(linear_weight(old), settings.format, settings.clip, scales)
     frontend.replace(name, PackedEmbedding.of(rounded, embedding_factor(old), linear_weight(old).dtype).eval())
 
 
@@ -121,14 +122,14 @@ def round_head(
         settings: of its weights.
         norm: what is left of the norm before it.
         states: that the norm reads, of the quantized layers.
-        stored_dtype: of the scales.
+        stored_dtype: of the model, and of the scales where the settings name none.
     """
     fmt = settings.format
     if fmt is None:
         return head
     assert isinstance(head, nn.Linear)
     if settings.method == "rtn":
-        rounded = round_to_nearest(head.weight, fmt, settings.clip, stored_dtype)
+        rounded = round_to_nearest(head.weight, fmt, settings.clip, settings.scales(stored_dtype))
     else:
         hessian = HessianSum(head.in_features, head.weight.device)
         for batch in states.batches():

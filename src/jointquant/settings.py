@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jointquant.quantization.codebook import NF4, CodebookFormat
@@ -13,6 +14,7 @@ from jointquant.quantization.weights import WeightFormat
 NumBits = Annotated[int, Field(description="2 to 8, or 16 for off")]
 NF4_GROUP_SIZE = 64
 Ratio = Annotated[float, Field(gt=0, le=1)]
+SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Settings(BaseModel):
@@ -63,6 +65,7 @@ class StoredSettings(QuantizerSettings):
 
     type: Literal["int", "nf4"] = "int"
     clip: Literal["none", "mse"] = "mse"
+    scale_dtype: Literal["float16", "bfloat16", "float32"] | None = None
 
     @model_validator(mode="after")
     def _nf4_has_one_shape(self) -> StoredSettings:
@@ -76,6 +79,10 @@ class StoredSettings(QuantizerSettings):
     def stored_group_size(self) -> int | None:
         """The group size, the default of the type included."""
         return NF4_GROUP_SIZE if self.type == "nf4" and self.group_size is None else self.group_size
+
+    def scales(self, stored: torch.dtype) -> torch.dtype:
+        """The dtype that scales are rounded to and stored in, in a model stored in ``stored``."""
+        return stored if self.scale_dtype is None else SCALE_DTYPES[self.scale_dtype]
 
     @property
     def format(self) -> WeightFormat | None:

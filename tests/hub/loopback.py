@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from hub.uploads import Uploads
+
 
 @dataclass
 class Repo:
@@ -49,6 +51,7 @@ class LoopbackHub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
+        self.uploads = Uploads(self)
         self._released = threading.Event()
 
     def __enter__(self) -> LoopbackHub:
@@ -98,7 +101,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         self._form = self.rfile.read(length).decode()
-        self._answer(body=True)
+        path = unquote(urlsplit(self.path).path)
+        if Uploads.handles(path):
+            self.server_hub.requests.append((self.command, path, None))
+            status, answer = self.server_hub.uploads.post(path, self._form, self.headers)
+            self._json(answer, True, status)
+        else:
+            self._answer(body=True)
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server_hub.uploads.put(data)
+        self._send(200, b"", True)
 
     def _answer(self, body: bool) -> None:
         hub = self.server_hub

@@ -95,6 +95,10 @@ class Checkpoint:
         """The shape of every tensor of the folder."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
+    def files(self) -> dict[str, str]:
+        """The file of every tensor, by name."""
+        return self._files
+
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor. Raises InputError for one that is no floating-point dtype."""
         stored = self.entries[name].dtype

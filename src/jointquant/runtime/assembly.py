@@ -12,13 +12,14 @@ from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import shape_as_fused
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
-from jointquant.recipe import LearnedResidualRotation, Recipe
+from jointquant.recipe import BlockHadamardRotation, LearnedResidualRotation, NoRotation, Recipe
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import BasisChanges, install_basis_change
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.settings import ActivationSettings, RangeSettings, WeightSettings
+from jointquant.tiers import Facts
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,18 @@ class OnlineTransforms:
         return cls(
             basis=BasisChanges(config.num_hidden_layers - 1, config.hidden_size) if per_layer else None,
             r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" else None,
-            r4=HadamardTransform.of_size(intermediate_size) if rotations.r4.kind == "hadamard" else None,
+            r4=inner_transform(rotations.r4, intermediate_size),
         )
+
+
+def inner_transform(settings: NoRotation | BlockHadamardRotation, size: int) -> HadamardTransform | None:
+    """R4 at its size. Raises InputError for blocks that do not fit."""
+    if isinstance(settings, NoRotation):
+        return None
+    try:
+        return HadamardTransform.of_size(size, settings.block_size)
+    except ValueError as error:
+        raise InputError(f"rotations.r4.block_size {settings.block_size}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,13 @@ class Assembly:
                 f"to the residual stream ({', '.join(norms)}), and no R1 passes through that, "
                 "expected --set rotations.r1.kind=none (r2, r3 and r4 are possible)"
             )
+
+    def facts(self, num_layers: int, dtype: torch.dtype) -> Facts:
+        """What decides where a model of ``num_layers`` layers, stored in ``dtype``, loads."""
+        family, linears = self.architecture, self.architecture.linears
+        names = tuple(self.full_name(index, linear) for index in range(num_layers) for linear in linears)
+        plain_norms = not family.norm.subtracts_mean
+        return Facts(self.recipe, names, family.model_type, plain_norms, self.online.r4, dtype)
 
     def full_name(self, index: int, linear: str) -> str:
         """The full name of a layer's linear."""

@@ -34,6 +34,8 @@ from jointquant.trust.strict_json import read_object
 QUANT_METHOD = "jointquant"
 FORMAT_VERSION = 1
 MODEL_TYPE_PREFIX = "jointquant_"
+MODEL_TYPE_SUFFIX = " (pip install jointquant, then import jointquant)"
+"""All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
 KEPT_DTYPES = ("weight_scale", "input_scale", "input_clip_ratio")
 
 
@@ -98,7 +100,7 @@ class JointQuantHfQuantizer(HfQuantizer):
         assembly_of(model, self.quantization_config).install_model(model)
         files = kwargs.get("checkpoint_files")
         if files:
-            _check_complete(model, files)
+            check_complete(model, files)
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""
@@ -110,8 +112,16 @@ class JointQuantHfQuantizer(HfQuantizer):
         return False
 
 
-def _check_complete(model: PreTrainedModel, files: list[str]) -> None:
-    """transformers initialises what an artifact lacks or has in another shape at random; here it is refused."""
+def check_complete(model: PreTrainedModel, files: list[str]) -> None:
+    """transformers initialises what an artifact lacks or has in another shape at random; here it is refused.
+
+    Args:
+        model: with the modules that the artifact's tensors fill.
+        files: the artifact's shards.
+
+    Raises:
+        InputError: a tensor that is missing, too many, or of another shape or kind.
+    """
     have: dict[str, Entry] = {}
     for file in files:
         have |= read_header(Path(file))
@@ -141,7 +151,7 @@ def check_artifact(folder: Path, config: PretrainedConfig) -> None:
     for key in ("recipe", "architecture"):
         require(key in quantization, f"{folder / CONFIG_NAME} has no {key} in its quantization_config")
     parsed = JointQuantConfig(**quantization)
-    family = MODEL_TYPE_PREFIX + str(parsed.architecture)
+    family = artifact_type(str(parsed.architecture))
     known = family == config.model_type and parsed.architecture in ARCHITECTURES
     require(known, f"an artifact of architecture {str(parsed.architecture)[:60]!r} has model_type {config.model_type}")
     parsed.parsed_recipe()
@@ -177,7 +187,7 @@ def artifact_config(
     quantization = JointQuantConfig(recipe.model_dump(mode="json"), architecture.model_type, **facts)
     data: dict[str, Any] = config.to_dict()
     data |= {
-        "model_type": MODEL_TYPE_PREFIX + architecture.model_type,
+        "model_type": artifact_type(architecture.model_type),
         "architectures": [_model_class(architecture).__name__],
         "tie_word_embeddings": False,
         "dtype": str(dtype).removeprefix("torch."),
@@ -186,6 +196,11 @@ def artifact_config(
     for key in ("_name_or_path", "auto_map"):  # auto_map names code beside the base model, which stays there
         data.pop(key, None)
     return data
+
+
+def artifact_type(model_type: str) -> str:
+    """The model type of the artifacts of a family."""
+    return f"{MODEL_TYPE_PREFIX}{model_type}{MODEL_TYPE_SUFFIX}"
 
 
 def is_artifact(folder: Path) -> bool:
@@ -215,13 +230,13 @@ def register_families() -> None:
         config_class = type(
             f"JointQuant{base_config.__name__}",
             (base_config,),
-            described | {"model_type": MODEL_TYPE_PREFIX + model_type},
+            described | {"model_type": artifact_type(model_type)},
         )
         model_class = type(
             name,
             (base_model,),
             described | {"config_class": config_class},
         )
-        AutoConfig.register(MODEL_TYPE_PREFIX + model_type, config_class)
+        AutoConfig.register(artifact_type(model_type), config_class)
         AutoModelForCausalLM.register(config_class, model_class)
         _CLASSES[model_type] = (config_class, model_class)

@@ -31,21 +31,46 @@ def check_target(out: Path, overwrite: bool) -> None:
         InputError: a name that is none, a link, a file, under a file, a folder that may not be written, or one that is
             not empty.
     """
-    shown = str(out)[:200]
-    require("\0" not in str(out) and out.name not in ("", ".."), f"output {shown!r} is no name of a folder")
-    long = max(len(os.fsencode(name)) for name in out.parts)
-    require(long <= MAX_NAME, f"output {shown}… has a name of {long} bytes: expected at most {MAX_NAME}")
-    require(not os.path.islink(out), f"output {out} is a link: expected the folder's own path")
+    _check_name(out, "folder")
     require(not os.path.lexists(out) or out.is_dir(), f"output {out} is a file: expected a folder")
-    parent = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
-    require(parent.is_dir(), f"output {out} is under {parent}, which is a file: expected a folder")
-    require(os.access(parent, os.W_OK | os.X_OK), f"output {out} cannot be made: {parent} may not be written")
+    _check_parent(out)
     if out.is_dir() and any(out.iterdir()):
         require(overwrite, f"output folder {out} is not empty: expected a new one, or --overwrite")
         require(
             is_output(out),
             f"output folder {out} holds no earlier output of jointquant: --overwrite replaces nothing else",
         )
+
+
+def check_file_target(out: Path, overwrite: bool) -> None:
+    """Refuse a place for an output file before any work is done.
+
+    Args:
+        out: the file to write.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        InputError: a name that is none, a link, a folder, under a file, a folder that may not be written, or a file
+            that may not be replaced.
+    """
+    _check_name(out, "file")
+    require(not os.path.lexists(out) or out.is_file(), f"output {out} is a folder: expected a file")
+    require(overwrite or not os.path.lexists(out), f"output {out} exists: expected a new file, or --overwrite")
+    _check_parent(out)
+
+
+def _check_name(out: Path, kind: str) -> None:
+    shown = str(out)[:200]
+    require("\0" not in str(out) and out.name not in ("", ".."), f"output {shown!r} is no name of a {kind}")
+    long = max(len(os.fsencode(name)) for name in out.parts)
+    require(long <= MAX_NAME, f"output {shown}… has a name of {long} bytes: expected at most {MAX_NAME}")
+    require(not os.path.islink(out), f"output {out} is a link: expected the {kind}'s own path")
+
+
+def _check_parent(out: Path) -> None:
+    parent = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    require(parent.is_dir(), f"output {out} is under {parent}, which is a file: expected a folder")
+    require(os.access(parent, os.W_OK | os.X_OK), f"output {out} cannot be made: {parent} may not be written")
 
 
 def check_apart(out: Path, model: Path) -> None:

@@ -1,0 +1,200 @@
+"""An artifact opened for export: its tensors one by one, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from jointquant.errors import require
+from jointquant.models.architecture import Architecture
+from jointquant.models.configuration import blamed, read_config
+from jointquant.models.registry import architecture_of
+from jointquant.models.source import Checkpoint
+from jointquant.models.stream import head_dim_of, intermediate_size_of
+from jointquant.quantization.integer import IntFormat, num_groups
+from jointquant.quantization.packing import unpack
+from jointquant.quantization.weights import QuantizedWeight, WeightFormat
+from jointquant.recipe import Recipe
+from jointquant.runtime.assembly import Assembly, OnlineTransforms
+from jointquant.runtime.integration import (
+    JointQuantConfig,
+    assembly_of,
+    check_artifact,
+    check_complete,
+    is_artifact,
+)
+from jointquant.tiers import Facts
+from jointquant.trust.folder import CONFIG_NAME, check_folder
+from jointquant.trust.strict_json import read_object
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+PACKED = ("weight_packed", "weight_scale", "weight_zero_point")
+"""What a packed linear has instead of a weight."""
+
+
+def plain_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device."""
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def stored_dtype(data: dict[str, Any]) -> torch.dtype:
+    """The ``dtype`` of a config.json. Raises InputError for one that no model is stored in."""
+    name = data.get("dtype")
+    require(name in DTYPES, f"config.json has dtype {str(name)[:40]!r}: expected one of {', '.join(DTYPES)}")
+    return DTYPES[str(name)]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A native artifact.
+
+    Attributes:
+        folder: where it lies.
+        data: its config.json.
+        quantization: the part of it that is ours.
+        source: its tensors.
+    """
+
+    folder: Path
+    data: dict[str, Any]
+    quantization: JointQuantConfig
+    source: Checkpoint
+
+    @classmethod
+    def open(cls, folder: Path) -> Artifact:
+        """The artifact in a folder. Raises InputError when there is none."""
+        require(folder.is_dir(), f"no such artifact: {folder} (expected a folder that `jointquant quantize` wrote)")
+        check_folder(folder)
+        require(is_artifact(folder), f"{folder} is no artifact: expected a folder that `jointquant quantize` wrote")
+        check_artifact(folder, read_config(folder))
+        data = read_object(folder / CONFIG_NAME)
+        artifact = cls(folder, data, JointQuantConfig(**data["quantization_config"]), Checkpoint(folder))
+        with blamed(f"{folder} is not as its configuration says"):
+            artifact.check()
+        return artifact
+
+    def check(self) -> None:
+        """Raises InputError when a tensor is missing, too many, or of another shape than the recipe makes it."""
+        with torch.device("meta"):
+            whole = plain_model(self.config)
+            assembly_of(whole, self.quantization).install_model(whole)
+        check_complete(whole, [str(self.folder / file) for file in sorted(set(self.source.files().values()))])
+        stored_dtype(self.data)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Its recipe."""
+        return self.quantization.parsed_recipe()
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Its family."""
+        return architecture_of(self.quantization.architecture)
+
+    @cached_property
+    def plain_config(self) -> dict[str, Any]:
+        """config.json of the same model as a plain one of its family: head untied, nothing of ours in it."""
+        model_type = self.architecture.model_type
+        data = {key: value for key, value in self.data.items() if key != "quantization_config"}
+        name = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]].__name__
+        return data | {"model_type": model_type, "architectures": [name]}
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The same, as transformers has it."""
+        config: PretrainedConfig = CONFIG_MAPPING[self.architecture.model_type].from_dict(dict(self.plain_config))
+        return config
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        """The plain model on the meta device: names and shapes."""
+        return plain_model(self.config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the tensors that are not integers."""
+        return stored_dtype(self.data)
+
+    @cached_property
+    def online(self) -> OnlineTransforms:
+        """What runs with the model."""
+        size = intermediate_size_of(self.skeleton, self.architecture)
+        return OnlineTransforms.of(self.recipe, self.config, head_dim_of(self.config), size)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What decides where it loads."""
+        return Assembly(self.architecture, self.recipe, self.online).facts(self.num_layers, self.dtype)
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.skeleton.get_submodule(self.architecture.layers))
+
+    @cached_property
+    def linears(self) -> tuple[str, ...]:
+        """Full names of the decoder's linears."""
+        return self.facts.linears
+
+    def format_of(self, module: str) -> WeightFormat | None:
+        """The grid of a module's weight, by its full name; None where it is not quantized."""
+        if module == self.architecture.head:
+            return self.recipe.head.format
+        if module == self.architecture.embeddings[0]:
+            return self.recipe.embeddings.format
+        return self.recipe.weights_of(module).format if module in self.linears else None
+
+    def quantized_weight(self, module: str) -> QuantizedWeight:
+        """The integers, scales and zero points of a packed module, by its full name."""
+        fmt = self.format_of(module)
+        assert fmt is not None
+        rows, columns = self.shape(module)
+        codes = unpack(self.load(f"{module}.weight_packed"), fmt.num_bits, (rows, columns))
+        scale = self.load(f"{module}.weight_scale")
+        if not fmt.has_zero_point:
+            return QuantizedWeight(codes, scale, torch.zeros_like(scale, dtype=torch.int8), fmt)
+        assert isinstance(fmt, IntFormat)
+        packed = self.load(f"{module}.weight_zero_point")
+        zero_point = unpack(packed, fmt.num_bits, (rows, num_groups(columns, fmt)), dim=0)
+        return QuantizedWeight(codes, scale, zero_point, fmt)
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """[out, in] of a linear, [vocabulary, hidden] of an embedding."""
+        found = self.skeleton.get_submodule(module)
+        assert isinstance(found, (nn.Linear, nn.Embedding))
+        rows, columns = found.weight.shape
+        return rows, columns
+
+    def load(self, name: str) -> Tensor:
+        """A copy of one tensor, in its stored dtype."""
+        return self.source.load(name).clone()
+
+    def shards(self) -> Iterator[list[str]]:
+        """The modules that have tensors, as the artifact's shards hold them: embedding, one a layer, the rest."""
+        architecture = self.architecture
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in self.source.shapes())
+        last = [name for name in modules if name in (architecture.final_norm, architecture.head)]
+        prefixes = [f"{architecture.layer_prefix(index)}." for index in range(self.num_layers)]
+        first = [m for m in modules if m not in last and not m.startswith(f"{architecture.layers}.")]
+        yield first
+        for prefix in prefixes:
+            yield [module for module in modules if module.startswith(prefix)]
+        yield last
+
+    def tensors_of(self, module: str) -> dict[str, str]:
+        """The tensors of a module: own name → full name."""
+        prefix = f"{module}."
+        found = (name for name in self.source.shapes() if name.startswith(prefix))
+        return {name.removeprefix(prefix): name for name in found if "." not in name.removeprefix(prefix)}

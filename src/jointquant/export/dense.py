@@ -1,0 +1,83 @@
+"""Dense checkpoints: the quantized values as floating-point weights, or the rotated model before any rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from jointquant.errors import require
+from jointquant.export.artifact import Artifact
+from jointquant.models.stream import ModelStream, Place
+from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
+from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
+
+CPU = torch.device("cpu")
+
+
+def dequantized_shards(artifact: Artifact, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """The artifact's tensors, shard by shard, packed weights as scale · (integer − zero point) in ``dtype``."""
+    for modules in artifact.shards():
+        shard: dict[str, Tensor] = {}
+        for module in modules:
+            for name, full_name in artifact.tensors_of(module).items():
+                if name == "weight_packed":
+                    shard[f"{module}.weight"] = artifact.quantized_weight(module).dequantize(dtype)
+                elif name in ("weight", "bias"):
+                    shard[full_name] = artifact.load(full_name).to(dtype)
+        yield shard
+
+
+def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """The base model with fused norms, an untied head, and the artifact's R1 and R2 merged; nothing is rounded.
+
+    R3 and R4 have no part in it: they leave the function unchanged, and only a quantizer behind them needs them.
+
+    Args:
+        artifact: whose rotations.
+        base: the model that it was made of.
+        dtype: of the weights; computed in float32 and float64.
+
+    Raises:
+        InputError: another model than the artifact's base.
+    """
+    architecture, place = base.architecture, Place(CPU, torch.float32)
+    path = artifact.folder / ROTATIONS_NAME
+    rotations = Rotations.load(path) if path.is_file() else Rotations()
+    frontend = base.frontend(place)
+    if (first := rotations.r1_of(0)) is not None:
+        rotate_embeddings(frontend, architecture, first)
+    shard = _tensors(frontend.backbone, frontend.root, dtype)
+    _check_base(artifact, shard)
+    del frontend
+    yield shard
+    for index in range(base.num_layers):
+        layer = base.layer(index, place)
+        fuse_norms(layer, architecture)
+        merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), None)
+        yield _tensors(layer, architecture.layer_prefix(index), dtype)
+    norm, head = base.final_norm(place), base.head(place)
+    norm = fuse_norm(norm, [head], architecture.norm)
+    if (last := rotations.r1_of(-1)) is not None:
+        rotate_reader(head, last)
+    yield _tensors(norm, architecture.final_norm, dtype) | _tensors(head, architecture.head, dtype)
+
+
+def _tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor.detach().to(dtype) for name, tensor in module.state_dict().items()}
+
+
+def _check_base(artifact: Artifact, shard: dict[str, Tensor]) -> None:
+    """The rotated embedding must be the artifact's (where that is not quantized)."""
+    name = f"{artifact.architecture.embeddings[0]}.weight"
+    if name not in artifact.source.shapes():
+        return
+    stored, made = artifact.load(name).float(), shard[name].float()
+    same = stored.shape == made.shape and bool((stored - made).abs().max() <= 0.02 * stored.abs().max())
+    require(same, "the base model is not the one that this artifact was made of: its rotated embedding differs")
+
+
+def is_plain(artifact: Artifact) -> bool:
+    """Whether all weights of an artifact are in floating point already."""
+    return not any(name.endswith(".weight_packed") for name in artifact.source.shapes())

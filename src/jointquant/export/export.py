@@ -1,0 +1,206 @@
+"""``export``: an artifact in another runtime's format, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from torch import Tensor
+
+from jointquant.card import Kind, write_card
+from jointquant.errors import InputError, require
+from jointquant.export.artifact import DTYPES, Artifact
+from jointquant.export.compressed import compressed_config, compressed_shards
+from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
+from jointquant.export.gguf_file import write_gguf
+from jointquant.export.native import CompressedExport
+from jointquant.hub import locate
+from jointquant.hub.location import may_be_id
+from jointquant.models.configuration import blamed
+from jointquant.models.stream import open_stream
+from jointquant.models.writer import ShardWriter
+from jointquant.output import check_output, output_file, output_folder
+from jointquant.progress import Progress, Silent
+from jointquant.rotations.bundle import ROTATIONS_NAME
+from jointquant.runtime.loading import load_tokenizer, save_tokenizer
+from jointquant.tiers import OBSTACLES, Obstacle, online, reach, words
+from jointquant.trust.folder import CONFIG_NAME
+from jointquant.trust.target import check_apart
+
+Format = Literal["dense", "compressed-tensors", "gguf", "native"]
+EXPORTS: tuple[Format, ...] = ("dense", "compressed-tensors", "gguf", "native")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote.
+
+    Attributes:
+        out: the folder, or the file.
+        format: which one.
+        tier: of the artifact (see ``jointquant.tiers``).
+        runtimes: who can run the artifact, in words.
+        size_bytes: of all tensors that were written.
+        seconds: wall time.
+    """
+
+    out: str
+    format: str
+    tier: int
+    runtimes: list[str]
+    size_bytes: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return asdict(self)
+
+
+def export_artifact(
+    artifact: str | Path,
+    format: str,
+    out: str | Path,
+    *,
+    dequantized: bool = False,
+    base: str | Path | None = None,
+    dtype: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write an artifact in another format.
+
+    Args:
+        artifact: the folder that ``quantize`` wrote (for ``native``: a compressed-tensors export of it).
+        format: ``dense``, ``compressed-tensors``, ``gguf`` or ``native``.
+        out: a new folder, or a new file for ``gguf``; it appears only when it is complete.
+        dequantized: ``dense`` with the quantized values; otherwise with the rotated ones before rounding.
+        base: the model that the artifact was made of, for ``dense`` without ``dequantized``; None: the hub id that
+            the artifact names.
+        dtype: of a ``dense`` checkpoint: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the artifact's.
+        overwrite: replace what is there.
+        progress: where progress is shown; None: nowhere.
+
+    Raises:
+        InputError: no artifact, or the format cannot hold all of it; the message says which setting would help.
+    """
+    start = time.perf_counter()
+    require(format in EXPORTS, f"unknown format {format!r}: expected one of {', '.join(EXPORTS)}")
+    require(dtype == "auto" or dtype in DTYPES, f"unknown dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+    require(
+        format == "dense" or (not dequantized and base is None), f"--dequantized and --base are no part of {format}"
+    )
+    source, target, progress = Path(artifact), Path(out), progress or Silent()
+    check_apart(target, source)
+    if format == "native":
+        return _native(CompressedExport(source), target, overwrite, progress, start)
+    opened = Artifact.open(source)
+    reached = reach(opened.facts)
+    require(
+        dequantized or format != "dense" or not is_plain(opened) or base is None,
+        "the artifact's weights are in floating point already: expected no --base",
+    )
+    whole = dequantized or (format == "dense" and is_plain(opened))
+    obstacles = OBSTACLES[format](opened.facts) if whole or format != "dense" else _architectural(opened)
+    require(not obstacles, f"no {format} export of this artifact, tier {reached.tier}: {words(obstacles)}")
+    if format == "gguf":
+        with output_file(target, overwrite) as file:
+            size = write_gguf(opened, file, progress)
+    else:
+        size = _checkpoint(opened, cast("Format", format), target, whole, base, dtype, overwrite, progress)
+    seconds = time.perf_counter() - start
+    return ExportResult(str(out), format, reached.tier, list(reached.runtimes), size, seconds)
+
+
+def _architectural(artifact: Artifact) -> list[Obstacle]:
+    """What keeps even the rotated, unrounded model from being a plain checkpoint."""
+    return [o for o in online(artifact.facts) if not o.change or o.change.startswith("rotations.r1")]
+
+
+def _checkpoint(
+    artifact: Artifact,
+    format: Format,
+    out: Path,
+    whole: bool,
+    base: str | Path | None,
+    dtype: str,
+    overwrite: bool,
+    progress: Progress,
+) -> int:
+    """A dense or compressed-tensors folder; bytes of its tensors."""
+    check_output(out, overwrite)
+    config = artifact.plain_config
+    if format == "compressed-tensors":
+        require(dtype == "auto", "compressed-tensors keeps the artifact's scales as they are: expected --dtype auto")
+        shards, config = compressed_shards(artifact), compressed_config(artifact)
+    else:
+        as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
+        config = config | {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.quantization.to_dict()}
+        stream = None if whole else open_stream(_base_folder(artifact, base, progress))
+        shards = (
+            dequantized_shards(artifact, as_dtype) if stream is None else rotated_shards(artifact, stream, as_dtype)
+        )
+    with output_folder(out, overwrite) as folder:
+        size = _write(folder, shards, artifact.num_layers + 2, progress)
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _copy_companions(artifact.folder, folder, keep_rotations=format == "compressed-tensors")
+        save_tokenizer(load_tokenizer(artifact.folder), folder)
+        kind = "compressed-tensors" if format == "compressed-tensors" else "dense" if whole else "rotated"
+        write_card(
+            folder,
+            artifact.quantization.to_dict() | reach(artifact.facts).to_dict(),
+            cast("Kind", kind),
+            carried_from=artifact.folder,
+        )
+    return size
+
+
+def _base_folder(artifact: Artifact, base: str | Path | None, progress: Progress) -> Path:
+    """Where the model lies that an artifact was made of."""
+    facts = artifact.quantization.facts
+    named = str(facts.get("base_model", ""))
+    if base is None and not may_be_id(named):
+        raise InputError(
+            f"the artifact was made of a local model called {named!r}, and holds only rounded weights: "
+            "expected --base MODEL with that model, or --dequantized for the quantized values"
+        )
+    if base is None:
+        return locate(named, facts.get("base_revision"), progress=progress).folder
+    return locate(base, progress=progress).folder
+
+
+def _native(source: CompressedExport, out: Path, overwrite: bool, progress: Progress, start: float) -> ExportResult:
+    with output_folder(out, overwrite) as folder, blamed(f"{source.folder} is not as its configuration says"):
+        size = _write(folder, source.shards(), source.num_shards(), progress)
+        config = json.dumps(source.config(), indent=2, sort_keys=True)
+        (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+        _copy_companions(source.folder, folder, keep_rotations=True)
+        save_tokenizer(load_tokenizer(source.folder), folder)
+        reached = reach(Artifact.open(folder).facts)
+        write_card(folder, source.quantization.to_dict() | reached.to_dict(), "native", carried_from=source.folder)
+    seconds = time.perf_counter() - start
+    return ExportResult(str(out), "native", reached.tier, list(reached.runtimes), size, seconds)
+
+
+def _write(folder: Path, shards: Iterable[dict[str, Tensor]], count: int, progress: Progress) -> int:
+    writer = ShardWriter(folder, count)
+    with progress.stage("export", count) as stage:
+        for shard in shards:
+            writer.write(shard)
+            stage.advance()
+    writer.finish()
+    return writer.total_size
+
+
+def _copy_companions(source: Path, folder: Path, keep_rotations: bool) -> None:
+    """Generation settings and chat template as they are; the rotations where the way back needs them."""
+    names = ["generation_config.json", "chat_template.jinja", *([ROTATIONS_NAME] if keep_rotations else [])]
+    for name in names:
+        if (source / name).is_file():
+            (folder / name).write_bytes((source / name).read_bytes())
+
+
+__all__ = ["EXPORTS", "ExportResult", "export_artifact"]

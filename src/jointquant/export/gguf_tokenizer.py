@@ -1,0 +1,162 @@
+"""A tokenizer's vocabulary in the metadata of GGUF: byte-level BPE ("gpt2") and sentencepiece's BPE ("llama")."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from gguf import GGUFWriter, TokenType
+from transformers import PreTrainedTokenizerBase
+
+from jointquant.errors import require
+
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+)
+
+PRE_TOKENIZERS = {
+    "": "gpt-2",
+    CONTRACTIONS + _WORDS + r"|\p{N}{1,3}" + _REST: "llama-bpe",
+    CONTRACTIONS + _WORDS + r"|\p{N}" + _REST: "qwen2",
+    _CASED + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
+}
+"""How byte-level BPE splits text beforehand (a regular expression; "": GPT-2's own) → llama.cpp's name for that."""
+
+
+@dataclass
+class Vocabulary:
+    """What GGUF says of a tokenizer.
+
+    Attributes:
+        model: ``gpt2`` or ``llama``.
+        pre: llama.cpp's name of the split before BPE.
+        tokens: by id.
+        types: ``TokenType`` by id.
+        merges: of ``gpt2``, the first first.
+        scores: of ``llama``, the highest merges first.
+        add_space_prefix: of ``llama``, whether text starts with a space.
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    add_space_prefix: bool = False
+
+
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
+    """The vocabulary of a fast tokenizer, filled up to ``size`` rows of the embedding.
+
+    Raises:
+        InputError: a kind of tokenizer that GGUF, or this table of splits, does not know.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    require(backend is not None, f"the tokenizer {type(tokenizer).__name__} is no fast one: expected a tokenizer.json")
+    assert backend is not None
+    data: dict[str, Any] = json.loads(backend.to_str())
+    kind = data["model"]["type"]
+    require(kind == "BPE", f"no GGUF export of a tokenizer of type {kind}: expected BPE")
+    if data["model"].get("byte_fallback"):
+        return _sentencepiece(data, size)
+    require(_has_byte_level(data), "no GGUF export of this BPE tokenizer: expected byte-level BPE, or one with bytes")
+    return _byte_level(data, size)
+
+
+def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a vocabulary, the special tokens and the chat template into the metadata."""
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.model == "gpt2":
+        writer.add_token_merges(vocabulary.merges)
+    else:
+        writer.add_token_scores(vocabulary.scores)
+    writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    for name in ("bos", "eos", "unk", "pad"):
+        token = getattr(tokenizer, f"{name}_token_id", None)
+        if token is not None:
+            getattr(writer, f"add_{name}_token_id")(token)
+    ids = tokenizer("a").input_ids
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _byte_level(data: dict[str, Any], size: int) -> Vocabulary:
+    split = _split(data)
+    require(
+        split in PRE_TOKENIZERS,
+        f"no GGUF export of a tokenizer that splits text by {split!r}: llama.cpp knows splits by name, and this one is "
+        f"none of {', '.join(PRE_TOKENIZERS.values())}",
+    )
+    tokens, types = _tokens(data, size)
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in data["model"]["merges"]]
+    return Vocabulary("gpt2", PRE_TOKENIZERS[split], tokens, types, merges=merges)
+
+
+def _sentencepiece(data: dict[str, Any], size: int) -> Vocabulary:
+    """BPE over characters with a byte for each unknown one; llama.cpp merges the pair with the highest score."""
+    tokens, types = _tokens(data, size)
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(data["model"]["merges"]):
+        left, right = pair if isinstance(pair, list) else pair.split(" ", 1)
+        ranks.setdefault(left + right, rank)
+    scores = [float(-1 - ranks.get(token, len(ranks))) for token in tokens]
+    for index, token in enumerate(tokens):
+        if types[index] == TokenType.NORMAL and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            types[index] = TokenType.BYTE
+        elif token == data["model"].get("unk_token"):
+            types[index] = TokenType.UNKNOWN
+    return Vocabulary("llama", "default", tokens, types, scores=scores, add_space_prefix=_adds_space(data))
+
+
+def _tokens(data: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+    """Tokens and types by id; rows of the embedding without a token are marked as unused."""
+    by_id = {index: token for token, index in data["model"]["vocab"].items()}
+    types = dict.fromkeys(by_id, int(TokenType.NORMAL))
+    for added in data["added_tokens"]:
+        by_id[added["id"]] = added["content"]
+        types[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
+    require(max(by_id) < size, f"the tokenizer has ids up to {max(by_id)}, and the embedding {size} rows")
+    tokens = [by_id.get(index, f"[PAD{index}]") for index in range(size)]
+    return tokens, [types.get(index, int(TokenType.UNUSED)) for index in range(size)]
+
+
+def _steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, which is one or a sequence of them."""
+    if part is None:
+        return []
+    return part[name] if part["type"] == "Sequence" else [part]
+
+
+def _has_byte_level(data: dict[str, Any]) -> bool:
+    return any(step["type"] == "ByteLevel" for step in _steps(data["pre_tokenizer"], "pretokenizers"))
+
+
+def _split(data: dict[str, Any]) -> str:
+    """The regular expression of the split before BPE; "" for the one that ByteLevel brings along."""
+    splits = []
+    for step in _steps(data["pre_tokenizer"], "pretokenizers"):
+        if step["type"] == "ByteLevel":
+            require(not step["add_prefix_space"], "no GGUF export of byte-level BPE that adds a space before the text")
+            splits += [""] if step.get("use_regex", True) else []
+        else:
+            splits.append(str(step.get("pattern", {}).get("Regex", step["type"])))
+    return splits[0] if len(splits) == 1 else " then ".join(splits)
+
+
+def _adds_space(data: dict[str, Any]) -> bool:
+    """Whether the first word gets the space that words inside a text have."""
+    prepends = any(step["type"] == "Prepend" for step in _steps(data["normalizer"], "normalizers"))
+    for step in _steps(data["pre_tokenizer"], "pretokenizers"):
+        prepends |= step["type"] == "Metaspace" and step.get("prepend_scheme") != "never"
+    return prepends

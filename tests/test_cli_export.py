@@ -1,0 +1,57 @@
+"""The command line's ``export``, and what ``quantize`` says of tiers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import DEMO
+from jointquant.cli import main
+
+QUICK = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32", "--device", "cpu"]
+LIGHT = ["--set", "rotations.r1.kind=hadamard", "--set", "rotations.r2.kind=hadamard"]
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    return dict(json.loads(capsys.readouterr().out.strip().splitlines()[-1]))
+
+
+def test_from_recipe_to_file(save_model, tmp_path: Path, capsys) -> None:
+    """quantize names the export that fits, export makes it; another one is refused with a setting."""
+    model = str(save_model("llama", hidden_size=64, intermediate_size=96))
+    artifact, file = str(tmp_path / "artifact"), tmp_path / "model.gguf"
+    assert run("quantize", model, "--out", artifact, "--recipe", "gguf", *LIGHT, *QUICK) == 0
+    printed = capsys.readouterr().out
+    assert "tier" in printed
+    assert "export --format gguf" in " ".join(printed.split())
+    config = json.loads((tmp_path / "artifact/config.json").read_text())
+    assert config["quantization_config"]["tier"] == 1
+    assert run("export", artifact, "--format", "gguf", "--out", str(file), "--json") == 0
+    result = last_json(capsys)
+    assert result["out"] == str(file)
+    assert result["tier"] == 1
+    assert file.read_bytes()[:4] == b"GGUF"
+    assert run("export", artifact, "--format", "compressed-tensors", "--out", str(tmp_path / "ct")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--set activations.strategy=token --set activations.group_size=null" in error
+    assert not (tmp_path / "ct").exists()
+    rotated = str(tmp_path / "rotated")
+    assert run("export", artifact, "--format", "dense", "--base", model, "--out", rotated, "--json") == 0
+    assert run("export", artifact, "--format", "dense", "--base", model, "--out", rotated) == 2
+    assert run("export", artifact, "--format", "dense", "--base", model, "--out", rotated, "--overwrite") == 0
+
+
+def test_help_teaches(capsys) -> None:
+    assert run("export", "--help") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for part in ("dense", "compressed-tensors", "gguf", "native", "Recipes that fit", "Example: jointquant export"):
+        assert part in words

@@ -1,0 +1,96 @@
+"""Where a recipe's result loads, and that following the advice of each refusal removes it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jointquant import load_recipe
+from jointquant.recipe import preset_names
+from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.tiers import FORMATS, OBSTACLES, Facts, reach
+
+LINEARS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj")
+SIZE = 14336  # 2^9 · 28: the intermediate size of Llama 3 8B
+
+
+def facts_of(preset: str, *changes: str, model_type: str = "llama", plain_norms: bool = True) -> Facts:
+    recipe = load_recipe(preset, changes)
+    r4 = recipe.rotations.r4
+    transform = None if r4.kind == "none" else HadamardTransform.of_size(SIZE, r4.block_size)
+    return Facts(recipe, LINEARS, model_type, plain_norms, transform, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "tier", "runtimes"),
+    [
+        ("fp16", (), 1, ("transformers checkpoints", "vLLM", "llama.cpp", "import jointquant")),
+        ("w4a16", (), 1, ("transformers checkpoints", "vLLM", "import jointquant")),
+        (
+            "w4a16",
+            ("weights.group_size=32",),
+            1,
+            ("transformers checkpoints", "vLLM", "llama.cpp", "import jointquant"),
+        ),
+        ("w4a8", (), 1, ("vLLM", "import jointquant")),
+        ("gguf", (), 1, ("llama.cpp", "import jointquant")),
+        ("w4a8", ("rotations.r4.kind=hadamard", "rotations.r4.block_size=512"), 2, ("vLLM", "import jointquant")),
+        ("w4a8", ("rotations.r4.kind=hadamard",), 3, ("import jointquant",)),
+        ("w4a4kv16", (), 3, ("import jointquant",)),
+        ("w4a8kv8", (), 3, ("import jointquant",)),
+        ("exp-independent", (), 3, ("import jointquant",)),
+    ],
+)
+def test_tiers(preset: str, changes: tuple[str, ...], tier: int, runtimes: tuple[str, ...]) -> None:
+    found = reach(facts_of(preset, *changes))
+    assert found.tier == tier
+    assert len(found.runtimes) == len(runtimes)
+    for words, expected in zip(found.runtimes, runtimes, strict=True):
+        assert expected in words
+
+
+def test_a_family_whose_norms_changed_runs_here_only() -> None:
+    facts = facts_of("w4a16", model_type="opt", plain_norms=False)
+    assert reach(facts).tier == 3
+    assert "opt's LayerNorms" in str(OBSTACLES["dense"](facts)[0])
+
+
+CHANGES = st.lists(
+    st.sampled_from(
+        [
+            "rotations.r4.kind=hadamard",
+            "weights.symmetric=false",
+            "weights.group_size=64",
+            "weights.num_bits=3",
+            "weights.scale_dtype=float32",
+            "weights={num_bits: 4, type: nf4}",
+            "head.num_bits=4",
+            "embeddings.num_bits=8",
+            "activations.num_bits=8",
+            "activations.clip_ratio=0.9",
+            "activations={num_bits: 8, strategy: group, group_size: 32}",
+            "kv_cache.num_bits=4",
+            "kv_cache.keys={num_bits: 8}",
+        ]
+    ),
+    max_size=4,
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(preset_names()), CHANGES, st.sampled_from(FORMATS))
+def test_following_the_advice_leads_out(preset: str, changes: list[str], name: str) -> None:
+    """Each refusal names settings; with all of them made, the format holds the result."""
+    made = list(changes)
+    for _ in range(4):
+        obstacles = OBSTACLES[name](facts_of(preset, *made))
+        if not obstacles:
+            return
+        for obstacle in obstacles:
+            assert obstacle.change, obstacle
+            made += re.split(" --set ", obstacle.change)
+    raise AssertionError(f"still refused after {made}: {obstacles}")
