@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jointquant.quantization.integer import IntFormat, affine_parameters, fake_quantize, fake_quantize_static
+from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, encode_rows, encode_static
 
 CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
 """Candidates of the search: 1 down to 0.45."""
@@ -32,9 +32,13 @@ class DynamicRange:
         """Nothing is known beforehand."""
         return {}
 
+    def encode(self, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Codes:
+        """[..., n] → integers [..., groups, group_size]."""
+        return encode_rows(x, self.fmt, self.clip_ratio)
+
     def quantize(self, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        return fake_quantize(x, self.fmt, self.clip_ratio)
+        return self.encode(x, known).dequantize().to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,13 @@ class SearchedRange:
         """The ratio, a float32 number; NaN until it is found."""
         return {CLIP_RATIO: torch.full((), torch.nan, device=device, dtype=torch.float32)}
 
+    def encode(self, x: Tensor, known: Mapping[str, Tensor]) -> Codes:
+        """[..., n] → integers [..., groups, group_size]."""
+        return encode_rows(x, self.fmt, known[CLIP_RATIO])
+
     def quantize(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        return fake_quantize(x, self.fmt, known[CLIP_RATIO])
+        return self.encode(x, known).dequantize().to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -67,10 +75,14 @@ class StaticRange:
             known[ZERO_POINT] = torch.zeros(size, device=device, dtype=torch.int8)
         return known
 
+    def encode(self, x: Tensor, known: Mapping[str, Tensor]) -> Codes:
+        """[..., n] → integers [..., 1, n]."""
+        scale = known[SCALE]
+        return encode_static(x, scale, known.get(ZERO_POINT, torch.zeros_like(scale)), self.fmt)
+
     def quantize(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        scale = known[SCALE]
-        return fake_quantize_static(x, scale, known.get(ZERO_POINT, torch.zeros_like(scale)), self.fmt)
+        return self.encode(x, known).dequantize().to(x.dtype)
 
     def found(self, low: Tensor, high: Tensor, clip_ratio: float) -> dict[str, Tensor]:
         """The buffers for inputs whose channels lie in [low, high], both [n]."""

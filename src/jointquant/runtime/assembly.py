@@ -17,7 +17,9 @@ from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import BasisChanges, install_basis_change
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
+from jointquant.runtime.kernels.selection import default_mode
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
+from jointquant.runtime.site import Site
 from jointquant.settings import ActivationSettings, RangeSettings, WeightSettings
 from jointquant.tiers import Facts
 
@@ -114,7 +116,8 @@ class Assembly:
         name, fmt = self.architecture.head, self.recipe.head.format
         head = model.get_submodule(name)
         if fmt is not None and isinstance(head, nn.Linear):
-            packed = PackedLinear(head.in_features, head.out_features, head.bias is not None, InputPath(), fmt)
+            sizes = head.in_features, head.out_features, head.bias is not None
+            packed = PackedLinear(*sizes, InputPath(), fmt, mode=default_mode())
             model.set_submodule(name, packed.eval())
         name, fmt = self.architecture.embeddings[0], self.recipe.embeddings.format
         old = model.get_submodule(name)
@@ -124,14 +127,17 @@ class Assembly:
 
     def install_packed(self, layer: nn.Module, index: int) -> None:
         """Give a layer (on the meta device) the modules that an artifact's tensors fill, in place."""
-        for linear in self.architecture.linears:
-            name = self.full_name(index, linear)
-            fmt = self.recipe.weights_of(name).format
-            old = layer.get_submodule(linear)
-            if fmt is not None and isinstance(old, nn.Linear):
-                path = self.input_path(linear, name)
-                new = PackedLinear(old.in_features, old.out_features, old.bias is not None, path, fmt)
-                layer.set_submodule(linear, new.eval())
+        for place in self.architecture.sites:
+            shared = Site(len(place.linears))
+            for linear in place.linears:
+                name = self.full_name(index, linear)
+                fmt = self.recipe.weights_of(name).format
+                old = layer.get_submodule(linear)
+                if fmt is not None and isinstance(old, nn.Linear):
+                    sizes = old.in_features, old.out_features, old.bias is not None
+                    path = self.input_path(linear, name)
+                    new = PackedLinear(*sizes, path, fmt, site=shared, mode=default_mode())
+                    layer.set_submodule(linear, new.eval())
         self.install_paths(layer, index)
         self.install_basis_change(layer, index)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from jointquant.quantization.integer import num_groups
 from jointquant.quantization.packing import pack, packed_size, unpack
 from jointquant.quantization.ranges import InputRange
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.kernels.interface import Kernel, Problem
+from jointquant.runtime.kernels.selection import Mode, choose
+from jointquant.runtime.site import Site, SiteInput
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,20 @@ class OnlineLinear(nn.Linear):
 
 
 class PackedLinear(nn.Module):
-    """A linear with packed weights behind an input path: the reference execution, dequantize and multiply.
+    """A linear with packed weights behind an input path.
+
+    A kernel computes the product; the weight in the form it reads is made when it first runs, and kept. What is stored
+    and saved are the packed tensors.
 
     Buffers:
         weight_packed: int32 [out, words], dense along the input dimension.
         weight_scale: [out, groups].
         weight_zero_point: int32 [words, groups], dense along the output dimension; absent for formats that have none.
         input_…: those of the input path.
+
+    Attributes:
+        site: shared with the linears that read the same input.
+        mode: which kernels may run.
     """
 
     weight_packed: Tensor
@@ -94,16 +104,23 @@ class PackedLinear(nn.Module):
         path: InputPath,
         fmt: WeightFormat,
         scale_dtype: torch.dtype = torch.float32,
+        site: Site | None = None,
+        mode: Mode = "reference",
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.path, self.fmt = in_features, out_features, path, fmt
+        self.site, self.mode = site or Site(), mode
+        self._prepared: dict[tuple[str, torch.dtype], Any] = {}
+        self._chosen: dict[tuple[Mode, int, torch.dtype, bool], Kernel] = {}
         groups, words = num_groups(in_features, fmt), packed_size(in_features, fmt.num_bits)
         self.register_buffer("weight_packed", torch.zeros(out_features, words, dtype=torch.int32))
         self.register_buffer("weight_scale", torch.zeros(out_features, groups, dtype=scale_dtype))
         if fmt.has_zero_point:
             rows = packed_size(out_features, fmt.num_bits)
             self.register_buffer("weight_zero_point", torch.zeros(rows, groups, dtype=torch.int32))
-        for name, buffer in path.buffers(in_features).items():
+        known = path.buffers(in_features)
+        self._known_names = tuple(known)
+        for name, buffer in known.items():
             self.register_buffer(name, buffer)
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
 
@@ -111,7 +128,7 @@ class PackedLinear(nn.Module):
     def of(
         cls, weight: QuantizedWeight, bias: Tensor | None, path: InputPath, known: Mapping[str, Tensor]
     ) -> PackedLinear:
-        """A linear that holds ``weight``, behind a path whose buffers are ``known``."""
+        """A linear that holds ``weight``, behind a path whose buffers are ``known``; it runs the reference."""
         out_features, in_features = weight.codes.shape
         linear = cls(in_features, out_features, bias is not None, path, weight.fmt, weight.scale.dtype)
         linear.weight_packed = pack(weight.codes, weight.fmt.num_bits)
@@ -135,15 +152,60 @@ class PackedLinear(nn.Module):
             zero_point = torch.zeros_like(self.weight_scale, dtype=torch.int8)
         return QuantizedWeight(codes, self.weight_scale, zero_point, self.fmt)
 
+    def known(self) -> dict[str, Tensor]:
+        """The buffers of the input path."""
+        return {name: getattr(self, name) for name in self._known_names}
+
     def read(self, x: Tensor) -> Tensor:
-        """The input [..., in] as the product sees it."""
-        return self.path(x, dict(self.named_buffers(recurse=False)))
+        """The input [..., in] as the reference's product sees it."""
+        return self.path(x, self.known())
+
+    def problem(self, rows: int, dtype: torch.dtype, differentiable: bool = False) -> Problem:
+        """What a kernel is asked for an input of some rows and a dtype."""
+        quantizer, device = self.path.quantizer, self.weight_packed.device
+        sizes = self.in_features, self.out_features
+        return Problem(self.fmt, quantizer, *sizes, rows, dtype, device, differentiable)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        weight = self.quantized_weight().dequantize(x.dtype)
-        return functional.linear(self.read(x), weight, self.bias)
+        inputs = self.site.read(x, self.path, self.known())
+        kernel = self._kernel(inputs)
+        y = kernel.run(inputs, self._weight_for(kernel, x.dtype))
+        if self.bias is not None:
+            y = y.add_(self.bias)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _kernel(self, inputs: SiteInput) -> Kernel:
+        x = inputs.rows
+        key = self.mode, len(x), x.dtype, torch.is_grad_enabled() and x.requires_grad
+        if key not in self._chosen:
+            self._chosen[key] = choose(self.problem(*key[1:]), self.mode)
+        return self._chosen[key]
+
+    def _weight_for(self, kernel: Kernel, dtype: torch.dtype) -> Any:
+        """The weight as a kernel reads it; only the reference's is made anew each time, to save its memory."""
+        if kernel.name == "reference":
+            return self.quantized_weight()
+        key = kernel.name, dtype
+        if key not in self._prepared:
+            self._prepared[key] = kernel.prepare(self.quantized_weight(), self.path.quantizer, dtype)
+        return self._prepared[key]
+
+    def _forget(self) -> None:
+        """The packed tensors have changed or moved."""
+        self._prepared.clear()
+        self._chosen.clear()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PackedLinear:
+        self._forget()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._forget()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self.fmt}, {self.path}"
+        used = sorted({kernel.name for kernel in self._chosen.values()})
+        kernels = f"kernels={self.mode}" + (f" ({', '.join(used)} used)" if used else "")
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.fmt}, {self.path}, {kernels}"

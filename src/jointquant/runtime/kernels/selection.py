@@ -1,0 +1,51 @@
+"""Which kernel computes a product: the table, the choice, and the reasons."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, get_args
+
+from jointquant.errors import require
+from jointquant.runtime.kernels.int4_rows import Int4Rows
+from jointquant.runtime.kernels.int8_product import Int8Product
+from jointquant.runtime.kernels.interface import Kernel, Problem
+from jointquant.runtime.kernels.reference import Reference
+
+Mode = Literal["auto", "reference"]
+VARIABLE = "JOINTQUANT_KERNELS"
+
+REFERENCE: Kernel = Reference()
+KERNELS: tuple[Kernel, ...] = (Int4Rows(), Int8Product(), REFERENCE)
+"""In the order in which they are asked."""
+
+
+def mode_named(name: str) -> Mode:
+    """``auto`` (the first kernel that does a problem) or ``reference``. Raises InputError for another name."""
+    for mode in get_args(Mode):
+        if name == mode:
+            return mode  # type: ignore[no-any-return]
+    require(False, f"unknown kernels {name!r}: expected one of {', '.join(get_args(Mode))}")
+    raise AssertionError
+
+
+def default_mode() -> Mode:
+    """What the environment variable ``JOINTQUANT_KERNELS`` says, else ``auto``. Raises InputError for another name."""
+    return mode_named(os.environ.get(VARIABLE) or "auto")
+
+
+def choose(problem: Problem, mode: Mode = "auto") -> Kernel:
+    """The kernel for a problem."""
+    if mode == "reference" or problem.differentiable:
+        return REFERENCE
+    return next(kernel for kernel in KERNELS if kernel.refusal(problem) is None)
+
+
+def reasons(problem: Problem) -> dict[str, str]:
+    """Why each kernel before the chosen one does not do a problem, by its name."""
+    found: dict[str, str] = {}
+    for kernel in KERNELS:
+        reason = kernel.refusal(problem)
+        if reason is None:
+            break
+        found[kernel.name] = reason
+    return found

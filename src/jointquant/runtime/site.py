@@ -1,0 +1,112 @@
+"""The input of a site in the forms that products ask for, each made once however many linears read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from jointquant.quantization.integer import Codes
+
+if TYPE_CHECKING:
+    from jointquant.runtime.linear import InputPath
+
+CHUNK_ELEMENTS = 2**19
+"""Elements that go through rotation and quantization together: their float32 copies stay in a core's cache."""
+
+
+@dataclass(frozen=True)
+class TokenCodes:
+    """Integers of a product's left side.
+
+    Attributes:
+        integers: [rows, columns] in the dtype that a kernel reads.
+        scale: float32 [rows, 1].
+    """
+
+    integers: Tensor
+    scale: Tensor
+
+
+class SiteInput:
+    """One input of a site.
+
+    Args:
+        x: [..., in].
+        path: what happens to it before the product.
+        known: what the path's quantizer knows from calibration.
+    """
+
+    def __init__(self, x: Tensor, path: InputPath, known: Mapping[str, Tensor]) -> None:
+        self.x, self.path, self.known = x, path, known
+        self.rows = x.reshape(-1, x.shape[-1])
+        self._values: Tensor | None = None
+        self._codes: dict[tuple[torch.dtype, int], TokenCodes] = {}
+
+    def values(self) -> Tensor:
+        """[rows, in] behind the path, in x's dtype."""
+        if self._values is None:
+            self._values = self.path(self.rows, self.known)
+        return self._values
+
+    def centred_codes(self, dtype: torch.dtype) -> TokenCodes:
+        """The integers less their zero points: at most 2^b − 1 in size, exact in int8 below 8 bits and in bfloat16."""
+        return self._encoded(dtype, 0, lambda codes: codes.integers.sub_(codes.zero_point).flatten(-2))
+
+    def unsigned_codes(self, copies: int) -> TokenCodes:
+        """uint8 integers, moved up by 128, and behind them ``copies`` columns of the zero point, moved up alike."""
+
+        def moved(codes: Codes) -> Tensor:
+            integers = codes.integers.add_(128).flatten(-2)
+            zero_point = (codes.zero_point + 128).reshape(-1, 1).expand(len(integers), copies)
+            return torch.cat([integers, zero_point], dim=-1)
+
+        return self._encoded(torch.uint8, copies, moved)
+
+    def _encoded(self, dtype: torch.dtype, extra: int, form: Callable[[Codes], Tensor]) -> TokenCodes:
+        """The chunks of ``rows`` rotated, quantized and brought into a form; kept for the next linear."""
+        key = dtype, extra
+        if key not in self._codes:
+            size = max(1, CHUNK_ELEMENTS // self.rows.shape[-1])
+            if len(self.rows) <= size:
+                self._codes[key] = self._encode(self.rows, dtype, form)
+            else:
+                chunks = [self._encode(chunk, dtype, form) for chunk in self.rows.split(size)]
+                integers, scale = (torch.cat([getattr(c, part) for c in chunks]) for part in ("integers", "scale"))
+                self._codes[key] = TokenCodes(integers, scale)
+        return self._codes[key]
+
+    def _encode(self, rows: Tensor, dtype: torch.dtype, form: Callable[[Codes], Tensor]) -> TokenCodes:
+        assert self.path.quantizer is not None
+        codes = self.path.quantizer.encode(self.path.rotate(rows), self.known)
+        scale = codes.scale.reshape(-1, 1).float().expand(len(rows), 1)
+        return TokenCodes(form(codes).to(dtype), scale)
+
+
+class Site:
+    """What the linears of one site share: its last input, until all of them have read it.
+
+    Args:
+        readers: how many linears read here.
+    """
+
+    def __init__(self, readers: int = 1) -> None:
+        self.readers = readers
+        self._last: SiteInput | None = None
+        self._version: int | None = None
+        self._reads = 0
+
+    def read(self, x: Tensor, path: InputPath, known: Mapping[str, Tensor]) -> SiteInput:
+        """The input x [..., in]; the same object for the same tensor and path."""
+        version = None if x.is_inference() else x._version
+        last = self._last
+        shared = last is not None and last.x is x and last.path == path and not known and self._version == version
+        if not shared:
+            last, self._version, self._reads = SiteInput(x, path, known), version, 0
+        assert last is not None
+        self._reads += 1
+        self._last = last if self._reads < self.readers else None
+        return last
