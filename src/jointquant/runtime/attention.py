@@ -2,7 +2,7 @@
 
 A module that takes part carries a ``CachePath`` as its attribute ``cache_path``; the registered function reads it.
 Keys and values are quantized per token, so quantizing all of them again at each step gives the same values as
-quantizing each once when it is written.
+quantizing each once when it is written, which the packed cache does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from jointquant.rotations.hadamard import HadamardTransform
 ATTENTION_NAME = "jointquant"
 
 
+class CachedStates(Tensor):
+    """Keys or values [batch, KV heads, tokens, head_dim] that a packed cache hands out."""
+
+
 @dataclass(frozen=True)
 class CachePath:
     """What happens to queries, keys and values before attention.
@@ -40,10 +44,31 @@ class CachePath:
     def __bool__(self) -> bool:
         return any(part is not None for part in (self.transform, self.key, self.value))
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether keys or values take fewer bits."""
+        return self.key is not None or self.value is not None
+
+    def of_query(self, query: Tensor) -> Tensor:
+        """Queries in the basis in which the keys are quantized."""
+        return query if self.transform is None else self.transform.apply(query)
+
+    def of_key(self, key: Tensor) -> Tensor:
+        """Keys as they are quantized."""
+        return key if self.transform is None else self.transform.apply(key)
+
+    def of_value(self, value: Tensor) -> Tensor:
+        """Values as they are quantized."""
+        return value
+
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All [batch, heads, tokens, head_dim]; keys and values have the KV heads."""
-        if self.transform is not None:
-            query, key = self.transform.apply(query), self.transform.apply(key)
+        """All [batch, heads, tokens, head_dim]; keys and values have the KV heads.
+
+        Keys and values out of a packed cache have passed before they were kept.
+        """
+        if isinstance(key, CachedStates):
+            return self.of_query(query), key.as_subclass(Tensor), value.as_subclass(Tensor)
+        query, key, value = self.of_query(query), self.of_key(key), self.of_value(value)
         if self.key is not None:
             key = self.key.quantize(key)
         if self.value is not None:

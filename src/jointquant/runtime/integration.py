@@ -27,6 +27,7 @@ from jointquant.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
+from jointquant.runtime.cache import PackedGeneration
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.safetensors_header import Entry, read_header
 from jointquant.trust.strict_json import read_object
@@ -234,7 +235,7 @@ def register_families() -> None:
         )
         model_class = type(
             name,
-            (base_model,),
+            (PackedGeneration, base_model),
             described | {"config_class": config_class},
         )
         AutoConfig.register(artifact_type(model_type), config_class)

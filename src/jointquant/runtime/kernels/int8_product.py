@@ -22,8 +22,9 @@ from jointquant.runtime.site import SiteInput
 LARGEST_DIGIT = 63
 """Of the zero point's columns: 255 · 64 · 2 fits the int16 that processors without VNNI sum pairs in."""
 COPIES_MULTIPLE = 32
-RESULTS = {torch.bfloat16: torch.bfloat16, torch.float16: torch.float32, torch.float32: torch.float32}
-"""By the dtype of x: the dtype in which the product comes back."""
+CHUNK_ELEMENTS = 2**19
+"""Of a product whose scales are applied while its float32 values are in a core's cache."""
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Int8Product:
             return "needs torch with oneDNN on an x86 CPU"
         if weight is None or problem.quantizer is None:
             return "integers on both sides"
-        if problem.dtype not in RESULTS:
+        if problem.dtype not in DTYPES:
             return f"results of 32 bits at most, not {problem.dtype}"
         if weight.group_size not in (None, problem.in_features):
             return "one scale per row of the weight, not per group"
@@ -82,11 +83,24 @@ class Int8Product:
         """[rows, out]."""
         copies = prepared.copies
         codes = inputs.centred_codes(torch.int8) if copies is None else inputs.unsigned_codes(copies)
-        product = torch.ops.onednn.qlinear_pointwise(
-            codes.integers, 1.0, 0, prepared.packed, prepared.scale, prepared.zero_point, None,
-            1.0, 0, RESULTS[prepared.dtype], "none", [], "",
-        )  # fmt: skip
-        return product.mul_(codes.scale).to(prepared.dtype)
+        size = max(1, CHUNK_ELEMENTS // len(prepared.scale))
+        if len(codes.integers) <= size:
+            return _scaled_product(codes.integers, codes.scale, prepared).to(prepared.dtype)
+        y = torch.empty(len(codes.integers), len(prepared.scale), dtype=prepared.dtype)
+        for part, integers, scale in zip(
+            y.split(size), codes.integers.split(size), codes.scale.split(size), strict=True
+        ):
+            part.copy_(_scaled_product(integers, scale, prepared))
+        return y
+
+
+def _scaled_product(integers: Tensor, scale: Tensor, weight: PackedProduct) -> Tensor:
+    """float32 [rows, out]."""
+    product = torch.ops.onednn.qlinear_pointwise(
+        integers, 1.0, 0, weight.packed, weight.scale, weight.zero_point, None,
+        1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip
+    return product.mul_(scale)
 
 
 def _fits_int8_centred(fmt: IntFormat) -> bool:

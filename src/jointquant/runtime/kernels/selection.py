@@ -6,6 +6,7 @@ import os
 from typing import Literal, get_args
 
 from jointquant.errors import require
+from jointquant.runtime.kernels.int4_expanded import Int4Expanded
 from jointquant.runtime.kernels.int4_rows import Int4Rows
 from jointquant.runtime.kernels.int8_product import Int8Product
 from jointquant.runtime.kernels.interface import Kernel, Problem
@@ -15,7 +16,7 @@ Mode = Literal["auto", "reference"]
 VARIABLE = "JOINTQUANT_KERNELS"
 
 REFERENCE: Kernel = Reference()
-KERNELS: tuple[Kernel, ...] = (Int4Rows(), Int8Product(), REFERENCE)
+KERNELS: tuple[Kernel, ...] = (Int4Rows(), Int8Product(), Int4Expanded(), REFERENCE)
 """In the order in which they are asked."""
 
 
