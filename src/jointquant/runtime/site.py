@@ -14,7 +14,7 @@ from jointquant.quantization.integer import Codes
 if TYPE_CHECKING:
     from jointquant.runtime.linear import InputPath
 
-CHUNK_ELEMENTS = 2**19
+CHUNK_ELEMENTS = 2**18
 """Elements that go through rotation and quantization together: their float32 copies stay in a core's cache."""
 
 
@@ -54,36 +54,41 @@ class SiteInput:
 
     def centred_codes(self, dtype: torch.dtype) -> TokenCodes:
         """The integers less their zero points: at most 2^b − 1 in size, exact in int8 below 8 bits and in bfloat16."""
-        return self._encoded(dtype, 0, lambda codes: codes.integers.sub_(codes.zero_point).flatten(-2))
+
+        def write(codes: Codes, out: Tensor) -> None:
+            out.copy_(codes.integers.sub_(codes.zero_point).flatten(-2))
+
+        return self._encoded(dtype, 0, write)
 
     def unsigned_codes(self, copies: int) -> TokenCodes:
         """uint8 integers, moved up by 128, and behind them ``copies`` columns of the zero point, moved up alike."""
 
-        def moved(codes: Codes) -> Tensor:
-            integers = codes.integers.add_(128).flatten(-2)
-            zero_point = (codes.zero_point + 128).reshape(-1, 1).expand(len(integers), copies)
-            return torch.cat([integers, zero_point], dim=-1)
+        def write(codes: Codes, out: Tensor) -> None:
+            out[:, :-copies].copy_(codes.integers.add_(128).flatten(-2))
+            out[:, -copies:].copy_((codes.zero_point + 128).reshape(-1, 1))
 
-        return self._encoded(torch.uint8, copies, moved)
+        return self._encoded(torch.uint8, copies, write)
 
-    def _encoded(self, dtype: torch.dtype, extra: int, form: Callable[[Codes], Tensor]) -> TokenCodes:
-        """The chunks of ``rows`` rotated, quantized and brought into a form; kept for the next linear."""
+    def _encoded(self, dtype: torch.dtype, extra: int, write: Callable[[Codes, Tensor], None]) -> TokenCodes:
+        """Chunks of ``rows`` rotated, quantized and written in a form; kept for the next linear."""
         key = dtype, extra
         if key not in self._codes:
-            size = max(1, CHUNK_ELEMENTS // self.rows.shape[-1])
-            if len(self.rows) <= size:
-                self._codes[key] = self._encode(self.rows, dtype, form)
-            else:
-                chunks = [self._encode(chunk, dtype, form) for chunk in self.rows.split(size)]
-                integers, scale = (torch.cat([getattr(c, part) for c in chunks]) for part in ("integers", "scale"))
-                self._codes[key] = TokenCodes(integers, scale)
+            self._codes[key] = self._encode(dtype, extra, write)
         return self._codes[key]
 
-    def _encode(self, rows: Tensor, dtype: torch.dtype, form: Callable[[Codes], Tensor]) -> TokenCodes:
-        assert self.path.quantizer is not None
-        codes = self.path.quantizer.encode(self.path.rotate(rows), self.known)
-        scale = codes.scale.reshape(-1, 1).float().expand(len(rows), 1)
-        return TokenCodes(form(codes).to(dtype), scale)
+    def _encode(self, dtype: torch.dtype, extra: int, write: Callable[[Codes, Tensor], None]) -> TokenCodes:
+        quantizer = self.path.quantizer
+        assert quantizer is not None
+        (count, columns), device = self.rows.shape, self.rows.device
+        integers = torch.empty(count, columns + extra, dtype=dtype, device=device)
+        scale = torch.empty(count, 1, device=device)
+        size = max(1, CHUNK_ELEMENTS // columns)
+        for start in range(0, count, size):
+            chunk = slice(start, start + size)
+            codes = quantizer.encode(self.path.rotate(self.rows[chunk]), self.known)
+            write(codes, integers[chunk])
+            scale[chunk] = codes.scale.reshape(-1, 1)
+        return TokenCodes(integers, scale)
 
 
 class Site:

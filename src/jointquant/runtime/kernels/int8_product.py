@@ -22,26 +22,43 @@ from jointquant.runtime.site import SiteInput
 LARGEST_DIGIT = 63
 """Of the zero point's columns: 255 · 64 · 2 fits the int16 that processors without VNNI sum pairs in."""
 COPIES_MULTIPLE = 32
-CHUNK_ELEMENTS = 2**19
-"""Of a product whose scales are applied while its float32 values are in a core's cache."""
+BLOCK_ROWS, BLOCK_OUT = 512, 1024
+"""The product is made in blocks, whose float32 values are scaled while they are in a core's cache."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
-class PackedProduct:
-    """W for oneDNN's product.
+class Block:
+    """Some rows of W for oneDNN's product.
 
     Attributes:
         packed: int8, in an order of oneDNN's own.
-        scale: float32 [out].
-        zero_point: int64 [out], all 0.
-        copies: columns of the zero point of x; None: x comes centred.
-        dtype: of x.
+        scale: float32 [rows].
+        zero_point: int64 [rows], all 0.
     """
 
     packed: Tensor
     scale: Tensor
     zero_point: Tensor
+
+    def product(self, codes: Tensor) -> Tensor:
+        """float32 [rows of x, rows of W], of integers [rows of x, columns] in int8 or uint8."""
+        return torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 0, self.packed, self.scale, self.zero_point, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+
+@dataclass(frozen=True)
+class PackedProduct:
+    """W in blocks of its rows.
+
+    Attributes:
+        blocks: of ``BLOCK_OUT`` rows, the last of what is left.
+        copies: columns of the zero point of x; None: x comes centred.
+        dtype: of x.
+    """
+
+    blocks: tuple[Block, ...]
     copies: int | None
     dtype: torch.dtype
 
@@ -75,32 +92,28 @@ class Int8Product:
         if not _fits_int8_centred(quantizer.fmt):
             columns = zero_point_columns(codes.sum(dim=1, dtype=torch.int64))
             codes, copies = torch.cat([codes, columns], dim=1), columns.shape[1]
-        packed = torch.ops.onednn.qlinear_prepack(codes, None)
-        scale = weight.scale.flatten().float()
-        return PackedProduct(packed, scale, torch.zeros_like(scale, dtype=torch.int64), copies, dtype)
+        scales = weight.scale.flatten().float().split(BLOCK_OUT)
+        blocks = tuple(
+            Block(
+                torch.ops.onednn.qlinear_prepack(part.contiguous(), None),
+                scale,
+                torch.zeros_like(scale, dtype=torch.int64),
+            )
+            for part, scale in zip(codes.split(BLOCK_OUT), scales, strict=True)
+        )
+        return PackedProduct(blocks, copies, dtype)
 
     def run(self, inputs: SiteInput, prepared: PackedProduct) -> Tensor:
         """[rows, out]."""
         copies = prepared.copies
         codes = inputs.centred_codes(torch.int8) if copies is None else inputs.unsigned_codes(copies)
-        size = max(1, CHUNK_ELEMENTS // len(prepared.scale))
-        if len(codes.integers) <= size:
-            return _scaled_product(codes.integers, codes.scale, prepared).to(prepared.dtype)
-        y = torch.empty(len(codes.integers), len(prepared.scale), dtype=prepared.dtype)
-        for part, integers, scale in zip(
-            y.split(size), codes.integers.split(size), codes.scale.split(size), strict=True
-        ):
-            part.copy_(_scaled_product(integers, scale, prepared))
+        y = torch.empty(len(codes.integers), sum(len(b.scale) for b in prepared.blocks), dtype=prepared.dtype)
+        for start in range(0, len(y), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            integers, scale = codes.integers[rows], codes.scale[rows]
+            for block, part in zip(prepared.blocks, y[rows].split(BLOCK_OUT, dim=1), strict=True):
+                part.copy_(block.product(integers).mul_(scale))
         return y
-
-
-def _scaled_product(integers: Tensor, scale: Tensor, weight: PackedProduct) -> Tensor:
-    """float32 [rows, out]."""
-    product = torch.ops.onednn.qlinear_pointwise(
-        integers, 1.0, 0, weight.packed, weight.scale, weight.zero_point, None,
-        1.0, 0, torch.float32, "none", [], "",
-    )  # fmt: skip
-    return product.mul_(scale)
 
 
 def _fits_int8_centred(fmt: IntFormat) -> bool:
