@@ -175,6 +175,14 @@ class PackedLinear(nn.Module):
             y = y.add_(self.bias)
         return y.view(*x.shape[:-1], self.out_features)
 
+    def kernels_used(self) -> list[str]:
+        """The names of the kernels that have run."""
+        return sorted({kernel.name for kernel in self._chosen.values()})
+
+    def prepared_weights(self) -> dict[tuple[str, torch.dtype], Any]:
+        """What kernels keep of the weight, by kernel and dtype of the input."""
+        return dict(self._prepared)
+
     def _kernel(self, inputs: SiteInput) -> Kernel:
         x = inputs.rows
         key = self.mode, len(x), x.dtype, torch.is_grad_enabled() and x.requires_grad
@@ -206,6 +214,6 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
-        used = sorted({kernel.name for kernel in self._chosen.values()})
+        used = self.kernels_used()
         kernels = f"kernels={self.mode}" + (f" ({', '.join(used)} used)" if used else "")
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.fmt}, {self.path}, {kernels}"

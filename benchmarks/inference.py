@@ -1,0 +1,209 @@
+"""Prefill and decode of artifacts against bfloat16 transformers, side by side in one process.
+
+    python benchmarks/inference.py [--layers 4] [--repetitions 5]
+
+The model has random weights and the layers of Llama 3.2 1B (hidden 2048, 8192 in the MLP, 32 query and 8 KV heads of 64);
+with 4 layers and 32,000 words its head takes the part of the weights that it takes in the real one (16 layers,
+128,256 words). Rounding is to nearest: what the integers are does not matter here. Ratios are medians over repetitions
+of bfloat16's time by the artifact's, the two run one after the other. Writes benchmarks/results/inference.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import jointquant
+from jointquant.demo.story import CALIBRATION_TEXT, MODEL
+from jointquant.devices import device_name, resolve_device, synchronize
+from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.ranges import DynamicRange
+from jointquant.runtime.attention import CachePath
+from jointquant.runtime.cache import PackedCache, PackedLayer, cache_paths
+from jointquant.runtime.linear import PackedLinear
+from jointquant.runtime.loading import load_tokenizer
+
+RESULT = Path(__file__).parent / "results" / "inference.json"
+PROMPT, STEPS, PREFILL = 64, 16, 512
+VOCABULARY = 32000
+HEAD = "head.num_bits=4"
+R4 = "rotations.r4.kind=hadamard"
+ARTIFACTS: dict[str, tuple[str, ...]] = {
+    "W4A16": (),
+    "W4A16, head W4": (HEAD,),
+    "W4A8": ("activations.num_bits=8",),
+    "W4A8, head W4": ("activations.num_bits=8", HEAD),
+    "W4A4 with R4": ("activations.num_bits=4", R4),
+    "W4A4KV4 with R3, R4": ("activations.num_bits=4", "kv_cache.num_bits=4", R4, "rotations.r3.kind=hadamard"),
+}
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    load = os.getloadavg()
+    device = resolve_device("auto")
+    base = generated(arguments.layers).to(device)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, changes in ARTIFACTS.items():
+            artifact = artifact_of(base, Path(folder) / "a", changes)
+            rows.append({"artifact": name, **compared(base, artifact, arguments.repetitions)})
+            print(json.dumps(rows[-1]), flush=True)
+            del artifact
+    result = {
+        "command": "python benchmarks/inference.py",
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "machine": f"{device_name(device)}, {torch.get_num_threads()} threads",
+        "load_average": load,
+        "versions": {
+            "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()
+        },
+        "layers": arguments.layers,
+        "prompt": PROMPT,
+        "prefill": PREFILL,
+        "repetitions": arguments.repetitions,
+        "rows": rows,
+        "cache": [cache_bytes(head_dim) for head_dim in (64, 80, 96, 128)],
+    }  # fmt: skip
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def generated(layers: int) -> PreTrainedModel:
+    """A model with random weights in bfloat16."""
+    config = LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    model = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
+def artifact_of(base: PreTrainedModel, folder: Path, changes: tuple[str, ...]) -> PreTrainedModel:
+    """``base``, quantized and loaded."""
+    calibration = [f"calibration.source={CALIBRATION_TEXT}", "calibration.num_samples=1", "calibration.seqlen=8"]
+    plain = ["weights.num_bits=4", "weights.method=rtn", "weights.clip=none", "head.method=rtn", "head.clip=none"]
+    recipe = jointquant.load_recipe("fp16", [*plain, *calibration, *changes])
+    jointquant.quantize(base, folder, recipe, tokenizer=load_tokenizer(MODEL), dtype="bfloat16", overwrite=True)
+    return jointquant.load(folder, dtype="bfloat16")
+
+
+def compared(base: PreTrainedModel, artifact: PreTrainedModel, repetitions: int) -> Row:
+    """Ratios, tokens per second, and bytes."""
+    row: Row = {}
+    for name, measure, tokens in (("decode", decode, STEPS), ("prefill", prefill, PREFILL)):
+        for model in (base, artifact):
+            measure(model)
+        pairs = [(measure(base), measure(artifact)) for _ in range(repetitions)]
+        row[f"{name}_ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
+        row[f"{name}_ratio_min"] = min(theirs / ours for theirs, ours in pairs)
+        row[f"{name}_ratio_max"] = max(theirs / ours for theirs, ours in pairs)
+        row[f"{name}_tokens_per_second"] = tokens / statistics.median(ours for _, ours in pairs)
+        row[f"{name}_tokens_per_second_bf16"] = tokens / statistics.median(theirs for theirs, _ in pairs)
+    row["weight_bytes_ratio"] = resident_bytes(artifact) / resident_bytes(base)
+    row["kernels"] = sorted({kernel for linear in packed_linears(artifact) for kernel in linear.kernels_used()})
+    return row
+
+
+def timed(model: PreTrainedModel, run: Callable[[], object]) -> float:
+    """Seconds."""
+    synchronize(model.device)
+    start = time.perf_counter()
+    run()
+    synchronize(model.device)
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def decode(model: PreTrainedModel) -> float:
+    """Seconds for ``STEPS`` tokens one by one, batch 1, behind a prompt."""
+    ids = torch.arange(PROMPT + STEPS, device=model.device)[None] * 37 % VOCABULARY
+    cache = PackedCache(model) if any(cache_paths(model)) else DynamicCache(config=model.config)
+    model(ids[:, :PROMPT], past_key_values=cache, logits_to_keep=1)
+
+    def steps() -> None:
+        for position in range(PROMPT, PROMPT + STEPS):
+            model(ids[:, position : position + 1], past_key_values=cache)
+
+    return timed(model, steps)
+
+
+@torch.inference_mode()
+def prefill(model: PreTrainedModel) -> float:
+    """Seconds for a prompt of ``PREFILL`` tokens, batch 1."""
+    ids = torch.arange(PREFILL, device=model.device)[None] * 37 % VOCABULARY
+    return timed(model, lambda: model(ids, use_cache=False, logits_to_keep=1))
+
+
+def packed_linears(model: PreTrainedModel) -> list[PackedLinear]:
+    """All of a model."""
+    return [module for module in model.modules() if isinstance(module, PackedLinear)]
+
+
+def resident_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all tensors that a model holds once it has run, what kernels keep included."""
+    stored = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return stored + sum(tensor_bytes(linear.prepared_weights()) for linear in packed_linears(model))
+
+
+def tensor_bytes(value: object) -> int:
+    """Of all tensors in dataclasses, tuples and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(tensor_bytes, value.values()))
+    if isinstance(value, (tuple, list)):
+        return sum(map(tensor_bytes, value))
+    if is_dataclass(value):
+        return sum(tensor_bytes(getattr(value, field.name)) for field in fields(value))
+    return 0
+
+
+def cache_bytes(head_dim: int) -> Row:
+    """Bytes of a 4-bit cache's layer by those of transformers' in bfloat16, of 1,000 tokens."""
+    quantizer = DynamicRange(IntFormat(4, symmetric=False))
+    layer = PackedLayer(CachePath(key=quantizer, value=quantizer))
+    states = torch.randn(1, 8, 1000, head_dim, dtype=torch.bfloat16)
+    layer.update(states, states)
+    return {"head_dim": head_dim, "ratio": (layer.keys.nbytes + layer.values.nbytes) / (2 * states.nbytes)}
+
+
+def commit() -> str:
+    """Of the checkout, with a mark where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
