@@ -2,8 +2,8 @@
 
     python benchmarks/inference.py [--layers 4] [--repetitions 5]
 
-The model has random weights and the layers of Llama 3.2 1B (hidden 2048, 8192 in the MLP, 32 query and 8 KV heads of 64);
-with 4 layers and 32,000 words its head takes the part of the weights that it takes in the real one (16 layers,
+The model has random weights and the layers of Llama 3.2 1B (hidden 2048, 8192 in the MLP, 32 query and 8 KV heads of
+64); with 4 layers and 32,000 words its head takes the part of the weights that it takes in the real one (16 layers,
 128,256 words). Rounding is to nearest: what the integers are does not matter here. Ratios are medians over repetitions
 of bfloat16's time by the artifact's, the two run one after the other. Writes benchmarks/results/inference.json.
 """
@@ -35,7 +35,7 @@ from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.cache import PackedCache, PackedLayer, cache_paths
-from jointquant.runtime.linear import PackedLinear
+from jointquant.runtime.kernels.choices import packed_linears
 from jointquant.runtime.loading import load_tokenizer
 
 RESULT = Path(__file__).parent / "results" / "inference.json"
@@ -132,7 +132,7 @@ def compared(base: PreTrainedModel, artifact: PreTrainedModel, repetitions: int)
         row[f"{name}_tokens_per_second"] = tokens / statistics.median(ours for _, ours in pairs)
         row[f"{name}_tokens_per_second_bf16"] = tokens / statistics.median(theirs for theirs, _ in pairs)
     row["weight_bytes_ratio"] = resident_bytes(artifact) / resident_bytes(base)
-    row["kernels"] = sorted({kernel for linear in packed_linears(artifact) for kernel in linear.kernels_used()})
+    row["kernels"] = sorted({kernel for _, linear in packed_linears(artifact) for kernel in linear.kernels_used()})
     return row
 
 
@@ -166,15 +166,10 @@ def prefill(model: PreTrainedModel) -> float:
     return timed(model, lambda: model(ids, use_cache=False, logits_to_keep=1))
 
 
-def packed_linears(model: PreTrainedModel) -> list[PackedLinear]:
-    """All of a model."""
-    return [module for module in model.modules() if isinstance(module, PackedLinear)]
-
-
 def resident_bytes(model: PreTrainedModel) -> int:
     """Bytes of all tensors that a model holds once it has run, what kernels keep included."""
     stored = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return stored + sum(tensor_bytes(linear.prepared_weights()) for linear in packed_linears(model))
+    return stored + sum(tensor_bytes(linear.prepared_weights()) for _, linear in packed_linears(model))
 
 
 def tensor_bytes(value: object) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton; 0 runs its tests on a GPU
 
 import pytest
 import torch

@@ -27,6 +27,7 @@ from jointquant.devices import (
 )
 from jointquant.errors import InputError
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.kernels.capabilities import exact_weight_bits, has_packed_int4, has_vnni
 
 PACKAGES = ("torch", "transformers", "safetensors", "compressed-tensors", "datasets")
 EXTRAS = {
@@ -55,6 +56,11 @@ def examine() -> Findings:
         "threads": torch.get_num_threads(),
         "packages": {name: _installed(name) for name in PACKAGES},
         "extras": {name: _installed(name) for name in EXTRAS},
+    }
+    findings["integer_products"] = {
+        "packed_int4": has_packed_int4(HOST),
+        "int8_weight_bits": exact_weight_bits(HOST),
+        "vnni": has_vnni(),
     }
     try:
         devices, findings["device"] = all_devices(), str(resolve_device("auto"))
@@ -97,12 +103,20 @@ def in_words(findings: Findings) -> Iterator[tuple[str, str]]:
     yield from findings["packages"].items()
     for name, found in findings["extras"].items():
         yield f"{name} (for {EXTRAS[name]})", found or "not installed"
+    yield "integer products on the cpu", _integers_in_words(findings["integer_products"])
     if "problem" in findings:
         yield "problem", findings["problem"]
     else:
         yield "device auto", findings["device"]
     for device, found in findings["devices"].items():
         yield from _device_in_words(device, found)
+
+
+def _integers_in_words(found: Findings) -> str:
+    bits = found["int8_weight_bits"]
+    product = f"8-bit activations with weights of up to {bits} bits" if bits else "none of 8-bit integers"
+    packed = "packed 4-bit weights in bfloat16" if found["packed_int4"] else "none of packed 4-bit weights"
+    return f"{product}, {packed}" + (", VNNI" if found["vnni"] else "")
 
 
 def _device_in_words(device: str, found: Findings) -> Iterator[tuple[str, str]]:

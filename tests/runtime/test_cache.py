@@ -1,4 +1,4 @@
-"""The packed cache: the same values as quantizing everything anew, fewer bytes, and all that generation does with it."""
+"""The packed cache: the values of quantizing everything anew, fewer bytes, and all that generation does with it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, make_model, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import jointquant
+from conftest import FAMILIES, make_model, small
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.hadamard import HadamardTransform
@@ -62,9 +62,7 @@ def test_four_bits_take_less_than_a_third(head_dim: int, most: float) -> None:
 
 def artifact(family: str, folder: Path, tokenizer, *changes: str) -> PreTrainedModel:
     common = ["rotations.r3.kind=hadamard", "kv_cache.num_bits=4", *changes]
-    jointquant.quantize(
-        make_model(family), folder, jointquant.load_recipe("fp16", small(*common)), tokenizer=tokenizer
-    )
+    jointquant.quantize(make_model(family), folder, jointquant.load_recipe("fp16", small(*common)), tokenizer=tokenizer)
     return AutoModelForCausalLM.from_pretrained(folder)
 
 

@@ -151,7 +151,7 @@ class PackedGeneration:
         plain = generation_config.cache_implementation in (None, "dynamic")
         cache = model_kwargs.get("past_key_values")
         if plain and not own and type(cache) is DynamicCache and any(cache_paths(self)):  # type: ignore[arg-type]
-            packed = model_kwargs["past_key_values"] = PackedCache(self)  # type: ignore[arg-type]
+            packed = model_kwargs["past_key_values"] = PackedCache(self)
             if generation_config.is_assistant:
                 packed.activate_past_recording()
         return prepared

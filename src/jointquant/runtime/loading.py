@@ -20,6 +20,8 @@ from jointquant.models.configuration import blamed, read_config
 from jointquant.models.source import check_finite
 from jointquant.models.stream import open_stream
 from jointquant.runtime.integration import check_artifact, is_artifact
+from jointquant.runtime.kernels.choices import use_kernels
+from jointquant.runtime.kernels.selection import default_mode, mode_named
 from jointquant.trust.folder import GENERATION_NAME, check_folder, tokenizer_code
 
 # Spaces, case, numbers, punctuation, scripts and line ends: what tokenizers treat differently.
@@ -34,12 +36,24 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
+    kernels: str | None = None,
 ) -> PreTrainedModel:
     """A model folder, a hub id or an artifact, ready to run.
 
+    Args:
+        model: the folder or the id.
+        revision: branch, tag or commit of a hub id.
+        hub: ``hf`` or ``modelscope``.
+        device: "auto" is the accelerator if there is one.
+        dtype: what is computed in; "auto" is float32 on the CPU and the stored dtype elsewhere.
+        allow_pickle: whether weights may be read from pickle files.
+        kernels: ``auto`` or ``reference``, for the quantized linears; None: what the environment variable
+            ``JOINTQUANT_KERNELS`` says, else ``auto``.
+
     Raises:
-        InputError: no such model, an unknown architecture, or tensors that are missing or broken.
+        InputError: no such model, an unknown architecture, tensors that are missing or broken, or unknown kernels.
     """
+    mode = default_mode() if kernels is None else mode_named(kernels)
     folder = locate(model, revision, hub).folder
     config = read_config(folder)
     where = resolve_device(device)
@@ -55,6 +69,7 @@ def load(
         )
     for name, tensor in loaded.state_dict().items():
         check_finite(name, tensor)
+    use_kernels(loaded, mode)
     loaded = loaded.to(where).eval()
     with blamed(f"{folder} cannot run as its configuration says"), torch.no_grad():
         loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=where))

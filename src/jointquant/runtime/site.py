@@ -25,10 +25,12 @@ class TokenCodes:
     Attributes:
         integers: [rows, columns] in the dtype that a kernel reads.
         scale: float32 [rows, 1].
+        zero_point: int32 [rows], where the integers do not account for it.
     """
 
     integers: Tensor
     scale: Tensor
+    zero_point: Tensor | None = None
 
 
 class SiteInput:
@@ -44,7 +46,7 @@ class SiteInput:
         self.x, self.path, self.known = x, path, known
         self.rows = x.reshape(-1, x.shape[-1])
         self._values: Tensor | None = None
-        self._codes: dict[tuple[torch.dtype, int], TokenCodes] = {}
+        self._codes: dict[object, TokenCodes] = {}
 
     def values(self) -> Tensor:
         """[rows, in] behind the path, in x's dtype."""
@@ -71,14 +73,34 @@ class SiteInput:
 
         return self._encoded(torch.uint8, copies, write)
 
+    def signed_codes(self) -> TokenCodes:
+        """int8 integers, with their zero points."""
+        zero_point = torch.empty(len(self.rows), dtype=torch.int32, device=self.rows.device)
+        done = 0
+
+        def write(codes: Codes, out: Tensor) -> None:
+            nonlocal done
+            out.copy_(codes.integers.flatten(-2))
+            zero_point[done : done + len(out)] = codes.zero_point.reshape(-1)
+            done += len(out)
+
+        def make() -> TokenCodes:
+            codes = self._encode(torch.int8, 0, write)
+            return TokenCodes(codes.integers, codes.scale, zero_point)
+
+        return self.once("signed", make)
+
+    def once(self, form: object, make: Callable[[], TokenCodes]) -> TokenCodes:
+        """What ``make`` gives, kept under the name of its form for the next linear."""
+        if form not in self._codes:
+            self._codes[form] = make()
+        return self._codes[form]
+
     def _encoded(self, dtype: torch.dtype, extra: int, write: Callable[[Codes, Tensor], None]) -> TokenCodes:
-        """Chunks of ``rows`` rotated, quantized and written in a form; kept for the next linear."""
-        key = dtype, extra
-        if key not in self._codes:
-            self._codes[key] = self._encode(dtype, extra, write)
-        return self._codes[key]
+        return self.once((dtype, extra), lambda: self._encode(dtype, extra, write))
 
     def _encode(self, dtype: torch.dtype, extra: int, write: Callable[[Codes, Tensor], None]) -> TokenCodes:
+        """Chunks of ``rows`` rotated, quantized and written in a form."""
         quantizer = self.path.quantizer
         assert quantizer is not None
         (count, columns), device = self.rows.shape, self.rows.device

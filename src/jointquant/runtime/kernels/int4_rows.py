@@ -1,8 +1,8 @@
 """Few rows on a CPU: 4-bit weights stay packed and are expanded in registers (torch's int4 product in bfloat16).
 
 A product with few rows takes as long as reading its weights; 4 bits are read here where bfloat16 reads 16. Integers of
-x (less their zero points) and of W are exact in bfloat16 and are summed in float32: sums below 2^24 are exact. Scales of
-whole rows are applied outside, in float32; scales of groups inside, rounded to bfloat16.
+x (less their zero points) and of W are exact in bfloat16 and are summed in float32: sums below 2^24 are exact. Scales
+of whole rows are applied outside, in float32; scales of groups inside, rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Int4Rows:
 
     def prepare(self, weight: QuantizedWeight, quantizer: InputRange | None, dtype: torch.dtype) -> PackedRows:
         """Repacked."""
-        out_features, in_features = weight.codes.shape
+        in_features = weight.codes.shape[1]
         group_size = _group_size(weight.fmt.group_size, in_features)
         assert group_size is not None
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes.int() + 8, 1)

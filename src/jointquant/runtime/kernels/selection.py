@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from jointquant.errors import require
 from jointquant.runtime.kernels.int4_expanded import Int4Expanded
 from jointquant.runtime.kernels.int4_rows import Int4Rows
+from jointquant.runtime.kernels.int4_triton import Int4Triton
 from jointquant.runtime.kernels.int8_product import Int8Product
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.reference import Reference
@@ -16,7 +17,7 @@ Mode = Literal["auto", "reference"]
 VARIABLE = "JOINTQUANT_KERNELS"
 
 REFERENCE: Kernel = Reference()
-KERNELS: tuple[Kernel, ...] = (Int4Rows(), Int8Product(), Int4Expanded(), REFERENCE)
+KERNELS: tuple[Kernel, ...] = (Int4Rows(), Int8Product(), Int4Expanded(), Int4Triton(), REFERENCE)
 """In the order in which they are asked."""
 
 
@@ -24,7 +25,7 @@ def mode_named(name: str) -> Mode:
     """``auto`` (the first kernel that does a problem) or ``reference``. Raises InputError for another name."""
     for mode in get_args(Mode):
         if name == mode:
-            return mode  # type: ignore[no-any-return]
+            return mode
     require(False, f"unknown kernels {name!r}: expected one of {', '.join(get_args(Mode))}")
     raise AssertionError
 

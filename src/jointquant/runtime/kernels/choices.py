@@ -1,0 +1,67 @@
+"""Which kernels a model's linears run, why, and how to change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from jointquant.runtime.kernels.selection import choose, mode_named, reasons
+from jointquant.runtime.linear import PackedLinear
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """The kernel of one linear for inputs of some rows.
+
+    Attributes:
+        module: the linear's name.
+        rows: tokens of the input.
+        kernel: the kernel that runs.
+        reasons: why those before it in the table do not, by their names.
+    """
+
+    module: str
+    rows: int
+    kernel: str
+    reasons: dict[str, str]
+
+
+def kernel_choices(
+    model: nn.Module, rows: Sequence[int] = (1, 512), dtype: torch.dtype | None = None
+) -> list[KernelChoice]:
+    """What runs in each packed linear of a model, where no gradient is wanted.
+
+    Args:
+        model: a loaded artifact.
+        rows: numbers of tokens.
+        dtype: of the inputs; None: that of the model's parameters.
+    """
+    kind = dtype or next(model.parameters()).dtype
+    found = []
+    for name, linear in packed_linears(model):
+        for count in rows:
+            problem = linear.problem(count, kind)
+            why = {} if linear.mode == "reference" else reasons(problem)
+            found.append(KernelChoice(name, count, choose(problem, linear.mode).name, why))
+    return found
+
+
+def use_kernels(model: nn.Module, mode: str) -> None:
+    """Let all packed linears of a model run the kernels of ``mode``, in place: auto or reference.
+
+    Raises:
+        InputError: another name.
+    """
+    known = mode_named(mode)
+    for _, linear in packed_linears(model):
+        linear.mode = known
+
+
+def packed_linears(model: nn.Module) -> Iterator[tuple[str, PackedLinear]]:
+    """All of a model, with their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            yield name, module
