@@ -1,6 +1,6 @@
 """Prefill and decode of artifacts against bfloat16 transformers, side by side in one process.
 
-    python benchmarks/inference.py [--layers 4] [--repetitions 5]
+    python benchmarks/inference.py [--shape 1B] [--layers 4] [--repetitions 5] [--out FILE]
 
 The model has random weights and the layers of Llama 3.2 1B (hidden 2048, 8192 in the MLP, 32 query and 8 KV heads of
 64); with 4 layers and 32,000 words its head takes the part of the weights that it takes in the real one (16 layers,
@@ -54,16 +54,24 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
 Row = dict[str, Any]
 
 
+SHAPES: dict[str, dict[str, int]] = {
+    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8},
+    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32},
+}
+"""Layers of Llama 3.2 1B and of Llama 2 7B."""
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1B")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     load = os.getloadavg()
     device = resolve_device("auto")
-    base = generated(arguments.layers).to(device)
+    base = generated(arguments.shape, arguments.layers).to(device)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, changes in ARTIFACTS.items():
@@ -72,7 +80,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
             del artifact
     result = {
-        "command": "python benchmarks/inference.py",
+        "command": f"python benchmarks/inference.py --shape {arguments.shape} --layers {arguments.layers}",
         "date": date.today().isoformat(),
         "commit": commit(),
         "machine": f"{device_name(device)}, {torch.get_num_threads()} threads",
@@ -80,6 +88,7 @@ def main() -> None:
         "versions": {
             "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()
         },
+        "shape": arguments.shape,
         "layers": arguments.layers,
         "prompt": PROMPT,
         "prefill": PREFILL,
@@ -90,15 +99,11 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def generated(layers: int) -> PreTrainedModel:
+def generated(shape: str, layers: int) -> PreTrainedModel:
     """A model with random weights in bfloat16."""
     config = LlamaConfig(
-        hidden_size=2048,
-        intermediate_size=8192,
+        **SHAPES[shape],
         num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
         vocab_size=VOCABULARY,
         max_position_embeddings=4096,
         tie_word_embeddings=False,

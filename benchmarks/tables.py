@@ -128,6 +128,27 @@ def q4_0(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def inference(result: dict[str, Any]) -> list[str]:
+    """Ratios to bfloat16, then speeds and memory; then the cache's bytes."""
+    lines = [
+        "| artifact | decode × bf16 | min – max | prefill × bf16 | min – max | tokens/s decode, prefill | memory |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for row in result["rows"]:
+        cells = [row["artifact"]]
+        for name in ("decode", "prefill"):
+            low, high = row[f"{name}_ratio_min"], row[f"{name}_ratio_max"]
+            cells += [f"{row[f'{name}_ratio']:.2f}", f"{low:.2f} – {high:.2f}"]
+        speeds = [f"{row[f'{name}_tokens_per_second']:.0f}" for name in ("decode", "prefill")]
+        lines.append(f"| {' | '.join([*cells, ', '.join(speeds), format(row['weight_bytes_ratio'], '.2f')])} |")
+    cache = ", ".join(f"{row['ratio']:.3f} at head_dim {row['head_dim']}" for row in result["cache"])
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    model = f"{result['layers']} layers of {result['shape']} shape, batch 1, prefill of {result['prefill']} tokens"
+    where = f"{result['machine']}, load {result['load_average'][0]:.1f} at the start"
+    lines += ["", f"{model}, medians of {result['repetitions']}; memory: of all weights, by that of bfloat16's."]
+    return [*lines, f"A 4-bit cache by one in bfloat16: {cache}. {result['date']}, {where}, {versions}."]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -138,6 +159,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "memory": memory,
     "kill_and_resume": kill_and_resume,
     "q4_0": q4_0,
+    "inference": inference,
 }
 
 FROM_CODE: dict[str, Callable[[], list[str]]] = {"recipe_keys": key_table, "sizes": size_table}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, make_model, small
 from transformers import AutoModelForCausalLM
 
 import jointquant
+from conftest import FAMILIES, make_model, small
 from jointquant.demo.story import HELDOUT_TEXT, MODEL
 from jointquant.errors import InputError
 from jointquant.runtime.kernels.choices import kernel_choices, packed_linears, use_kernels
@@ -23,7 +23,7 @@ WIDTHS: dict[str, tuple[float, tuple[str, ...]]] = {
     "w4a8": (1e-3, ("weights.num_bits=4", "activations.num_bits=8")),
     "w4a4": (1e-2, ("weights.num_bits=4", "activations.num_bits=4", "rotations.r4.kind=hadamard")),
 }
-"""Recipes, and how far two float32 paths may be apart: at 4 and 8 bits the reference in float64 is as far from itself."""
+"""Recipes, and how far two float32 paths may be apart: at 4 and 8 bits the reference in float64 is as far off."""
 
 
 def perplexity(artifact: Path, dtype: str) -> float:
@@ -73,7 +73,8 @@ def test_seen_forced_and_refused(tmp_path: Path, tokenizer, monkeypatch: pytest.
     monkeypatch.setenv(VARIABLE, "reference")
     assert "kernels=reference" in str(AutoModelForCausalLM.from_pretrained(tmp_path / "a"))
     model = jointquant.load(tmp_path / "a", kernels="auto")
-    model(torch.tensor([[1]]))
+    with torch.no_grad():
+        model(torch.tensor([[1]]))
     assert "(int4_expanded used)" in str(model)
     (choice,) = kernel_choices(model, rows=(1,))[:1]
     assert choice.kernel == "int4_expanded"
@@ -87,7 +88,8 @@ def test_an_artifact_that_has_run_saves_as_it_was(tmp_path: Path, tokenizer) -> 
     jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
     model = jointquant.load(tmp_path / "a")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model(torch.tensor([[1, 2, 3]]))
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]))
     assert any(linear.prepared_weights() for _, linear in packed_linears(model)) or not X86
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# All that needs an NVIDIA GPU, in an environment made with pip install -e '.[dev]' and torch's build for the GPU.
+# Results: benchmarks/results/*gpu*.json.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Kernels: correct against the reference, on the device instead of in Triton's interpreter.
+TRITON_INTERPRET=0 python -m pytest tests/runtime/kernels tests/runtime/test_cache.py -q
+
+# Kernels: products at 7B shapes against bfloat16, R4 with quantization.
+python benchmarks/gpu_kernels.py
+
+# Prefill and decode at 7B shape.
+python benchmarks/inference.py --shape 7B --layers 8 --out benchmarks/results/inference_gpu.json
