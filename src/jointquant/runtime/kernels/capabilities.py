@@ -37,5 +37,7 @@ def exact_weight_bits(device: torch.device) -> int:
 
 def has_vnni() -> bool:
     """Whether the processor sums products of 8-bit integers in int32 directly."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # older than torch 2.10
+        return bool(torch.cpu._is_vnni_supported())
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_vnni") or found.get("avx_vnni"))
