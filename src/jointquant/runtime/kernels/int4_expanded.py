@@ -19,6 +19,8 @@ from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.site import SiteInput
 
 OFFSET = 8
+BLOCK_OUT = 1024
+"""Rows of W that are expanded together: they stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,26 @@ class Nibbles:
     scale: Tensor
     zero_point: Tensor
     dtype: torch.dtype
+
+    def rows(self, rows: slice) -> Nibbles:
+        """Some rows as a weight of their own."""
+        return Nibbles(self.bytes[rows], self.scale[rows], self.zero_point[rows], self.dtype)
+
+    def product(self, values: Tensor) -> Tensor:
+        """[rows of x, out]; at least in float32 where scales are applied to it.
+
+        Args:
+            values: [rows of x, in].
+        """
+        groups = self.scale.shape[1]
+        if groups == 1:
+            weight = self.integers(values.dtype)
+            if self.zero_point.any():
+                weight.sub_(self.zero_point.to(weight))
+            return at_least_float(functional.linear(values, weight)).mul_(self.scale.T)
+        weight = self.integers(torch.float32).unflatten(1, (groups, -1))
+        weight.sub_(self.zero_point.float().unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
+        return functional.linear(values, weight.flatten(1).to(values.dtype))
 
     def integers(self, dtype: torch.dtype) -> Tensor:
         """[out, in]."""
@@ -71,13 +93,9 @@ class Int4Expanded:
 
     def run(self, inputs: SiteInput, prepared: Nibbles) -> Tensor:
         """[rows, out]."""
-        values, groups = inputs.values(), prepared.scale.shape[1]
-        if groups == 1:
-            weight = prepared.integers(values.dtype)
-            if prepared.zero_point.any():
-                weight.sub_(prepared.zero_point.to(weight))
-            product = at_least_float(functional.linear(values, weight))
-            return product.mul_(prepared.scale.T).to(values.dtype)
-        weight = prepared.integers(torch.float32).unflatten(1, (groups, -1))
-        weight.sub_(prepared.zero_point.float().unsqueeze(-1)).mul_(prepared.scale.unsqueeze(-1))
-        return functional.linear(values, weight.flatten(1).to(values.dtype))
+        values = inputs.values()
+        y = torch.empty(len(values), len(prepared.bytes), dtype=prepared.dtype)
+        for start in range(0, len(prepared.bytes), BLOCK_OUT):
+            block = prepared.rows(slice(start, start + BLOCK_OUT))
+            y[:, start : start + BLOCK_OUT].copy_(block.product(values))
+        return y
