@@ -74,7 +74,7 @@ def by_kernel(kernel: Kernel, linear: PackedLinear, x: Tensor) -> Tensor:
 )
 @settings(max_examples=150, deadline=None)
 def test_all_that_do_a_problem_agree(fmt, quantizer, rows, in_features, out_features, dtype, seed) -> None:
-    """Against float64, and no further from it than three times the reference."""
+    """Against float64, and not much further from it than the reference."""
     linear = linear_of(out_features, in_features, fmt, InputPath(None, quantizer), seed=seed)
     x = tokens(rows, in_features, dtype, seed)
     expected = exact(linear, x)
@@ -84,7 +84,7 @@ def test_all_that_do_a_problem_agree(fmt, quantizer, rows, in_features, out_feat
     for kernel in KERNELS:
         if kernel.refusal(problem) is None:
             error = (by_kernel(kernel, linear, x) - expected).abs().max().item() / largest
-            assert error <= max(3 * reference, EPS[dtype] / 10), kernel.name
+            assert error <= max(3 * reference, EPS[dtype] / 5), kernel.name
             assert error <= EPS[dtype], kernel.name
 
 
@@ -156,6 +156,14 @@ def test_rotated_inputs_in_chunks(rows: int) -> None:
     expected = exact(linear, x)
     close = torch.isclose(linear(x).double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     assert close.float().mean() > 0.999  # a value on the border of two integers may round either way
+
+
+def test_sums_stay_in_the_range_of_float16() -> None:
+    linear = linear_of(16, 4096, IntFormat(4, True), InputPath())
+    x = 30 * linear.quantized_weight().codes[:1].sign().to(torch.float16)
+    linear.weight_scale.fill_(1e-3)
+    linear.mode = "auto"
+    torch.testing.assert_close(linear(x).double(), exact(linear, x), rtol=1e-2, atol=1.0)
 
 
 def test_what_is_refused_has_a_reason() -> None:
