@@ -80,7 +80,8 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
             del artifact
     result = {
-        "command": f"python benchmarks/inference.py --shape {arguments.shape} --layers {arguments.layers}",
+        "command": f"python benchmarks/inference.py --shape {arguments.shape} --layers {arguments.layers}"
+        f" --repetitions {arguments.repetitions}",
         "date": date.today().isoformat(),
         "commit": commit(),
         "machine": f"{device_name(device)}, {torch.get_num_threads()} threads",
