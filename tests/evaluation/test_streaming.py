@@ -8,7 +8,6 @@ import pytest
 
 import jointquant
 from conftest import FAMILIES, possible, small
-from jointquant.cli import main
 from jointquant.evaluation.runners import Loaded, Streamed, runner_of
 
 NOTHING = "1MB"  # less than the process itself
@@ -31,11 +30,3 @@ def test_what_fits_is_loaded(save_model) -> None:
     model = save_model("llama")
     assert isinstance(runner_of(model, "cpu", "auto", False, None), Loaded)
     assert isinstance(runner_of(model, "cpu", "auto", False, NOTHING), Streamed)
-
-
-def test_tasks_need_the_whole_model(save_model, tmp_path: Path, capsys) -> None:
-    pytest.importorskip("lm_eval")
-    with pytest.raises(SystemExit) as end:
-        main(["eval", str(save_model("llama")), "--tasks", "arc_easy", "--memory-budget", NOTHING])
-    assert end.value.code == 2
-    assert "larger --memory-budget" in capsys.readouterr().err

@@ -140,3 +140,9 @@ def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
 def test_options_of_tasks_need_tasks(capsys) -> None:
     assert run("eval", str(DEMO / "model"), "--limit", "3") == 2
     assert "limit are for tasks" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("lm_eval", "no_network")
+def test_tasks_need_the_whole_model(task_file: Path, save_model, capsys) -> None:
+    assert run("eval", str(save_model("llama")), "--tasks", str(task_file), "--memory-budget", "1MB") == 2
+    assert "larger --memory-budget" in capsys.readouterr().err

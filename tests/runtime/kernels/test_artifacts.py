@@ -23,7 +23,7 @@ WIDTHS: dict[str, tuple[float, tuple[str, ...]]] = {
     "w4a8": (1e-3, ("weights.num_bits=4", "activations.num_bits=8")),
     "w4a4": (1e-2, ("weights.num_bits=4", "activations.num_bits=4", "rotations.r4.kind=hadamard")),
 }
-"""Recipes, and how far two float32 paths may be apart: at 4 and 8 bits the reference in float64 is as far off."""
+"""Recipes, and how far two float32 paths may be apart: at 8 bits the reference in float64 is as far off."""
 
 
 def perplexity(artifact: Path, dtype: str) -> float:
