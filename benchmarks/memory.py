@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--layers 8,32]
 
-Each model is generated (random weights), quantized at W4A4KV4 with GPTQ in a process of its own, and removed. Writes
+Each model is generated (random weights), quantized at W4A4KV4 with GPTQ (dartquant) in a process of its own, and removed. Writes
 benchmarks/results/memory.json. The bound is what a layer-by-layer run may need in the dtype it computes in: the
 embeddings, three layers, the hidden states of the plan and 600 MB. Rotations are learned in a few steps only: more
 of them take time, and no more memory.
@@ -29,7 +29,7 @@ from jointquant.models.configuration import read_config
 from jointquant.shape import shape_of
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
-RECIPE = "w4a4kv4"
+RECIPE = "dartquant"
 SETTINGS = {
     "calibration.source": str(Path(jointquant.demo.__file__).parent / "calibration.txt"),
     "calibration.num_samples": 4,
