@@ -12,6 +12,7 @@ import torch
 from jointquant import devices, doctor
 from jointquant.devices import HOST, MISSING, OPERATIONS, linalg_device, resolve_device, resolve_dtype
 from jointquant.errors import InputError
+from jointquant.quantization.balancing import power
 from jointquant.quantization.gptq import factorize
 from jointquant.rotations.merging import rotate_input
 from jointquant.rotations.optimizers import cayley_transform, orthogonal_factor
@@ -68,6 +69,7 @@ ROUTED: dict[str, Callable[[torch.Tensor], object]] = {
     "qr": orthogonal_factor,
     "cholesky": lambda x: factorize(x @ x.T),
     "solve": lambda x: cayley_transform(x - x.T),
+    "eigh": lambda x: power(x @ x.T, 0.5),
 }
 
 

@@ -67,6 +67,16 @@ def undisturbed(model: Path, tmp_path: Path) -> dict[str, bytes]:
     return contents(tmp_path / "undisturbed")
 
 
+def test_an_interrupted_refinement_goes_on(model: Path, tmp_path: Path) -> None:
+    """The unquantized model's states are not saved: they are made anew up to where the run stopped."""
+    changes = ("smoothing.alpha=null", "refinement.steps=2", "kv_cache.balancing=full", "activations.centring=mean")
+    jointquant.quantize(model, tmp_path / "undisturbed", recipe(*changes))
+    with pytest.raises(KeyboardInterrupt):
+        jointquant.quantize(model, tmp_path / "out", recipe(*changes), progress=Acts("quantize", 2, interrupt))
+    assert jointquant.quantize(model, tmp_path / "out", recipe(*changes)).resumed
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_an_interrupted_run_goes_on(stage: str, steps: int, model: Path, tmp_path: Path, undisturbed) -> None:

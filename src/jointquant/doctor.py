@@ -181,11 +181,20 @@ def _solve(device: torch.device) -> Tensor:
     return a @ torch.linalg.solve(a, b) - b
 
 
+def _eigh(device: torch.device) -> Tensor:
+    """The error of V diag(λ) Vᵀ as A."""
+    a = _square(64).to(device)
+    a = a + a.mT
+    values, vectors = torch.linalg.eigh(a)
+    return vectors * values @ vectors.mT - a
+
+
 TRIALS: dict[str, Callable[[torch.device], Tensor]] = {
     "float64": lambda device: _product(device, torch.float64),
     "qr": _qr,
     "cholesky": _cholesky,
     "solve": _solve,
+    "eigh": _eigh,
 }
 
 

@@ -71,7 +71,8 @@ def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
     return {
         "calibrate": shape.num_layers * (forward + read + states) if walked else 0.0,
         "learn": _learning(job, speed),
-        "quantize": shape.num_layers * (2 * forward + read + states + _merging(job, speed) + _rounding(job, speed)),
+        "quantize": shape.num_layers * (2 * forward + read + states + _merging(job, speed) + _rounding(job, speed))
+        + _refining(job, speed),
     }
 
 
@@ -95,6 +96,14 @@ def _merging(job: Job, speed: Speed) -> float:
     """Rotations are merged in float64, at half the speed of float32 at best."""
     merged = job.shape.linears * job.shape.hidden_size if job.recipe.rotations.r1.kind != "none" else 0
     return 4.0 * merged / speed.float32
+
+
+def _refining(job: Job, speed: Speed) -> float:
+    """Two layers forth and back in each step, and the unquantized model beside."""
+    if not job.refined:
+        return 0.0
+    layers, forward = job.shape.num_layers, 2 * job.shape.linears / speed.products
+    return layers * forward * (job.tokens + 6 * job.recipe.refinement.steps * job.step_tokens)
 
 
 def _rounding(job: Job, speed: Speed) -> float:

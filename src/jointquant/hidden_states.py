@@ -190,6 +190,10 @@ class HiddenStates:
         """A copy of the first windows: [windows, T, hidden], on the device."""
         return self.store.read(0, min(windows, self.num_windows)).to(self.device, copy=True)
 
+    def chosen(self, windows: Tensor) -> Tensor:
+        """Some windows, by their numbers: [len(windows), T, hidden], on the device."""
+        return torch.cat([self.store.read(number, number + 1) for number in windows.tolist()]).to(self.device)
+
 
 def _from_file(descriptor: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     states = torch.empty(shape, dtype=dtype)

@@ -10,18 +10,20 @@ from torch import Tensor, nn
 
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import LayerArguments
+from jointquant.models.transforms import linear_bias, set_bias
 from jointquant.propagation import observe, watching
 from jointquant.quantization.ranges import (
     CLIP_RATIO,
     ChannelBounds,
+    ChannelMean,
     ClipSearch,
-    InputRange,
     SearchedRange,
     StaticRange,
     clip_search,
 )
+from jointquant.rotations import merging
 from jointquant.runtime.assembly import Assembly
-from jointquant.runtime.linear import OnlineLinear
+from jointquant.runtime.linear import InputPath, OnlineLinear
 from jointquant.settings import ActivationSettings
 
 
@@ -33,7 +35,8 @@ class Reading:
         linears: the linears.
         name: the first one's, relative to the layer.
         settings: theirs.
-        quantizer: theirs.
+        path: theirs.
+        mean: of the input, where it is subtracted.
         bounds: of the input's channels, where the range is static.
         search: for the clip ratio, where it is not given.
     """
@@ -41,17 +44,21 @@ class Reading:
     linears: list[OnlineLinear]
     name: str
     settings: ActivationSettings
-    quantizer: SearchedRange | StaticRange
+    path: InputPath
+    mean: ChannelMean | None = None
     bounds: ChannelBounds | None = None
     search: ClipSearch | None = None
 
-    def found(self) -> dict[str, Tensor]:
-        """The buffers of the linears."""
+    def ranges(self) -> dict[str, Tensor]:
+        """The buffers of the linears' quantizer."""
+        quantizer = self.path.quantizer
         ratio = self.settings.fixed_ratio if self.search is None else self.search.best()
-        if isinstance(self.quantizer, SearchedRange):
+        if isinstance(quantizer, SearchedRange):
             return {CLIP_RATIO: torch.tensor(ratio, dtype=torch.float32)}
+        if not isinstance(quantizer, StaticRange):
+            return {}
         assert self.bounds is not None
-        return self.quantizer.found(*self.bounds.bounds(), ratio)
+        return quantizer.found(*self.bounds.bounds(), ratio)
 
 
 def calibrate_inputs(
@@ -59,8 +66,9 @@ def calibrate_inputs(
 ) -> None:
     """Fill the input buffers of a layer whose paths are installed, in place.
 
-    The inputs are those that the quantized layers before this one produce. One run finds the bounds of static ranges,
-    a second one, where clip ratios are searched, their errors; meanwhile these inputs are not quantized.
+    The inputs are those that the quantized layers before this one produce. One run finds the means, a second one the
+    bounds of static ranges, a third one, where clip ratios are searched, their errors; each only where it is asked
+    for. Meanwhile these inputs are not quantized.
 
     Args:
         layer: the layer, its weights not yet rounded.
@@ -71,20 +79,27 @@ def calibrate_inputs(
     """
     readings = readings_of(layer, index, assembly)
     for reading in readings:
-        _set_quantizer(reading, None)
-    static = [reading for reading in readings if isinstance(reading.quantizer, StaticRange)]
+        _set_path(reading, replace(reading.path, centred=False, quantizer=None))
+    centred = [reading for reading in readings if reading.path.centred]
+    for reading in centred:
+        reading.mean = ChannelMean()
+    _watch(layer, {r.name: _arriving(r, r.mean.update) for r in centred if r.mean}, states, arguments)
+    for reading in centred:
+        assert reading.mean is not None
+        centre_inputs(reading.linears, reading.mean.mean())
+        _set_path(reading, replace(reading.path, quantizer=None))
+    static = [reading for reading in readings if isinstance(reading.path.quantizer, StaticRange)]
     for reading in static:
         reading.bounds = ChannelBounds()
-    _watch(layer, {r.name: _rotated(r, r.bounds.update) for r in static if r.bounds}, states, arguments)
+    _watch(layer, {r.name: _arriving(r, r.bounds.update) for r in static if r.bounds}, states, arguments)
     searched = [reading for reading in readings if reading.settings.clip_ratio == "search"]
     for reading in searched:
-        reading.search = clip_search(reading.quantizer, reading.bounds)
-    _watch(layer, {r.name: _rotated(r, r.search.update) for r in searched if r.search}, states, arguments)
+        assert reading.path.quantizer is not None
+        reading.search = clip_search(reading.path.quantizer, reading.bounds)
+    _watch(layer, {r.name: _arriving(r, r.search.update) for r in searched if r.search}, states, arguments)
     for reading in readings:
-        for name, value in reading.found().items():
-            for linear in reading.linears:
-                setattr(linear, name, value.to(linear.weight.device, copy=True))
-        _set_quantizer(reading, reading.quantizer)
+        _store(reading.linears, reading.ranges())
+        _set_path(reading, reading.path)
 
 
 def readings_of(layer: nn.Module, index: int, assembly: Assembly) -> list[Reading]:
@@ -98,10 +113,23 @@ def readings_of(layer: nn.Module, index: int, assembly: Assembly) -> list[Readin
         for settings, names in by_settings.items():
             modules = [layer.get_submodule(name) for name in names]
             linears = [module for module in modules if isinstance(module, OnlineLinear)]
-            quantizer = linears[0].path.quantizer if linears else None
-            if isinstance(quantizer, (SearchedRange, StaticRange)):
-                readings.append(Reading(linears, names[0], settings, quantizer))
+            if linears and linears[0].path.calibrated:
+                readings.append(Reading(linears, names[0], settings, linears[0].path))
     return readings
+
+
+@torch.no_grad()
+def centre_inputs(linears: list[OnlineLinear], mean: Tensor) -> None:
+    """Let linears read x − μ and add W μ to their biases: the same function of x.
+
+    Args:
+        linears: they share an input, and have biases.
+        mean: μ [in], where the weights expect the input (behind the online transform).
+    """
+    for linear in linears:
+        stored = mean.to(linear.weight.device, linear.input_mean.dtype, copy=True)
+        linear.input_mean = stored
+        set_bias(linear, merging.shift_input(linear.weight, linear_bias(linear), stored))
 
 
 def _watch(
@@ -115,12 +143,18 @@ def _watch(
             observe(layer, states, arguments)
 
 
-def _rotated(reading: Reading, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-    """Observe the input as the quantizer sees it: behind the online transform."""
-    path = reading.linears[0].path
-    return lambda x: observer(path.rotate(x))
+def _arriving(reading: Reading, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """Observe the input as the quantizer sees it: behind the online transform, less its mean once that is known."""
+    linear = reading.linears[0]
+    return lambda x: observer(linear.arriving(x))
 
 
-def _set_quantizer(reading: Reading, quantizer: InputRange | None) -> None:
+def _store(linears: list[OnlineLinear], known: dict[str, Tensor]) -> None:
+    for name, value in known.items():
+        for linear in linears:
+            setattr(linear, name, value.to(linear.weight.device, copy=True))
+
+
+def _set_path(reading: Reading, path: InputPath) -> None:
     for linear in reading.linears:
-        linear.path = replace(linear.path, quantizer=quantizer)
+        linear.path = path

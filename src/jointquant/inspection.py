@@ -7,7 +7,7 @@ hidden states and nothing else. Rotations are applied to the activations themsel
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -107,7 +107,9 @@ class CacheObserver:
     def __init__(self, key: Callable[[Tensor], None], value: Callable[[Tensor], None]) -> None:
         self.key, self.value = key, value
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, known: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """All [batch, heads, tokens, head_dim]."""
         self.key(key)
         self.value(value)
@@ -241,7 +243,7 @@ def input_errors(
 
         def update(x: Tensor) -> None:
             if isinstance(module, OnlineLinear | PackedLinear):
-                total.update(module.read(x), module.path.rotate(x))
+                total.update(module.read(x), module.arriving(x))
 
         return update
 

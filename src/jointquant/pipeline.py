@@ -39,6 +39,7 @@ from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.rounding_pass import Witness, quantize_layers
 from jointquant.runtime.assembly import Assembly, OnlineTransforms
 from jointquant.runtime.integration import artifact_config
+from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.loading import generation_config_of, save_tokenizer
 from jointquant.subject import Subject, check_not_input, open_subject
 from jointquant.text.sources import load_text
@@ -219,7 +220,22 @@ def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     if recipe.smoothing.alpha is not None:
         check_scalable(stream.architecture, stream.config)
     assembly.check(first, stream.num_layers, stream.head_dim)
+    check_centring(stream, recipe)
     return assembly
+
+
+def check_centring(stream: ModelStream, recipe: Recipe) -> None:
+    """Refuse to centre keys whose scores are capped: tanh sees the constant that softmax does not.
+
+    Raises:
+        InputError: names the setting.
+    """
+    cap = getattr(stream.config, "attn_logit_softcapping", None)
+    require(
+        cap is None or not recipe.kv_cache.centres_keys,
+        f"kv_cache.centring {recipe.kv_cache.centring}: {stream.architecture.model_type} caps its attention scores at "
+        f"{cap}, which does not pass over a constant, expected none or values",
+    )
 
 
 def calibration_set(
@@ -259,10 +275,20 @@ def describe_transforms(
         sites = ", ".join(sorted(rotations.scales[0]))
         words["smoothing"] = f"alpha {recipe.smoothing.alpha:g}, merged, at {sites}"
     words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
+    if online.keys is not None:
+        words |= describe_keys(recipe, online.keys)
     words["r4"] = "none" if online.r4 is None else f"online, {online.r4.describe()}"
     if online.basis is not None:
         words["basis_change"] = online.basis.describe(dtype)
     return words
+
+
+def describe_keys(recipe: Recipe, keys: KeyBasis) -> dict[str, str]:
+    """The basis of the keys in words."""
+    cost = f"online, dense of order {keys.head_dim} per KV head, with R3" if keys.dense else "online"
+    parts = [f"balancing {recipe.kv_cache.balancing}", *(["less the mean key"] if keys.centred else [])]
+    words = {"keys": f"{cost}: {', '.join(parts)}"}
+    return words | ({"r3": f"{recipe.rotations.r3.kind}, in the basis of the keys"} if keys.dense else {})
 
 
 def write_metadata(

@@ -29,6 +29,10 @@ QUANTIZED_ACTIVATIONS = 9
 """The same where inputs are rotated and quantized."""
 ROUNDING_COPIES = 6
 """Copies of a part of a weight in float32 while it is rounded."""
+TRAINED_COPIES = 10
+"""Copies of a layer's weights in float32 while their rounding is learned: starts, offsets, gradients, what is kept."""
+TRAINED_ACTIVATIONS = 40
+"""Copies of the widest activation that a step keeps for its gradients."""
 FACTOR_COPIES = 3
 """Matrices of a Hessian's size besides it while its factor is computed."""
 
@@ -64,8 +68,19 @@ class Job:
 
     @property
     def states(self) -> int:
-        """Bytes of the hidden states of all windows."""
-        return self.tokens * self.shape.hidden_size * self.dtype.itemsize
+        """Bytes of the hidden states of all windows; where rounding is refined, of the unquantized model's too."""
+        copies = 2 if self.refined else 1
+        return copies * self.tokens * self.shape.hidden_size * self.dtype.itemsize
+
+    @property
+    def refined(self) -> bool:
+        """Whether rounding is learned."""
+        return self.recipe.refinement.steps > 0
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step of refinement: whole windows, one at least."""
+        return max(1, self.recipe.refinement.batch_tokens // self.seqlen) * self.seqlen
 
     @property
     def on_host(self) -> bool:
@@ -258,6 +273,8 @@ def phases_of(job: Job, batch: int) -> Iterator[Needs]:
         yield Needs("factorise", layer | factor | rotation_bytes(job), ahead)
         rounding |= {"Hessians": sum(hessians), "factor": max(hessians)}
     yield Needs("round", layer | rounding | rotation_bytes(job), ahead)
+    if job.refined:
+        yield Needs("refine", refinement_bytes(job) | rotation_bytes(job), ahead)
     yield Needs("head", {"head": shape.head * width}, {"as stored": 3 * shape.head * stored})
 
 
@@ -291,6 +308,18 @@ def learning_bytes(job: Job) -> Bytes:
     if not isinstance(r1, LearnedResidualRotation):
         return {}
     return {"training": LEARNING_MATRICES * size * size * FLOAT + 4 * r1.batch_tokens * size * FLOAT}
+
+
+def refinement_bytes(job: Job) -> Bytes:
+    """What a step of refinement holds: two layers, the rounding of one, and what gradients need; or the head's."""
+    shape, width = job.shape, job.dtype.itemsize
+    widest = job.step_tokens * max(shape.intermediate_size, 2 * shape.hidden_size) * width
+    logits = 4 * job.step_tokens * (shape.head // shape.hidden_size) * FLOAT
+    return {
+        "two layers": max(2 * shape.layer, shape.layer + shape.head) * width,
+        "rounding": TRAINED_COPIES * shape.linears * FLOAT,
+        "activations": max(2 * TRAINED_ACTIVATIONS * widest, TRAINED_ACTIVATIONS * widest + logits),
+    }
 
 
 def rotation_bytes(job: Job) -> Bytes:

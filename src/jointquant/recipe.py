@@ -19,6 +19,7 @@ from jointquant.settings import (
     ActivationSettings,
     CacheSettings,
     EmbeddingSettings,
+    RefinementSettings,
     Settings,
     SmoothingSettings,
     WeightSettings,
@@ -117,7 +118,7 @@ class RotationSettings(Settings):
     source: str | None = Field(default=None, alias="from")
     r1: Residual = NoRotation()
     r2: PerHead = NoRotation()
-    r3: Online = NoRotation()
+    r3: PerHead = NoRotation()
     r4: Inner = NoRotation()
 
 
@@ -149,6 +150,7 @@ class Recipe(Settings):
     rotations: RotationSettings = RotationSettings()
     smoothing: SmoothingSettings = SmoothingSettings()
     weights: WeightSettings = WeightSettings()
+    refinement: RefinementSettings = RefinementSettings()
     head: WeightSettings = WeightSettings()
     embeddings: EmbeddingSettings = EmbeddingSettings()
     activations: ActivationSettings = ActivationSettings()
@@ -164,8 +166,17 @@ class Recipe(Settings):
         _ = self.kv_cache.of_keys, self.kv_cache.of_values
 
     @model_validator(mode="after")
+    def _refined_weights_are_integers(self) -> Recipe:
+        every = (self.weights, *(merged(self.weights, override.weights) for override in self.overrides))
+        if self.refinement.steps > 0 and any(w.enabled and w.type != "int" for w in every):
+            raise ValueError("refinement.steps above 0 learns integers: expected weights.type int")
+        return self
+
+    @model_validator(mode="after")
     def _measures_have_a_quantizer(self) -> Recipe:
         """What is measured through the activation quantizer needs one, with a range that each token brings along."""
+        if self._learns_error("r3") and not self.kv_cache.of_keys.enabled:
+            raise ValueError("rotations.r3.objective quant_error needs keys of less than 16 bits in kv_cache")
         measures = [f"rotations.{name}.objective quant_error" for name in ("r1", "r2") if self._learns_error(name)]
         if isinstance(self.rotations.r1, LearnedResidualRotation) and self.rotations.r1.weights == "sensitivity":
             measures.append("rotations.r1.weights sensitivity")

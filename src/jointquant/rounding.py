@@ -16,9 +16,12 @@ from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers, observe, watching
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
+from jointquant.reference import Reference
+from jointquant.refinement import refine
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
+from jointquant.seeds import generator
 from jointquant.settings import EmbeddingSettings, WeightSettings
 
 
@@ -29,12 +32,40 @@ def round_layer(
     states: HiddenStates,
     arguments: LayerArguments,
     stored_dtype: torch.dtype,
+    reference: Reference | None = None,
 ) -> None:
     """Round the weights of a layer whose paths are installed, in place.
 
     The Hessians are those of the inputs that the quantized layers before this one produce. All sites of a layer are
-    observed in one run.
+    observed in one run. With a reference, the recipe's refinement starts from there.
     """
+    weights = rounded_weights(layer, index, assembly, states, arguments, stored_dtype)
+    if reference is not None:
+        loss, recipe = reference.loss_of(index), assembly.recipe
+        weights = refine(
+            layer,
+            assembly.architecture,
+            weights,
+            states,
+            arguments,
+            loss,
+            recipe.refinement,
+            generator(recipe.calibration.seed, f"refinement {index}"),
+        )
+    for name, weight in weights.items():
+        _install(layer, name, weight)
+
+
+def rounded_weights(
+    layer: nn.Module,
+    index: int,
+    assembly: Assembly,
+    states: HiddenStates,
+    arguments: LayerArguments,
+    stored_dtype: torch.dtype,
+) -> dict[str, QuantizedWeight]:
+    """The rounded weights of a layer by linear, those that the recipe leaves alone not among them."""
+    rounded: dict[str, QuantizedWeight] = {}
     hessians = observe_hessians(layer, index, assembly, states, arguments)
     for site in assembly.architecture.sites:
         by_settings: dict[WeightSettings, list[str]] = {}
@@ -44,10 +75,9 @@ def round_layer(
         for settings, linears in by_settings.items():
             if settings.enabled:
                 modules = {name: _linear(layer, name) for name in linears}
-                rounded = round_stack(modules, settings, hessians.get(site.name), stored_dtype)
-                for name, weight in rounded.items():
-                    _install(layer, name, weight)
+                rounded |= round_stack(modules, settings, hessians.get(site.name), stored_dtype)
         hessians.pop(site.name, None)
+    return rounded
 
 
 def observe_hessians(

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from jointquant.hidden_states import HiddenStates
 from jointquant.inputs import calibrate_inputs
+from jointquant.keys import calibrate_cache
 from jointquant.models.scaling import scale_sites
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
 from jointquant.models.writer import ShardWriter
 from jointquant.progress import Progress
 from jointquant.propagation import advance, embed
+from jointquant.reference import Reference
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding import round_embedding, round_head, round_layer, store_rest
 from jointquant.runtime.assembly import Assembly
@@ -69,12 +71,15 @@ def quantize_layers(
         del frontend
         start = max(0, len(done) - 1)
         stage.advance(min(start, stream.num_layers))
+        refined = assembly.recipe.refinement.steps > 0 and start < stream.num_layers
+        reference = Reference(stream, rotations, windows, workspace, start) if refined else None
         for index, layer in stream.layers(place, start):
             size = prepare(layer, index, stream, assembly, rotations)
+            calibrate_cache(layer, index, assembly, states, arguments[index])
             calibrate_inputs(layer, index, assembly, states, arguments[index])
             if witness is not None:
                 witness.merged(index, layer)
-            round_layer(layer, index, assembly, states, arguments[index], stored)
+            round_layer(layer, index, assembly, states, arguments[index], stored, reference)
             store_rest(layer, stored)
             if witness is not None:
                 witness.rounded(index, layer, states, arguments[index])

@@ -111,12 +111,14 @@ class ActivationSettings(IntegerSettings):
 
     ``token`` and ``group`` take the range of each token (and group) when it arrives; ``tensor`` and ``channel`` have
     one range (one a channel) for all tokens, taken on the calibration set. ``clip_ratio`` is the part of the range
-    that is kept; ``search`` finds it for each site on the calibration set.
+    that is kept; ``search`` finds it for each site on the calibration set. With ``centring: mean`` x − μ is quantized,
+    μ the mean input on the calibration set, and W μ joins the bias.
     """
 
     symmetric: bool = False
     strategy: Literal["token", "group", "tensor", "channel"] = "token"
     clip_ratio: Ratio | Literal["search"] = 1.0
+    centring: Literal["none", "mean"] = "none"
 
     @model_validator(mode="after")
     def _groups_where_they_are_meant(self) -> ActivationSettings:
@@ -140,10 +142,26 @@ class RangeSettings(IntegerSettings):
 
 
 class CacheSettings(RangeSettings):
-    """Keys and values, both alike except for what ``keys`` and ``values`` name."""
+    """Keys and values, both alike except for what ``keys`` and ``values`` name.
 
+    ``centring`` takes the calibrated mean from keys (softmax does not see it) or values (it joins o_proj's bias);
+    ``balancing`` gives queries and keys alike channels (diagonal) or covariances (full) by a change of basis.
+    """
+
+    centring: Literal["none", "keys", "values", "both"] = "none"
+    balancing: Literal["none", "diagonal", "full"] = "none"
     keys: dict[str, Any] = Field(default_factory=dict)
     values: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def centres_keys(self) -> bool:
+        """Whether the mean key is subtracted."""
+        return self.centring in ("keys", "both")
+
+    @property
+    def centres_values(self) -> bool:
+        """Whether the mean value is subtracted."""
+        return self.centring in ("values", "both")
 
     @property
     def of_keys(self) -> RangeSettings:
@@ -156,7 +174,23 @@ class CacheSettings(RangeSettings):
         return self._with(self.values)
 
     def _with(self, changes: dict[str, Any]) -> RangeSettings:
-        return RangeSettings.model_validate(self.model_dump(exclude={"keys", "values"}) | changes)
+        shared = {name: getattr(self, name) for name in RangeSettings.model_fields}
+        return RangeSettings.model_validate(shared | changes)
+
+
+class RefinementSettings(Settings):
+    """Layer by layer, learning which way weights are rounded; ``steps: 0``: off, they stay as ``method`` left them."""
+
+    steps: int = Field(default=0, ge=0)
+    batch_tokens: int = Field(default=512, ge=1)
+    learning_rate: float = Field(default=0.01, gt=0)
+    scale_learning_rate: float = Field(default=0.002, ge=0)
+    clip_learning_rate: float = Field(default=0.006, ge=0)
+
+    @property
+    def rates(self) -> tuple[float, float, float]:
+        """Of offsets, scales and clip ratios."""
+        return self.learning_rate, self.scale_learning_rate, self.clip_learning_rate
 
 
 class SmoothingSettings(Settings):

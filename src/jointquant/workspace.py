@@ -41,11 +41,17 @@ class Workspace:
     folder: Path | None = None
     journal: Journal | None = None
 
-    def states(self, windows: Tensor, hidden_size: int) -> HiddenStates:
-        """Room for the hidden states [n, T, hidden_size] of windows [n, T], not yet filled."""
+    def states(self, windows: Tensor, hidden_size: int, aside: str | None = None) -> HiddenStates:
+        """Room for the hidden states [n, T, hidden_size] of windows [n, T], not yet filled.
+
+        Those that travel beside others keep their files ``aside``, in a folder of their own of that name.
+        """
         num_windows, seqlen = windows.shape
         shape = (num_windows, seqlen, hidden_size)
         folder = self.folder if self.journal is None else self.journal.work
+        if folder is not None and aside is not None:
+            folder = folder / aside
+            folder.mkdir(exist_ok=True)
         store: Store
         if self.storage == "disk":
             assert folder is not None

@@ -52,7 +52,7 @@ def test_odd_vectors_and_unquantized_ones(head_dim: int) -> None:
 def test_four_bits_take_less_than_a_third(head_dim: int, most: float) -> None:
     """Scales and zero points included, of what the cache of transformers keeps in bfloat16."""
     quantizer = DynamicRange(IntFormat(4, False))
-    layer = PackedLayer(CachePath(HadamardTransform.of_size(head_dim), quantizer, quantizer))
+    layer = PackedLayer(CachePath(HadamardTransform.of_size(head_dim), quantizer, quantizer), {})
     states = torch.randn(2, 4, 9, head_dim, dtype=torch.bfloat16)
     for _ in range(3):
         keys, _ = layer.update(states, states)

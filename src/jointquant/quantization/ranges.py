@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from jointquant.devices import double
 from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, encode_rows, encode_static
 
 CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
@@ -94,6 +95,29 @@ class StaticRange:
 
 
 InputRange = DynamicRange | SearchedRange | StaticRange
+
+
+class ChannelMean:
+    """Mean of each channel over all tokens seen, summed in float64."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.num_tokens = 0
+
+    def update(self, x: Tensor) -> None:
+        """Take in the tokens of x: [..., n]."""
+        rows = x.reshape(-1, x.shape[-1])
+        total = double(rows).sum(0)
+        self.total = total if self.total is None else self.total + total
+        self.num_tokens += len(rows)
+
+    def mean(self) -> Tensor:
+        """[n] float64. Raises ValueError when no token was seen, or one that is not finite."""
+        if self.total is None:
+            raise ValueError("a mean needs at least one token, got none")
+        if not torch.isfinite(self.total).all():
+            raise ValueError("the mean must be finite, got NaN or infinity: the calibration activations overflowed")
+        return self.total / self.num_tokens
 
 
 class ChannelBounds:

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
-from jointquant.models.transforms import shape_as_fused
+from jointquant.models.transforms import give_bias, shape_as_fused
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
 from jointquant.recipe import BlockHadamardRotation, LearnedResidualRotation, NoRotation, Recipe
 from jointquant.rotations.hadamard import HadamardTransform
@@ -18,6 +18,7 @@ from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import BasisChanges, install_basis_change
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.kernels.selection import default_mode
+from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.runtime.site import Site
 from jointquant.settings import ActivationSettings, RangeSettings, WeightSettings
@@ -26,21 +27,29 @@ from jointquant.tiers import Facts
 
 @dataclass(frozen=True)
 class OnlineTransforms:
-    """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input, R1's basis changes."""
+    """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input, R1's basis changes.
+
+    Where the keys' basis is dense, it holds R3, and there is no transform besides.
+    """
 
     r3: HadamardTransform | None = None
     r4: HadamardTransform | None = None
     basis: BasisChanges | None = None
+    keys: KeyBasis | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, config: PretrainedConfig, head_dim: int, intermediate_size: int) -> OnlineTransforms:
         """What the recipe asks for, at the model's sizes."""
-        rotations = recipe.rotations
+        rotations, cache = recipe.rotations, recipe.kv_cache
+        heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        dense = cache.balancing != "none" or rotations.r3.kind == "learned"
+        keys = KeyBasis(heads, head_dim, cache.centres_keys, dense)
         per_layer = isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer
         return cls(
             basis=BasisChanges(config.num_hidden_layers - 1, config.hidden_size) if per_layer else None,
-            r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" else None,
+            r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" and not dense else None,
             r4=inner_transform(rotations.r4, intermediate_size),
+            keys=keys if keys.centred or keys.dense else None,
         )
 
 
@@ -66,26 +75,43 @@ class Assembly:
         """The input path of ``linear`` (relative to the layer), ``module_name`` its full name."""
         settings = self.recipe.activations_of(module_name)
         transform = self.online.r4 if linear == self.architecture.down else None
-        return InputPath(transform, input_range(settings))
+        return InputPath(transform, input_range(settings), centred=settings.centring != "none")
 
     def cache_path(self) -> CachePath:
         """The attention's cache path, the same in all layers."""
         settings = self.recipe.kv_cache
-        return CachePath(self.online.r3, key=cache_range(settings.of_keys), value=cache_range(settings.of_values))
+        key, value = cache_range(settings.of_keys), cache_range(settings.of_values)
+        return CachePath(self.online.r3, key, value, self.online.keys)
 
     def install_paths(self, layer: nn.Module, index: int) -> None:
         """Put input and cache paths into a layer whose weights are not packed (or not yet), in place."""
+        self.give_biases(layer, index)
         for linear in self.architecture.linears:
             path = self.input_path(linear, self.full_name(index, linear))
             old = layer.get_submodule(linear)
             if path and isinstance(old, nn.Linear):
                 with torch.device("meta"):
                     new = OnlineLinear(old.in_features, old.out_features, old.bias is not None, path)
-                known = path.buffers(old.in_features, old.weight.device)
+                known = path.buffers(old.in_features, old.weight.device, old.weight.dtype)
                 new.load_state_dict(old.state_dict() | known, assign=True)
                 layer.set_submodule(linear, new.requires_grad_(False).eval())
         if self.cache_path():
-            layer.get_submodule(self.architecture.attention).cache_path = self.cache_path()  # type: ignore[assignment]
+            attention = layer.get_submodule(self.architecture.attention)
+            attention.cache_path = self.cache_path()  # type: ignore[assignment]
+            if self.online.keys is not None:
+                reference = next(layer.parameters())
+                for name, buffer in self.online.keys.buffers(reference.dtype, reference.device).items():
+                    attention.register_buffer(name, buffer)
+
+    def give_biases(self, layer: nn.Module, index: int) -> None:
+        """Biases of zeros for the linears that centring needs them of, in place."""
+        architecture = self.architecture
+        centred = [n for n in architecture.linears if self.input_path(n, self.full_name(index, n)).centred]
+        values = [architecture.value.linear, architecture.output] if self.recipe.kv_cache.centres_values else []
+        for linear in (*centred, *values):
+            module = layer.get_submodule(linear)
+            if isinstance(module, nn.Linear):
+                give_bias(module)
 
     def install_basis_change(self, layer: nn.Module, index: int, matrix: Tensor | None = None) -> None:
         """Let a layer leave the residual stream in the next layer's basis, where there is one, in place.
@@ -127,6 +153,7 @@ class Assembly:
 
     def install_packed(self, layer: nn.Module, index: int) -> None:
         """Give a layer (on the meta device) the modules that an artifact's tensors fill, in place."""
+        self.give_biases(layer, index)
         for place in self.architecture.sites:
             shared = Site(len(place.linears))
             for linear in place.linears:

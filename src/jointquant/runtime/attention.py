@@ -1,12 +1,14 @@
-"""The attention seam: R3 on queries and keys, and the quantized cache, through transformers' attention registry.
+"""The attention seam: R3 or a basis of the keys, and the quantized cache, through transformers' attention registry.
 
-A module that takes part carries a ``CachePath`` as its attribute ``cache_path``; the registered function reads it.
+A module that takes part carries a ``CachePath`` as its attribute ``cache_path``; the registered function reads it, and
+hands it the module's buffers.
 Keys and values are quantized per token, so quantizing all of them again at each step gives the same values as
 quantizing each once when it is written, which the packed cache does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.key_basis import KeyBasis
 
 ATTENTION_NAME = "jointquant"
 
@@ -35,40 +38,46 @@ class CachePath:
         transform: the Hadamard transform of R3 over head_dim, or None.
         key: the quantizer of the keys, or None.
         value: the quantizer of the values, or None.
+        basis: the calibrated basis of the keys, before R3, or None.
     """
 
     transform: HadamardTransform | None = None
     key: DynamicRange | None = None
     value: DynamicRange | None = None
+    basis: KeyBasis | None = None
 
     def __bool__(self) -> bool:
-        return any(part is not None for part in (self.transform, self.key, self.value))
+        return any(part is not None for part in (self.transform, self.key, self.value, self.basis))
 
     @property
     def quantizes(self) -> bool:
         """Whether keys or values take fewer bits."""
         return self.key is not None or self.value is not None
 
-    def of_query(self, query: Tensor) -> Tensor:
-        """Queries in the basis in which the keys are quantized."""
+    def of_query(self, query: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """Queries in the basis in which the keys are quantized; ``known`` are the attention module's buffers."""
+        query = query if self.basis is None else self.basis.of_query(query, known)
         return query if self.transform is None else self.transform.apply(query)
 
-    def of_key(self, key: Tensor) -> Tensor:
-        """Keys as they are quantized."""
+    def of_key(self, key: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """Keys as they are quantized; ``known`` as for queries."""
+        key = key if self.basis is None else self.basis.of_key(key, known)
         return key if self.transform is None else self.transform.apply(key)
 
     def of_value(self, value: Tensor) -> Tensor:
         """Values as they are quantized."""
         return value
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All [batch, heads, tokens, head_dim]; keys and values have the KV heads.
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, known: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All [batch, heads, tokens, head_dim]; keys and values have the KV heads; ``known`` as for ``of_query``.
 
         Keys and values out of a packed cache have passed before they were kept.
         """
         if isinstance(key, CachedStates):
-            return self.of_query(query), key.as_subclass(Tensor), value.as_subclass(Tensor)
-        query, key, value = self.of_query(query), self.of_key(key), self.of_value(value)
+            return self.of_query(query, known), key.as_subclass(Tensor), value.as_subclass(Tensor)
+        query, key, value = self.of_query(query, known), self.of_key(key, known), self.of_value(value)
         if self.key is not None:
             key = self.key.quantize(key)
         if self.value is not None:
@@ -87,7 +96,7 @@ def quantized_attention(
     """Scaled-dot-product attention behind the module's cache path (plain attention where it has none)."""
     path: CachePath | None = getattr(module, "cache_path", None)
     if path is not None:
-        query, key, value = path(query, key, value)
+        query, key, value = path(query, key, value, dict(module.named_buffers(recurse=False)))
     if kwargs.get("softcap") is not None:
         return softcap_attention(module, query, key, value, attention_mask, **kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -7,7 +7,7 @@ is dequantized for it, and is what quantizing everything anew would give, bit fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,13 +86,13 @@ class Record:
 class PackedLayer(DynamicLayer):
     """A layer of the cache whose ``keys`` and ``values`` are records, uint8 [batch, KV heads, tokens, bytes]."""
 
-    def __init__(self, path: CachePath, **kwargs: Any) -> None:
+    def __init__(self, path: CachePath, known: Mapping[str, Tensor], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.path = path
+        self.path, self.known = path, known
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append tokens [batch, KV heads, tokens, head_dim]; what attention reads of all tokens kept."""
-        keys, values = self.path.of_key(key_states), self.path.of_value(value_states)
+        keys, values = self.path.of_key(key_states, self.known), self.path.of_value(value_states)
         key = Record(self.path.key, keys.shape[-1], keys.dtype)
         value = Record(self.path.value, values.shape[-1], values.dtype)
         all_keys, all_values = super().update(key.encode(keys), value.encode(values), *args, **kwargs)
@@ -112,10 +112,10 @@ class PackedCache(DynamicCache):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(config=model.config.get_text_config(decoder=True))
-        paths = dict(cache_paths(model))
+        paths = {index: (path, known) for index, path, known in cache_paths(model)}
         for index, layer in enumerate(self.layers):
             if index in paths:
-                self.layers[index] = packed_layer(layer, paths[index])
+                self.layers[index] = packed_layer(layer, *paths[index])
 
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
@@ -123,21 +123,21 @@ class PackedCache(DynamicCache):
         return sum(tensor.nbytes for tensor in states if tensor is not None)
 
 
-def packed_layer(layer: Any, path: CachePath) -> PackedLayer:
+def packed_layer(layer: Any, path: CachePath, known: Mapping[str, Tensor]) -> PackedLayer:
     """The packed kind of one of transformers' (still empty) layers. Raises TypeError for a kind unknown here."""
     if type(layer) is DynamicSlidingWindowLayer:
-        return PackedSlidingLayer(path, sliding_window=layer.sliding_window)
+        return PackedSlidingLayer(path, known, sliding_window=layer.sliding_window)
     if type(layer) is DynamicLayer:
-        return PackedLayer(path)
+        return PackedLayer(path, known)
     raise TypeError(f"a packed cache has no layer like {type(layer).__name__}")
 
 
-def cache_paths(model: nn.Module) -> Iterator[tuple[int, CachePath]]:
-    """The paths of a model's attention modules that quantize keys or values, with the index of their layer."""
+def cache_paths(model: nn.Module) -> Iterator[tuple[int, CachePath, dict[str, Tensor]]]:
+    """By attention module that quantizes keys or values: the index of its layer, its path, its buffers."""
     for module in model.modules():
         path = getattr(module, "cache_path", None)
         if isinstance(path, CachePath) and path.quantizes:
-            yield int(module.layer_idx), path  # type: ignore[arg-type]
+            yield int(module.layer_idx), path, dict(module.named_buffers(recurse=False))  # type: ignore[arg-type]
 
 
 class PackedGeneration:

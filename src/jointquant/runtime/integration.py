@@ -37,7 +37,7 @@ FORMAT_VERSION = 1
 MODEL_TYPE_PREFIX = "jointquant_"
 MODEL_TYPE_SUFFIX = " (pip install jointquant, then import jointquant)"
 """All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
-KEPT_DTYPES = ("weight_scale", "input_scale", "input_clip_ratio")
+KEPT_DTYPES = ("weight_scale", "input_scale", "input_clip_ratio", "input_mean", "key_mean", "key_basis", "query_basis")
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -93,7 +93,7 @@ class JointQuantHfQuantizer(HfQuantizer):
         return config
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-        """Scales and clip ratios keep the dtype they were stored in, whatever the model computes in."""
+        """Scales, clip ratios, means and bases keep the dtype they were stored in, whatever the model computes in."""
         target = next(iter(getattr(converter, "target_patterns", [])), "")
         return None if str(target).endswith(KEPT_DTYPES) else super().get_new_dtype(converter, param, dtype)
 

@@ -1,4 +1,4 @@
-"""Linears whose input may pass an online Hadamard transform and a quantizer."""
+"""Linears whose input may pass an online Hadamard transform, lose its mean, and be quantized."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from jointquant.quantization.integer import num_groups
 from jointquant.quantization.packing import pack, packed_size, unpack
-from jointquant.quantization.ranges import InputRange
+from jointquant.quantization.ranges import InputRange, SearchedRange, StaticRange
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.selection import Mode, choose
 from jointquant.runtime.site import Site, SiteInput
+
+INPUT_MEAN = "input_mean"
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,38 @@ class InputPath:
     Attributes:
         transform: the online Hadamard transform (R4), or None.
         quantizer: what the activations are quantized with, or None.
+        centred: whether the mean input is subtracted between the two; the linear's bias makes up for it.
     """
 
     transform: HadamardTransform | None = None
     quantizer: InputRange | None = None
+    centred: bool = False
 
     def __bool__(self) -> bool:
-        return self.transform is not None or self.quantizer is not None
+        return self.transform is not None or self.quantizer is not None or self.centred
 
-    def buffers(self, in_features: int, device: torch.device | None = None) -> dict[str, Tensor]:
-        """What the quantizer knows from calibration, by the name of the linear's buffer; not yet filled."""
-        return {} if self.quantizer is None else self.quantizer.buffers(in_features, device)
+    @property
+    def calibrated(self) -> bool:
+        """Whether anything has to be known from a calibration set."""
+        return self.centred or isinstance(self.quantizer, (SearchedRange, StaticRange))
 
-    def rotate(self, x: Tensor) -> Tensor:
-        """The input in the basis that the weight expects."""
-        return x if self.transform is None else self.transform.apply(x)
+    def buffers(
+        self, in_features: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        """What is known from calibration, by the name of the linear's buffer; not yet filled.
+
+        ``input_mean`` is [in], in ``dtype`` or float32 if that is less exact.
+        """
+        known = {} if self.quantizer is None else self.quantizer.buffers(in_features, device)
+        if self.centred:
+            exact = torch.promote_types(dtype, torch.float32)
+            known[INPUT_MEAN] = torch.full((in_features,), torch.nan, device=device, dtype=exact)
+        return known
+
+    def arrive(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """The input as the quantizer sees it: in the basis that the weight expects, less its mean."""
+        rotated = x if self.transform is None else self.transform.apply(x)
+        return rotated - known[INPUT_MEAN].to(rotated) if self.centred else rotated
 
     def __call__(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         """[..., in] → [..., in].
@@ -49,18 +68,24 @@ class InputPath:
             x: the input.
             known: the linear's buffers, those of ``buffers`` among them.
         """
-        rotated = self.rotate(x)
-        return rotated if self.quantizer is None else self.quantizer.quantize(rotated, known)
+        arrived = self.arrive(x, known)
+        return arrived if self.quantizer is None else self.quantizer.quantize(arrived, known)
 
 
 class OnlineLinear(nn.Linear):
     """A linear with floating-point weights behind an input path."""
 
+    input_mean: Tensor
+
     def __init__(self, in_features: int, out_features: int, bias: bool, path: InputPath) -> None:
         super().__init__(in_features, out_features, bias)
         self.path = path
-        for name, buffer in path.buffers(in_features).items():
+        for name, buffer in path.buffers(in_features, dtype=self.weight.dtype).items():
             self.register_buffer(name, buffer)
+
+    def arriving(self, x: Tensor) -> Tensor:
+        """The input [..., in] as the quantizer sees it."""
+        return self.path.arrive(x, dict(self.named_buffers(recurse=False)))
 
     def read(self, x: Tensor) -> Tensor:
         """The input [..., in] as the product sees it."""
@@ -155,6 +180,10 @@ class PackedLinear(nn.Module):
     def known(self) -> dict[str, Tensor]:
         """The buffers of the input path."""
         return {name: getattr(self, name) for name in self._known_names}
+
+    def arriving(self, x: Tensor) -> Tensor:
+        """The input [..., in] as the quantizer sees it."""
+        return self.path.arrive(x, self.known())
 
     def read(self, x: Tensor) -> Tensor:
         """The input [..., in] as the reference's product sees it."""

@@ -115,7 +115,7 @@ class SiteInput:
         size = max(1, CHUNK_ELEMENTS // columns)
         for start in range(0, count, size):
             chunk = slice(start, start + size)
-            codes = quantizer.encode(self.path.rotate(self.rows[chunk]), self.known)
+            codes = quantizer.encode(self.path.arrive(self.rows[chunk], self.known), self.known)
             write(codes, integers[chunk])
             scale[chunk] = codes.scale.reshape(-1, 1)
         return TokenCodes(integers, scale)

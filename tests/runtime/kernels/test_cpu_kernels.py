@@ -51,7 +51,7 @@ def tokens(rows: int, in_features: int, dtype: torch.dtype, seed: int = 0) -> Te
 
 def exact(linear: PackedLinear, x: Tensor) -> Tensor:
     """The product in float64, of the same integers."""
-    values = linear.path.rotate(x)
+    values = linear.arriving(x)
     if linear.path.quantizer is not None:
         values = linear.path.quantizer.encode(values, linear.known()).dequantize()
     y = values.double() @ linear.quantized_weight().dequantize(torch.float64).T

@@ -1,0 +1,172 @@
+"""The ablation of docs/accuracy.md: what each ingredient of the default presets is worth, on several models and texts.
+
+    python benchmarks/accuracy.py presets MODEL TEXT.txt
+    python benchmarks/accuracy.py ingredients MODEL TEXT.txt
+    python benchmarks/accuracy.py models MODEL TEXT.txt
+    python benchmarks/accuracy.py texts MODEL CALIBRATION.txt TEXT.txt...
+
+MODEL is the stories260k checkpoint, TEXT a TinyStories sample whose first 150,000 characters calibrate (64 windows of
+256 tokens) and whose rest tests. ``models`` also measures the embedded model, and MODEL with its residual stream turned
+onto its principal axes: the same function, with outlier channels. ``texts`` calibrates on one text and tests on others.
+Writes benchmarks/results/accuracy_<part>.json after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+
+import torch
+import transformers
+from stories260k import CALIBRATION_CHARACTERS, row
+from turned import turned_onto_principal_axes
+
+import jointquant
+from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT
+from jointquant.demo.story import MODEL as EMBEDDED
+
+RESULTS = Path(__file__).parent / "results"
+RANGE = "kind: learned, objective: range, optimizer: cayley, learning_rate: 1.0"
+PER_CHANNEL = "weights.group_size=null"
+STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("R1 and R2 for the range, joint, Cayley", ()),
+    ("keys centred", ("kv_cache.centring=keys",)),
+    ("queries and keys balanced", ("kv_cache.balancing=full",)),
+    ("R3 learned", (f"rotations.r3={{{RANGE}}}",)),
+    ("values centred", ("kv_cache.centring=both",)),
+    ("inputs centred", ("activations.centring=mean",)),
+    ("clip ratios searched", ("activations.clip_ratio=search",)),
+)
+"""From the ``jointquant`` preset at W4A4KV4, one after another."""
+
+PRESETS = (
+    ("W4A4KV4", "dartquant", ()),
+    ("W4A4KV4", "w4a4kv4", ()),
+    ("W4A4KV16", "dartquant", ("kv_cache.num_bits=16",)),
+    ("W4A4KV16", "w4a4kv16", ()),
+    ("W4A16", "gptq", ("activations.num_bits=16", "kv_cache.num_bits=16")),
+    ("W4A16", "w4a16", (PER_CHANNEL,)),
+)
+
+
+class Bench:
+    """One part of the benchmark: measures, and writes what it has so far.
+
+    Args:
+        part: its name.
+        command: how it was called.
+        seeds: how many.
+        folder: for what it makes on the way.
+    """
+
+    def __init__(self, part: str, command: str, seeds: int, folder: Path) -> None:
+        self.path, self.seeds, self.folder = RESULTS / f"accuracy_{part}.json", seeds, folder
+        self.result: dict[str, object] = {
+            "command": command,
+            "date": date.today().isoformat(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        self.rows: list[dict[str, object]] = []
+
+    def reference(self, model: str | Path, test: Path) -> float:
+        """Perplexity of the unquantized model."""
+        return jointquant.evaluate(model, (str(test),), seqlen=256).perplexity[str(test)]
+
+    def measure(
+        self,
+        labels: dict[str, str],
+        model: str | Path,
+        recipe: str,
+        changes: Iterable[str],
+        calibration: Path,
+        test: Path,
+    ) -> None:
+        """Mean, least and largest perplexity of the reloaded artifacts over the seeds, and the seconds of a run."""
+        values, seconds = [], []
+        for seed in range(self.seeds):
+            protocol = (f"calibration.source={calibration}", "calibration.num_samples=64", "calibration.seqlen=256")
+            settings = jointquant.load_recipe(recipe, [*protocol, f"calibration.seed={seed}", *changes])
+            out = self.folder / "artifact"
+            seconds.append(jointquant.quantize(model, out, settings, overwrite=True).seconds)
+            values.append(self.reference(out, test))
+        measured = {key: value for key, value in row("", recipe, values).items() if key != "width"}
+        self.rows.append(labels | measured | {"seconds": sum(seconds) / len(seconds)})
+        print(self.rows[-1], flush=True)
+        self.path.write_text(json.dumps(self.result | {"rows": self.rows}, indent=2) + "\n")
+
+
+def main() -> None:
+    """Measure one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=tuple(PARTS))
+    parser.add_argument("model")
+    parser.add_argument("texts", type=Path, nargs="+")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(arguments.part, f"python benchmarks/accuracy.py {arguments.part} …", arguments.seeds, Path(name))
+        PARTS[arguments.part](bench, arguments.model, arguments.texts)
+
+
+def split(text: Path, folder: Path) -> tuple[Path, Path]:
+    """The part of a text that calibrates, and the one that tests."""
+    characters = text.read_text()
+    calibration, test = folder / "calibration.txt", folder / "test.txt"
+    calibration.write_text(characters[:CALIBRATION_CHARACTERS])
+    test.write_text(characters[CALIBRATION_CHARACTERS:])
+    return calibration, test
+
+
+def presets(bench: Bench, model: str, given: list[Path]) -> None:
+    """The default presets beside ``dartquant`` and ``gptq``, weights per channel."""
+    calibration, test = split(given[0], bench.folder)
+    fp = bench.reference(model, test)
+    for width, preset, changes in PRESETS:
+        bench.measure({"what": width, "fp": f"{fp:.3f}"}, model, preset, changes, calibration, test)
+
+
+def ingredients(bench: Bench, model: str, given: list[Path]) -> None:
+    """From the ``jointquant`` preset to ``w4a4kv4``, one ingredient after another."""
+    calibration, test = split(given[0], bench.folder)
+    fp = bench.reference(model, test)
+    sofar: tuple[str, ...] = ()
+    for words, changes in STEPS:
+        sofar = (*sofar, *changes)
+        bench.measure({"what": words, "fp": f"{fp:.3f}"}, model, "jointquant", sofar, calibration, test)
+
+
+def models(bench: Bench, model: str, given: list[Path]) -> None:
+    """``dartquant`` and ``w4a4kv4`` on three models."""
+    calibration, test = split(given[0], bench.folder)
+    turned = turned_onto_principal_axes(model, calibration, bench.folder / "turned")
+    subjects = (
+        ("stories260k, principal axes", turned, calibration, test),
+        ("embedded", EMBEDDED, CALIBRATION_TEXT, HELDOUT_TEXT),
+    )
+    for name, subject, source, heldout in subjects:
+        fp = bench.reference(subject, heldout)
+        for preset in ("dartquant", "w4a4kv4"):
+            bench.measure({"what": name, "fp": f"{fp:.3f}"}, subject, preset, (), source, heldout)
+
+
+def texts(bench: Bench, model: str, given: list[Path]) -> None:
+    """Calibrated on the first text, tested on the others."""
+    source, *tests = given
+    for number, test in enumerate(tests):
+        cut = bench.folder / f"{number}.txt"
+        cut.write_text(test.read_text()[-CALIBRATION_CHARACTERS:])
+        fp = bench.reference(model, cut)
+        for preset in ("gptq", "quarot", "dartquant", "w4a4kv4"):
+            bench.measure({"what": test.stem, "fp": f"{fp:.3f}"}, model, preset, (), source, cut)
+
+
+PARTS = {"presets": presets, "ingredients": ingredients, "models": models, "texts": texts}
+
+if __name__ == "__main__":
+    main()

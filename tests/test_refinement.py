@@ -1,0 +1,143 @@
+"""Refinement brings a layer nearer to the unquantized model, changes nothing else, and goes on after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+import jointquant
+from conftest import make_model, possible, small
+from jointquant.errors import InputError
+from jointquant.hidden_states import HiddenStates
+from jointquant.models.stream import Place, open_stream, run_layer
+from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.weights import round_to_nearest
+from jointquant.reference import Reference
+from jointquant.refinement import refine
+from jointquant.rotations.bundle import Rotations
+from jointquant.settings import RefinementSettings
+from jointquant.workspace import Workspace
+
+PLACE = Place(torch.device("cpu"), torch.float32)
+WINDOWS = torch.randint(0, 2048, (6, 32), generator=torch.Generator().manual_seed(4))
+FOUR = ("weights.num_bits=4", "weights.method=rtn", "activations.num_bits=4", "kv_cache.num_bits=4")
+CENTRED = ("activations.centring=mean", "activations.clip_ratio=search", "kv_cache.centring=both")
+BALANCED = ("kv_cache.balancing=full", "rotations.r3.kind=learned", "rotations.r3.steps=3")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "phi3"])
+def test_the_reference_is_the_unquantized_model(family: str) -> None:
+    """Layers that give the unquantized states have no loss, behind a layer and behind the head; others have one."""
+    stream = open_stream(make_model(family))
+    reference = Reference(stream, Rotations(), WINDOWS, Workspace(PLACE))
+    model = make_model(family)
+    with torch.no_grad():
+        states = model(input_ids=WINDOWS, output_hidden_states=True).hidden_states
+    chosen = torch.tensor([4, 1])
+    for index in range(stream.num_layers):
+        exact = reference.states.chosen(chosen).clone()  # behind this layer
+        if not stream.architecture.norm.subtracts_mean and index + 1 < stream.num_layers:
+            torch.testing.assert_close(exact, states[index + 1][chosen], rtol=1e-4, atol=1e-4)
+        loss = reference.loss_of(index)
+        assert loss(exact, chosen).item() == pytest.approx(0, abs=1e-8)
+        assert loss(exact.flip(-1), chosen).item() > 1e-6
+
+
+def test_a_reference_that_starts_later_is_the_same() -> None:
+    stream = open_stream(make_model("qwen2"))
+    first = Reference(stream, Rotations(), WINDOWS, Workspace(PLACE))
+    first.loss_of(0)
+    first.loss_of(1)
+    later = Reference(stream, Rotations(), WINDOWS, Workspace(PLACE), start=1)
+    later.loss_of(1)
+    everything = torch.arange(len(WINDOWS))
+    assert torch.equal(first.states.chosen(everything), later.states.chosen(everything))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_it_beats_rounding_to_nearest(family: str) -> None:
+    stream = open_stream(make_model(family))
+    layer, architecture = stream.layer(0, PLACE), stream.architecture
+    frontend = stream.frontend(PLACE)
+    arguments = frontend.layer_arguments(WINDOWS)[0]
+    states = frontend.hidden_states(WINDOWS)
+    with torch.no_grad():
+        target = run_layer(layer, states, arguments)
+
+    def loss(output: Tensor, chosen: Tensor) -> Tensor:
+        return (output - target[chosen]).square().mean()
+
+    linears = {name: layer.get_submodule(name) for name in architecture.linears}
+    rounded = {name: round_to_nearest(linear.weight, IntFormat(3, True)) for name, linear in linears.items()}
+    settings = RefinementSettings(steps=60, batch_tokens=64)
+    draws = torch.Generator().manual_seed(0)
+    refined = refine(layer, architecture, rounded, HiddenStates.held(states), arguments, loss, settings, draws)
+    assert all(layer.get_submodule(name) is linear for name, linear in linears.items())
+
+    def error(weights) -> float:
+        for name, linear in linears.items():
+            linear.weight = nn.Parameter(weights[name].dequantize(), requires_grad=False)
+        with torch.no_grad():
+            return loss(run_layer(layer, states, arguments), torch.arange(len(states))).item()
+
+    assert error(refined) < 0.8 * error(rounded)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
+def test_the_artifact_runs_and_is_the_same_again(family: str, tmp_path: Path, tokenizer) -> None:
+    rotations = [f"rotations.{r}.kind=hadamard" for r in ("r1", "r2", "r4")]
+    changes = possible(family, *FOUR, *CENTRED, *BALANCED, *rotations, "refinement.steps=4")
+    recipe = jointquant.load_recipe("fp16", small(*changes))
+    for name in ("a", "b"):
+        jointquant.quantize(make_model(family), tmp_path / name, recipe, tokenizer=tokenizer)
+    tensors = [load_shards(tmp_path / name) for name in ("a", "b")]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+    plain = jointquant.load_recipe("fp16", small(*changes, "refinement.steps=0"))
+    jointquant.quantize(make_model(family), tmp_path / "c", plain, tokenizer=tokenizer)
+    other = load_shards(tmp_path / "c")
+    assert tensors[0].keys() == other.keys()
+    assert any("packed" in name and not torch.equal(t, other[name]) for name, t in tensors[0].items())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert torch.isfinite(loaded(input_ids=WINDOWS).logits).all()
+
+
+def load_shards(folder: Path) -> dict[str, Tensor]:
+    return {k: v for path in sorted(folder.glob("model-*.safetensors")) for k, v in load_file(path).items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("gemma2", ["kv_cache.centring=keys"], "caps its attention scores"),
+        ("llama", ["weights.num_bits=4", "weights.type=nf4", "refinement.steps=1"], "expected weights.type int"),
+        ("llama", ["rotations.r3={kind: learned, objective: quant_error}"], "keys of less than 16 bits"),
+        ("llama", ["refinement.steps=-1"], "refinement.steps"),
+        ("llama", ["kv_cache.balancing=half"], "kv_cache.balancing"),
+        ("llama", ["activations.centring=median"], "activations.centring"),
+    ],
+)
+def test_what_cannot_be_is_refused(family: str, changes: list[str], message: str, tmp_path: Path, tokenizer) -> None:
+    def run() -> None:
+        recipe = jointquant.load_recipe("fp16", small(*possible(family, *changes)))
+        jointquant.quantize(make_model(family), tmp_path / "a", recipe, tokenizer=tokenizer)
+
+    with pytest.raises(InputError, match=message):
+        run()
+    assert not (tmp_path / "a").exists()
+
+
+def test_loading_needs_the_basis_of_the_keys(tmp_path: Path, tokenizer) -> None:
+    """Its buffers are stored, and are more than the identity."""
+    recipe = jointquant.load_recipe("fp16", small("kv_cache.num_bits=4", *BALANCED, "kv_cache.centring=keys"))
+    jointquant.quantize(make_model("qwen3"), tmp_path / "a", recipe, tokenizer=tokenizer)
+    attention = AutoModelForCausalLM.from_pretrained(tmp_path / "a").model.layers[1].self_attn
+    identity = attention.key_basis @ attention.query_basis.mT
+    torch.testing.assert_close(identity, torch.eye(16).expand(2, -1, -1), rtol=1e-4, atol=1e-4)
+    assert (attention.key_basis - torch.eye(16)).abs().max() > 0.1
+    assert attention.key_mean.abs().max() > 0.01
