@@ -104,7 +104,6 @@ class LearnedResidualRotation(LearnedRotation):
 
 Residual = Annotated[NoRotation | HadamardRotation | LearnedResidualRotation, Field(discriminator="kind")]
 PerHead = Annotated[NoRotation | HadamardRotation | LearnedRotation, Field(discriminator="kind")]
-Online = Annotated[NoRotation | HadamardRotation, Field(discriminator="kind")]
 Inner = Annotated[NoRotation | BlockHadamardRotation, Field(discriminator="kind")]
 
 

@@ -112,6 +112,12 @@ def online(facts: Facts) -> list[Obstacle]:
         found.append(Obstacle(what, "rotations.r1.strategy=pooled"))
     if rotations.r3.kind != "none":
         found.append(Obstacle("R3 is online", "rotations.r3.kind=none"))
+    if cache.balancing != "none":
+        found.append(Obstacle("queries and keys are balanced online", "kv_cache.balancing=none"))
+    if cache.centring != "none":
+        found.append(Obstacle(f"kv_cache.centring {cache.centring} needs biases or runs online", "kv_cache.centring=none"))
+    if any(settings.centring != "none" for settings in facts.activations()):
+        found.append(Obstacle("inputs are centred online", "activations.centring=none"))
     if cache.of_keys.enabled or cache.of_values.enabled:
         own = [f" --set kv_cache.{part}={{}}" for part in ("keys", "values") if getattr(cache, part)]
         found.append(Obstacle("the KV cache is quantized", "kv_cache.num_bits=16" + "".join(own)))
