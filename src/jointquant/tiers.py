@@ -115,7 +115,9 @@ def online(facts: Facts) -> list[Obstacle]:
     if cache.balancing != "none":
         found.append(Obstacle("queries and keys are balanced online", "kv_cache.balancing=none"))
     if cache.centring != "none":
-        found.append(Obstacle(f"kv_cache.centring {cache.centring} needs biases or runs online", "kv_cache.centring=none"))
+        found.append(
+            Obstacle(f"kv_cache.centring {cache.centring} needs biases or runs online", "kv_cache.centring=none")
+        )
     if any(settings.centring != "none" for settings in facts.activations()):
         found.append(Obstacle("inputs are centred online", "activations.centring=none"))
     if cache.of_keys.enabled or cache.of_values.enabled:
