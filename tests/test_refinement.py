@@ -20,6 +20,7 @@ from jointquant.quantization.weights import round_to_nearest
 from jointquant.reference import Reference
 from jointquant.refinement import refine
 from jointquant.rotations.bundle import Rotations
+from jointquant.runtime.cache import PackedCache
 from jointquant.settings import RefinementSettings
 from jointquant.workspace import Workspace
 
@@ -141,3 +142,19 @@ def test_loading_needs_the_basis_of_the_keys(tmp_path: Path, tokenizer) -> None:
     torch.testing.assert_close(identity, torch.eye(16).expand(2, -1, -1), rtol=1e-4, atol=1e-4)
     assert (attention.key_basis - torch.eye(16)).abs().max() > 0.1
     assert attention.key_mean.abs().max() > 0.01
+
+
+def test_a_packed_cache_holds_keys_in_their_basis(tmp_path: Path, tokenizer) -> None:
+    """Token by token through the packed cache: the logits of the whole window at once."""
+    changes = ("kv_cache.num_bits=4", *BALANCED, "kv_cache.centring=both")
+    jointquant.quantize(
+        make_model("llama"), tmp_path / "a", jointquant.load_recipe("fp16", small(*changes)), tokenizer=tokenizer
+    )
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    cache, steps = PackedCache(loaded), []
+    with torch.no_grad():
+        whole = loaded(input_ids=WINDOWS[:, :12]).logits
+        for position in range(12):
+            token = WINDOWS[:, position : position + 1]
+            steps.append(loaded(input_ids=token, past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-3, atol=1e-3)
