@@ -28,6 +28,9 @@ MISSING: dict[str, frozenset[str]] = {
 
 HOST = torch.device("cpu")
 
+LEAST_BFLOAT16 = 128
+"""Rows from which products in bfloat16 are worth the conversions."""
+
 ON_PAPER_DEVICE = torch.device("cuda")
 """An accelerator that a plan is made for without one at hand."""
 
@@ -137,6 +140,25 @@ def linalg_device(device: torch.device, operation: str) -> torch.device:
 def double(x: Tensor) -> Tensor:
     """A float64 copy, on a device that has float64."""
     return x.to(linalg_device(x.device, "float64")).double()
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which products of matrices like x [..., n, n] are fastest, where bfloat16 is precise enough.
+
+    That of x, or bfloat16 for large float32 matrices on a device that has units for it.
+    """
+    if x.dtype != torch.float32 or x.shape[-1] < LEAST_BFLOAT16:
+        return x.dtype
+    return torch.bfloat16 if _multiplies_bfloat16(x.device) else x.dtype
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cpu":
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("bf16"))  # x86, Arm
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type in ("npu", "xpu")
 
 
 def elements_at_once(device: torch.device) -> int:

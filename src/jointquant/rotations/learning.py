@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.objectives import Objective, whip
 from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
@@ -59,9 +60,15 @@ def learn(samples: Tensor, initial: Tensor, training: Training, generator: torch
     def loss(rotation: Tensor, _: int) -> Tensor:
         return training.objective(scale * draw(samples, training.batch_tokens, generator) @ rotation)
 
+    def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
+        batch = draw(samples, training.batch_tokens, generator).to(rotation.dtype)
+        y = batch @ (scale * rotation).to(rotation.dtype)
+        value, slope = loss_and_gradient(training.objective, y)
+        return value, y.mT @ slope
+
     few = scale * spread(samples, training.batch_tokens)
     units = whip_units(lambda r: training.objective(few @ r), lambda r: whip(few @ r), start)
-    return training.optimizer(Problem(loss, units), start, training.schedule)
+    return training.optimizer(Problem(loss, units, closed), start, training.schedule)
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:

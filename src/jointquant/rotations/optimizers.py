@@ -3,29 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from jointquant.devices import double, linalg_device
+from jointquant.devices import double, linalg_device, product_dtype
 
 LARGEST_TURN = 0.1
 """Radians that a step of ``cayley`` turns at most at the full rate; the bound decays with the rate."""
 
+LARGEST_PLANE_TURN = 0.3
+"""Radians that a step of ``newton_schulz`` turns any plane at most: its step is good to second order."""
+
+RETRACT_EVERY = 16
+"""Steps of ``newton_schulz`` between two returns to the orthogonal matrices."""
+
+PROBES = 4
+"""Vectors by which ``newton_schulz`` finds the plane that turns fastest."""
+
+LOOSELY, CLOSELY, EXACTLY = 0.1, 1e-3, 1e-10
+"""‖RᵀR − I‖ that is left between steps, before the change to float64, and of what is returned."""
+
+STRAYED = 10.0
+"""‖RᵀR − I‖ above which Newton–Schulz iterations that do not lower it are given up."""
+
+TINY = 1e-30
+"""Keeps a division by a length from failing where the length is 0."""
+
+SETTLING = 10
+"""Steps over which a loss is averaged before its fall is judged."""
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """Gradient descent with momentum: ``steps`` steps, the rate decaying as a cosine from ``learning_rate`` to 0."""
+    """Gradient descent with momentum: ``steps`` steps, the rate decaying as a cosine from ``learning_rate`` to 0.
+
+    Attributes:
+        steps: how many at most.
+        learning_rate: of the first step.
+        momentum: the part of the direction before that each step keeps.
+        tolerance: training ends when the mean loss of ``SETTLING`` steps is less than this part of it below the mean
+            of as many steps before them; 0: only ``steps`` ends it.
+    """
 
     steps: int
     learning_rate: float
     momentum: float
+    tolerance: float = 0.0
 
     def rate(self, step: int) -> float:
         """The learning rate of one step."""
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def settled(self, losses: Sequence[float]) -> bool:
+        """Whether the loss has stopped falling; ``losses`` are those so far."""
+        if self.tolerance == 0 or len(losses) < 2 * SETTLING:
+            return False
+        before, after = sum(losses[-2 * SETTLING : -SETTLING]), sum(losses[-SETTLING:])
+        return before - after < self.tolerance * abs(before)
 
 
 @dataclass(frozen=True)
@@ -35,10 +72,22 @@ class Problem:
     Attributes:
         loss: (rotation [..., n, n], step) → loss per matrix [...].
         scale: [...], what each loss is multiplied by before its gradient is taken; the reported losses are without it.
+        closed: (rotation, step) → the loss and RᵀG, [..., n, n], G its gradient by the rotation, both without a graph
+            and with products in the dtype of the rotation; None: autograd finds G.
     """
 
     loss: Callable[[Tensor, int], Tensor]
     scale: Tensor
+    closed: Callable[[Tensor, int], tuple[Tensor, Tensor]] | None = None
+
+    def turning(self, rotation: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The loss [...] and RᵀG [..., n, n] at a rotation."""
+        if self.closed is not None:
+            return self.closed(rotation, step)
+        leaf = rotation.detach().requires_grad_()
+        loss = self.loss(leaf, step)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach(), rotation.mT @ gradient
 
 
 @dataclass(frozen=True)
@@ -86,6 +135,8 @@ def qr_orth(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
         (loss * problem.scale).sum().backward()
         optimizer.step()
         losses.append(loss.detach().mean().item())
+        if schedule.settled(losses):
+            break
     final = orthogonal_factor(double(latent.detach())).cpu()
     if schedule.steps > 0:
         angles.append(turned(before, final.to(before)))
@@ -122,7 +173,54 @@ def cayley(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
         angles.append(turned(rotation, moved))
         losses.append(loss.detach().mean().item())
         rotation = moved
+        if schedule.settled(losses):
+            break
     return Learned(orthogonal_factor(double(rotation.detach())).cpu(), tuple(losses), tuple(angles))
+
+
+def newton_schulz(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
+    """Normalised descent in the tangent space whose every step is made of matrix products alone.
+
+    The tangent direction A = RᵀG − GᵀR is skew-symmetric; of unit length (an RMS turn of one radian) it enters the
+    momentum M ← βM + (1 − β)A. The step is R ← R·(I − ηM + (ηM)²/2), which is exp(−ηM) to second order; ``rate`` is
+    thus in radians and does not depend on how steep the objective is. What the step leaves of orthogonality, Newton–Schulz
+    iterations restore, every ``RETRACT_EVERY`` steps. R is kept in the dtype of ``initial``; where that is float32 and
+    the device multiplies bfloat16 faster, products take their factors in bfloat16: R moves by a small correction, so
+    their rounding is that of the correction. Retractions are in full precision and the last in float64.
+
+    Source: Riemannian descent with the iteration of Björck and Bowie (SIAM J. Numer. Anal. 8, 1971) as the retraction.
+
+    Args:
+        problem: what is minimised; its scale has no effect.
+        initial: [..., n, n] orthogonal starting points, in the dtype and on the device of the computation.
+        schedule: steps, rate in radians, momentum.
+    """
+    rotation, momentum = initial.clone(), torch.zeros_like(initial)
+    low = product_dtype(rotation)
+    probe = torch.randn(initial.shape[-1], PROBES, generator=torch.Generator().manual_seed(0)).to(initial)
+    losses, angles = [], []
+    before = rotation
+    for step in range(schedule.steps):
+        factor = rotation.to(low)
+        loss, product = problem.turning(factor, step)
+        losses.append(loss.mean().item())
+        direction = (product - product.mT.contiguous()).to(momentum)
+        share = (1 - schedule.momentum) / mean_angle(direction).clamp_min(TINY)
+        momentum.mul_(schedule.momentum).addcmul_(direction, share)
+        rate = schedule.rate(step)
+        fastest, probe = fastest_plane(momentum, probe)
+        turn = (momentum * (rate * (LARGEST_PLANE_TURN / (rate * fastest)).clamp_max(1))).to(low)
+        update = factor @ torch.sub(turn @ turn, turn, alpha=2)  # twice the step
+        before, rotation = rotation, rotation.add(update, alpha=0.5)
+        if (step + 1) % RETRACT_EVERY == 0:
+            rotation = orthogonalized(rotation, LOOSELY, low)
+        angles.append(angle_of(torch.linalg.matrix_norm(update, dtype=momentum.dtype) / 2, rotation.shape[-1]))
+        if schedule.settled(losses):
+            break
+    final = orthogonalized(double(orthogonalized(rotation, CLOSELY)), EXACTLY).cpu()
+    if schedule.steps > 0:
+        angles[-1] = turned(before, final.to(before))
+    return Learned(final, tuple(losses), tuple(angles))
 
 
 def tangent(rotation: Tensor, gradient: Tensor) -> Tensor:
@@ -133,8 +231,59 @@ def tangent(rotation: Tensor, gradient: Tensor) -> Tensor:
 
 def shortening(skew: Tensor, largest: float) -> Tensor:
     """The factor [..., 1, 1] of at most 1 under which exp(A), A [..., n, n], turns by no more than ``largest``."""
-    angle = torch.linalg.matrix_norm(skew, keepdim=True) / math.sqrt(skew.shape[-1])
-    return (largest / angle.clamp_min(torch.finfo(skew.dtype).tiny)).clamp_max(1)
+    return (largest / mean_angle(skew).clamp_min(TINY)).clamp_max(1)
+
+
+def mean_angle(skew: Tensor) -> Tensor:
+    """The root mean square over planes of the angles by which exp(A), A [..., n, n] skew-symmetric, turns them."""
+    return torch.linalg.matrix_norm(skew, keepdim=True) / math.sqrt(skew.shape[-1])
+
+
+def fastest_plane(skew: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest angle by which exp(A), A [..., n, n], turns a plane, as [..., 1, 1], and the probe for the next A.
+
+    One step of the power iteration: a vector grows by its plane's angle, so the plane that turns fastest comes out.
+
+    Args:
+        skew: A.
+        probe: [n, k] at first, then [..., n, k] of the step before, whose A was much the same.
+    """
+    image = skew @ probe
+    length = torch.linalg.vector_norm(image, dim=-2, keepdim=True)  # [..., 1, k]
+    angle = (length / torch.linalg.vector_norm(probe, dim=-2, keepdim=True)).amax(-1, keepdim=True)
+    return angle.clamp_min(TINY), torch.where(length > 0, image / length.clamp_min(TINY), probe)
+
+
+def orthogonalized(matrix: Tensor, tolerance: float, low: torch.dtype | None = None) -> Tensor:
+    """The orthogonal matrix [..., n, n] nearest to one that is nearly orthogonal, by Newton–Schulz iterations.
+
+    R ← R·(3I − RᵀR)/2, until the Frobenius norm of RᵀR − I is below the tolerance or stops falling. Where it does not
+    fall from far out, a singular value was beyond √3, out of the iteration's reach: then a QR factorisation does it.
+
+    Args:
+        matrix: R.
+        tolerance: of each matrix of a stack.
+        low: the dtype in which factors enter products; None: their own.
+
+    Raises:
+        ValueError: the matrix is not finite.
+    """
+    last = math.inf
+    while True:
+        factor = matrix.to(low or matrix.dtype)
+        excess = factor.mT @ factor
+        excess.diagonal(dim1=-2, dim2=-1).sub_(1)
+        distance = torch.linalg.matrix_norm(excess, dtype=matrix.dtype).max().item()
+        if not math.isfinite(distance):
+            raise ValueError("the rotation is not finite any more: the samples or the objective overflowed")
+        if distance > max(last, STRAYED):
+            return orthogonal_factor(matrix)
+        if distance <= tolerance or distance >= last:
+            return matrix
+        matrix = matrix.sub(factor @ excess, alpha=0.5)
+        if distance**2 <= tolerance:  # of E, a step leaves no more than (3/4)‖E‖² + (1/4)‖E‖³
+            return matrix
+        last = distance
 
 
 def cayley_transform(skew: Tensor) -> Tensor:
@@ -153,8 +302,13 @@ def orthogonal_factor(matrix: Tensor) -> Tensor:
 
 def turned(before: Tensor, after: Tensor) -> float:
     """The angle between two rotations [..., n, n], in radians (see :class:`Learned`), averaged over the stack."""
-    chord = torch.linalg.matrix_norm(after - before) / math.sqrt(before.shape[-1])  # 0 to 2
+    return angle_of(torch.linalg.matrix_norm(after - before), before.shape[-1])
+
+
+def angle_of(distance: Tensor, size: int) -> float:
+    """The angle whose chord is a Frobenius distance [...] of rotations of ``size`` rows, averaged over the stack."""
+    chord = distance / math.sqrt(size)  # 0 to 2
     return (2 * torch.asin((chord / 2).clamp_max(1))).mean().item()
 
 
-OPTIMIZERS: dict[str, Optimizer] = {"qr": qr_orth, "cayley": cayley}
+OPTIMIZERS: dict[str, Optimizer] = {"qr": qr_orth, "cayley": cayley, "newton_schulz": newton_schulz}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jointquant.errors import require
+from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.learning import Training, draw, learn, spread, unit_scale, whip_units
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, Problem
@@ -88,8 +89,15 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
     def loss(rotation: Tensor, _: int) -> Tensor:
         return weights @ training.objective(scale * draw(samples, share, task.generator) @ rotation)
 
+    def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
+        batch = draw(samples, share, task.generator).to(rotation.dtype)
+        y = batch @ (scale * rotation).to(rotation.dtype)
+        losses, slopes = loss_and_gradient(training.objective, y)
+        slopes = slopes.mul_(weights.to(slopes)[:, None, None])
+        return weights @ losses.to(weights), y.flatten(0, 1).T @ slopes.flatten(0, 1)
+
     units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
-    return (training.optimizer(Problem(loss, units), start, training.schedule),)
+    return (training.optimizer(Problem(loss, units, closed), start, training.schedule),)
 
 
 def independent(task: ResidualTask) -> tuple[Learned, ...]:
