@@ -166,6 +166,11 @@ def elements_at_once(device: torch.device) -> int:
     return 2**23 if device.type == "cpu" else 2**27
 
 
+def elements_in_cache(device: torch.device) -> int:
+    """Elements that many passes run over at a time: what a core's cache holds, or all on accelerators."""
+    return 2**17 if device.type == "cpu" else elements_at_once(device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was told to."""
     if device.type != "cpu":

@@ -1,8 +1,9 @@
 """GPTQ: round column by column, moving each column's error onto the columns not yet rounded.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
-algorithm 1 (Cholesky form, blocked updates); activation order from the authors' reference code. Rows are independent
-of each other, so linears that share an input are stacked along the output dimension and share one factor.
+algorithm 1; activation order from the authors' reference code. It is written as LDLQ, which Chee et al. ("QuIP", section
+3.2) prove to be the same rounding: it needs one Cholesky factorisation of H and no inverse. Rows are independent of each
+other, so linears that share an input are stacked along the output dimension and share one factor.
 """
 
 from __future__ import annotations
@@ -18,19 +19,23 @@ from jointquant.quantization.weights import ClipMethod, QuantizedWeight, WeightF
 
 MAX_DAMPING_TRIES = 8
 
+BLOCK, SMALL_BLOCK = 128, 16
+"""Columns whose errors are carried on by one product; columns that are rounded one by one in between."""
+
 
 @dataclass(frozen=True)
 class Factor:
     """What rounding needs of a Hessian, shared by all linears that read the same input.
 
     Attributes:
-        upper: [in, in] upper Cholesky factor of the inverse damped Hessian, columns in ``order``.
+        feedback: [in, in] M, strictly upper triangular, columns in ``order``: H + damping = (I + M) D (I + M)ᵀ with D
+            diagonal. Column j is rounded where the errors of the columns before it put it: wⱼ + Σᵢ (wᵢ − ŵᵢ) Mᵢⱼ.
         order: [in] the order in which columns are rounded.
         damping: the share of the mean diagonal that was added for the factorisation to succeed.
         dead: [in] bool, columns whose input was always zero (rounded as zero).
     """
 
-    upper: Tensor
+    feedback: Tensor
     order: Tensor
     damping: float
     dead: Tensor
@@ -54,29 +59,19 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
         if activation_order
         else torch.arange(len(diagonal), device=hessian.device)
     )
-    diagonal = diagonal[order]
-    work = hessian[order.unsqueeze(1), order]
+    backwards = order.flip(0)  # H = L Lᵀ with both ends turned is H = V Vᵀ with V upper triangular
+    diagonal = diagonal[backwards]
+    work = hessian[backwards.unsqueeze(1), backwards].to(linalg_device(hessian.device, "cholesky"))
     for _ in range(MAX_DAMPING_TRIES):
         work.diagonal().copy_(diagonal + damping * diagonal.mean())
-        upper = _inverse_factor(work)
-        if upper is not None:
-            return Factor(upper.to(hessian.device), order, damping, dead)
+        lower, failed = torch.linalg.cholesky_ex(work)
+        if not failed and torch.isfinite(lower.diagonal().sum()):
+            del work
+            lower /= lower.diagonal().clone()
+            lower.diagonal().zero_()
+            return Factor(lower.to(hessian.device).flip(0, 1), order, damping, dead)
         damping *= 10
     raise ValueError(f"the Hessian is not positive definite even with damping {damping:g}")
-
-
-def _inverse_factor(matrix: Tensor) -> Tensor | None:
-    """U with UᵀU = matrix⁻¹, upper triangular [n, n]; None where rounding leaves the matrix not positive definite.
-
-    At most two further matrices are held at a time.
-    """
-    lower, failed = torch.linalg.cholesky_ex(matrix.to(linalg_device(matrix.device, "cholesky")))
-    if failed:
-        return None
-    inverse = torch.cholesky_inverse(lower)
-    del lower
-    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-    return upper if not failed and torch.isfinite(upper.sum()) else None
 
 
 def gptq(
@@ -85,7 +80,6 @@ def gptq(
     fmt: WeightFormat,
     clip: ClipMethod = "mse",
     scale_dtype: torch.dtype = torch.float32,
-    block_size: int = 128,
 ) -> QuantizedWeight:
     """Round ``weight`` [out, in] so that ‖X(W − Ŵ)ᵀ‖ stays small, X the inputs behind the factor.
 
@@ -93,48 +87,67 @@ def gptq(
     matrix some rows are rounded at a time.
     """
     rows = max(1, elements_at_once(weight.device) // weight.shape[1])
-    parts = [_gptq_rows(part, factor, fmt, clip, scale_dtype, block_size) for part in weight.split(rows)]
+    parts = [_gptq_rows(part, factor, fmt, clip, scale_dtype) for part in weight.split(rows)]
     return QuantizedWeight.joined(parts)
 
 
 def _gptq_rows(
-    weight: Tensor, factor: Factor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype, block_size: int
+    weight: Tensor, factor: Factor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype
 ) -> QuantizedWeight:
     work = weight.float().clone()
     work[:, factor.dead] = 0
     scale, zero_point = weight_parameters(to_groups(work, fmt), fmt, clip, scale_dtype)
     scale, zero_point = scale.squeeze(-1), zero_point.squeeze(-1)  # [out, groups]
-    group_size = work.shape[1] // scale.shape[1]
-    work = work[:, factor.order]
-    group_of = factor.order // group_size
-    codes = torch.empty_like(work)
-    for start in range(0, work.shape[1], block_size):
-        stop = min(start + block_size, work.shape[1])
-        columns = slice(start, stop)
-        of_block = group_of[columns]
-        codes[:, columns], errors = _round_block(
-            work[:, columns], factor.upper[columns, columns], scale[:, of_block], zero_point[:, of_block], fmt
-        )
-        work[:, stop:] -= errors @ factor.upper[columns, stop:]
-    restored = torch.empty_like(codes)
-    restored[:, factor.order] = codes
-    return QuantizedWeight(restored.to(torch.int8), scale.to(scale_dtype), zero_point.to(torch.int8), fmt)
+    group_of = factor.order // (work.shape[1] // scale.shape[1])
+    scales, zero_points = (x.t()[group_of] if x.shape[1] > 1 else x.t().expand(work.t().shape) for x in (scale, zero_point))
+    columns = Columns(work.t()[factor.order].contiguous(), scales, zero_points, factor.feedback, fmt)
+    codes = torch.empty_like(weight, dtype=torch.int8)
+    codes[:, factor.order] = columns.round().t()
+    return QuantizedWeight(codes, scale.to(scale_dtype), zero_point.to(torch.int8), fmt)
 
 
-def _round_block(
-    work: Tensor, upper: Tensor, scale: Tensor, zero_point: Tensor, fmt: WeightFormat
-) -> tuple[Tensor, Tensor]:
-    """Codes and scaled errors of one block of columns, each [out, block]; all arguments are that block's."""
-    work = work.t().contiguous()  # rows are columns of W: contiguous updates
-    scale, zero_point = scale.t().contiguous(), zero_point.t().contiguous()
-    codes, errors = torch.empty_like(work), torch.empty_like(work)
-    pivots = upper.diagonal().tolist()
-    for column, pivot in enumerate(pivots):
-        q = fmt.encode(work[column], scale[column], zero_point[column])
-        error = (work[column] - fmt.decode(q, scale[column], zero_point[column])) / pivot
-        codes[column], errors[column] = q, error
-        work[column + 1 :].addr_(upper[column, column + 1 :], error, alpha=-1)
-    return codes.t(), errors.t()
+class Columns:
+    """The columns of a weight in the order of their rounding, as contiguous rows: every tensor is [in, out].
+
+    Columns are rounded in blocks, and in small blocks inside: errors reach what lies behind the block by one product,
+    what lies behind the small block inside the block by another, and only the columns of the small block one by one.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, feedback: Tensor, fmt: WeightFormat) -> None:
+        self.weight, self.scale, self.zero_point, self.feedback, self.fmt = weight, scale, zero_point, feedback, fmt
+        self.errors = torch.empty_like(weight)  # w − ŵ, as far as columns are rounded
+        self.codes = torch.empty_like(weight, dtype=torch.int8)
+
+    def round(self) -> Tensor:
+        """The codes, int8."""
+        size = len(self.weight)
+        for start in range(0, size, BLOCK):
+            stop = min(start + BLOCK, size)
+            moved = self._moved(self.weight[start:stop], 0, start, start, stop)
+            for first in range(start, stop, SMALL_BLOCK):
+                last = min(first + SMALL_BLOCK, stop)
+                near = self._moved(moved[first - start : last - start], start, first, first, last)
+                self._round_one_by_one(near, first, last)
+        return self.codes
+
+    def _moved(self, columns: Tensor, start: int, stop: int, first: int, last: int) -> Tensor:
+        """``columns``, which are [first, last), where the errors of the columns [start, stop) put them."""
+        if start == stop:
+            return columns.clone()
+        return torch.addmm(columns, self.feedback[start:stop, first:last].t(), self.errors[start:stop])
+
+    def _round_one_by_one(self, near: Tensor, first: int, last: int) -> None:
+        """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""
+        inside = self.feedback[first:last, first:last]
+        parts = (near, *(x[first:last] for x in (self.weight, self.scale, self.zero_point, self.errors, self.codes)))
+        for index, (column, weight, scale, zero_point, error, codes) in enumerate(
+            zip(*(part.unbind() for part in parts), strict=True)
+        ):
+            rounded = self.fmt.encode(column, scale, zero_point)
+            codes.copy_(rounded)
+            torch.sub(weight, self.fmt.decode(rounded, scale, zero_point), out=error)
+            if index + 1 < len(near):
+                near[index + 1 :].addr_(inside[index, index + 1 :], error)
 
 
 class HessianSum:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jointquant.devices import elements_at_once
+from jointquant.devices import elements_at_once, elements_in_cache
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, to_groups
 
@@ -79,6 +79,10 @@ def weight_parameters(
     Returns:
         scale and zero_point, both [..., 1] in the dtype of ``groups``.
     """
+    if clip == "mse" and groups.numel() > (elements := elements_in_cache(groups.device)):
+        parts = groups.split(max(1, elements * len(groups) // groups.numel()))
+        found = [weight_parameters(part, fmt, clip, scale_dtype) for part in parts]
+        return torch.cat([scale for scale, _ in found]), torch.cat([zero_point for _, zero_point in found])
     low, high = torch.aminmax(groups, dim=-1, keepdim=True)
 
     def parameters(ratio: float) -> tuple[Tensor, Tensor]:
@@ -92,12 +96,17 @@ def weight_parameters(
     for ratio in MSE_RATIOS:
         scale, zero_point = parameters(ratio)
         restored = fmt.decode(fmt.encode(groups, scale, zero_point), scale, zero_point)
-        error = restored.sub_(groups).abs_().pow_(MSE_EXPONENT).sum(-1, keepdim=True)
+        error = _power(restored.sub_(groups)).sum(-1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero_point, best_zero)
     return best_scale, best_zero
+
+
+def _power(error: Tensor) -> Tensor:
+    """|e|^2.4, in place; through the logarithm it takes a third of the time of ``pow``."""
+    return error.square_().log_().mul_(MSE_EXPONENT / 2).exp_()
 
 
 def representable(scale: Tensor, dtype: torch.dtype) -> Tensor:
