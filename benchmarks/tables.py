@@ -149,12 +149,67 @@ def inference(result: dict[str, Any]) -> list[str]:
     return [*lines, f"A 4-bit cache by one in bfloat16: {cache}. {result['date']}, {where}, {versions}."]
 
 
+def optimizers(result: dict[str, Any]) -> list[str]:
+    """Ratios first, then seconds and losses; below, perplexities."""
+    lines = [
+        "| sample | faster than `qr` | than `cayley` | seconds: ours, `qr`, `cayley` | loss | on unseen tokens |",
+        "|-|-|-|-|-|-|",
+    ]
+    for row in result["rows"]:
+        runs = [row[name] for name in ("newton_schulz", "qr", "cayley")]
+        ratios = [f"{row[f'times_faster_than_{name}']:.1f} ×" for name in ("qr", "cayley")]
+        figures = [
+            ", ".join(format(run[key], form) for run in runs)
+            for key, form in (("seconds", ".2f"), ("loss", ".4f"), ("unseen", ".4f"))
+        ]
+        lines.append(f"| {' | '.join([row['case'], *ratios, *figures])} |")
+    words = [f"`{p['optimizer']}` {p['mean']:.2f} ({p['min']:.2f} – {p['max']:.2f})" for p in result["perplexity"]]
+    seeds = result["perplexity"][0]["seeds"]
+    return [
+        *lines,
+        "",
+        f"Perplexity of the embedded model at W4A4KV16, {seeds} seeds: {', '.join(words)}. {_made(result)}",
+    ]
+
+
+def quantization(result: dict[str, Any]) -> list[str]:
+    """Ratios first, then seconds, memory and perplexity, ours and the peer's."""
+    lines = [
+        "| model | faster | than its plain GPTQ | share of its peak memory | seconds | MB | perplexity |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for row in result["rows"]:
+        runs = [row[name] for name in ("jointquant", "random-hadamard")]
+        seconds = " against ".join(f"{run['seconds']:.1f}" for run in runs)
+        size = " against ".join(f"{run['peak_bytes'] / 1e6:.0f}" for run in runs)
+        measured = [run["perplexity"] for run in runs if run["perplexity"] is not None]
+        cells = [
+            row["case"],
+            f"{row['times_faster_than_random_hadamard']:.1f} ×",
+            f"{row['times_faster_than_gptq']:.1f} ×",
+            f"{row['share_of_peak_memory']:.2f}",
+            seconds,
+            size,
+            " against ".join(f"{value:.2f}" for value in measured),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", _made(result)]
+
+
+def _made(result: dict[str, Any]) -> str:
+    """Where and when a result was made."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{result['date']}, {result['machine']}, {versions}."
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
     "experiments_demo": experiments,
     "experiments_stories260k": experiments,
     "strategies": strategies,
+    "optimizers": optimizers,
+    "quantization": quantization,
     "plans": plans,
     "memory": memory,
     "kill_and_resume": kill_and_resume,

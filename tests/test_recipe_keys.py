@@ -43,7 +43,7 @@ def test_every_meaning_belongs_to_a_key() -> None:
 
 def test_what_a_key_takes() -> None:
     takes = {key.name: key.takes for key in keys()}
-    assert takes["rotations.r1.optimizer"].startswith("qr | cayley")
+    assert takes["rotations.r1.optimizer"].startswith("qr | cayley | newton_schulz")
     assert takes["rotations.r1.kind"] == "none | hadamard | learned"
     assert takes["weights.group_size"] == "integer, ≥ 1 | null"
     assert takes["rotations.r1.momentum"] == "number, ≥ 0, < 1"

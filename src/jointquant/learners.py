@@ -184,7 +184,7 @@ class HeadLearner:
 
 def training_of(settings: LearnedRotation, quantizer: Quantizer | None) -> Training:
     """The training that a recipe describes, for activations that ``quantizer`` will read."""
-    schedule = Schedule(settings.steps, settings.learning_rate, settings.momentum)
+    schedule = Schedule(settings.steps, settings.learning_rate, settings.momentum, settings.tolerance)
     objective = OBJECTIVES[settings.objective](quantizer)
     return Training(objective, OPTIMIZERS[settings.optimizer], schedule, settings.batch_tokens)
 

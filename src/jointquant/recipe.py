@@ -75,6 +75,7 @@ class LearnedRotation(Settings):
     batch_tokens: int = Field(default=4096, ge=1, le=1_000_000_000)
     learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    tolerance: float = Field(default=0.0, ge=0, lt=1, description="end when the loss falls by less than this part")
 
 
 class LearnedResidualRotation(LearnedRotation):

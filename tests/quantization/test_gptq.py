@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from jointquant.quantization import weights
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
@@ -76,6 +77,45 @@ def test_better_than_nearest(bits, symmetric, group_size, order, clip, seed) -> 
     assert rounded.codes.min() >= fmt.q_min
     assert rounded.codes.max() <= fmt.q_max
     assert torch.equal(rounded.scale, nearest.scale)
+
+
+@pytest.mark.parametrize("order", [False, True])
+def test_the_factor_takes_the_hessian_apart(order: bool) -> None:
+    """(I + M)⁻¹ (H + damping) (I + M)⁻ᵀ is diagonal, M strictly upper triangular."""
+    _, x = problem(1, 24, 200, seed=7)
+    hessian = hessian_of(x).double()
+    factor = factorize(hessian, 0.01, order)
+    assert torch.equal(factor.feedback, factor.feedback.triu(1))
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(24, dtype=torch.float64)
+    unit = factor.feedback + torch.eye(24, dtype=torch.float64)
+    left = torch.linalg.solve(unit, damped[factor.order][:, factor.order])
+    remains = torch.linalg.solve(unit, left.T)
+    assert (remains - remains.diagonal().diag()).abs().max() < 1e-9 * remains.diagonal().max()
+
+
+def test_clipping_searched_in_parts_is_clipping_searched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _ = problem(40, 64, 1, seed=8)
+    at_once = round_to_nearest(weight, IntFormat(4, False, 16))
+    monkeypatch.setattr(weights, "elements_in_cache", lambda _: 3 * 64)
+    in_parts = round_to_nearest(weight, IntFormat(4, False, 16))
+    assert torch.equal(at_once.codes, in_parts.codes)
+    assert torch.equal(at_once.scale, in_parts.scale)
+
+
+def test_clipping_minimises_the_error_it_names() -> None:
+    """No other ratio of the search has a lower Σ|w − ŵ|^2.4, computed with a plain power in float64."""
+    weight, _ = problem(16, 64, 1, seed=9)
+    fmt = IntFormat(4, True)
+    scale, zero_point = weights.weight_parameters(weight, fmt, "mse", torch.float32)
+
+    def error(scale: Tensor) -> Tensor:
+        restored = fmt.decode(fmt.encode(weight, scale, zero_point), scale, zero_point)
+        return (restored - weight).double().abs().pow(2.4).sum(-1)
+
+    best = error(scale)
+    largest = weight.abs().amax(-1, keepdim=True)
+    for ratio in weights.MSE_RATIOS:
+        assert (best <= error(ratio * largest * 2 / 15) * (1 + 1e-4)).all()
 
 
 def test_linears_that_share_an_input_are_rounded_as_if_alone() -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat
+from jointquant.rotations import optimizers
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, learn, unit_scale, whip_units
 from jointquant.rotations.objectives import OBJECTIVES, Quantizer, whip
-from jointquant.rotations.optimizers import OPTIMIZERS, Problem, Schedule, cayley_transform, turned
+from jointquant.rotations.optimizers import (
+    OPTIMIZERS,
+    SETTLING,
+    Problem,
+    Schedule,
+    cayley_transform,
+    fastest_plane,
+    orthogonalized,
+    turned,
+)
+from jointquant.rotations.strategies import ResidualTask, joint
 
 QUANTIZER = Quantizer(IntFormat(4, symmetric=False))
 
@@ -115,3 +128,87 @@ def test_whip_units() -> None:
     factor = whip_units(lambda r: 50 * whip(y @ r), lambda r: whip(y @ r), start)
     assert factor.item() == pytest.approx(0.02)
     assert whip_units(lambda r: (0 * y @ r).sum(), lambda r: whip(y @ r), start) == 1
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_ends_when_the_loss_has_settled(optimizer: str) -> None:
+    """A flat loss ends it at half the steps, a falling one does not."""
+    start = random_hadamard(8, torch.Generator().manual_seed(0))
+    flat = Problem(lambda r, _: 1 + 0 * r.sum(), torch.ones(()))
+    assert len(OPTIMIZERS[optimizer](flat, start, Schedule(60, 0.1, 0.9, tolerance=1e-3)).losses) == 30
+    assert len(OPTIMIZERS[optimizer](flat, start, Schedule(60, 0.1, 0.9)).losses) == 60
+    falling = Problem(lambda r, step: 2 - step / 60 + 0 * r.sum(), torch.ones(()))
+    learned = OPTIMIZERS[optimizer](falling, start, Schedule(60, 0.1, 0.9, tolerance=1e-3))
+    assert len(learned.losses) == len(learned.angles) == 60
+    torch.testing.assert_close(learned.rotation, start, rtol=0, atol=1e-9)
+
+
+def test_settled_compares_two_spans_of_steps() -> None:
+    schedule = Schedule(2 * SETTLING, 1.0, 0.9, tolerance=0.1)
+    assert schedule.settled([1.0] * SETTLING + [0.95] * SETTLING)
+    assert not schedule.settled([1.0] * SETTLING + [0.85] * SETTLING)
+    assert not schedule.settled([1.0] * (2 * SETTLING - 1))
+
+
+def test_products_in_bfloat16_leave_an_orthogonal_float64_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine multiplies fastest: as good a loss as in float32, to the noise of the steps."""
+    samples, start = heavy_tailed(2048, 128), random_hadamard(128, torch.Generator().manual_seed(0))
+    y, found = scaled(samples).double(), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(optimizers, "product_dtype", lambda _, dtype=dtype: dtype)
+        learned = learn(samples, start, training("whip", "newton_schulz", 40), torch.Generator().manual_seed(1))
+        assert orthogonality_error(learned.rotation) < 1e-9
+        found[dtype] = whip(y @ learned.rotation).item()
+    gained = whip(y @ start).item() - found[torch.float32]
+    assert abs(found[torch.bfloat16] - found[torch.float32]) < 0.1 * gained
+
+
+def test_orthogonalized_is_the_polar_factor() -> None:
+    generator = torch.Generator().manual_seed(0)
+    near = torch.stack([random_hadamard(8, generator) for _ in range(2)])
+    near = near + 0.05 * torch.randn(2, 8, 8, generator=generator, dtype=torch.float64)
+    u, _, vh = torch.linalg.svd(near)
+    torch.testing.assert_close(orthogonalized(near, 1e-12), u @ vh, rtol=0, atol=1e-11)
+
+
+def test_orthogonalized_far_from_orthogonal() -> None:
+    """Beyond the reach of the iteration the result is still orthogonal; what is not finite is refused."""
+    far = torch.diag(torch.tensor([1.0, 5.0, 1.0, 30.0], dtype=torch.float64))
+    assert orthogonality_error(orthogonalized(far, 1e-10)) < 1e-10
+    with pytest.raises(ValueError, match="finite"):
+        orthogonalized(torch.full((2, 2), torch.nan), 1e-3)
+
+
+def test_fastest_plane() -> None:
+    """The largest singular value of a skew-symmetric matrix, once the probe has turned towards its plane."""
+    generator = torch.Generator().manual_seed(0)
+    skew = torch.randn(3, 12, 12, generator=generator, dtype=torch.float64)
+    skew = skew - skew.mT
+    probe = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    for _ in range(200):
+        angle, probe = fastest_plane(skew, probe)
+    torch.testing.assert_close(angle.flatten(), torch.linalg.matrix_norm(skew, 2), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("weights", [None, (0.2, 0.8)])
+def test_closed_form_and_autograd_turn_alike(weights: tuple[float, ...] | None) -> None:
+    """The same training, with the gradient in closed form and by autograd, in float64."""
+    samples = torch.stack([heavy_tailed(64, 8, seed=seed) for seed in range(2)]).double()
+    start = random_hadamard(8, torch.Generator().manual_seed(0))
+    problems = []
+
+    def keep(problem: Problem, initial: Tensor, schedule: Schedule) -> optimizers.Learned:
+        problems.append(problem)
+        return optimizers.newton_schulz(problem, initial, schedule)
+
+    settings = replace(training("whip", "newton_schulz", 1, 1000), optimizer=keep)
+    if weights is None:
+        learn(samples, torch.stack([start, start]), settings, torch.Generator())
+        start = torch.stack([start, start])
+    else:
+        joint(ResidualTask(samples, start, settings, "sensitivity", torch.Generator(), torch.tensor(weights)))
+    (problem,) = problems
+    loss, turning = problem.turning(start, 0)
+    expected_loss, expected = replace(problem, closed=None).turning(start, 0)
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(turning - turning.mT, expected - expected.mT)

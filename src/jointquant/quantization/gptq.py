@@ -1,9 +1,9 @@
 """GPTQ: round column by column, moving each column's error onto the columns not yet rounded.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
-algorithm 1; activation order from the authors' reference code. It is written as LDLQ, which Chee et al. ("QuIP", section
-3.2) prove to be the same rounding: it needs one Cholesky factorisation of H and no inverse. Rows are independent of each
-other, so linears that share an input are stacked along the output dimension and share one factor.
+algorithm 1; activation order from the authors' reference code. It is written as LDLQ, which Chee et al. ("QuIP", arXiv
+2307.13304) prove to be the same rounding: it needs one Cholesky factorisation of H and no inverse. Rows are independent
+of each other, so linears that share an input are stacked along the output dimension and share one factor.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def _gptq_rows(
     scale, zero_point = weight_parameters(to_groups(work, fmt), fmt, clip, scale_dtype)
     scale, zero_point = scale.squeeze(-1), zero_point.squeeze(-1)  # [out, groups]
     group_of = factor.order // (work.shape[1] // scale.shape[1])
-    scales, zero_points = (x.t()[group_of] if x.shape[1] > 1 else x.t().expand(work.t().shape) for x in (scale, zero_point))
+    scales, zero_points = (
+        x.t()[group_of] if x.shape[1] > 1 else x.t().expand(work.t().shape) for x in (scale, zero_point)
+    )
     columns = Columns(work.t()[factor.order].contiguous(), scales, zero_points, factor.feedback, fmt)
     codes = torch.empty_like(weight, dtype=torch.int8)
     codes[:, factor.order] = columns.round().t()

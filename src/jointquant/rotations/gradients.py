@@ -34,7 +34,7 @@ def _by_autograd(objective: Objective, y: Tensor) -> tuple[Tensor, Tensor]:
 def whip_gradient(y: Tensor) -> tuple[Tensor, Tensor]:
     """∂/∂yⱼ of Σⱼ exp(−|yⱼ|) is −sign(yⱼ)·exp(−|yⱼ|), over the number of tokens."""
     small = y.abs().neg_().exp_()
-    loss = small.sum(dim=(-2, -1), dtype=_wide(y)) / y.shape[-2]
+    loss = small.sum(-1).to(_wide(y)).mean(-1)  # the sum over channels accumulates in float32 and is rounded once
     return loss, small.copysign_(y).mul_(-1 / y.shape[-2])
 
 

@@ -44,8 +44,8 @@ class Schedule:
         steps: how many at most.
         learning_rate: of the first step.
         momentum: the part of the direction before that each step keeps.
-        tolerance: training ends when the mean loss of ``SETTLING`` steps is less than this part of it below the mean
-            of as many steps before them; 0: only ``steps`` ends it.
+        tolerance: in its second half, where the rate is low, training ends when the mean loss of ``SETTLING`` steps is
+            less than this part of it below the mean of as many steps before them; 0: only ``steps`` ends it.
     """
 
     steps: int
@@ -59,7 +59,7 @@ class Schedule:
 
     def settled(self, losses: Sequence[float]) -> bool:
         """Whether the loss has stopped falling; ``losses`` are those so far."""
-        if self.tolerance == 0 or len(losses) < 2 * SETTLING:
+        if self.tolerance == 0 or len(losses) < max(2 * SETTLING, self.steps / 2):
             return False
         before, after = sum(losses[-2 * SETTLING : -SETTLING]), sum(losses[-SETTLING:])
         return before - after < self.tolerance * abs(before)
@@ -183,10 +183,11 @@ def newton_schulz(problem: Problem, initial: Tensor, schedule: Schedule) -> Lear
 
     The tangent direction A = RᵀG − GᵀR is skew-symmetric; of unit length (an RMS turn of one radian) it enters the
     momentum M ← βM + (1 − β)A. The step is R ← R·(I − ηM + (ηM)²/2), which is exp(−ηM) to second order; ``rate`` is
-    thus in radians and does not depend on how steep the objective is. What the step leaves of orthogonality, Newton–Schulz
-    iterations restore, every ``RETRACT_EVERY`` steps. R is kept in the dtype of ``initial``; where that is float32 and
-    the device multiplies bfloat16 faster, products take their factors in bfloat16: R moves by a small correction, so
-    their rounding is that of the correction. Retractions are in full precision and the last in float64.
+    thus in radians and does not depend on how steep the objective is; where a plane would turn by more than
+    ``LARGEST_PLANE_TURN``, the step is shortened. What the steps cost in orthogonality, Newton–Schulz iterations
+    restore, every ``RETRACT_EVERY`` steps. R is kept in the dtype of ``initial``; where that is float32 and the device
+    multiplies bfloat16 faster, factors enter the products in bfloat16: R moves by small corrections, and the rounding
+    is theirs. What is returned is retracted in full precision, and then in float64.
 
     Source: Riemannian descent with the iteration of Björck and Bowie (SIAM J. Numer. Anal. 8, 1971) as the retraction.
 
