@@ -10,5 +10,8 @@ TRITON_INTERPRET=0 python -m pytest tests/runtime/kernels tests/runtime/test_cac
 # Kernels: products at 7B shapes against bfloat16, R4 with quantization.
 python benchmarks/gpu_kernels.py
 
+# Calibration at hidden 4096 and 8192, GPTQ at 7B and 70B layer shapes, two layers of 70B shape under a 24 GB cap.
+python benchmarks/gpu_calibration.py
+
 # Prefill and decode at 7B shape.
 python benchmarks/inference.py --shape 7B --layers 8 --out benchmarks/results/inference_gpu.json

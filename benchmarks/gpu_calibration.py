@@ -134,7 +134,7 @@ def optimizers(size: int, sizes: Sizes, device: torch.device) -> dict[str, Any]:
 
 
 def activations(size: int, tokens: int, device: torch.device, seed: int = 0) -> Tensor:
-    """Normed tokens [tokens, size]: a mixture of sources of Student's t (3 degrees), the k-th of scale 1/k."""
+    """Normed tokens [tokens, size]: an orthogonal mixture of sources of Student's t (3), the k-th of scale 1/k."""
     generator = torch.Generator(device).manual_seed(seed)
     sources = torch.randn(tokens, size, generator=generator, device=device)
     squares = torch.zeros_like(sources)

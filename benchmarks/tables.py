@@ -202,18 +202,6 @@ def _made(result: dict[str, Any]) -> str:
     return f"{result['date']}, {result['machine']}, {versions}."
 
 
-def accuracy(result: dict[str, Any]) -> list[str]:
-    """Rows of one part of the accuracy benchmark."""
-    lines = ["| | unquantized | recipe | perplexity | min – max | seeds | seconds |", "|-|-|-|-|-|-|-|"]
-    for row in result["rows"]:
-        spread = f"{row['min']:.2f} – {row['max']:.2f}" if row["seeds"] > 1 else ""
-        mean, seconds = f"{row['mean']:.2f}", f"{row['seconds']:.0f}"
-        cells = (row["what"], row["fp"], row["recipe"], mean, spread, str(row["seeds"]), seconds)
-        lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return [*lines, "", f"`{result['command']}`; {result['date']}, {result['machine']}, {versions}."]
-
-
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -222,9 +210,6 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "strategies": strategies,
     "optimizers": optimizers,
     "quantization": quantization,
-    "accuracy_presets": accuracy,
-    "accuracy_ingredients": accuracy,
-    "accuracy_models": accuracy,
     "plans": plans,
     "memory": memory,
     "kill_and_resume": kill_and_resume,
