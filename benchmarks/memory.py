@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--layers 8,32]
 
-Each model is generated (random weights), quantized at W4A4KV4 with GPTQ (dartquant) in a process of its own, and removed. Writes
-benchmarks/results/memory.json. The bound is what a layer-by-layer run may need in the dtype it computes in: the
+Each model is generated (random weights), quantized at W4A4KV4 with GPTQ (dartquant) in a process of its own, and
+removed. Writes benchmarks/results/memory.json. The bound is what a layer-by-layer run may need in the dtype it computes in: the
 embeddings, three layers, the hidden states of the plan and 600 MB. Rotations are learned in a few steps only: more
 of them take time, and no more memory.
 """
@@ -32,7 +32,7 @@ RESULT = Path(__file__).parent / "results" / "memory.json"
 RECIPE = "dartquant"
 SETTINGS = {
     "calibration.source": str(Path(jointquant.demo.__file__).parent / "calibration.txt"),
-    "calibration.num_samples": 4,
+    "calibration.num_samples": 1,
     "calibration.seqlen": 512,
     "rotations.r1.steps": 5,
     "rotations.r2.steps": 5,
