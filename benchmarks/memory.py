@@ -3,9 +3,9 @@
     python benchmarks/memory.py [--layers 8,32]
 
 Each model is generated (random weights), quantized at W4A4KV4 with GPTQ (dartquant) in a process of its own, and
-removed. Writes benchmarks/results/memory.json. The bound is what a layer-by-layer run may need in the dtype it computes in: the
-embeddings, three layers, the hidden states of the plan and 600 MB. Rotations are learned in a few steps only: more
-of them take time, and no more memory.
+removed. Writes benchmarks/results/memory.json. The bound is what a layer-by-layer run may need in the dtype it computes
+in: the embeddings, three layers, the hidden states of the plan and 600 MB. Rotations are learned in a few steps only:
+more of them take time, and no more memory.
 """
 
 from __future__ import annotations
