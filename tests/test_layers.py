@@ -40,6 +40,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "evaluation": ("export", "report", "cli"),
     "export": ("evaluation", "report", "cli", "pipeline"),
     "report": ("evaluation", "export", "models", "runtime", "pipeline", "cli"),
+    "needs": ("runtime", "pipeline", "calibration", "rounding", "rounding_pass", "cli", "plan"),
     "plan": ("runtime", "pipeline", "calibration", "rounding", "rounding_pass", "cli"),
     "journal": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "recipe"),
     "hidden_states": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "recipe"),

@@ -19,7 +19,8 @@ from jointquant.devices import HOST, ON_PAPER_DEVICE
 from jointquant.errors import InputError
 from jointquant.journal import partial_folder
 from jointquant.memory import bytes_of_size, words
-from jointquant.plan import Budget, Choice, Job, make_plan, plan_of, shortages
+from jointquant.needs import Job
+from jointquant.plan import Budget, Choice, make_plan, plan_of, shortages
 from jointquant.planning import free_disk
 from jointquant.shape import shape_of
 

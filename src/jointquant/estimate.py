@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from jointquant.devices import synchronize
-from jointquant.plan import Job
+from jointquant.needs import Job
 from jointquant.quantization.weights import MSE_RATIOS
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation
 

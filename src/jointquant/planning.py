@@ -16,7 +16,8 @@ from jointquant.journal import partial_folder
 from jointquant.memory import Size, available, bytes_of_size, device_available, resident
 from jointquant.models.configuration import read_config
 from jointquant.models.stream import ModelStream, Place
-from jointquant.plan import Budget, Job, Plan, make_plan
+from jointquant.needs import Job
+from jointquant.plan import Budget, Plan, make_plan
 from jointquant.progress import Progress, Silent
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.shape import shape_of
