@@ -105,7 +105,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, fmt: IntFormat) -> Te
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """scale · (codes − zero_point); all three broadcast."""
-    return (codes - zero_point) * scale
+    return (codes - zero_point).mul_(scale)
 
 
 @dataclass(frozen=True)
