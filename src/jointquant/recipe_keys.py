@@ -70,7 +70,7 @@ MEANINGS = {
     "calibration.seed": "seed of every random choice of the run",
     "overrides": "a list of `{modules: PATTERN, weights: {…}, activations: {…}}` for linears by name; later ones win",
 }
-"""By key, or by a pattern for keys that mean the same everywhere."""
+"""By key, or by a pattern for keys that mean the same everywhere; a key of its own comes before patterns."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Key:
     @property
     def meaning(self) -> str:
         """What it is for; empty where nobody has said."""
-        return next((words for pattern, words in MEANINGS.items() if fnmatchcase(self.name, pattern)), "")
+        patterns = (words for pattern, words in MEANINGS.items() if fnmatchcase(self.name, pattern))
+        return MEANINGS.get(self.name) or next(patterns, "")
 
 
 def keys() -> tuple[Key, ...]:
