@@ -76,20 +76,21 @@ def strategies(result: dict[str, Any]) -> list[str]:
 
 def plans(result: dict[str, Any]) -> list[str]:
     """What each model needs on paper."""
-    lines = ["| model | hidden states | windows at once | host | device | disk | time |", "|-|-|-|-|-|-|-|"]
+    lines = [
+        "| model | recipe | device budget | hidden states | windows at once | host | device | disk | time |",
+        "|-|-|-|-|-|-|-|-|-|",
+    ]
+    peaks = []
     for row in result["rows"]:
         host, device, disk = (f"{row[f'{kind}_bytes'] / 1e9:.1f} GB" for kind in ("host_peak", "device_peak", "disk"))
         minutes = f"{sum(row['seconds'].values()) / 60:.0f} min"
         where = {"device": "on the device", "memory": "in memory", "disk": "in files"}[row["storage"]]
-        cells = (row["model"], where, str(row["batch_windows"]), host, device, disk, minutes)
-        lines.append(f"| {' | '.join(cells)} |")
-    peaks = []
-    for row in result["rows"]:
+        start = row["model"], row["recipe"], row["device_budget"]
+        lines.append(f"| {' | '.join([*start, where, str(row['batch_windows']), host, device, disk, minutes])} |")
         phase = max(row["phases"], key=lambda phase: sum(phase["device"].values()))
         kinds = ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in phase["device"].items() if size)
-        peaks.append(f"{row['model']}, the device's largest phase ({phase['name']}): {kinds}.")
-    budgets = ", ".join(f"`--{name.replace('_', '-')} {size}`" for name, size in result["budgets"].items())
-    about = f"`--recipe {result['recipe']} --size {result['size']}`, {budgets}; {result['date']}."
+        peaks.append(f"- {row['model']}, {row['recipe']}: the device's largest phase is {phase['name']!r}: {kinds}.")
+    about = f"`--size {result['size']} --memory-budget {result['memory_budget']}`; {result['date']}."
     return [*lines, "", *peaks, "", about]
 
 
@@ -202,6 +203,18 @@ def _made(result: dict[str, Any]) -> str:
     return f"{result['date']}, {result['machine']}, {versions}."
 
 
+def accuracy(result: dict[str, Any]) -> list[str]:
+    """Rows of one part of the accuracy benchmark."""
+    lines = ["| | unquantized | recipe | perplexity | min – max | seeds | seconds |", "|-|-|-|-|-|-|-|"]
+    for row in result["rows"]:
+        spread = f"{row['min']:.2f} – {row['max']:.2f}" if row["seeds"] > 1 else ""
+        mean, seconds = f"{row['mean']:.2f}", f"{row['seconds']:.0f}"
+        cells = (row["what"], row["fp"], row["recipe"], mean, spread, str(row["seeds"]), seconds)
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return [*lines, "", f"`{result['command']}`; {result['date']}, {result['machine']}, {versions}."]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -210,6 +223,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "strategies": strategies,
     "optimizers": optimizers,
     "quantization": quantization,
+    "accuracy_presets": accuracy,
+    "accuracy_ingredients": accuracy,
+    "accuracy_models": accuracy,
     "plans": plans,
     "memory": memory,
     "kill_and_resume": kill_and_resume,

@@ -140,6 +140,10 @@ def shortages(plan: Plan) -> list[str]:
 def advice(job: Job, budget: Budget) -> str:
     """What would fit, tried out."""
     trials: list[tuple[str, Job]] = []
+    if job.refined:
+        refinement = job.recipe.refinement.model_copy(update={"steps": 0})
+        plain = job.recipe.model_copy(update={"refinement": refinement})
+        trials.append(("--set refinement.steps=0", replace(job, recipe=plain)))
     for seqlen in (job.seqlen // 2, job.seqlen // 4):
         if seqlen >= 128:
             trials.append((f"--seqlen {seqlen}", replace(job, seqlen=seqlen)))
