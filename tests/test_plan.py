@@ -32,7 +32,7 @@ def config(**changes: int) -> LlamaConfig:
     return LlamaConfig(**(sizes | changes), dtype="bfloat16")
 
 
-def job(device: torch.device = HOST, windows: int = 128, recipe: str = "w4a4kv4", **sizes: int) -> Job:
+def job(device: torch.device = HOST, windows: int = 128, recipe: str = "dartquant", **sizes: int) -> Job:
     dtype = torch.float32 if device == HOST else torch.bfloat16
     return Job(shape_of(config(**sizes)), jointquant.load_recipe(recipe), windows, 2048, dtype, device, GB // 2)
 
@@ -163,3 +163,10 @@ def test_what_an_unfinished_run_wrote_is_its_own_room(tmp_path: Path) -> None:
     (work / "states").write_bytes(b"x" * 50_000_000)
     assert free_disk(tmp_path / "out") - free_disk(tmp_path / "other") == 50_000_000
     assert before > 0
+
+
+def test_refinement_that_does_not_fit() -> None:
+    refined = job(recipe="w4a4kv4")
+    budget = Budget(plan_of(refined, Choice("disk", 2048), Budget()).host_peak - 1)
+    with pytest.raises(InputError, match=r"a larger budget, or --set refinement\.steps=0"):
+        make_plan(refined, budget)

@@ -91,7 +91,7 @@ def test_r2_is_learned_on_smoothed_values() -> None:
 def test_smoothing_is_named_in_the_artifact(tmp_path: Path, tokenizer) -> None:
     recipe = jointquant.load_recipe("fp16", small("smoothing.alpha=0.5", *possible("llama")))
     result = jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
-    assert result.transforms["smoothing"] == "alpha 0.5, merged, at down_in, o_in, attn_in, mlp_in"
+    assert result.transforms["smoothing"] == "alpha 0.5, merged, at attn_in, down_in, mlp_in, o_in"
 
 
 def test_a_function_that_no_scale_passes_is_refused(tmp_path: Path, tokenizer) -> None:

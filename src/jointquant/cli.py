@@ -105,6 +105,10 @@ def evaluate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     memory_budget: MemoryOption = None,
+    kernels: Annotated[
+        Literal["reference", "auto"],
+        typer.Option(help="Of an artifact: reference gives the same figures everywhere, auto runs the fastest."),
+    ] = "reference",
     allow_pickle: AllowPickleOption = False,
     card: Annotated[bool, typer.Option("--card", help="Write the perplexities into the model card of MODEL.")] = False,
     as_json: JsonOption = False,
@@ -125,6 +129,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         memory_budget=memory_budget,
+        kernels=kernels,
         allow_pickle=allow_pickle,
         progress=_progress(),
     )

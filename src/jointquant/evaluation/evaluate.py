@@ -61,6 +61,7 @@ def evaluate(
     dtype: str = "auto",
     allow_pickle: bool = False,
     memory_budget: Size = None,
+    kernels: str = "reference",
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """What a model folder, a hub id, an artifact, or a model in memory makes of each of ``texts`` and ``tasks``.
@@ -81,6 +82,8 @@ def evaluate(
         allow_pickle: read the pickle weights of a folder that has no others.
         memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free. A model for which
             that is too little runs layer by layer.
+        kernels: of an artifact's linears: ``reference``, whose figures are those of the run that made the artifact on
+            every machine, or ``auto``, the fastest, which round values on the border of two integers either way.
         progress: where progress is shown; None: nowhere.
 
     Raises:
@@ -100,7 +103,7 @@ def evaluate(
     else:
         folder = locate(model, revision, hub, progress).folder
         tokenizer = tokenizer or load_tokenizer(folder)
-        runner = runner_of(folder, device, dtype, allow_pickle, memory_budget)
+        runner = runner_of(folder, device, dtype, allow_pickle, memory_budget, kernels)
     assert tokenizer is not None
     length = _window_length(runner.config, seqlen)
     windows = {}

@@ -16,6 +16,8 @@ from jointquant.hidden_states import micro_batch
 from jointquant.memory import Size, available, bytes_of_size, device_available, resident
 from jointquant.models.stream import ModelStream, Place
 from jointquant.progress import Progress
+from jointquant.runtime.kernels.choices import use_kernels
+from jointquant.runtime.kernels.selection import mode_named
 from jointquant.runtime.loading import load
 from jointquant.runtime.streaming import open_any_stream
 from jointquant.workspace import Storage, Workspace
@@ -74,13 +76,16 @@ class Streamed:
         return streamed_perplexity(self.stream, windows, self.workspace, progress, name)
 
 
-def runner_of(folder: Path, device: str, dtype: str, allow_pickle: bool, memory_budget: Size) -> Runner:
+def runner_of(
+    folder: Path, device: str, dtype: str, allow_pickle: bool, memory_budget: Size, kernels: str = "reference"
+) -> Runner:
     """The model in memory where it fits, else streamed; hidden states go to files then, for there is little room.
 
     Raises:
         InputError: no such model, or tensors that are missing or broken.
     """
     stream = open_any_stream(folder, allow_pickle)
+    use_kernels(stream.skeleton, mode_named(kernels))
     where = resolve_device(device)
     place = Place(where, resolve_dtype(dtype, where, stream.stored_dtype))
     needed = bytes_in_memory(stream, place) + LOGITS_AT_ONCE * stream.config.vocab_size * place.dtype.itemsize
@@ -88,7 +93,7 @@ def runner_of(folder: Path, device: str, dtype: str, allow_pickle: bool, memory_
     host = available() if budget is None else budget - resident()
     limit = host if where.type == "cpu" else device_available(where)
     if limit is None or needed <= limit:
-        return Loaded(load(folder, device=device, dtype=dtype, allow_pickle=allow_pickle))
+        return Loaded(load(folder, device=device, dtype=dtype, allow_pickle=allow_pickle, kernels=kernels))
     storage: Storage = "disk"
     return Streamed(stream, Workspace(place, storage))
 

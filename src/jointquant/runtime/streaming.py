@@ -8,14 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jointquant.errors import require
 from jointquant.models.configuration import empty_model, read_config
 from jointquant.models.rehearsal import rehearse
 from jointquant.models.source import Checkpoint
 from jointquant.models.stream import Frontend, ModelStream, Place, open_stream
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.embedding import PackedEmbedding
-from jointquant.runtime.integration import KEPT_DTYPES, JointQuantConfig, assembly_of, check_artifact, is_artifact
+from jointquant.runtime.integration import (
+    KEPT_DTYPES,
+    JointQuantConfig,
+    assembly_of,
+    check_artifact,
+    check_complete,
+    is_artifact,
+)
 
 
 class ArtifactStream(ModelStream):
@@ -41,13 +47,9 @@ class ArtifactStream(ModelStream):
             assembly.install_model(self.skeleton)
         self.config = self.skeleton.config
         self.architecture = assembly.architecture
-        self.source = Checkpoint(folder)
+        self.source: Checkpoint = Checkpoint(folder)
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
-        shapes = self.source.shapes()
-        for name, tensor in self.skeleton.state_dict().items():
-            found = shapes.get(name)
-            require(found is not None, f"the artifact lacks tensor {name}: it is incomplete")
-            require(found == tuple(tensor.shape), f"tensor {name} has shape {found}: expected {list(tensor.shape)}")
+        check_complete(self.skeleton, [str(folder / file) for file in sorted(set(self.source.files().values()))])
 
     @property
     def stored_dtype(self) -> torch.dtype:
