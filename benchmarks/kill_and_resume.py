@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -21,17 +20,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import jointquant
 import jointquant.demo
 from jointquant.journal import partial_folder
 from jointquant.runtime.loading import load_tokenizer
+from report import machine
 
 RESULT = Path(__file__).parent / "results" / "kill_and_resume.json"
 DEMO = Path(jointquant.demo.__file__).parent
@@ -67,9 +65,7 @@ def main() -> None:
     different = sum(not entry["equal"] for entry in trials)
     result = {
         "command": "python benchmarks/kill_and_resume.py",
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **machine(),
         "kills": arguments.kills,
         "killed_in": dict(sorted(Counter(entry["killed_in"] for entry in trials).items())),
         "different": different,

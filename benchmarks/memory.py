@@ -12,21 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
-
-import torch
-import transformers
 
 import jointquant
 import jointquant.demo
 from jointquant.models.configuration import read_config
 from jointquant.shape import shape_of
+from report import machine
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
 RECIPE = "dartquant"
@@ -65,9 +60,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     result = {
         "command": "python benchmarks/memory.py",
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **machine(),
         "recipe": RECIPE,
         "settings": SETTINGS | {"calibration.source": "the demo's calibration text"},
         "growth": rows[-1]["peak_bytes"] / rows[0]["peak_bytes"],

@@ -8,16 +8,13 @@ Writes benchmarks/results/plans.json.
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
-from datetime import date
 from pathlib import Path
 
-import torch
-import transformers
 from transformers import LlamaConfig
 
 import jointquant
+from report import machine
 
 RESULT = Path(__file__).parent / "results" / "plans.json"
 SEVENTY = {
@@ -49,9 +46,7 @@ def main() -> None:
             print(rows[-1])
     result = {
         "command": "python benchmarks/plans.py",
-        "date": date.today().isoformat(),
-        "machine": platform.machine(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **machine(),
         "size": SIZE,
         "memory_budget": MEMORY,
         "rows": rows,

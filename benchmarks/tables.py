@@ -45,8 +45,7 @@ def stories260k(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         cells = (row["width"], row["recipe"], f"{row['mean']:.2f}", f"{row['min']:.2f} – {row['max']:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    lines += ["", f"{result['rows'][0]['seeds']} seeds; {result['date']}, {result['machine']}, {versions}."]
+    lines += ["", f"{result['rows'][0]['seeds']} seeds; {_made(result)}"]
     return lines
 
 
@@ -102,9 +101,8 @@ def memory(result: dict[str, Any]) -> list[str]:
         where = {"device": "in memory", "disk": "in files"}[row["hidden_states"]]
         cells = (str(row["layers"]), peak, predicted, bound, where, f"{row['seconds']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     growth = f"The deepest needs {result['growth']:.3f} times what the shallowest does."
-    return [*lines, "", growth, f"{result['date']}, {result['machine']}, {versions}."]
+    return [*lines, "", growth, _made(result)]
 
 
 def kill_and_resume(result: dict[str, Any]) -> list[str]:
@@ -121,12 +119,7 @@ def q4_0(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         cells = (f"{row[key]:.3f}" for key in ("original", "theirs", "theirs_ends", "ours", "eval"))
         lines.append(f"| {row['model']} | {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return [
-        *lines,
-        "",
-        f"Perplexity, all but the last column in llama.cpp; {result['date']}, {result['machine']}, {versions}.",
-    ]
+    return [*lines, "", f"Perplexity, all but the last column in llama.cpp; {_made(result)}"]
 
 
 def inference(result: dict[str, Any]) -> list[str]:
@@ -211,8 +204,7 @@ def accuracy(result: dict[str, Any]) -> list[str]:
         mean, seconds = f"{row['mean']:.2f}", f"{row['seconds']:.0f}"
         cells = (row["what"], row["fp"], row["recipe"], mean, spread, str(row["seeds"]), seconds)
         lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return [*lines, "", f"`{result['command']}`; {result['date']}, {result['machine']}, {versions}."]
+    return [*lines, "", f"`{result['command']}`; {_made(result)}"]
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
