@@ -14,4 +14,4 @@ python benchmarks/gpu_kernels.py
 python benchmarks/gpu_calibration.py
 
 # Prefill and decode at 7B shape.
-python benchmarks/inference.py --shape 7B --layers 8 --out benchmarks/results/inference_gpu.json
+python benchmarks/inference.py --shapes Llama-2-7B --layers 8 --out benchmarks/results/inference_gpu.json

@@ -1,11 +1,12 @@
 """Prefill and decode of artifacts against bfloat16 transformers, side by side in one process.
 
-    python benchmarks/inference.py [--shape 1B] [--layers 4] [--repetitions 5] [--out FILE]
+    python benchmarks/inference.py [--shapes Llama-3.2-1B,TinyLlama-1.1B] [--layers 4] [--repetitions 5] [--out FILE]
 
-The model has random weights and the layers of Llama 3.2 1B (hidden 2048, 8192 in the MLP, 32 query and 8 KV heads of
-64); with 4 layers and 32,000 words its head takes the part of the weights that it takes in the real one (16 layers,
-128,256 words). Rounding is to nearest: what the integers are does not matter here. Ratios are medians over repetitions
-of bfloat16's time by the artifact's, the two run one after the other. Writes benchmarks/results/inference.json.
+The models have random weights and some layers of real shapes, with as many words as give the head the part of the
+weights that it has in the whole model: a fifth in Llama 3.2 1B (16 layers, 128,256 words), a sixteenth in TinyLlama
+1.1B (22 layers, 32,000 words). Rounding is to nearest: what the integers are does not matter here. Ratios are medians
+over repetitions of bfloat16's time by the artifact's, the two run one after the other. Writes
+benchmarks/results/inference.json.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,6 @@ from jointquant.runtime.loading import load_tokenizer
 
 RESULT = Path(__file__).parent / "results" / "inference.json"
 PROMPT, STEPS, PREFILL = 64, 16, 512
-VOCABULARY = 32000
 HEAD = "head.num_bits=4"
 R4 = "rotations.r4.kind=hadamard"
 ARTIFACTS: dict[str, tuple[str, ...]] = {
@@ -54,33 +54,53 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
 Row = dict[str, Any]
 
 
-SHAPES: dict[str, dict[str, int]] = {
-    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8},
-    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32},
+@dataclass(frozen=True)
+class Shape:
+    """A real model's sizes, under the names of its configuration."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_hidden_layers: int
+    vocab_size: int
+
+    def with_layers(self, layers: int) -> dict[str, int]:
+        """The sizes of a model of some of its layers, whose head has the same part of the weights."""
+        words = self.vocab_size * layers // self.num_hidden_layers // WORDS_MULTIPLE * WORDS_MULTIPLE
+        return asdict(self) | {"num_hidden_layers": layers, "vocab_size": max(words, WORDS)}
+
+
+SHAPES = {
+    "Llama-3.2-1B": Shape(2048, 8192, 32, 8, 16, 128256),
+    "TinyLlama-1.1B": Shape(2048, 5632, 32, 4, 22, 32000),
+    "Llama-2-7B": Shape(4096, 11008, 32, 32, 32, 32000),
 }
-"""Layers of Llama 3.2 1B and of Llama 2 7B."""
+WORDS, WORDS_MULTIPLE = 2048, 128
+"""The embedded tokenizer's, whose ids must exist."""
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="1B")
+    parser.add_argument("--shapes", default="Llama-3.2-1B,TinyLlama-1.1B", help=f"some of {', '.join(SHAPES)}")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     load = os.getloadavg()
     device = resolve_device("auto")
-    base = generated(arguments.shape, arguments.layers).to(device)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, changes in ARTIFACTS.items():
-            artifact = artifact_of(base, Path(folder) / "a", changes)
-            rows.append({"artifact": name, **compared(base, artifact, arguments.repetitions)})
-            print(json.dumps(rows[-1]), flush=True)
-            del artifact
+    for shape in arguments.shapes.split(","):
+        base = generated(SHAPES[shape], arguments.layers).to(device)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, changes in ARTIFACTS.items():
+                artifact = artifact_of(base, Path(folder) / "a", changes)
+                rows.append({"shape": shape, "artifact": name, **compared(base, artifact, arguments.repetitions)})
+                print(json.dumps(rows[-1]), flush=True)
+                del artifact
     result = {
-        "command": f"python benchmarks/inference.py --shape {arguments.shape} --layers {arguments.layers}"
+        "command": f"python benchmarks/inference.py --shapes {arguments.shapes} --layers {arguments.layers}"
         f" --repetitions {arguments.repetitions}",
         "date": date.today().isoformat(),
         "commit": commit(),
@@ -89,7 +109,6 @@ def main() -> None:
         "versions": {
             "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()
         },
-        "shape": arguments.shape,
         "layers": arguments.layers,
         "prompt": PROMPT,
         "prefill": PREFILL,
@@ -100,15 +119,9 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def generated(shape: str, layers: int) -> PreTrainedModel:
-    """A model with random weights in bfloat16."""
-    config = LlamaConfig(
-        **SHAPES[shape],
-        num_hidden_layers=layers,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-    )
+def generated(shape: Shape, layers: int) -> PreTrainedModel:
+    """A model of some layers with random weights in bfloat16."""
+    config = LlamaConfig(**shape.with_layers(layers), max_position_embeddings=4096, tie_word_embeddings=False)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     model = LlamaForCausalLM(config).eval()
@@ -154,7 +167,7 @@ def timed(model: PreTrainedModel, run: Callable[[], object]) -> float:
 @torch.inference_mode()
 def decode(model: PreTrainedModel) -> float:
     """Seconds for ``STEPS`` tokens one by one, batch 1, behind a prompt."""
-    ids = torch.arange(PROMPT + STEPS, device=model.device)[None] * 37 % VOCABULARY
+    ids = torch.arange(PROMPT + STEPS, device=model.device)[None] * 37 % WORDS
     cache = PackedCache(model) if any(cache_paths(model)) else DynamicCache(config=model.config)
     model(ids[:, :PROMPT], past_key_values=cache, logits_to_keep=1)
 
@@ -168,7 +181,7 @@ def decode(model: PreTrainedModel) -> float:
 @torch.inference_mode()
 def prefill(model: PreTrainedModel) -> float:
     """Seconds for a prompt of ``PREFILL`` tokens, batch 1."""
-    ids = torch.arange(PREFILL, device=model.device)[None] * 37 % VOCABULARY
+    ids = torch.arange(PREFILL, device=model.device)[None] * 37 % WORDS
     return timed(model, lambda: model(ids, use_cache=False, logits_to_keep=1))
 
 

@@ -60,13 +60,22 @@ class SiteInput:
             self._values = self.path(self.rows, self.known)
         return self._values
 
-    def centred_codes(self, dtype: torch.dtype) -> TokenCodes:
-        """The integers less their zero points: at most 2^b − 1 in size, exact in int8 below 8 bits and in bfloat16."""
+    def centred_codes(self) -> TokenCodes:
+        """The integers less their zero points in bfloat16, which holds them: at most 2^b − 1 in size."""
 
         def write(codes: Codes, out: Tensor) -> None:
             out.copy_(codes.integers.sub_(codes.zero_point).flatten(-2))
 
-        return self._encoded(dtype, 0, write)
+        return self._encoded(torch.bfloat16, 0, write)
+
+    def moved_codes(self) -> TokenCodes:
+        """The same in uint8, moved up by 128: for quantizers whose integers less their zero points fit int8."""
+
+        def write(codes: Codes, out: Tensor) -> None:
+            out.view(torch.int8).copy_(codes.integers.sub_(codes.zero_point).flatten(-2))
+            out.bitwise_xor_(128)
+
+        return self.once("moved", lambda: self._encode(torch.uint8, 0, write))
 
     def unsigned_codes(self, copies: int) -> TokenCodes:
         """uint8 integers, moved up by 128, and behind them ``copies`` columns of the zero point, moved up alike."""

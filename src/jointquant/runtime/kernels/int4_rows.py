@@ -87,7 +87,7 @@ class Int4Rows:
         if not prepared.quantized:
             y, scale = product(inputs.values(), prepared.packed, prepared.group_size, prepared.scales), None
         else:
-            codes = inputs.centred_codes(torch.bfloat16)
+            codes = inputs.centred_codes()
             y, scale = product(codes.integers, prepared.packed, prepared.group_size, prepared.scales), codes.scale
         if prepared.row_scale is not None:
             scale = prepared.row_scale if scale is None else prepared.row_scale * scale
