@@ -125,11 +125,11 @@ def q4_0(result: dict[str, Any]) -> list[str]:
 def inference(result: dict[str, Any]) -> list[str]:
     """Ratios to bfloat16, then speeds and memory; then the cache's bytes."""
     lines = [
-        "| artifact | decode × bf16 | min – max | prefill × bf16 | min – max | tokens/s decode, prefill | memory |",
-        "|-|-|-|-|-|-|-|",
+        "| shape | artifact | decode × bf16 | min – max | prefill × bf16 | min – max | tokens/s | memory |",
+        "|-|-|-|-|-|-|-|-|",
     ]
     for row in result["rows"]:
-        cells = [row["artifact"]]
+        cells = [row["shape"], row["artifact"]]
         for name in ("decode", "prefill"):
             low, high = row[f"{name}_ratio_min"], row[f"{name}_ratio_max"]
             cells += [f"{row[f'{name}_ratio']:.2f}", f"{low:.2f} – {high:.2f}"]
@@ -137,9 +137,9 @@ def inference(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join([*cells, ', '.join(speeds), format(row['weight_bytes_ratio'], '.2f')])} |")
     cache = ", ".join(f"{row['ratio']:.3f} at head_dim {row['head_dim']}" for row in result["cache"])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    model = f"{result['layers']} layers of {result['shape']} shape, batch 1, prefill of {result['prefill']} tokens"
+    model = f"{result['layers']} layers of each shape, batch 1, prefill of {result['prefill']} tokens"
     where = f"{result['machine']}, load {result['load_average'][0]:.1f} at the start"
-    lines += ["", f"{model}, medians of {result['repetitions']}; memory: of all weights, by that of bfloat16's."]
+    lines += ["", f"{model}, medians of {result['repetitions']}; tokens/s of decode and prefill; memory: of all weights, by that of bfloat16's."]
     return [*lines, f"A 4-bit cache by one in bfloat16: {cache}. {result['date']}, {where}, {versions}."]
 
 

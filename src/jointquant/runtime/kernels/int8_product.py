@@ -46,8 +46,9 @@ class Block:
 
     def product(self, codes: Tensor, zero_point: int) -> Tensor:
         """float32 [rows of x, rows of W], of uint8 [rows of x, columns] less one zero point."""
+        weights = (self.packed, self.scale, self.zero_point)
         return torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, zero_point, self.packed, self.scale, self.zero_point, None, 1.0, 0, torch.float32, "none", [], ""
+            codes, 1.0, zero_point, *weights, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
 
