@@ -90,7 +90,7 @@ def main() -> None:
     arguments = parser.parse_args()
     load = os.getloadavg()
     device = resolve_device("auto")
-    rows = []
+    rows, cache = [], [cache_bytes(head_dim) for head_dim in (64, 80, 96, 128)]
     for shape in arguments.shapes.split(","):
         base = generated(SHAPES[shape], arguments.layers).to(device)
         with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +114,7 @@ def main() -> None:
         "prefill": PREFILL,
         "repetitions": arguments.repetitions,
         "rows": rows,
-        "cache": [cache_bytes(head_dim) for head_dim in (64, 80, 96, 128)],
+        "cache": cache,
     }  # fmt: skip
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -207,7 +207,7 @@ def tensor_bytes(value: object) -> int:
 def cache_bytes(head_dim: int) -> Row:
     """Bytes of a 4-bit cache's layer by those of transformers' in bfloat16, of 1,000 tokens."""
     quantizer = DynamicRange(IntFormat(4, symmetric=False))
-    layer = PackedLayer(CachePath(key=quantizer, value=quantizer))
+    layer = PackedLayer(CachePath(key=quantizer, value=quantizer), {})
     states = torch.randn(1, 8, 1000, head_dim, dtype=torch.bfloat16)
     layer.update(states, states)
     return {"head_dim": head_dim, "ratio": (layer.keys.nbytes + layer.values.nbytes) / (2 * states.nbytes)}

@@ -139,7 +139,8 @@ def inference(result: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     model = f"{result['layers']} layers of each shape, batch 1, prefill of {result['prefill']} tokens"
     where = f"{result['machine']}, load {result['load_average'][0]:.1f} at the start"
-    lines += ["", f"{model}, medians of {result['repetitions']}; tokens/s of decode and prefill; memory: of all weights, by that of bfloat16's."]
+    words = "tokens/s of decode and prefill; memory: of all weights, by that of bfloat16's"
+    lines += ["", f"{model}, medians of {result['repetitions']}; {words}."]
     return [*lines, f"A 4-bit cache by one in bfloat16: {cache}. {result['date']}, {where}, {versions}."]
 
 
