@@ -206,7 +206,7 @@ def write_artifact(
     writer.finish()
     rotations.save(folder)
     transforms = describe_transforms(assembly.recipe, rotations, assembly.online, stream.stored_dtype)
-    reached = reach(assembly.facts(stream.num_layers, stream.stored_dtype))
+    reached = reach(assembly.facts(stream.stored_dtype))
     about = {"transforms": transforms} | reached.to_dict()
     write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, about)
     return Written(writer.total_size, bits, transforms, reached)
@@ -214,12 +214,9 @@ def write_artifact(
 
 def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     """How the layers will be built. Raises InputError when the recipe does not fit the model's sizes."""
-    online = OnlineTransforms.of(recipe, stream.config, stream.head_dim, stream.intermediate_size)
-    assembly = Assembly(stream.architecture, recipe, online)
-    first = stream.skeleton.get_submodule(stream.architecture.layer_prefix(0))
     if recipe.smoothing.alpha is not None:
         check_scalable(stream.architecture, stream.config)
-    assembly.check(first, stream.num_layers, stream.head_dim)
+    assembly = Assembly.of(stream.skeleton, stream.architecture, recipe)
     check_centring(stream, recipe)
     return assembly
 
@@ -277,7 +274,7 @@ def describe_transforms(
     words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
     if online.keys is not None:
         words |= describe_keys(recipe, online.keys)
-    words["r4"] = "none" if online.r4 is None else f"online, {online.r4.describe()}"
+    words["r4"] = f"online, {'; '.join(r4.describe() for r4 in online.r4.values())}" if online.r4 else "none"
     if online.basis is not None:
         words["basis_change"] = online.basis.describe(dtype)
     return words

@@ -25,6 +25,10 @@ from jointquant.settings import WeightSettings
 from jointquant.workspace import Workspace, Write
 
 
+WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
+"""What a linear's weight is stored as."""
+
+
 class Witness(Protocol):
     """Is shown every layer of pass 2, and changes nothing."""
 
@@ -87,7 +91,8 @@ def quantize_layers(
             advance(layer, states, arguments[index])
             tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
             del layer
-            of_layer = 8 * sum(_weight_bytes(tensors, assembly.full_name(index, name)) for name in architecture.linears)
+            names = [assembly.full_name(index, name) for name in assembly.layers[index].linears]
+            of_layer = 8 * sum(_weight_bytes(tensors, name) for name in names)
             bits, parameters = bits + of_layer, parameters + size
             ledger.commit(index + 1, shard(writer, tensors, bits=of_layer, parameters=size))
             stage.advance()
@@ -100,7 +105,7 @@ def quantize_layers(
 
 def prepare(layer: nn.Module, index: int, stream: ModelStream, assembly: Assembly, rotations: Rotations) -> int:
     """Fuse, scale and rotate a layer and install its paths, in place; returns the weights that its linears have."""
-    architecture = stream.architecture
+    architecture = assembly.layers[index]
     fuse_norms(layer, architecture)
     size = sum(_numel(layer, linear) for linear in architecture.linears)
     scale_sites(layer, architecture, rotations.scales_of(index))
@@ -158,4 +163,4 @@ def _numel(layer: nn.Module, linear: str) -> int:
 
 
 def _weight_bytes(tensors: dict[str, Tensor], linear: str) -> int:
-    return sum(t.nbytes for name, t in tensors.items() if name.startswith(f"{linear}.weight"))
+    return sum(tensors[name].nbytes for name in (f"{linear}.{part}" for part in WEIGHT_PARTS) if name in tensors)

@@ -10,8 +10,9 @@ from transformers import PretrainedConfig
 
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model
+from jointquant.models.experts import take_apart
 from jointquant.models.registry import architecture_of
-from jointquant.models.stream import head_dim_of, intermediate_size_of
+from jointquant.models.stream import head_dim_of, inner_sizes_of
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class ModelShape:
     Attributes:
         num_layers: decoder layers.
         hidden_size: of the residual stream.
-        intermediate_size: of down_proj's input.
+        intermediate_size: of down_proj's input, the largest where they differ.
         num_key_value_heads: KV heads.
         head_dim: of one.
         embeddings: elements of everything before the layers.
         layer: elements of a layer (of the largest).
         head: elements of the head.
-        sites: of a layer.
+        sites: of a layer (of the largest); of each expert its own.
         dtype: the weights are stored in.
     """
 
@@ -75,14 +76,16 @@ def shape_of(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Mode
     architecture: Architecture = architecture_of(config.model_type)
     architecture.check(config)
     model = empty_model(config)
+    take_apart(model, architecture)
     layers = model.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList)
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     stored = dtype or config.dtype or torch.float32
+    largest = layers[sizes.index(max(sizes))]
     return ModelShape(
         num_layers=len(layers),
         hidden_size=config.hidden_size,
-        intermediate_size=intermediate_size_of(model, architecture),
+        intermediate_size=max(inner_sizes_of(model, architecture)),
         num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
         head_dim=head_dim_of(config),
         embeddings=sum(_weight(model, name).numel() for name in architecture.embeddings),
@@ -91,10 +94,10 @@ def shape_of(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Mode
         sites=tuple(
             SiteShape(
                 site.name,
-                _weight(layers[0], site.linears[0]).shape[1],
-                sum(_weight(layers[0], name).shape[0] for name in site.linears),
+                _weight(largest, site.linears[0]).shape[1],
+                sum(_weight(largest, name).shape[0] for name in site.linears),
             )
-            for site in architecture.sites
+            for site in architecture.of_layer(largest).sites
         ),
         dtype=stored,
     )

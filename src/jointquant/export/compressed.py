@@ -123,9 +123,9 @@ def _groups(artifact: Artifact) -> tuple[dict[Scheme, list[str]], list[str]]:
 
 def transform_config(artifact: Artifact) -> dict[str, Any]:
     """R4 as a transform of the down projection's input; its inverse is in the weight. Empty where there is no R4."""
-    transform = artifact.online.r4
-    if transform is None:
+    if not artifact.facts.r4:
         return {}
+    (transform,) = artifact.facts.r4  # of several sizes only in mixtures, whose R4 no runtime applies
     from compressed_tensors.transform import TransformArgs, TransformConfig, TransformScheme
 
     down = f"re:.*{re.escape(artifact.architecture.down)}$"
@@ -140,7 +140,7 @@ def transform_config(artifact: Artifact) -> dict[str, Any]:
 
 def compressed_config(artifact: Artifact) -> dict[str, Any]:
     """config.json of the export; its key ``jointquant`` keeps what ``--format native`` needs to undo it."""
-    guards = dict.fromkeys(GUARDS, REFUSED_BY_TRANSFORMERS) if artifact.online.r4 is not None else {}
+    guards = dict.fromkeys(GUARDS, REFUSED_BY_TRANSFORMERS) if artifact.facts.r4 else {}
     data = artifact.plain_config | guards | {"jointquant": artifact.quantization.to_dict()}
     if any(artifact.format_of(name) is not None for name in (*artifact.linears, artifact.architecture.head)):
         data["quantization_config"] = quantization_config(artifact)

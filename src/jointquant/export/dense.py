@@ -55,7 +55,7 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
     for index in range(base.num_layers):
         layer = base.layer(index, place)
         fuse_norms(layer, architecture)
-        merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), None)
+        merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), {})
         yield _tensors(layer, architecture.layer_prefix(index), dtype)
     norm, head = base.final_norm(place), base.head(place)
     norm = fuse_norm(norm, [head], architecture.norm)
