@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from jointquant.models.architecture import Architecture
+from jointquant.models.architecture import Architecture, Site
 from jointquant.models.configuration import empty_model
 from jointquant.models.experts import take_apart
 from jointquant.models.registry import architecture_of
@@ -17,11 +17,16 @@ from jointquant.models.stream import head_dim_of, inner_sizes_of
 
 @dataclass(frozen=True)
 class SiteShape:
-    """A site's input, and the outputs of all linears that read it."""
+    """A site's input, and the outputs of all linears that read it.
+
+    Attributes:
+        share: the part of the tokens that arrives here: less than 1 at an expert's, if all experts get as many.
+    """
 
     name: str
     in_features: int
     out_features: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,17 @@ class ModelShape:
     def linears(self) -> int:
         """Weights of a layer's linears."""
         return sum(site.in_features * site.out_features for site in self.sites)
+
+    @property
+    def active(self) -> float:
+        """Those that a token passes."""
+        return sum(site.share * site.in_features * site.out_features for site in self.sites)
+
+    @property
+    def inner_channels(self) -> float:
+        """Channels that all down projections read of a token."""
+        own = sum(site.share * site.in_features for site in self.sites if site.name.startswith("down_in"))
+        return max(own, self.intermediate_size)
 
     @property
     def parameters(self) -> int:
@@ -96,11 +112,18 @@ def shape_of(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Mode
                 site.name,
                 _weight(largest, site.linears[0]).shape[1],
                 sum(_weight(largest, name).shape[0] for name in site.linears),
+                _share(site, largest, architecture, config),
             )
             for site in architecture.of_layer(largest).sites
         ),
         dtype=stored,
     )
+
+
+def _share(site: Site, layer: nn.Module, architecture: Architecture, config: PretrainedConfig) -> float:
+    mixture = architecture.mixture
+    routed = mixture is not None and site.linears[0].startswith(f"{mixture.experts}.")
+    return getattr(config, mixture.chosen) / mixture.count(layer) if routed and mixture is not None else 1.0
 
 
 def _weight(module: nn.Module, name: str) -> torch.Tensor:

@@ -94,6 +94,7 @@ class Mixture:
         stored_block: what checkpoints call ``block``.
         stored_projections: what checkpoints call ``gate_proj``, ``up_proj`` and ``down_proj`` of an expert.
         norm: the norm before all of it.
+        chosen: the key of the configuration that says how many experts a token passes.
     """
 
     block: str = "mlp"
@@ -104,6 +105,7 @@ class Mixture:
     stored_block: str = "mlp"
     stored_projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     norm: str = "post_attention_layernorm"
+    chosen: str = "num_experts_per_tok"
 
     def count(self, layer: nn.Module) -> int:
         """The experts of a layer, fused or not; 0 in a dense one."""
