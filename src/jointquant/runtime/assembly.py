@@ -105,6 +105,17 @@ class Assembly:
         transform = self.online.r4.get(in_features) if linear in self.layers[index].downs else None
         return InputPath(transform, input_range(settings), centred=settings.centring != "none")
 
+    def observes_inputs(self, index: int) -> bool:
+        """Whether quantizing layer ``index`` takes statistics of what its linears read."""
+        for linear in self.layers[index].linears:
+            name = self.full_name(index, linear)
+            weights, inputs = self.recipe.weights_of(name), input_range(self.recipe.activations_of(name))
+            known = inputs is not None and InputPath(quantizer=inputs).calibrated
+            centred = self.recipe.activations_of(name).centring != "none"
+            if known or centred or (weights.enabled and weights.method == "gptq"):
+                return True
+        return False
+
     def cache_path(self) -> CachePath:
         """The attention's cache path, the same in all layers."""
         settings = self.recipe.kv_cache
