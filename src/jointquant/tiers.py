@@ -59,7 +59,7 @@ class Facts:
         plain_norms: whether the family's fused norms are still norms of its own class.
         r4: the online transforms of the down projections' inputs, one a size; empty where there is none.
         dtype: that the model is stored in.
-        experts: whether some linears are those of experts.
+        experts: those of the linears that are experts'.
     """
 
     recipe: Recipe
@@ -68,7 +68,7 @@ class Facts:
     plain_norms: bool
     r4: tuple[HadamardTransform, ...]
     dtype: torch.dtype
-    experts: bool = False
+    experts: tuple[str, ...] = ()
 
     def weights(self) -> list[WeightSettings]:
         """The different settings of the linears' weights."""
@@ -162,7 +162,7 @@ def dense_obstacles(facts: Facts) -> list[Obstacle]:
 
 def compressed_obstacles(facts: Facts) -> list[Obstacle]:
     """What compressed-tensors (pack-quantized, int-quantized, transforms) cannot hold, or nobody runs."""
-    found = [*online(facts), *r4_not_expressible(facts)]
+    found = [*online(facts), *r4_not_expressible(facts), *_expert_obstacles(facts)]
     for settings in facts.activations():
         found += _activation_obstacles(settings)
     for weights in (*facts.weights(), facts.recipe.head):
@@ -180,6 +180,27 @@ def compressed_obstacles(facts: Facts) -> list[Obstacle]:
         found.append(Obstacle("activations are quantized, but not the weights they meet", "activations.num_bits=16"))
     if facts.recipe.embeddings.enabled:
         found.append(Obstacle("the token embedding is quantized", "embeddings.num_bits=16"))
+    return found
+
+
+def _expert_obstacles(facts: Facts) -> list[Obstacle]:
+    """transformers dequantizes experts while it loads them: all of them by one scheme, of packed symmetric weights."""
+    if not facts.experts:
+        return []
+    found = []
+    if any(settings.enabled for settings in facts.activations()):
+        what = "inputs of experts are quantized, and transformers loads none but packed weights into experts"
+        found.append(Obstacle(what, "activations.num_bits=16"))
+    formats = {facts.recipe.weights_of(name).format for name in facts.experts}
+    if len(formats) > 1:
+        found.append(Obstacle("experts' weights are on several grids, and transformers reads all by one", "overrides=[]"))
+    packed = {*(facts.recipe.weights_of(name).format for name in facts.linears), facts.recipe.head.format} - {None}
+    if formats == {None} and packed:
+        what = "other weights are quantized and experts' are not, which transformers cannot load"
+        found.append(Obstacle(what, "overrides=[] --set head.num_bits=16"))
+    if any(fmt is not None and fmt.has_zero_point for fmt in packed):
+        what = "weights are asymmetric beside experts, whose zero points transformers does not read"
+        found.append(Obstacle(what, "weights.symmetric=true --set head.symmetric=true"))
     return found
 
 

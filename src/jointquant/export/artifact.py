@@ -150,6 +150,17 @@ class Artifact:
         return self.facts.linears
 
     @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Full names of what reads the residual stream and is never quantized: routers, gates of shared experts."""
+        layers = enumerate(self.assembly.layers)
+        return tuple(
+            self.assembly.full_name(index, name)
+            for index, layer in layers
+            for site in layer.residual_sites
+            for name in site.kept
+        )
+
+    @cached_property
     def _linears(self) -> frozenset[str]:
         return frozenset(self.linears)
 

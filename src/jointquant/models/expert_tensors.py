@@ -57,6 +57,11 @@ def stored_name(architecture: Architecture, name: str) -> str:
     return name if architecture.mixture is None else StoredNames(architecture).of(name)
 
 
+def our_name(architecture: Architecture, stored: str) -> str:
+    """What we call a tensor or module of a checkpoint of the family."""
+    return stored if architecture.mixture is None else StoredNames(architecture).ours(stored)
+
+
 @dataclass(frozen=True)
 class Part:
     """Where a tensor is: the whole of a stored one, or some rows of one expert's part of it."""

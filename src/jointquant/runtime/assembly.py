@@ -256,8 +256,9 @@ class Assembly:
     def facts(self, dtype: torch.dtype) -> Facts:
         """What decides where the model, stored in ``dtype``, loads."""
         family, r4 = self.architecture, tuple(self.online.r4.values())
-        plain_norms, experts = not family.norm.subtracts_mean, any(layer.experts for layer in self.layers)
-        return Facts(self.recipe, self.names, family.model_type, plain_norms, r4, dtype, experts)
+        plain_norms, names = not family.norm.subtracts_mean, self.names
+        routed = () if family.mixture is None else tuple(n for n in names if f".{family.mixture.experts}." in n)
+        return Facts(self.recipe, names, family.model_type, plain_norms, r4, dtype, routed)
 
     def full_name(self, index: int, linear: str) -> str:
         """The full name of a layer's linear."""
