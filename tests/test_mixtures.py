@@ -44,8 +44,6 @@ def first_mixture(model, recipe):  # type: ignore[no-untyped-def]
     return layer, index, assembly, states, arguments
 
 
-
-
 def test_counts_are_those_of_the_router() -> None:
     layer, _, _, states, arguments = first_mixture(make_model("mixtral"), jointquant.load_recipe("gptq", small()))
     counts = routed_tokens(layer, states, arguments)
@@ -71,7 +69,10 @@ def test_hessians_are_those_of_the_tokens_that_arrive(family: str) -> None:
 
 def test_only_what_observes_inputs_asks_for_tokens() -> None:
     nothing = jointquant.load_recipe("rtn", small())
-    for recipe, expected in ((nothing, False), (jointquant.load_recipe("rtn", small("activations.centring=mean")), True)):
+    for recipe, expected in (
+        (nothing, False),
+        (jointquant.load_recipe("rtn", small("activations.centring=mean")), True),
+    ):
         layer, index, assembly, states, arguments = first_mixture(make_model("mixtral"), recipe)
         assert bool(starved_experts(layer, index, assembly, states, arguments)) == expected
 
@@ -94,7 +95,9 @@ def test_an_expert_that_no_token_reaches(way: str, tmp_path: Path, tokenizer) ->
     result = jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
     unreached = [each for each in result.starved_experts if each["tokens"] == 0]
     assert unreached
-    assert f"layer {unreached[0]['layer']} expert {unreached[0]['expert']} (0)" in (tmp_path / "a/README.md").read_text()
+    assert (
+        f"layer {unreached[0]['layer']} expert {unreached[0]['expert']} (0)" in (tmp_path / "a/README.md").read_text()
+    )
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     assert all(torch.isfinite(t).all() for t in loaded.state_dict().values() if t.is_floating_point())
     with torch.no_grad():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 import jointquant
-from conftest import COMMON, SPECIAL, FAMILIES, make_model, possible, small
+from conftest import COMMON, FAMILIES, SPECIAL, make_model, possible, small
 from jointquant.cli import main
 from jointquant.devices import HOST, ON_PAPER_DEVICE
 from jointquant.errors import InputError

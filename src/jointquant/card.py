@@ -217,7 +217,10 @@ def _inventory(quantization: dict[str, Any]) -> Iterator[tuple[str, str]]:
         by_reason.setdefault(kept["why"], []).append(f"`{kept['name']}` ({kept['parameters']})")
     if by_reason:
         yield "kept in high precision", "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
-    few = [f"layer {each['layer']} expert {each['expert']} ({each['tokens']})" for each in quantization.get("starved_experts", [])]
+    few = [
+        f"layer {each['layer']} expert {each['expert']} ({each['tokens']})"
+        for each in quantization.get("starved_experts", [])
+    ]
     if few:
         yield "experts that too few tokens reached, and that were calibrated on all of their layer's", ", ".join(few)
 

@@ -105,9 +105,7 @@ class Reference:
         attention.cache_path = CacheObserver(*(observer(name) for name in CACHES))  # type: ignore[assignment]
         with watching(layer, places):
             advance(layer, self.states, self.arguments[index])
-        return [
-            SiteSpread(index, site, a.result(), b.result(), a.tokens) for site, (a, b) in sums.items() if a.tokens
-        ]
+        return [SiteSpread(index, site, a.result(), b.result(), a.tokens) for site, (a, b) in sums.items() if a.tokens]
 
 
 class CacheObserver:

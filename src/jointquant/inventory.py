@@ -89,7 +89,7 @@ class Inventory:
     @classmethod
     def joined(cls, parts: Iterable[Inventory]) -> Inventory:
         """Several as one: numbers of the same name and reason are added."""
-        quantized, starved, counts = 0, [], dict[tuple[str, str], int]()
+        quantized, starved, counts = 0, list[Starved](), dict[tuple[str, str], int]()
         for part in parts:
             quantized += part.quantized
             starved += part.starved

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from jointquant.hidden_states import HiddenStates
 from jointquant.inputs import calibrate_inputs
-from jointquant.keys import calibrate_cache
 from jointquant.inventory import Inventory, Starved, inventory_of
+from jointquant.keys import calibrate_cache
 from jointquant.models.scaling import scale_sites
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
@@ -21,12 +21,11 @@ from jointquant.progress import Progress
 from jointquant.propagation import advance, embed
 from jointquant.reference import Reference
 from jointquant.rotations.bundle import Rotations
-from jointquant.routing import all_tokens_for, routed_tokens, starved
 from jointquant.rounding import round_embedding, round_head, round_layer, store_rest
+from jointquant.routing import all_tokens_for, routed_tokens, starved
 from jointquant.runtime.assembly import Assembly
 from jointquant.settings import WeightSettings
 from jointquant.workspace import Workspace, Write
-
 
 WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
 """What a linear's weight is stored as."""

@@ -193,7 +193,9 @@ def _expert_obstacles(facts: Facts) -> list[Obstacle]:
         found.append(Obstacle(what, "activations.num_bits=16"))
     formats = {facts.recipe.weights_of(name).format for name in facts.experts}
     if len(formats) > 1:
-        found.append(Obstacle("experts' weights are on several grids, and transformers reads all by one", "overrides=[]"))
+        found.append(
+            Obstacle("experts' weights are on several grids, and transformers reads all by one", "overrides=[]")
+        )
     packed = {*(facts.recipe.weights_of(name).format for name in facts.linears), facts.recipe.head.format} - {None}
     if formats == {None} and packed:
         what = "other weights are quantized and experts' are not, which transformers cannot load"

@@ -149,7 +149,9 @@ def test_a_parameter_of_no_known_kind_is_named_all_the_same() -> None:
     layer = open_stream(make_model("llama")).layer(0, PLACE)
     layer.self_attn.sinks = nn.Parameter(torch.zeros(4))  # type: ignore[union-attr]
     kept = inventory_of(layer, "model.layers.0", ARCHITECTURES["llama"]).kept
-    assert [(each.parameters, each.why) for each in kept if each.name == "model.layers.*.self_attn.sinks"] == [(4, OTHER)]
+    assert [(each.parameters, each.why) for each in kept if each.name == "model.layers.*.self_attn.sinks"] == [
+        (4, OTHER)
+    ]
 
 
 @pytest.mark.parametrize(

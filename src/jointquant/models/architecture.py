@@ -178,7 +178,7 @@ class Architecture:
         norm: what the norms before the sites and the head compute.
         writer_norms: norms of a layer on what its writers write, where there are any: no R1 passes them.
         requirements: what the configuration must say for all this to hold.
-        mixture: where layers have experts; ``of_layer`` puts their linears into ``sites``, ``residual`` and ``experts``.
+        mixture: where layers have experts; ``of_layer`` fills ``sites``, ``residual`` and ``experts`` from it.
         residual: the sites of a layer of experts that read the residual stream, each with all that reads there.
         experts: the MLPs of such a layer.
     """
@@ -278,6 +278,4 @@ def _with_experts(architecture: Architecture, count: int) -> Architecture:
         inputs += [gate, up]
         mlps.append(Mlp(LinearSlice(up, parts=("up",), part="up"), down))
     whole = Site("mlp_in", tuple(inputs), mixture.norm, mixture.kept)
-    return replace(
-        architecture, mixture=None, sites=tuple(sites), residual=(*attention, whole), experts=tuple(mlps)
-    )
+    return replace(architecture, mixture=None, sites=tuple(sites), residual=(*attention, whole), experts=tuple(mlps))

@@ -31,8 +31,8 @@ from jointquant.tiers import Facts
 class OnlineTransforms:
     """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input, R1's basis changes.
 
-    Where the keys' basis is dense, it holds R3, and there is no transform besides. R4 is given by the size of the input:
-    down projections that read the same size share it, all experts of a layer among them.
+    Where the keys' basis is dense, it holds R3, and there is no transform besides. R4 is given by the size of the
+    input: down projections that read the same size share it, all experts of a layer among them.
     """
 
     r3: HadamardTransform | None = None
@@ -144,7 +144,9 @@ class Assembly:
     def give_biases(self, layer: nn.Module, index: int) -> None:
         """Biases of zeros for the linears that centring needs them of, in place."""
         architecture, recipe = self.layers[index], self.recipe
-        centred = [n for n in architecture.linears if recipe.activations_of(self.full_name(index, n)).centring != "none"]
+        centred = [
+            n for n in architecture.linears if recipe.activations_of(self.full_name(index, n)).centring != "none"
+        ]
         values = [architecture.value.linear, architecture.output] if recipe.kv_cache.centres_values else []
         for linear in (*centred, *values):
             module = layer.get_submodule(linear)
