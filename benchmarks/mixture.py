@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("model", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--only", nargs="+", default=tuple(PRESETS), help="presets to measure again")
     parser.add_argument("--minutes", type=float, default=10.0, help="training ends earlier, its schedule with it")
     arguments = parser.parse_args()
     PARTS[arguments.part](arguments)
@@ -108,21 +109,24 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 def presets(arguments: argparse.Namespace) -> None:
     """Every preset over its seeds."""
-    rows = []
+    before = json.loads(RESULT.read_text())["presets"]["rows"] if RESULT.exists() else []
+    rows = [row for row in before if row["recipe"] not in arguments.only]
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "artifact"
-        for preset, seeds in PRESETS.items():
+        for preset, seeds in ((preset, PRESETS[preset]) for preset in arguments.only):
             results, values = [], []
             for seed in range(seeds):
                 recipe = settings(preset, WINDOWS, seed)
                 results.append(jointquant.quantize(arguments.model, out, recipe, overwrite=True))
                 values.append(perplexity(out))
+                print(preset, seed, values[-1], len(results[-1].starved_experts), flush=True)
             same = reloads(out)
             about = {"recipe": preset, "bits": results[0].bits_per_weight, "seconds": mean(r.seconds for r in results)}
             kept = sum(each["parameters"] for each in results[0].kept)
             about |= {"quantized_weights": results[0].quantized_weights, "kept": kept, "reloads": same}
             rows.append(about | spread(values) | {"starved": len(results[0].starved_experts)})
             print(rows[-1], flush=True)
+            rows.sort(key=lambda row: list(PRESETS).index(row["recipe"]))
             write(presets={"fp": perplexity(arguments.model), "rows": rows})
 
 

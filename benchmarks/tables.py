@@ -85,7 +85,8 @@ def mixture_starved(result: dict[str, Any]) -> list[str]:
     ]
     for row in part["rows"]:
         span = f"{row['min']:.2f} – {row['max']:.2f}"
-        cells = (str(row["windows"]), f"{row['starved']:.1f}", row["experts given"], f"{row['mean']:.2f}", span)
+        few = max(other["starved"] for other in part["rows"] if other["windows"] == row["windows"])
+        cells = (str(row["windows"]), f"{few:.1f}", row["experts given"], f"{row['mean']:.2f}", span)
         lines.append(f"| {' | '.join(cells)} |")
     return [
         *lines,

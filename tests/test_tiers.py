@@ -21,8 +21,8 @@ SIZE = 14336  # 2^9 · 28: the intermediate size of Llama 3 8B
 def facts_of(preset: str, *changes: str, model_type: str = "llama", plain_norms: bool = True) -> Facts:
     recipe = load_recipe(preset, changes)
     r4 = recipe.rotations.r4
-    transform = None if r4.kind == "none" else HadamardTransform.of_size(SIZE, r4.block_size)
-    return Facts(recipe, LINEARS, model_type, plain_norms, transform, torch.bfloat16)
+    transforms = () if r4.kind == "none" else (HadamardTransform.of_size(SIZE, r4.block_size),)
+    return Facts(recipe, LINEARS, model_type, plain_norms, transforms, torch.bfloat16)
 
 
 @pytest.mark.parametrize(

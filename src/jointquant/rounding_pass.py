@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jointquant.hidden_states import HiddenStates
 from jointquant.inputs import calibrate_inputs
 from jointquant.inventory import Inventory, Starved, inventory_of
-from jointquant.keys import calibrate_cache
+from jointquant.keys import calibrate_cache, plain_inputs
 from jointquant.models.scaling import scale_sites
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
@@ -125,10 +125,14 @@ class Outcome:
 def starved_experts(
     layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
 ) -> dict[int, int]:
-    """The experts of a prepared layer that too few tokens reach, and how many do; none where nothing is learned."""
+    """The experts of a prepared layer that too few tokens reach, and how many do; none where nothing is learned.
+
+    Inputs are read as they are: their quantizers may know nothing yet.
+    """
     if not assembly.layers[index].experts or not assembly.observes_inputs(index):
         return {}
-    return starved(layer, routed_tokens(layer, states, arguments))
+    with plain_inputs(layer):
+        return starved(layer, routed_tokens(layer, states, arguments))
 
 
 def prepare(layer: nn.Module, index: int, stream: ModelStream, assembly: Assembly, rotations: Rotations) -> int:

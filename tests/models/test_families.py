@@ -118,7 +118,8 @@ def fate(name: str, written: dict[str, Tensor], kept: list[dict[str, Any]], like
 @pytest.mark.parametrize("recipe", ["rtn", "w4a4kv4"])
 def test_nothing_is_skipped_silently(family: str, recipe: str, tmp_path: Path, tokenizer) -> None:
     """Every parameter of the model, and every tensor of the artifact, is quantized, merged, or named as kept."""
-    model, changes = make_model(family), [] if recipe == "rtn" else ["refinement.steps=1"]
+    steps = [*(f"rotations.{r}.steps=1" for r in ("r1", "r2", "r3")), "refinement.steps=1"]
+    model, changes = make_model(family), [] if recipe == "rtn" else steps
     if recipe == "w4a4kv4" and family == "gemma2":
         changes.append("kv_cache.centring=values")
     settings = jointquant.load_recipe(recipe, small(*(possible(family, *changes) if recipe == "w4a4kv4" else changes)))
