@@ -75,7 +75,7 @@ def test_what_transformers_would_read_wrongly_into_experts_is_refused(
     found = [str(obstacle) for obstacle in OBSTACLES["compressed-tensors"](facts)]
     assert any(why in words for words in found)
     assert not OBSTACLES["compressed-tensors"](replace(facts, recipe=load_recipe("w4a16"), r4=()))
-    assert "no GGUF export of mixtral" in str(OBSTACLES["gguf"](facts)[-1]) + str(OBSTACLES["gguf"](facts)[0])
+    assert any("no GGUF export of mixtral" in str(obstacle) for obstacle in OBSTACLES["gguf"](facts))
 
 
 def test_a_family_whose_norms_changed_runs_here_only() -> None:
