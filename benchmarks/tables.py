@@ -61,6 +61,40 @@ def experiments(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Seeds: {', '.join(map(str, result['rows'][0]['seeds']))}."]
 
 
+def mixture(result: dict[str, Any]) -> list[str]:
+    """The presets on a mixture of experts."""
+    part = result["presets"]
+    lines = [
+        f"| recipe | perplexity (unquantized {part['fp']:.2f}) | min – max | bits per weight | loads alike | seconds |",
+        "|-|-|-|-|-|-|",
+    ]
+    for row in part["rows"]:
+        span = f"{row['min']:.2f} – {row['max']:.2f} ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
+        same = "yes, and generates" if row["reloads"] else "no"
+        cells = (row["recipe"], f"{row['mean']:.2f}", span, f"{row['bits']:.2f}", same, f"{row['seconds']:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"`{result['command'].replace('…', 'presets')}`; {_made(result)}"]
+
+
+def mixture_starved(result: dict[str, Any]) -> list[str]:
+    """What experts that see few tokens are given."""
+    part = result["starved"]
+    lines = [
+        f"| windows of 256 tokens | starved, of {part['experts']} | given | perplexity | min – max |",
+        "|-|-|-|-|-|",
+    ]
+    for row in part["rows"]:
+        span = f"{row['min']:.2f} – {row['max']:.2f}"
+        few = max(other["starved"] for other in part["rows"] if other["windows"] == row["windows"])
+        cells = (str(row["windows"]), f"{few:.1f}", row["experts given"], f"{row['mean']:.2f}", span)
+        lines.append(f"| {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        f"{part['rows'][0]['seeds']} seeds; `{result['command'].replace('…', 'starved')}`; {_made(result)}",
+    ]
+
+
 def strategies(result: dict[str, Any]) -> list[str]:
     """Σ loss and perplexity by strategy, means over seeds with the spread."""
     lines = ["| strategy | Σ loss over layers | min – max | perplexity | min – max |", "|-|-|-|-|-|"]
@@ -224,6 +258,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "kill_and_resume": kill_and_resume,
     "q4_0": q4_0,
     "inference": inference,
+    "mixture": mixture,
+    "mixture_starved": mixture_starved,
 }
 
 FROM_CODE: dict[str, Callable[[], list[str]]] = {"recipe_keys": key_table, "sizes": size_table}
@@ -238,7 +274,8 @@ def render(page: str) -> str:
         if name in FROM_CODE:
             lines = FROM_CODE[name]()
         else:
-            lines = TABLES[name](json.loads((RESULTS / f"{name}.json").read_text()))
+            file = RESULTS / f"{name.removesuffix('_starved')}.json"
+            lines = TABLES[name](json.loads(file.read_text()))
         return "\n".join([f"<!-- table: {name} -->", *lines, "<!-- end -->"])
 
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)

@@ -30,6 +30,7 @@ COMMON = {
     "max_position_embeddings": 64,
 }
 LOCAL_AND_GLOBAL = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 8}
+MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 SPECIAL: dict[str, dict[str, object]] = {
     "gemma2": LOCAL_AND_GLOBAL
     | {"head_dim": 20, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
@@ -43,7 +44,10 @@ SPECIAL: dict[str, dict[str, object]] = {
         "eos_token_id": 2,
     },
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "tie_word_embeddings": True},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "qwen2_moe": MOE | {"shared_expert_intermediate_size": 56, "mlp_only_layers": [1], "tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "qwen3_moe": MOE | {"head_dim": 16, "norm_topk_prob": True, "decoder_sparse_step": 2},
 }
 WITHOUT_R1 = tuple(family for family in FAMILIES if ARCHITECTURES[family].writer_norms)
 

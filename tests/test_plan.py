@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 import jointquant
-from conftest import FAMILIES, make_model, possible, small
+from conftest import COMMON, FAMILIES, SPECIAL, make_model, possible, small
 from jointquant.cli import main
 from jointquant.devices import HOST, ON_PAPER_DEVICE
 from jointquant.errors import InputError
@@ -44,12 +44,35 @@ SEVEN = {device: job(device) for device in (HOST, ON_PAPER_DEVICE)}
 def test_sizes_are_those_of_the_model(family: str) -> None:
     model = make_model(family)
     shape = shape_of(model.config)
-    layers = sum(p.numel() for name, p in model.named_parameters() if ".layers.0." in name)
-    assert (shape.num_layers, shape.layer) == (3, layers)
+    sizes = [
+        sum(p.numel() for name, p in model.named_parameters() if f".layers.{index}." in name) for index in range(3)
+    ]
+    largest = f".layers.{sizes.index(max(sizes))}."
+    assert (shape.num_layers, shape.layer) == (3, max(sizes))
     assert shape.head == model.get_output_embeddings().weight.numel()
+    routers = ("mlp.gate.weight", "mlp.shared_expert_gate.weight")
     assert shape.linears == sum(
-        p.numel() for name, p in model.named_parameters() if ".layers.0." in name and p.ndim == 2
+        p.numel()
+        for name, p in model.named_parameters()
+        if largest in name and p.ndim >= 2 and not name.endswith(routers)
     )
+
+
+def test_a_token_passes_some_of_the_experts() -> None:
+    shape, sizes = shape_of(make_model("qwen2_moe").config), COMMON | SPECIAL["qwen2_moe"]
+    assert shape.intermediate_size == sizes["intermediate_size"]  # of the dense layer
+    expert, shared, chosen, hidden = (
+        sizes[key]
+        for key in (
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "num_experts_per_tok",
+            "hidden_size",
+        )
+    )
+    attention = 2 * 48 * 48 + 2 * 24 * 48
+    assert shape.active == pytest.approx(attention + 3 * hidden * (chosen * expert + shared))
+    assert shape.inner_channels == pytest.approx(chosen * expert + shared)
 
 
 @given(st.integers(1, 60 * GB), st.integers(1, 60 * GB), st.sampled_from(list(SEVEN)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ SIZE = 14336  # 2^9 · 28: the intermediate size of Llama 3 8B
 def facts_of(preset: str, *changes: str, model_type: str = "llama", plain_norms: bool = True) -> Facts:
     recipe = load_recipe(preset, changes)
     r4 = recipe.rotations.r4
-    transform = None if r4.kind == "none" else HadamardTransform.of_size(SIZE, r4.block_size)
-    return Facts(recipe, LINEARS, model_type, plain_norms, transform, torch.bfloat16)
+    transforms = () if r4.kind == "none" else (HadamardTransform.of_size(SIZE, r4.block_size),)
+    return Facts(recipe, LINEARS, model_type, plain_norms, transforms, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,30 @@ def test_tiers(preset: str, changes: tuple[str, ...], tier: int, runtimes: tuple
     assert len(found.runtimes) == len(runtimes)
     for words, expected in zip(found.runtimes, runtimes, strict=True):
         assert expected in words
+
+
+EXPERTS = tuple(f"model.layers.0.mlp.experts.{n}.up_proj" for n in range(2))
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "why"),
+    [
+        ("w4a8", (), "inputs of experts are quantized"),
+        ("w4a16", ('overrides=[{modules: "*experts.1.*", weights: {num_bits: 8}}]',), "on several grids"),
+        ("w4a16", ('overrides=[{modules: "*experts*", weights: {num_bits: 16}}]',), "experts' are not"),
+        ("w4a16", ("weights.symmetric=false",), "asymmetric beside experts"),
+        ("w4a16", ("rotations.r4.kind=hadamard",), "R4 is online in experts"),
+    ],
+)
+def test_what_transformers_would_read_wrongly_into_experts_is_refused(
+    preset: str, changes: tuple[str, ...], why: str
+) -> None:
+    facts = facts_of(preset, *changes)
+    facts = replace(facts, linears=(*facts.linears, *EXPERTS), model_type="mixtral", experts=EXPERTS)
+    found = [str(obstacle) for obstacle in OBSTACLES["compressed-tensors"](facts)]
+    assert any(why in words for words in found)
+    assert not OBSTACLES["compressed-tensors"](replace(facts, recipe=load_recipe("w4a16"), r4=()))
+    assert any("no GGUF export of mixtral" in str(obstacle) for obstacle in OBSTACLES["gguf"](facts))
 
 
 def test_a_family_whose_norms_changed_runs_here_only() -> None:

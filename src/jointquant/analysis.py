@@ -118,7 +118,7 @@ def by_site(spreads: list[SiteSpread]) -> list[dict[str, Any]]:
     rows = []
     for site in dict.fromkeys(spread.site for spread in spreads):
         here = [spread for spread in spreads if spread.site == site]
-        line: dict[str, Any] = {"site": site}
+        line: dict[str, Any] = {"site": site, "tokens": sum(spread.tokens for spread in here)}
         for when in ("before", "after"):
             measured = [getattr(spread, when) for spread in here]
             line[when] = {

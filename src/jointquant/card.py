@@ -204,7 +204,25 @@ def _rows(recipe: dict[str, Any], quantization: dict[str, Any], kind: Kind) -> l
         merged = {key: quantization["transforms"][key] for key in ("r1", "r2")}
         return [("weights", "rotated, not rounded"), *((key.upper(), words) for key, words in merged.items())]
     rows = [(part.replace("_", " "), _bits(recipe[part])) for part in ("weights", "activations", "kv_cache")]
-    return rows + [(key.upper(), words) for key, words in quantization["transforms"].items()]
+    rows += [(key.upper(), words) for key, words in quantization["transforms"].items()]
+    return rows + list(_inventory(quantization))
+
+
+def _inventory(quantization: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was quantized, what was kept and why, and which experts saw too little."""
+    if "quantized_weights" in quantization:
+        yield "quantized weights", str(quantization["quantized_weights"])
+    by_reason: dict[str, list[str]] = {}
+    for kept in quantization.get("kept", []):
+        by_reason.setdefault(kept["why"], []).append(f"`{kept['name']}` ({kept['parameters']})")
+    if by_reason:
+        yield "kept in high precision", "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
+    few = [
+        f"layer {each['layer']} expert {each['expert']} ({each['tokens']})"
+        for each in quantization.get("starved_experts", [])
+    ]
+    if few:
+        yield "experts that too few tokens reached, and that were calibrated on all of their layer's", ", ".join(few)
 
 
 def _bits(settings: dict[str, Any]) -> str:

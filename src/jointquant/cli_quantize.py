@@ -115,6 +115,11 @@ def quantize(
     table.add_row("peak memory", f"{result.peak_rss_bytes / 1e6:.0f} MB")
     for name, words in result.transforms.items():
         table.add_row(name.upper(), words)
+    table.add_row("weights quantized", f"{result.quantized_weights:,}")
+    kept = dict.fromkeys(each["why"].partition(":")[0] for each in result.kept)
+    table.add_row("kept", f"{sum(each['parameters'] for each in result.kept):,} parameters ({', '.join(kept)})")
+    if result.starved_experts:
+        table.add_row("starved experts", f"{len(result.starved_experts)}, calibrated on all tokens of their layers")
     table.add_row("tier", str(result.tier))
     table.add_row("runs in", "\n".join(result.runtimes))
     _print(table, as_json)

@@ -65,7 +65,7 @@ def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
     shape, recipe = job.shape, job.recipe
     learned = isinstance(recipe.rotations.r1, LearnedResidualRotation)
     walked = learned or isinstance(recipe.rotations.r2, LearnedRotation) or recipe.smoothing.alpha is not None
-    forward = 2 * shape.linears * job.tokens / speed.products
+    forward = 2 * shape.active * job.tokens / speed.products
     read = shape.layer * shape.dtype.itemsize / speed.disk
     states = job.states / speed.disk
     return {
@@ -102,7 +102,7 @@ def _refining(job: Job, speed: Speed) -> float:
     """Two layers forth and back in each step, and the unquantized model beside."""
     if not job.refined:
         return 0.0
-    layers, forward = job.shape.num_layers, 2 * job.shape.linears / speed.products
+    layers, forward = job.shape.num_layers, 2 * job.shape.active / speed.products
     return layers * forward * (job.tokens + 6 * job.recipe.refinement.steps * job.step_tokens)
 
 
@@ -118,7 +118,7 @@ def _rounding(job: Job, speed: Speed) -> float:
     flops = columns = 0.0
     for site in job.shape.sites:
         size = site.in_features
-        flops += 2.0 * job.tokens * size**2 + 2.0 * size**3 + 2.0 * site.out_features * size**2
+        flops += 2.0 * site.share * job.tokens * size**2 + 2.0 * size**3 + 2.0 * site.out_features * size**2
         columns += size
     return search + flops / speed.float32 + columns * speed.column
 

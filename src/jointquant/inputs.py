@@ -105,7 +105,7 @@ def calibrate_inputs(
 def readings_of(layer: nn.Module, index: int, assembly: Assembly) -> list[Reading]:
     """What of a layer's inputs has to be calibrated."""
     readings: list[Reading] = []
-    for site in assembly.architecture.sites:
+    for site in assembly.layers[index].sites:
         by_settings: dict[ActivationSettings, list[str]] = {}
         for name in site.linears:
             settings = assembly.recipe.activations_of(assembly.full_name(index, name))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jointquant.evaluation.statistics import ErrorSum, Spread, SpreadSum
 from jointquant.hidden_states import HiddenStates, micro_batch
+from jointquant.models.architecture import Site
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
@@ -34,18 +35,23 @@ Rotate = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SiteSpread:
-    """The values at one site of one layer, before and after rotation."""
+    """The values at one site of one layer, before and after rotation; ``tokens`` are those that were seen there.
+
+    An expert that no token of the probe reaches has none.
+    """
 
     layer: int
     site: str
     before: Spread
     after: Spread
+    tokens: int
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
         return {
             "layer": self.layer,
             "site": self.site,
+            "tokens": self.tokens,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
         }
@@ -93,12 +99,13 @@ class Reference:
 
             return update
 
-        places = {site.linears[0]: observer(site.name) for site in self.stream.architecture.sites}
+        sites = self.stream.architecture_of(index).whole_sites
+        places = {site.readers[0]: observer(site.name) for site in sites}
         attention = layer.get_submodule(self.stream.architecture.attention)
         attention.cache_path = CacheObserver(*(observer(name) for name in CACHES))  # type: ignore[assignment]
         with watching(layer, places):
             advance(layer, self.states, self.arguments[index])
-        return [SiteSpread(index, site, a.result(), b.result()) for site, (a, b) in sums.items()]
+        return [SiteSpread(index, site, a.result(), b.result(), a.tokens) for site, (a, b) in sums.items() if a.tokens]
 
 
 class CacheObserver:
@@ -122,18 +129,25 @@ def site_rotations(
     """By site, what the rotations of layer ``index`` do to what it reads; the identity where there is none."""
     r1, r2 = rotations.r1_of(index), rotations.r2_of(index)
     rotates: dict[str, Rotate] = {}
-    for site in stream.architecture.sites:
+    architecture = stream.architecture_of(index)
+    for site in architecture.whole_sites:
         if site.norm is not None and r1 is not None:
             rotates[site.name] = _times(r1)
-        elif stream.architecture.output in site.linears and r2 is not None:
+        elif architecture.output in site.linears and r2 is not None:
             rotates[site.name] = lambda x, r2=r2: rotate_heads(x, r2)  # type: ignore[misc]
-        elif stream.architecture.down in site.linears and online.r4 is not None:
-            rotates[site.name] = online.r4.apply
+        elif site.linears[0] in architecture.downs and (r4 := online.r4.get(_inputs_of(stream, index, site))):
+            rotates[site.name] = r4.apply
         else:
             rotates[site.name] = _same
     rotates["k_cache"] = _same if online.r3 is None else online.r3.apply
     rotates["v_cache"] = _same if r2 is None else _times(r2)  # [batch, kv_heads, T, d] @ [kv_heads, d, d]
     return rotates
+
+
+def _inputs_of(stream: ModelStream, index: int, site: Site) -> int:
+    linear = stream.skeleton.get_submodule(f"{stream.architecture.layer_prefix(index)}.{site.linears[0]}")
+    assert isinstance(linear, nn.Linear)
+    return linear.in_features
 
 
 def rotate_heads(x: Tensor, r2: Tensor) -> Tensor:
@@ -195,7 +209,7 @@ class Inspector:
     def merged(self, index: int, layer: nn.Module) -> None:
         """Keep the layer's weights as they are before rounding."""
         with self._timed():
-            weights = {name: layer.get_submodule(name).weight for name in self.assembly.architecture.linears}
+            weights = {name: layer.get_submodule(name).weight for name in self.assembly.layers[index].linears}
             self.exact = {name: weight.detach().clone() for name, weight in weights.items()}  # type: ignore[operator]
 
     @torch.no_grad()
@@ -209,7 +223,7 @@ class Inspector:
             self.exact = {}
             output = states.first(len(self.reference.windows))
             probe = HiddenStates.held(output)
-            activations = input_errors(layer, self.assembly.architecture.linears, probe, arguments)
+            activations = input_errors(layer, self.assembly.layers[index].linears, probe, arguments)
             advance(layer, probe, arguments)
             r1 = self.rotations.r1_of(min(index + 1, self.stream.num_layers - 1))
             output = output if r1 is None else output @ r1.to(output).T

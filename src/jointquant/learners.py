@@ -56,7 +56,7 @@ class ResidualLearner:
         visits = windows.numel() * stream.num_layers * len(sites)
         self.settings, self.device = settings, place.device
         self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"))
-        self.places = [site.linears[0] for site in sites]
+        self.stream = stream
         self.num_layers = stream.num_layers
         self.samples: Tensor | None = None  # [layers, tokens, hidden], filled layer by layer
         self.done = 0
@@ -73,8 +73,9 @@ class ResidualLearner:
         return cls(stream, recipe, r1, windows, place) if isinstance(r1, LearnedResidualRotation) else None
 
     def observers(self) -> Observers:
-        """At the sites that read the residual stream."""
-        return dict.fromkeys(self.places, self.sample.update)
+        """At the sites that read the residual stream: each token once, however many experts read it."""
+        places = [site.readers[0] for site in self.stream.architecture_of(self.done).residual_sites]
+        return dict.fromkeys(places, self.sample.update)
 
     def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
         """Measure the layer's sensitivity, where the weights ask for it."""

@@ -147,7 +147,7 @@ def learning_bytes(job: Job) -> Bytes:
 def refinement_bytes(job: Job) -> Bytes:
     """What a step of refinement holds: two layers, the rounding of one, and what gradients need; or the head's."""
     shape, width = job.shape, job.dtype.itemsize
-    widest = job.step_tokens * max(shape.intermediate_size, 2 * shape.hidden_size) * width
+    widest = round(job.step_tokens * max(shape.inner_channels, 2 * shape.hidden_size)) * width
     logits = 4 * job.step_tokens * (shape.head // shape.hidden_size) * FLOAT
     return {
         "two layers": max(2 * shape.layer, shape.layer + shape.head) * width,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,10 @@ class QuantizeResult:
         transforms: what R1 to R4 are, in words, and the basis changes between layers where each has an R1.
         tier: where the artifact loads (see ``jointquant.tiers``): 1 anywhere, 2 where R4 can run, 3 with this package.
         runtimes: who can run it, in words, each with the export it takes.
+        quantized_weights: how many weights are quantized.
+        kept: the parameters that are not, nor merged into others: ``name`` (* for numbers), ``parameters``, ``why``.
+        starved_experts: ``layer``, ``expert`` and ``tokens`` of experts that too few calibration tokens reached; their
+            statistics were taken on all tokens of their layer.
         resumed: whether a run before had done a part; the seconds are those of this one alone.
     """
 
@@ -73,6 +78,9 @@ class QuantizeResult:
     transforms: dict[str, str]
     tier: int
     runtimes: list[str]
+    quantized_weights: int
+    kept: list[dict[str, Any]]
+    starved_experts: list[dict[str, Any]]
     resumed: bool = False
 
     def to_dict(self) -> dict[str, object]:
@@ -156,6 +164,7 @@ def quantize(
             transforms=written.transforms,
             tier=written.reach.tier,
             runtimes=list(written.reach.runtimes),
+            **written.inventory,
             resumed=journal.resumed,
         )
         journal.complete(result.to_dict())
@@ -181,12 +190,21 @@ def calibrated_rotations(
 
 @dataclass(frozen=True)
 class Written:
-    """What an artifact is: bytes of its tensors, bits per parameter, its transforms in words, and where it loads."""
+    """What an artifact is.
+
+    Attributes:
+        size_bytes: of its tensors.
+        bits_per_weight: of the decoder's linears.
+        transforms: in words.
+        reach: where it loads.
+        inventory: what became of its parameters, as its configuration and the result of a run say it.
+    """
 
     size_bytes: int
     bits_per_weight: float
     transforms: dict[str, str]
     reach: Reach
+    inventory: dict[str, Any]
 
 
 def write_artifact(
@@ -202,24 +220,27 @@ def write_artifact(
     """Pass 2, and everything else that an artifact holds, into an existing folder."""
     stream = subject.stream
     writer = ShardWriter(folder, stream.num_layers + 2)
-    bits = quantize_layers(stream, assembly, rotations, windows, workspace, writer, progress, witness)
+    outcome = quantize_layers(stream, assembly, rotations, windows, workspace, writer, progress, witness)
     writer.finish()
     rotations.save(folder)
     transforms = describe_transforms(assembly.recipe, rotations, assembly.online, stream.stored_dtype)
-    reached = reach(assembly.facts(stream.num_layers, stream.stored_dtype))
-    about = {"transforms": transforms} | reached.to_dict()
+    reached = reach(assembly.facts(stream.stored_dtype))
+    found = outcome.inventory.to_dict()
+    inventory = {
+        "quantized_weights": found["quantized"],
+        "kept": found["kept"],
+        "starved_experts": found["starved"],
+    }
+    about = {"transforms": transforms} | inventory | reached.to_dict()
     write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, about)
-    return Written(writer.total_size, bits, transforms, reached)
+    return Written(writer.total_size, outcome.bits_per_weight, transforms, reached, inventory)
 
 
 def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     """How the layers will be built. Raises InputError when the recipe does not fit the model's sizes."""
-    online = OnlineTransforms.of(recipe, stream.config, stream.head_dim, stream.intermediate_size)
-    assembly = Assembly(stream.architecture, recipe, online)
-    first = stream.skeleton.get_submodule(stream.architecture.layer_prefix(0))
     if recipe.smoothing.alpha is not None:
         check_scalable(stream.architecture, stream.config)
-    assembly.check(first, stream.num_layers, stream.head_dim)
+    assembly = Assembly.of(stream.skeleton, stream.architecture, recipe)
     check_centring(stream, recipe)
     return assembly
 
@@ -277,7 +298,7 @@ def describe_transforms(
     words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
     if online.keys is not None:
         words |= describe_keys(recipe, online.keys)
-    words["r4"] = "none" if online.r4 is None else f"online, {online.r4.describe()}"
+    words["r4"] = f"online, {'; '.join(r4.describe() for r4 in online.r4.values())}" if online.r4 else "none"
     if online.basis is not None:
         words["basis_change"] = online.basis.describe(dtype)
     return words

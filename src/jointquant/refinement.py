@@ -134,7 +134,9 @@ def refine(
         for step in range(settings.steps):
             chosen = torch.randperm(states.num_windows, generator=batches)[:windows]
             output = run_layer(layer, states.chosen(chosen), arguments)
-            gradients = torch.autograd.grad(loss(output, chosen), trained.parameters)
+            gradients = torch.autograd.grad(  # none reach an expert that no token of the batch is routed to
+                loss(output, chosen), trained.parameters, materialize_grads=True
+            )
             trained.step(gradients, settings, 1 - step / settings.steps)
         return {name: linear.rounding.rounded() for name, linear in trained.linears.items()}
 

@@ -44,7 +44,7 @@ def round_layer(
         loss, recipe = reference.loss_of(index), assembly.recipe
         weights = refine(
             layer,
-            assembly.architecture,
+            assembly.layers[index],
             weights,
             states,
             arguments,
@@ -67,7 +67,7 @@ def rounded_weights(
     """The rounded weights of a layer by linear, those that the recipe leaves alone not among them."""
     rounded: dict[str, QuantizedWeight] = {}
     hessians = observe_hessians(layer, index, assembly, states, arguments)
-    for site in assembly.architecture.sites:
+    for site in assembly.layers[index].sites:
         by_settings: dict[WeightSettings, list[str]] = {}
         for linear in site.linears:
             settings = assembly.recipe.weights_of(assembly.full_name(index, linear))
@@ -86,7 +86,7 @@ def observe_hessians(
     """One Hessian per site whose linears are rounded with GPTQ, of the inputs as the products see them."""
     sums: dict[str, HessianSum] = {}
     observers: Observers = {}
-    for site in assembly.architecture.sites:
+    for site in assembly.layers[index].sites:
         names = [assembly.full_name(index, linear) for linear in site.linears]
         settings = [assembly.recipe.weights_of(name) for name in names]
         if any(s.enabled and s.method == "gptq" for s in settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from jointquant.hidden_states import HiddenStates
 from jointquant.inputs import calibrate_inputs
-from jointquant.keys import calibrate_cache
+from jointquant.inventory import Inventory, Starved, inventory_of
+from jointquant.keys import calibrate_cache, plain_inputs
 from jointquant.models.scaling import scale_sites
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
@@ -20,9 +22,13 @@ from jointquant.propagation import advance, embed
 from jointquant.reference import Reference
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding import round_embedding, round_head, round_layer, store_rest
+from jointquant.routing import all_tokens_for, routed_tokens, starved
 from jointquant.runtime.assembly import Assembly
 from jointquant.settings import WeightSettings
 from jointquant.workspace import Workspace, Write
+
+WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
+"""What a linear's weight is stored as."""
 
 
 class Witness(Protocol):
@@ -44,19 +50,18 @@ def quantize_layers(
     writer: ShardWriter,
     progress: Progress,
     witness: Witness | None = None,
-) -> float:
-    """Pass 2: writes every shard, from where a run before came to.
-
-    Returns the bits per weight of the decoder's linears. Its steps: the embeddings, each layer, the head.
-    """
+) -> Outcome:
+    """Pass 2: writes every shard, from where a run before came to. Its steps: the embeddings, each layer, the head."""
     architecture, stored, place = stream.architecture, stream.stored_dtype, workspace.place
     states = workspace.states(windows, stream.config.hidden_size)
     bits = parameters = 0
+    inventories: list[Inventory] = []
     with workspace.ledger("quantize", states) as ledger, progress.stage("quantize", stream.num_layers) as stage:
         done = ledger.resume()
         for entry in done:
             writer.enter(entry.facts["tensors"], entry.facts["bytes"])
             bits, parameters = bits + entry.facts["bits"], parameters + entry.facts["parameters"]
+            inventories.append(Inventory.from_dict(entry.facts["inventory"]))
         frontend = stream.frontend(place)
         arguments = frontend.layer_arguments(windows)
         if not done:
@@ -66,7 +71,10 @@ def quantize_layers(
             round_embedding(frontend, architecture, assembly.recipe.embeddings, stored)
             store_rest(frontend.backbone, stored)
             embed(frontend, windows, states)
-            ledger.commit(0, shard(writer, stored_tensors(frontend.backbone, frontend.root, stored)))
+            inventories.append(inventory_of(frontend.backbone, frontend.root, architecture))
+            tensors = stored_tensors(frontend.backbone, frontend.root, stored)
+            ledger.commit(0, shard(writer, tensors, inventories[-1]))
+            del tensors
             ledger.settle()  # its tensors are large: let them go before the first layer
         del frontend
         start = max(0, len(done) - 1)
@@ -76,31 +84,60 @@ def quantize_layers(
         for index, layer in stream.layers(place, start):
             size = prepare(layer, index, stream, assembly, rotations)
             calibrate_cache(layer, index, assembly, states, arguments[index])
-            calibrate_inputs(layer, index, assembly, states, arguments[index])
-            if witness is not None:
-                witness.merged(index, layer)
-            round_layer(layer, index, assembly, states, arguments[index], stored, reference)
+            few = starved_experts(layer, index, assembly, states, arguments[index])
+            with all_tokens_for(layer, few):
+                calibrate_inputs(layer, index, assembly, states, arguments[index])
+                if witness is not None:
+                    witness.merged(index, layer)
+                round_layer(layer, index, assembly, states, arguments[index], stored, reference)
             store_rest(layer, stored)
             if witness is not None:
                 witness.rounded(index, layer, states, arguments[index])
             ledger.settle()
             advance(layer, states, arguments[index])
             tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
+            found = inventory_of(layer, architecture.layer_prefix(index), assembly.layers[index])
+            inventories.append(replace(found, starved=tuple(Starved(index, *each) for each in few.items())))
             del layer
-            of_layer = 8 * sum(_weight_bytes(tensors, assembly.full_name(index, name)) for name in architecture.linears)
+            names = [assembly.full_name(index, name) for name in assembly.layers[index].linears]
+            of_layer = 8 * sum(_weight_bytes(tensors, name) for name in names)
             bits, parameters = bits + of_layer, parameters + size
-            ledger.commit(index + 1, shard(writer, tensors, bits=of_layer, parameters=size))
+            ledger.commit(index + 1, shard(writer, tensors, inventories[-1], bits=of_layer, parameters=size))
             stage.advance()
         if len(done) < stream.num_layers + 2:
             ledger.settle()
-            tensors = final_tensors(stream, rotations.r1_of(-1), place, assembly.recipe.head, states)
-            ledger.commit(stream.num_layers + 1, shard(writer, tensors), save_states=False)
-    return bits / parameters
+            norm, head = final_modules(stream, rotations.r1_of(-1), place, assembly.recipe.head, states)
+            tensors = stored_tensors(norm, architecture.final_norm, stored)
+            tensors |= stored_tensors(head, architecture.head, stored)
+            inventories.append(inventory_of(head, architecture.head, architecture))
+            ledger.commit(stream.num_layers + 1, shard(writer, tensors, inventories[-1]), save_states=False)
+    return Outcome(bits / parameters, Inventory.joined(inventories))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What pass 2 came to: bits per weight of the decoder's linears, and what became of every parameter."""
+
+    bits_per_weight: float
+    inventory: Inventory
+
+
+def starved_experts(
+    layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
+) -> dict[int, int]:
+    """The experts of a prepared layer that too few tokens reach, and how many do; none where nothing is learned.
+
+    Inputs are read as they are: their quantizers may know nothing yet.
+    """
+    if not assembly.layers[index].experts or not assembly.observes_inputs(index):
+        return {}
+    with plain_inputs(layer):
+        return starved(layer, routed_tokens(layer, states, arguments))
 
 
 def prepare(layer: nn.Module, index: int, stream: ModelStream, assembly: Assembly, rotations: Rotations) -> int:
     """Fuse, scale and rotate a layer and install its paths, in place; returns the weights that its linears have."""
-    architecture = stream.architecture
+    architecture = assembly.layers[index]
     fuse_norms(layer, architecture)
     size = sum(_numel(layer, linear) for linear in architecture.linears)
     scale_sites(layer, architecture, rotations.scales_of(index))
@@ -110,13 +147,16 @@ def prepare(layer: nn.Module, index: int, stream: ModelStream, assembly: Assembl
     return size
 
 
-def shard(writer: ShardWriter, tensors: dict[str, Tensor], bits: int = 0, parameters: int = 0) -> Write:
+def shard(
+    writer: ShardWriter, tensors: dict[str, Tensor], inventory: Inventory, bits: int = 0, parameters: int = 0
+) -> Write:
     """What puts the next shard on the disk; ``bits`` and ``parameters`` are those of the linears in it."""
+    about = {"inventory": inventory.to_dict(), "bits": bits, "parameters": parameters}
 
     def write() -> tuple[list[Path], dict[str, Any]]:
         path = writer.write(tensors)
         size = sum(tensor.nbytes for tensor in tensors.values())
-        return [path], {"tensors": list(tensors), "bytes": size, "bits": bits, "parameters": parameters}
+        return [path], {"tensors": list(tensors), "bytes": size} | about
 
     return write
 
@@ -130,9 +170,9 @@ def stored_tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[s
     }
 
 
-def final_tensors(
+def final_modules(
     stream: ModelStream, r1: Tensor | None, place: Place, settings: WeightSettings, states: HiddenStates
-) -> dict[str, Tensor]:
+) -> tuple[nn.Module, nn.Module]:
     """The final norm (fused into the head) and the untied, rotated head, rounded as ``settings`` say.
 
     Args:
@@ -146,9 +186,7 @@ def final_tensors(
     norm = fuse_norm(norm, [head], stream.architecture.norm)
     if r1 is not None:
         rotate_reader(head, r1)
-    architecture, stored = stream.architecture, stream.stored_dtype
-    head = round_head(head, settings, norm, states, stored)
-    return stored_tensors(norm, architecture.final_norm, stored) | stored_tensors(head, architecture.head, stored)
+    return norm, round_head(head, settings, norm, states, stream.stored_dtype)
 
 
 def _numel(layer: nn.Module, linear: str) -> int:
@@ -158,4 +196,4 @@ def _numel(layer: nn.Module, linear: str) -> int:
 
 
 def _weight_bytes(tensors: dict[str, Tensor], linear: str) -> int:
-    return sum(t.nbytes for name, t in tensors.items() if name.startswith(f"{linear}.weight"))
+    return sum(tensors[name].nbytes for name in (f"{linear}.{part}" for part in WEIGHT_PARTS) if name in tensors)

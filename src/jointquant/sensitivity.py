@@ -81,7 +81,7 @@ class Sensitivity:
         """While open, the linears at the layer's residual sites read quantized inputs."""
         prefix = self.stream.architecture.layer_prefix(index)
         with ExitStack() as stack:
-            for site in self.stream.architecture.residual_sites:
+            for site in self.stream.architecture_of(index).residual_sites:
                 for name in site.linears:
                     hook = self._hook(self.recipe.activations_of(f"{prefix}.{name}"))
                     stack.callback(layer.get_submodule(name).register_forward_pre_hook(hook).remove)

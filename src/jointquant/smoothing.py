@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from torch import Tensor, nn
 
 from jointquant.devices import double
 from jointquant.hidden_states import HiddenStates
-from jointquant.models.architecture import LinearSlice, Site
+from jointquant.models.architecture import Architecture, LinearSlice, Site
 from jointquant.models.stream import LayerArguments, ModelStream
 from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers
 from jointquant.quantization.ranges import ChannelBounds
 from jointquant.quantization.smoothing import shared_within_groups, smoothing_scales
 from jointquant.recipe import Recipe
+from jointquant.routing import all_tokens_for, routed_tokens, starved
 
 
 class Smoother:
@@ -24,8 +27,8 @@ class Smoother:
         layers: of each layer that has run, the scales by site, as ``models.scaling`` takes them.
     """
 
-    def __init__(self, stream: ModelStream, alpha: float, sites: tuple[Site, ...]) -> None:
-        self.stream, self.alpha, self.sites = stream, alpha, sites
+    def __init__(self, stream: ModelStream, alpha: float, rotated: bool) -> None:
+        self.stream, self.alpha, self.rotated = stream, alpha, rotated
         self.layers: list[dict[str, Tensor]] = []
         self.bounds: dict[str, ChannelBounds] = {}
         self.layer: nn.Module | None = None
@@ -35,21 +38,37 @@ class Smoother:
         """What the recipe's smoothing needs; None where it is off."""
         if recipe.smoothing.alpha is None:
             return None
-        rotated = recipe.rotations.r1.kind != "none"
-        sites = tuple(site for site in stream.architecture.sites if site.norm is None or not rotated)
-        return cls(stream, recipe.smoothing.alpha, sites)
+        return cls(stream, recipe.smoothing.alpha, recipe.rotations.r1.kind != "none")
+
+    @property
+    def architecture(self) -> Architecture:
+        """That of the layer that is next."""
+        return self.stream.architecture_of(len(self.layers))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Those of the layer that is next; they are scaled whole, so all experts share the scales behind a norm."""
+        return tuple(site for site in self.architecture.whole_sites if site.norm is None or not self.rotated)
 
     def observers(self) -> Observers:
-        """At the first linear of each site."""
-        return {site.linears[0]: self.bounds[site.name].update for site in self.sites}
+        """At the first reader of each site."""
+        return {site.readers[0]: self.bounds[site.name].update for site in self.sites}
 
     def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
-        """Forget the last layer."""
-        self.layer = layer
+        """Forget the last layer; experts that see too few tokens read all of them until this one has run."""
+        self.layer, self.open = layer, ExitStack()
+        counts = routed_tokens(layer, states, arguments)
+        self.open.enter_context(all_tokens_for(layer, starved(layer, counts)))
+        fed = [(self.architecture.value, self.architecture.output), *((m.up, m.down) for m in self.architecture.mlps)]
+        names = {linear: site.name for site in self.architecture.inner_sites for linear in site.linears}
+        self.fed: dict[str, list[tuple[LinearSlice, str]]] = {}
+        for part, reader in fed:
+            self.fed.setdefault(part.linear, []).append((part, names[reader]))
         self.bounds = {site.name: ChannelBounds() for site in self.sites}
 
     def after(self, index: int) -> None:
         """Choose the layer's scales, those that divide rows of a later site's readers first."""
+        self.open.close()
         scales: dict[str, Tensor] = {}
         for site in sorted(self.sites, key=lambda site: site.norm is not None):
             activations, weights = self.bounds[site.name].largest().cpu(), self.largest_weights(site, scales).cpu()
@@ -87,15 +106,9 @@ class Smoother:
 
     def _dividing(self, linear: str, scales: dict[str, Tensor]) -> list[tuple[slice, Tensor]]:
         """The rows of ``linear`` that are divided, and by what."""
-        architecture = self.stream.architecture
-        fed: tuple[tuple[LinearSlice, str], ...] = (
-            (architecture.value, architecture.output),
-            (architecture.up, architecture.down),
-        )
         found = []
-        for part, reader in fed:
-            site = next(site.name for site in architecture.sites if reader in site.linears)
-            if part.linear == linear and site in scales:
+        for part, site in self.fed.get(linear, []):
+            if site in scales:
                 scale = scales[site].flatten()
                 heads = self.stream.config.num_attention_heads * self.stream.head_dim
                 found.append((part.rows(heads, len(scale)), scale))

@@ -57,16 +57,18 @@ class Facts:
         linears: the full names of the decoder's linears.
         model_type: its family.
         plain_norms: whether the family's fused norms are still norms of its own class.
-        r4: the online transform of down_proj's input, at the model's size.
+        r4: the online transforms of the down projections' inputs, one a size; empty where there is none.
         dtype: that the model is stored in.
+        experts: those of the linears that are experts'.
     """
 
     recipe: Recipe
     linears: tuple[str, ...]
     model_type: str
     plain_norms: bool
-    r4: HadamardTransform | None
+    r4: tuple[HadamardTransform, ...]
     dtype: torch.dtype
+    experts: tuple[str, ...] = ()
 
     def weights(self) -> list[WeightSettings]:
         """The different settings of the linears' weights."""
@@ -99,7 +101,7 @@ def reach(facts: Facts) -> Reach:
     held = {name: not OBSTACLES[name](facts) for name in FORMATS}
     if not held["compressed-tensors"] and not held["dense"] and not held["gguf"]:
         return Reach(3, (NATIVE,))
-    if facts.r4 is not None:
+    if facts.r4:
         return Reach(2, (WITH_R4, NATIVE))
     return Reach(1, (*(RUNTIMES[name] for name in FORMATS if held[name]), NATIVE))
 
@@ -131,15 +133,18 @@ def online(facts: Facts) -> list[Obstacle]:
 
 def r4_online(facts: Facts) -> list[Obstacle]:
     """R4, where a format has no online transform at all."""
-    return [] if facts.r4 is None else [Obstacle("R4 is online", "rotations.r4.kind=none")]
+    return [Obstacle("R4 is online", "rotations.r4.kind=none")] if facts.r4 else []
 
 
 def r4_not_expressible(facts: Facts) -> list[Obstacle]:
-    """R4 where it is no Sylvester matrix: transforms of type hadamard have orders 2^n."""
-    if facts.r4 is None or facts.r4.base == 1:
+    """R4 where it is no Sylvester matrix, for transforms of type hadamard have orders 2^n; or where experts read it."""
+    if facts.experts and facts.r4:
+        return [Obstacle("R4 is online in experts, whose inputs no other runtime transforms", "rotations.r4.kind=none")]
+    odd = [transform for transform in facts.r4 if transform.base != 1]
+    if not odd:
         return []
-    largest = facts.r4.size & -facts.r4.size
-    what = f"R4 is no Hadamard transform of order 2^n ({facts.r4.describe()})"
+    largest = min(transform.size & -transform.size for transform in facts.r4)
+    what = f"R4 is no Hadamard transform of order 2^n ({odd[0].describe()})"
     return [Obstacle(what, f"rotations.r4.block_size={largest}")]
 
 
@@ -157,7 +162,7 @@ def dense_obstacles(facts: Facts) -> list[Obstacle]:
 
 def compressed_obstacles(facts: Facts) -> list[Obstacle]:
     """What compressed-tensors (pack-quantized, int-quantized, transforms) cannot hold, or nobody runs."""
-    found = [*online(facts), *r4_not_expressible(facts)]
+    found = [*online(facts), *r4_not_expressible(facts), *_expert_obstacles(facts)]
     for settings in facts.activations():
         found += _activation_obstacles(settings)
     for weights in (*facts.weights(), facts.recipe.head):
@@ -175,6 +180,29 @@ def compressed_obstacles(facts: Facts) -> list[Obstacle]:
         found.append(Obstacle("activations are quantized, but not the weights they meet", "activations.num_bits=16"))
     if facts.recipe.embeddings.enabled:
         found.append(Obstacle("the token embedding is quantized", "embeddings.num_bits=16"))
+    return found
+
+
+def _expert_obstacles(facts: Facts) -> list[Obstacle]:
+    """transformers dequantizes experts while it loads them: all of them by one scheme, of packed symmetric weights."""
+    if not facts.experts:
+        return []
+    found = []
+    if any(settings.enabled for settings in facts.activations()):
+        what = "inputs of experts are quantized, and transformers loads none but packed weights into experts"
+        found.append(Obstacle(what, "activations.num_bits=16"))
+    formats = {facts.recipe.weights_of(name).format for name in facts.experts}
+    if len(formats) > 1:
+        found.append(
+            Obstacle("experts' weights are on several grids, and transformers reads all by one", "overrides=[]")
+        )
+    packed = {*(facts.recipe.weights_of(name).format for name in facts.linears), facts.recipe.head.format} - {None}
+    if formats == {None} and packed:
+        what = "other weights are quantized and experts' are not, which transformers cannot load"
+        found.append(Obstacle(what, "overrides=[] --set head.num_bits=16"))
+    if any(fmt is not None and fmt.has_zero_point for fmt in packed):
+        what = "weights are asymmetric beside experts, whose zero points transformers does not read"
+        found.append(Obstacle(what, "weights.symmetric=true --set head.symmetric=true"))
     return found
 
 

@@ -43,6 +43,8 @@ TINY = {
     ),
     "mixed": ("mistral", "w4a16", MIXED),
     "fused qkv": ("phi3", "w4a16", ("weights.group_size=16",)),
+    "experts": ("qwen2_moe", "w4a16", ("weights.group_size=8", "refinement.steps=0")),
+    "experts under other names": ("mixtral", "w4a16", ("weights.group_size=8", "refinement.steps=0")),
     "scaled embedding": ("gemma3_text", "w4a16", ("weights.group_size=4", "rotations.r1.kind=none")),
 }
 

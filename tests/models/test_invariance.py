@@ -62,13 +62,18 @@ CASES = [
 def exact(model: PreTrainedModel) -> None:
     """transformers computes some things in float32 whatever the model's dtype; here they are computed in the model's.
 
-    Those are its RMSNorms, and the softmax of its own attention, in whose place ours is taken.
+    Those are its RMSNorms, the softmax of its routers, and that of its own attention, in whose place ours is taken.
+    Its grouped products of experts know no float64.
     """
     for module in model.modules():
         name = type(module).__name__
         if name.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm):
             forward = _gemma_norm if name.startswith("Gemma") else _llama_norm
             module.forward = forward.__get__(module)  # type: ignore[method-assign]
+        if name.endswith("TopKRouter"):
+            module.forward = _router.__get__(module)  # type: ignore[method-assign]
+    if any(name.endswith("experts") for name, _ in model.named_modules()):
+        model.set_experts_implementation("eager")
     model.set_attn_implementation(ATTENTION_NAME)
 
 
@@ -80,6 +85,14 @@ def _llama_norm(self: nn.Module, x: Tensor) -> Tensor:
 def _gemma_norm(self: nn.Module, x: Tensor) -> Tensor:
     variance = x.square().mean(-1, keepdim=True)
     return (1 + self.weight) * x * torch.rsqrt(variance + self.eps)  # type: ignore[operator, return-value]
+
+
+def _router(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits = x @ self.weight.t()  # type: ignore[operator]
+    scores, experts = logits.softmax(-1).topk(self.top_k, dim=-1)  # type: ignore[arg-type]
+    if getattr(self, "norm_topk_prob", True):
+        scores = scores / scores.sum(-1, keepdim=True)
+    return logits, scores, experts
 
 
 def relative_error(model: PreTrainedModel, other: PreTrainedModel) -> float:

@@ -94,7 +94,7 @@ def test_what_is_found_is_in_the_artifact(strategy, clip, buffers, weight_bits, 
 def test_the_run_and_the_artifact_compute_the_same(family: str, tmp_path: Path, tokenizer, monkeypatch) -> None:
     """The hidden states that leave the last layer of the run are those of the loaded model, bit for bit."""
     seen: list[torch.Tensor] = []
-    final = jointquant.rounding_pass.final_tensors
+    final = jointquant.rounding_pass.final_modules
 
     def keep(*arguments, **options):
         seen.append(hidden[-1].first(hidden[-1].num_windows))
@@ -107,7 +107,7 @@ def test_the_run_and_the_artifact_compute_the_same(family: str, tmp_path: Path, 
         advance(layer, states, arguments)
         hidden.append(states)
 
-    monkeypatch.setattr(jointquant.rounding_pass, "final_tensors", keep)
+    monkeypatch.setattr(jointquant.rounding_pass, "final_modules", keep)
     monkeypatch.setattr(jointquant.rounding_pass, "advance", watch)
     changes = [*FOUR, "activations.strategy=channel", "activations.clip_ratio=search", "kv_cache.num_bits=4"]
     changes += ["kv_cache.values={num_bits: 3, clip_ratio: 0.9}"]

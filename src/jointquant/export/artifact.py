@@ -18,14 +18,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import blamed, read_config
+from jointquant.models.experts import take_apart
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint
-from jointquant.models.stream import head_dim_of, intermediate_size_of
 from jointquant.quantization.integer import IntFormat, num_groups
 from jointquant.quantization.packing import unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.recipe import Recipe
-from jointquant.runtime.assembly import Assembly, OnlineTransforms
+from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.integration import (
     JointQuantConfig,
     assembly_of,
@@ -119,8 +119,10 @@ class Artifact:
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
-        """The plain model on the meta device: names and shapes."""
-        return plain_model(self.config)
+        """The plain model on the meta device, its experts apart: names and shapes."""
+        model = plain_model(self.config)
+        take_apart(model, self.architecture)
+        return model
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,15 +130,14 @@ class Artifact:
         return stored_dtype(self.data)
 
     @cached_property
-    def online(self) -> OnlineTransforms:
-        """What runs with the model."""
-        size = intermediate_size_of(self.skeleton, self.architecture)
-        return OnlineTransforms.of(self.recipe, self.config, head_dim_of(self.config), size)
+    def assembly(self) -> Assembly:
+        """How its layers are built."""
+        return Assembly.of(self.skeleton, self.architecture, self.recipe)
 
     @cached_property
     def facts(self) -> Facts:
         """What decides where it loads."""
-        return Assembly(self.architecture, self.recipe, self.online).facts(self.num_layers, self.dtype)
+        return self.assembly.facts(self.dtype)
 
     @property
     def num_layers(self) -> int:
@@ -148,13 +149,28 @@ class Artifact:
         """Full names of the decoder's linears."""
         return self.facts.linears
 
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Full names of what reads the residual stream and is never quantized: routers, gates of shared experts."""
+        layers = enumerate(self.assembly.layers)
+        return tuple(
+            self.assembly.full_name(index, name)
+            for index, layer in layers
+            for site in layer.residual_sites
+            for name in site.kept
+        )
+
+    @cached_property
+    def _linears(self) -> frozenset[str]:
+        return frozenset(self.linears)
+
     def format_of(self, module: str) -> WeightFormat | None:
         """The grid of a module's weight, by its full name; None where it is not quantized."""
         if module == self.architecture.head:
             return self.recipe.head.format
         if module == self.architecture.embeddings[0]:
             return self.recipe.embeddings.format
-        return self.recipe.weights_of(module).format if module in self.linears else None
+        return self.recipe.weights_of(module).format if module in self._linears else None
 
     def quantized_weight(self, module: str) -> QuantizedWeight:
         """The integers, scales and zero points of a packed module, by its full name."""
@@ -195,6 +211,12 @@ class Artifact:
 
     def tensors_of(self, module: str) -> dict[str, str]:
         """The tensors of a module: own name → full name."""
-        prefix = f"{module}."
-        found = (name for name in self.source.shapes() if name.startswith(prefix))
-        return {name.removeprefix(prefix): name for name in found if "." not in name.removeprefix(prefix)}
+        return self._tensors[module]
+
+    @cached_property
+    def _tensors(self) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for full_name in self.source.shapes():
+            module, _, name = full_name.rpartition(".")
+            found.setdefault(module, {})[name] = full_name
+        return found

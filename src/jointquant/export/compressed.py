@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from jointquant.export.artifact import PACKED, Artifact
+from jointquant.models.expert_tensors import stored_name
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.packing import pack
 
 INT_QUANTIZED, PACK_QUANTIZED, MIXED = "int-quantized", "pack-quantized", "mixed-precision"
 REFUSED_BY_TRANSFORMERS = "none: R4 is online here; run it in vLLM, or the native artifact after pip install jointquant"
+EXPERTS = r"re:.*\.experts\.\d+\..*"
+"""Target of all experts' linears."""
 GUARDS = ("attn_implementation", "experts_implementation")
 """Keys of config.json that transformers checks when it builds a model, and that no other runtime reads.
 
@@ -81,7 +84,7 @@ def compressed_shards(artifact: Artifact) -> Iterator[dict[str, Tensor]]:
                 shard[f"{module}.weight_shape"] = torch.tensor(artifact.shape(module), dtype=torch.int64)
             elif scheme is not None:
                 shard |= {f"{module}.{name}": tensor for name, tensor in _as_int8(artifact, module).items()}
-        yield shard
+        yield {stored_name(artifact.architecture, name): tensor for name, tensor in shard.items()}
 
 
 def _as_int8(artifact: Artifact, module: str) -> dict[str, Tensor]:
@@ -109,23 +112,35 @@ def quantization_config(artifact: Artifact) -> dict[str, Any]:
 
 
 def _groups(artifact: Artifact) -> tuple[dict[Scheme, list[str]], list[str]]:
-    """The targets of each scheme, and the linears that have none."""
+    """The targets of each scheme, and the linears that have none, by their names in checkpoints."""
     by_scheme: dict[Scheme, list[str]] = {}
-    ignored: list[str] = []
+    ignored = list(artifact.kept)
     for name in (*artifact.linears, artifact.architecture.head):
         scheme = scheme_of(artifact, name)
         if scheme is None:
             ignored.append(name)
         else:
-            by_scheme.setdefault(scheme, []).append(name)
-    return by_scheme if len(by_scheme) > 1 else {scheme: ["Linear"] for scheme in by_scheme}, ignored
+            by_scheme.setdefault(scheme, []).append(stored_name(artifact.architecture, name))
+    ignored = [stored_name(artifact.architecture, name) for name in ignored]
+    if len(by_scheme) < 2:
+        return {scheme: ["Linear"] for scheme in by_scheme}, ignored
+    return {scheme: _patterned(artifact, scheme, names) for scheme, names in by_scheme.items()}, ignored
+
+
+def _patterned(artifact: Artifact, scheme: Scheme, names: list[str]) -> list[str]:
+    """The targets of a scheme; all experts by one pattern, by which transformers finds their scheme among several."""
+    experts = artifact.facts.experts
+    if not experts or scheme_of(artifact, experts[0]) != scheme:
+        return names
+    routed = {stored_name(artifact.architecture, name) for name in experts}
+    return [EXPERTS, *(name for name in names if name not in routed)]
 
 
 def transform_config(artifact: Artifact) -> dict[str, Any]:
     """R4 as a transform of the down projection's input; its inverse is in the weight. Empty where there is no R4."""
-    transform = artifact.online.r4
-    if transform is None:
+    if not artifact.facts.r4:
         return {}
+    (transform,) = artifact.facts.r4  # of several sizes only in mixtures, whose R4 no runtime applies
     from compressed_tensors.transform import TransformArgs, TransformConfig, TransformScheme
 
     down = f"re:.*{re.escape(artifact.architecture.down)}$"
@@ -140,7 +155,7 @@ def transform_config(artifact: Artifact) -> dict[str, Any]:
 
 def compressed_config(artifact: Artifact) -> dict[str, Any]:
     """config.json of the export; its key ``jointquant`` keeps what ``--format native`` needs to undo it."""
-    guards = dict.fromkeys(GUARDS, REFUSED_BY_TRANSFORMERS) if artifact.online.r4 is not None else {}
+    guards = dict.fromkeys(GUARDS, REFUSED_BY_TRANSFORMERS) if artifact.facts.r4 else {}
     data = artifact.plain_config | guards | {"jointquant": artifact.quantization.to_dict()}
     if any(artifact.format_of(name) is not None for name in (*artifact.linears, artifact.architecture.head)):
         data["quantization_config"] = quantization_config(artifact)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from jointquant.errors import require
 from jointquant.export.artifact import Artifact
+from jointquant.models.architecture import Architecture
+from jointquant.models.expert_tensors import stored_name
 from jointquant.models.stream import ModelStream, Place
 from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
@@ -26,7 +28,7 @@ def dequantized_shards(artifact: Artifact, dtype: torch.dtype) -> Iterator[dict[
                     shard[f"{module}.weight"] = artifact.quantized_weight(module).dequantize(dtype)
                 elif name in ("weight", "bias"):
                     shard[full_name] = artifact.load(full_name).to(dtype)
-        yield shard
+        yield as_stored(shard, artifact.architecture)
 
 
 def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
@@ -55,13 +57,18 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
     for index in range(base.num_layers):
         layer = base.layer(index, place)
         fuse_norms(layer, architecture)
-        merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), None)
-        yield _tensors(layer, architecture.layer_prefix(index), dtype)
+        merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), {})
+        yield as_stored(_tensors(layer, architecture.layer_prefix(index), dtype), architecture)
     norm, head = base.final_norm(place), base.head(place)
     norm = fuse_norm(norm, [head], architecture.norm)
     if (last := rotations.r1_of(-1)) is not None:
         rotate_reader(head, last)
     yield _tensors(norm, architecture.final_norm, dtype) | _tensors(head, architecture.head, dtype)
+
+
+def as_stored(tensors: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """Tensors under the names that checkpoints of the family give them; experts stay one tensor each, as there."""
+    return {stored_name(architecture, name): tensor for name, tensor in tensors.items()}
 
 
 def _tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from jointquant.errors import require
 from jointquant.export.artifact import stored_dtype
 from jointquant.export.compressed import GUARDS, native_tensors
+from jointquant.models.expert_tensors import our_name
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint
 from jointquant.recipe import Recipe
@@ -62,7 +63,8 @@ class CompressedExport:
         for name, file in self.source.files().items():
             by_file.setdefault(file, []).append(name)
         for file in sorted(by_file):
-            tensors = {name: self.source.load(name).clone() for name in sorted(by_file[file])}
+            loaded = {name: self.source.load(name).clone() for name in sorted(by_file[file])}
+            tensors = {our_name(self.architecture, name): tensor for name, tensor in loaded.items()}
             yield native_tensors(tensors, self._packed(tensors))
 
     def num_shards(self) -> int:

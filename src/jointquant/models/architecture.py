@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 
+from torch import nn
 from transformers import PretrainedConfig
 
 from jointquant.errors import require
@@ -15,14 +17,21 @@ class Site:
     """A place in a decoder layer where linears read one shared input.
 
     Attributes:
-        name: attn_in, o_in, mlp_in or down_in.
+        name: attn_in, o_in, mlp_in or down_in; behind a dot, which expert's it is.
         linears: the linears that read here, relative to the layer.
         norm: the norm whose output this is, fused into those linears; None where no norm stands before them.
+        kept: what else reads here, and stays in high precision: a router.
     """
 
     name: str
     linears: tuple[str, ...]
     norm: str | None = None
+    kept: tuple[str, ...] = ()
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """All that reads here. The input of the first is the whole of the site's, whichever expert reads it."""
+        return (*self.kept, *self.linears)
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,65 @@ class LinearSlice:
 
 def _size(parts: tuple[str, ...], query_size: int, key_value_size: int) -> int:
     return sum(query_size if part == "query" else key_value_size for part in parts)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Two linears of a layer: channels of the one reach the other one by one.
+
+    Attributes:
+        up: the rows that produce the channels.
+        down: the linear that reads them and writes to the residual stream.
+    """
+
+    up: LinearSlice
+    down: str
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Where layers have experts instead of one MLP, and what belongs to them. Names are relative to a layer.
+
+    Layers that have none of these modules are dense, as the rest of the architecture describes them.
+
+    Attributes:
+        block: the module that routes tokens to experts.
+        experts: the module of the experts; each has a ``gate_proj``, an ``up_proj`` and a ``down_proj``.
+        router: the module whose weight chooses the experts of a token.
+        shared: an expert that every token passes, where there is one.
+        shared_gate: the linear that scales its output.
+        stored_block: what checkpoints call ``block``.
+        stored_projections: what checkpoints call ``gate_proj``, ``up_proj`` and ``down_proj`` of an expert.
+        norm: the norm before all of it.
+        chosen: the key of the configuration that says how many experts a token passes.
+    """
+
+    block: str = "mlp"
+    experts: str = "mlp.experts"
+    router: str = "mlp.gate"
+    shared: str | None = None
+    shared_gate: str | None = None
+    stored_block: str = "mlp"
+    stored_projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    norm: str = "post_attention_layernorm"
+    chosen: str = "num_experts_per_tok"
+
+    def count(self, layer: nn.Module) -> int:
+        """The experts of a layer, fused or not; 0 in a dense one."""
+        try:
+            experts = layer.get_submodule(self.experts)
+        except AttributeError:
+            return 0
+        return len(experts) if isinstance(experts, nn.ModuleList) else int(experts.num_experts)  # type: ignore[arg-type]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What reads the residual stream and stays in high precision."""
+        return (self.router, *([self.shared_gate] if self.shared_gate else []))
+
+
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+"""The linears of an expert."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +178,9 @@ class Architecture:
         norm: what the norms before the sites and the head compute.
         writer_norms: norms of a layer on what its writers write, where there are any: no R1 passes them.
         requirements: what the configuration must say for all this to hold.
+        mixture: where layers have experts; ``of_layer`` fills ``sites``, ``residual`` and ``experts`` from it.
+        residual: the sites of a layer of experts that read the residual stream, each with all that reads there.
+        experts: the MLPs of such a layer.
     """
 
     model_type: str
@@ -132,6 +203,9 @@ class Architecture:
     norm: NormKind = field(default_factory=RMSNorm)
     writer_norms: tuple[str, ...] = ()
     requirements: tuple[Fixed | Same, ...] = ()
+    mixture: Mixture | None = None
+    residual: tuple[Site, ...] = ()
+    experts: tuple[Mlp, ...] = ()
 
     def check(self, config: PretrainedConfig) -> None:
         """Refuse variants of the family that this data does not describe.
@@ -142,10 +216,25 @@ class Architecture:
         for requirement in self.requirements:
             requirement.check(config)
 
+    def of_layer(self, layer: nn.Module) -> Architecture:
+        """The same for one layer: where it has experts, their sites are named one by one."""
+        count = 0 if self.mixture is None else self.mixture.count(layer)
+        return _with_experts(self, count) if count else self
+
     @property
     def residual_sites(self) -> tuple[Site, ...]:
-        """The sites that read the residual stream through a norm: where R1 acts."""
-        return tuple(site for site in self.sites if site.norm is not None)
+        """The sites that read the residual stream through a norm, one a norm: where R1 acts."""
+        return self.residual or tuple(site for site in self.sites if site.norm is not None)
+
+    @property
+    def whole_sites(self) -> tuple[Site, ...]:
+        """All sites, those that read the residual stream with all that reads there."""
+        return (*self.residual, *self.inner_sites) if self.residual else self.sites
+
+    @property
+    def inner_sites(self) -> tuple[Site, ...]:
+        """The other sites."""
+        return tuple(site for site in self.sites if site.norm is None)
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -153,10 +242,40 @@ class Architecture:
         return tuple(name for site in self.sites for name in site.linears)
 
     @property
+    def mlps(self) -> tuple[Mlp, ...]:
+        """The MLPs of a layer: one, or that of each expert."""
+        return self.experts or (Mlp(self.up, self.down),)
+
+    @property
+    def downs(self) -> tuple[str, ...]:
+        """The down projections of a layer: where R4 acts."""
+        return tuple(mlp.down for mlp in self.mlps)
+
+    @property
     def writers(self) -> tuple[str, ...]:
         """The linears of a layer that write to the residual stream."""
-        return (self.output, self.down)
+        return (self.output, *self.downs)
 
     def layer_prefix(self, index: int) -> str:
         """Full name of decoder layer ``index``."""
         return f"{self.layers}.{index}"
+
+
+@cache
+def _with_experts(architecture: Architecture, count: int) -> Architecture:
+    mixture = architecture.mixture
+    assert mixture is not None
+    named = {str(number): f"{mixture.experts}.{number}" for number in range(count)}
+    if mixture.shared is not None:
+        named = {"shared": mixture.shared} | named
+    sites = [site for site in architecture.sites if site.name not in ("mlp_in", "down_in")]
+    attention = tuple(site for site in sites if site.norm is not None)
+    inputs: list[str] = []
+    mlps: list[Mlp] = []
+    for number, expert in named.items():
+        gate, up, down = (f"{expert}.{projection}" for projection in PROJECTIONS)
+        sites += [Site(f"mlp_in.{number}", (gate, up), mixture.norm), Site(f"down_in.{number}", (down,))]
+        inputs += [gate, up]
+        mlps.append(Mlp(LinearSlice(up, parts=("up",), part="up"), down))
+    whole = Site("mlp_in", tuple(inputs), mixture.norm, mixture.kept)
+    return replace(architecture, mixture=None, sites=tuple(sites), residual=(*attention, whole), experts=tuple(mlps))

@@ -27,10 +27,19 @@ MAX_SIZES: dict[str, int] = {
     "num_attention_heads": 1 << 14,
     "num_key_value_heads": 1 << 14,
     "head_dim": 1 << 14,
+    "num_experts": 1 << 12,
+    "num_local_experts": 1 << 12,
+    "num_experts_per_tok": 1 << 12,
+    "moe_intermediate_size": 1 << 20,
+    "shared_expert_intermediate_size": 1 << 20,
+    "decoder_sparse_step": 1 << 12,
     "vocab_size": 1 << 24,
     "max_position_embeddings": 1 << 30,
 }
 """By key of a configuration: the largest size that is believed."""
+
+MAX_EXPERTS = 1 << 17
+"""Of all layers together: the largest models have some 30,000."""
 
 POSITIVE = ("rms_norm_eps", "rope_theta", "initializer_range", "query_pre_attn_scalar", "attn_logit_softcapping")
 
@@ -66,6 +75,11 @@ def check_sizes(data: dict[str, Any], path: Path) -> None:
         if value is not None:
             whole = type(value) is int and 1 <= value <= limit
             require(whole, f"{path}: {key} is {str(value)[:60]!r}, expected a whole number from 1 to {limit}")
+    experts = max(data.get(key) or 0 for key in ("num_experts", "num_local_experts"))
+    layers = data.get("num_hidden_layers") or 1
+    require(
+        experts * layers <= MAX_EXPERTS, f"{path}: {experts} experts in {layers} layers, expected {MAX_EXPERTS} at most"
+    )
     for key in POSITIVE:
         value = data.get(key)
         if value is not None:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import sys
 
 from jointquant.errors import InputError
-from jointquant.models import gemma2, gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3
+from jointquant.models import (
+    gemma2,
+    gemma3_text,
+    llama,
+    mistral,
+    mixtral,
+    opt,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+)
 from jointquant.models.architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
     module.ARCHITECTURE.model_type: module.ARCHITECTURE
-    for module in (gemma2, gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3)
+    for module in (gemma2, gemma3_text, llama, mistral, mixtral, opt, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe)
 }
 
 

@@ -40,7 +40,9 @@ def check_scalable(architecture: Architecture, config: PretrainedConfig) -> None
 @torch.no_grad()
 def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) -> None:
     """Divide the inputs of the named sites of a layer of fused norms, and multiply their readers' columns, in place."""
-    for site in architecture.sites:  # always in this order: rounding depends on it
+    architecture = architecture.of_layer(layer)
+    downs = {mlp.down: mlp.up for mlp in architecture.mlps}
+    for site in architecture.whole_sites:  # always in this order: rounding depends on it
         if site.name not in scales:
             continue
         scale = scales[site.name]
@@ -54,9 +56,10 @@ def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) ->
             group = output.shape[1] // scale.numel()
             columns = scale.unsqueeze(1).expand(-1, group, -1).flatten()  # [heads · head_dim]
         else:
-            scale_rows(layer.get_submodule(architecture.up.linear), architecture.up.equal_rows(len(scale)), scale)
+            up = downs[site.linears[0]]
+            scale_rows(layer.get_submodule(up.linear), up.equal_rows(len(scale)), scale)
             columns = scale
-        for linear in site.linears:
+        for linear in site.readers:
             reader = layer.get_submodule(linear)
             map_rows(reader, lambda rows, columns=columns: merging.scale_input(rows, columns))  # type: ignore[misc]
 

@@ -16,6 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model, read_config
+from jointquant.models.expert_tensors import ExpertTensors
+from jointquant.models.experts import take_apart
 from jointquant.models.pickles import PickleCheckpoint
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint, InMemory, TensorSource
@@ -50,12 +52,14 @@ class ModelStream:
     """
 
     def __init__(self, source: TensorSource, config: PretrainedConfig, attn_implementation: str | None = None) -> None:
-        self.source = source
         self.architecture: Architecture = architecture_of(config.model_type)
+        apart = self.architecture.mixture is not None
+        self.source: TensorSource = ExpertTensors(source, self.architecture) if apart else source
         self.architecture.check(config)
         self.config = copy.deepcopy(config)
         self.config._attn_implementation = attn_implementation
         self.skeleton: PreTrainedModel = empty_model(self.config)
+        take_apart(self.skeleton, self.architecture)
         self.config = self.skeleton.config
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         self._check_heads()
@@ -103,10 +107,9 @@ class ModelStream:
         """Number of KV heads (the number of heads where the configuration names none)."""
         return int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
 
-    @property
-    def intermediate_size(self) -> int:
-        """Size of the MLP's hidden activation: what the down projection reads, and R4 acts on."""
-        return intermediate_size_of(self.skeleton, self.architecture)
+    def architecture_of(self, index: int) -> Architecture:
+        """That of decoder layer ``index``, which names its experts one by one."""
+        return self.architecture.of_layer(self.skeleton.get_submodule(self.architecture.layer_prefix(index)))
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -259,11 +262,17 @@ def head_dim_of(config: PretrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def intermediate_size_of(model: nn.Module, architecture: Architecture) -> int:
-    """What the down projection of a whole model reads, taken from the module: configurations name it variously."""
-    down = model.get_submodule(f"{architecture.layer_prefix(0)}.{architecture.down}")
-    assert isinstance(down, nn.Linear)
-    return down.in_features
+def inner_sizes_of(model: nn.Module, architecture: Architecture) -> tuple[int, ...]:
+    """The sizes that the down projections of a whole model read, and R4 acts on: one, or several where experts differ
+    from dense layers or from a shared expert. Taken from the modules: configurations name them variously.
+    """
+    sizes: set[int] = set()
+    for layer in model.get_submodule(architecture.layers).children():
+        for name in architecture.of_layer(layer).downs:
+            down = layer.get_submodule(name)
+            assert isinstance(down, nn.Linear)
+            sizes.add(down.in_features)
+    return tuple(sorted(sizes))
 
 
 def open_stream(

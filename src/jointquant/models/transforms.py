@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,9 +27,10 @@ def fuse_norms(layer: nn.Module, architecture: Architecture) -> None:
     Weight and bias go into the norm's readers, the subtraction of the mean into the layer's writers. The stream of
     hidden states must come from a ``Frontend``, which centres the embeddings alike.
     """
+    architecture = architecture.of_layer(layer)
     for site in architecture.residual_sites:
         assert site.norm is not None
-        readers = [layer.get_submodule(name) for name in site.linears]
+        readers = [layer.get_submodule(name) for name in site.readers]
         layer.set_submodule(site.norm, fuse_norm(layer.get_submodule(site.norm), readers, architecture.norm))
     if architecture.norm.subtracts_mean:
         for name in architecture.writers:
@@ -91,17 +93,23 @@ def merge_rotations(
     architecture: Architecture,
     r1: Tensor | None,
     r2: Tensor | None,
-    r4: HadamardTransform | None,
+    r4: Mapping[int, HadamardTransform],
 ) -> None:
-    """Merge R1 [hidden, hidden], R2 [kv_heads, head_dim, head_dim] and R4's inverse into a layer of fused norms."""
-    if r4 is not None:
-        down = layer.get_submodule(architecture.down)
-        map_rows(down, lambda rows: merging.transform_input(rows, r4))
+    """Merge R1 [hidden, hidden], R2 [kv_heads, head_dim, head_dim] and R4's inverse into a layer of fused norms.
+
+    R4 is given by the sizes of what the down projections read; it is left out for sizes that are not there.
+    """
+    architecture = architecture.of_layer(layer)
+    for name in architecture.downs:
+        down = layer.get_submodule(name)
+        transform = r4.get(linear_weight(down).shape[1])
+        if transform is not None:
+            map_rows(down, partial(merging.transform_input, transform=transform))
     if r2 is not None:
         rotate_heads(layer, architecture, r2)
     if r1 is not None:
         for site in architecture.residual_sites:
-            for name in site.linears:
+            for name in site.readers:
                 rotate_reader(layer.get_submodule(name), r1)
         for name in architecture.writers:
             rotate_writer(layer.get_submodule(name), r1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
+from jointquant.models.stream import head_dim_of, inner_sizes_of
 from jointquant.models.transforms import give_bias, shape_as_fused
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
 from jointquant.recipe import BlockHadamardRotation, LearnedResidualRotation, NoRotation, Recipe
@@ -29,16 +31,19 @@ from jointquant.tiers import Facts
 class OnlineTransforms:
     """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input, R1's basis changes.
 
-    Where the keys' basis is dense, it holds R3, and there is no transform besides.
+    Where the keys' basis is dense, it holds R3, and there is no transform besides. R4 is given by the size of the
+    input: down projections that read the same size share it, all experts of a layer among them.
     """
 
     r3: HadamardTransform | None = None
-    r4: HadamardTransform | None = None
+    r4: Mapping[int, HadamardTransform] = field(default_factory=dict)
     basis: BasisChanges | None = None
     keys: KeyBasis | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, config: PretrainedConfig, head_dim: int, intermediate_size: int) -> OnlineTransforms:
+    def of(
+        cls, recipe: Recipe, config: PretrainedConfig, head_dim: int, inner_sizes: tuple[int, ...]
+    ) -> OnlineTransforms:
         """What the recipe asks for, at the model's sizes."""
         rotations, cache = recipe.rotations, recipe.kv_cache
         heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
@@ -48,34 +53,68 @@ class OnlineTransforms:
         return cls(
             basis=BasisChanges(config.num_hidden_layers - 1, config.hidden_size) if per_layer else None,
             r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" and not dense else None,
-            r4=inner_transform(rotations.r4, intermediate_size),
+            r4=inner_transforms(rotations.r4, inner_sizes),
             keys=keys if keys.centred or keys.dense else None,
         )
 
 
-def inner_transform(settings: NoRotation | BlockHadamardRotation, size: int) -> HadamardTransform | None:
-    """R4 at its size. Raises InputError for blocks that do not fit."""
+def inner_transforms(
+    settings: NoRotation | BlockHadamardRotation, sizes: tuple[int, ...]
+) -> dict[int, HadamardTransform]:
+    """R4 at each size; empty where there is none. Raises InputError for blocks that do not fit."""
     if isinstance(settings, NoRotation):
-        return None
+        return {}
     try:
-        return HadamardTransform.of_size(size, settings.block_size)
+        return {size: HadamardTransform.of_size(size, settings.block_size) for size in sizes}
     except ValueError as error:
         raise InputError(f"rotations.r4.block_size {settings.block_size}: {error}") from None
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """How the layers of one model are built: its architecture, its recipe, its online transforms."""
+    """How the layers of one model are built.
+
+    Attributes:
+        architecture: of its family.
+        recipe: all settings.
+        online: what runs with the model.
+        layers: the architecture of each layer: those of experts name them one by one.
+    """
 
     architecture: Architecture
     recipe: Recipe
     online: OnlineTransforms
+    layers: tuple[Architecture, ...]
 
-    def input_path(self, linear: str, module_name: str) -> InputPath:
-        """The input path of ``linear`` (relative to the layer), ``module_name`` its full name."""
-        settings = self.recipe.activations_of(module_name)
-        transform = self.online.r4 if linear == self.architecture.down else None
+    @classmethod
+    def of(cls, model: PreTrainedModel, architecture: Architecture, recipe: Recipe) -> Assembly:
+        """How the layers of ``model``, whose experts are apart and whose modules are else transformers' own, are built.
+
+        Raises:
+            InputError: the recipe does not fit the family or the model's sizes.
+        """
+        head_dim, layers = head_dim_of(model.config), list(model.get_submodule(architecture.layers).children())
+        online = OnlineTransforms.of(recipe, model.config, head_dim, inner_sizes_of(model, architecture))
+        assembly = cls(architecture, recipe, online, tuple(architecture.of_layer(layer) for layer in layers))
+        assembly.check(layers, head_dim)
+        return assembly
+
+    def input_path(self, linear: str, index: int, in_features: int) -> InputPath:
+        """The input path of ``linear`` (relative to layer ``index``), which reads ``in_features``."""
+        settings = self.recipe.activations_of(self.full_name(index, linear))
+        transform = self.online.r4.get(in_features) if linear in self.layers[index].downs else None
         return InputPath(transform, input_range(settings), centred=settings.centring != "none")
+
+    def observes_inputs(self, index: int) -> bool:
+        """Whether quantizing layer ``index`` takes statistics of what its linears read."""
+        for linear in self.layers[index].linears:
+            name = self.full_name(index, linear)
+            weights, inputs = self.recipe.weights_of(name), input_range(self.recipe.activations_of(name))
+            known = inputs is not None and InputPath(quantizer=inputs).calibrated
+            centred = self.recipe.activations_of(name).centring != "none"
+            if known or centred or (weights.enabled and weights.method == "gptq"):
+                return True
+        return False
 
     def cache_path(self) -> CachePath:
         """The attention's cache path, the same in all layers."""
@@ -86,10 +125,9 @@ class Assembly:
     def install_paths(self, layer: nn.Module, index: int) -> None:
         """Put input and cache paths into a layer whose weights are not packed (or not yet), in place."""
         self.give_biases(layer, index)
-        for linear in self.architecture.linears:
-            path = self.input_path(linear, self.full_name(index, linear))
+        for linear in self.layers[index].linears:
             old = layer.get_submodule(linear)
-            if path and isinstance(old, nn.Linear):
+            if isinstance(old, nn.Linear) and (path := self.input_path(linear, index, old.in_features)):
                 with torch.device("meta"):
                     new = OnlineLinear(old.in_features, old.out_features, old.bias is not None, path)
                 known = path.buffers(old.in_features, old.weight.device, old.weight.dtype)
@@ -105,9 +143,11 @@ class Assembly:
 
     def give_biases(self, layer: nn.Module, index: int) -> None:
         """Biases of zeros for the linears that centring needs them of, in place."""
-        architecture = self.architecture
-        centred = [n for n in architecture.linears if self.input_path(n, self.full_name(index, n)).centred]
-        values = [architecture.value.linear, architecture.output] if self.recipe.kv_cache.centres_values else []
+        architecture, recipe = self.layers[index], self.recipe
+        centred = [
+            n for n in architecture.linears if recipe.activations_of(self.full_name(index, n)).centring != "none"
+        ]
+        values = [architecture.value.linear, architecture.output] if recipe.kv_cache.centres_values else []
         for linear in (*centred, *values):
             module = layer.get_submodule(linear)
             if isinstance(module, nn.Linear):
@@ -130,9 +170,9 @@ class Assembly:
         architecture = self.architecture
         for index in range(len(model.get_submodule(architecture.layers))):  # type: ignore[arg-type]
             layer = model.get_submodule(architecture.layer_prefix(index))
-            for site in architecture.residual_sites:
+            for site in self.layers[index].residual_sites:
                 assert site.norm is not None
-                shape_as_fused(layer, site.norm, site.linears, architecture.norm)
+                shape_as_fused(layer, site.norm, site.readers, architecture.norm)
             self.install_packed(layer, index)
         shape_as_fused(model, architecture.final_norm, [architecture.head], architecture.norm)
         self.install_ends(model)
@@ -154,7 +194,7 @@ class Assembly:
     def install_packed(self, layer: nn.Module, index: int) -> None:
         """Give a layer (on the meta device) the modules that an artifact's tensors fill, in place."""
         self.give_biases(layer, index)
-        for place in self.architecture.sites:
+        for place in self.layers[index].sites:
             shared = Site(len(place.linears))
             for linear in place.linears:
                 name = self.full_name(index, linear)
@@ -162,37 +202,43 @@ class Assembly:
                 old = layer.get_submodule(linear)
                 if fmt is not None and isinstance(old, nn.Linear):
                     sizes = old.in_features, old.out_features, old.bias is not None
-                    path = self.input_path(linear, name)
+                    path = self.input_path(linear, index, old.in_features)
                     new = PackedLinear(*sizes, path, fmt, site=shared, mode=default_mode())
                     layer.set_submodule(linear, new.eval())
         self.install_paths(layer, index)
         self.install_basis_change(layer, index)
 
-    def check(self, layer: nn.Module, num_layers: int, head_dim: int) -> None:
+    def check(self, layers: list[nn.Module], head_dim: int) -> None:
         """Refuse what the family or its sizes do not allow, before any work is done.
 
         Raises:
             InputError: an R1 that would have to pass a norm; a group size that does not divide what it groups.
         """
         self._check_r1()
-        self._check_patterns(num_layers)
-        for index in range(num_layers):
-            for linear in self.architecture.linears:
+        self._check_patterns()
+        for index, layer in enumerate(layers):
+            for linear in self.layers[index].linears:
                 name = self.full_name(index, linear)
                 size = _in_features(layer.get_submodule(linear))
                 weights, activations = self.recipe.weights_of(name), self.recipe.activations_of(name)
                 _check_group(f"weights of {name}", weights.stored_group_size, size)
                 _check_group(f"activations of {name}", activations.group_size, size)
                 _check_codebook(name, weights, activations)
-        hidden = _in_features(layer.get_submodule(self.architecture.residual_sites[0].linears[0]))
+        hidden = _in_features(layers[0].get_submodule(self.layers[0].residual_sites[0].linears[0]))
         _check_group(self.architecture.head, self.recipe.head.stored_group_size, hidden)
         _check_group("embeddings", self.recipe.embeddings.stored_group_size, hidden)
         cache = self.recipe.kv_cache
         for what, ranges in (("keys", cache.of_keys), ("values", cache.of_values)):
             _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
 
-    def _check_patterns(self, num_layers: int) -> None:
-        names = [self.full_name(index, linear) for index in range(num_layers) for linear in self.architecture.linears]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The full names of the decoder's linears."""
+        layers = enumerate(self.layers)
+        return tuple(self.full_name(index, linear) for index, layer in layers for linear in layer.linears)
+
+    def _check_patterns(self) -> None:
+        names = self.names
         for override in self.recipe.overrides:
             if not any(override.matches(name) for name in names):
                 raise InputError(
@@ -209,12 +255,12 @@ class Assembly:
                 "expected --set rotations.r1.kind=none (r2, r3 and r4 are possible)"
             )
 
-    def facts(self, num_layers: int, dtype: torch.dtype) -> Facts:
-        """What decides where a model of ``num_layers`` layers, stored in ``dtype``, loads."""
-        family, linears = self.architecture, self.architecture.linears
-        names = tuple(self.full_name(index, linear) for index in range(num_layers) for linear in linears)
-        plain_norms = not family.norm.subtracts_mean
-        return Facts(self.recipe, names, family.model_type, plain_norms, self.online.r4, dtype)
+    def facts(self, dtype: torch.dtype) -> Facts:
+        """What decides where the model, stored in ``dtype``, loads."""
+        family, r4 = self.architecture, tuple(self.online.r4.values())
+        plain_norms, names = not family.norm.subtracts_mean, self.names
+        routed = () if family.mixture is None else tuple(n for n in names if f".{family.mixture.experts}." in n)
+        return Facts(self.recipe, names, family.model_type, plain_norms, r4, dtype, routed)
 
     def full_name(self, index: int, linear: str) -> str:
         """The full name of a layer's linear."""

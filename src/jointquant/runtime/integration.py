@@ -20,12 +20,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
+from jointquant.models.experts import take_apart
 from jointquant.models.registry import ARCHITECTURES, architecture_of
 from jointquant.models.source import Checkpoint
-from jointquant.models.stream import head_dim_of, intermediate_size_of
 from jointquant.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
-from jointquant.runtime.assembly import Assembly, OnlineTransforms
+from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
 from jointquant.runtime.cache import PackedGeneration
 from jointquant.trust.folder import CONFIG_NAME
@@ -162,15 +162,13 @@ def check_artifact(folder: Path, config: PretrainedConfig) -> None:
 
 
 def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assembly:
-    """How an artifact's layers are built, at the sizes of ``model``, whose modules are still transformers' own."""
+    """How an artifact's layers are built, at the sizes of ``model``, whose modules are still transformers' own.
+
+    Its experts are taken apart, in place: an artifact has tensors for each of their linears.
+    """
     architecture = architecture_of(quantization.architecture)
-    recipe = quantization.parsed_recipe()
-    head_dim, intermediate_size = head_dim_of(model.config), intermediate_size_of(model, architecture)
-    online = OnlineTransforms.of(recipe, model.config, head_dim, intermediate_size)
-    assembly = Assembly(architecture, recipe, online)
-    first = model.get_submodule(architecture.layer_prefix(0))
-    assembly.check(first, model.config.num_hidden_layers, head_dim)
-    return assembly
+    take_apart(model, architecture)
+    return Assembly.of(model, architecture, quantization.parsed_recipe())
 
 
 def artifact_config(
