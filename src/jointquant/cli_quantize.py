@@ -30,6 +30,7 @@ from jointquant.cli import (
     app,
 )
 from jointquant.plan import Plan, in_words
+from jointquant.ranks import leads
 
 
 @app.command()
@@ -105,7 +106,7 @@ def quantize(
             announce=lambda plan: _print(plan_table(plan), True),
         )
     except KeyboardInterrupt:
-        if partial_folder(out).exists():
+        if partial_folder(out).exists() and leads():
             typer.echo("run the same command again: it goes on where it was", err=True)
         raise
     table = Table(show_header=False, title=f"{model} → {out}")

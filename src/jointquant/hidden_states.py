@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jointquant.durable import bytes_of, room_needed
+from jointquant.ranks import ALONE, Ranks
 
 TOKENS_PER_BATCH = 4096
 """Tokens that run through a layer at once, unless memory is too small for them."""
@@ -30,6 +31,10 @@ class Store(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """(windows, T, hidden)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
 
     def read(self, start: int, stop: int) -> Tensor:
         """The states of some windows."""
@@ -62,6 +67,11 @@ class HeldStates:
     def shape(self) -> tuple[int, ...]:
         """(windows, T, hidden)."""
         return tuple(self.states.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
+        return self.states.dtype
 
     def read(self, start: int, stop: int) -> Tensor:
         """A view."""
@@ -145,18 +155,100 @@ class SpilledStates:
         self._slot = SLOTS.index(name)
 
 
+class SharedStore:
+    """What one rank holds of the states of all; what is saved is all of them, by the rank that leads.
+
+    Args:
+        own: this rank's windows.
+        shape: [windows, T, hidden] of all ranks.
+        ranks: who has the others.
+        folder: where they are saved; used by the rank that leads.
+    """
+
+    def __init__(self, own: Store, shape: tuple[int, int, int], ranks: Ranks, folder: Path | None):
+        self.own, self.whole, self.ranks, self.folder, self._slot = own, shape, ranks, folder, 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(windows, T, hidden) of this rank."""
+        return self.own.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
+        return self.own.dtype
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Some of this rank's windows."""
+        return self.own.read(start, stop)
+
+    def write(self, start: int, states: Tensor) -> None:
+        """The next states of some of this rank's windows."""
+        self.own.write(start, states)
+
+    def turn(self) -> None:
+        """All of this rank's windows were written."""
+        self.own.turn()
+
+    def save(self) -> str:
+        """Write the slot that was not written last, window by window as they arrive."""
+        self._slot = 1 - self._slot
+        if not self.ranks.leads:
+            for window in self._own_windows():
+                self.ranks.pass_aside(window, self.ranks.rank, 0)
+            return SLOTS[self._slot]
+        assert self.folder is not None
+        path = self.folder / SLOTS[self._slot]
+        with room_needed(path, self._window_bytes * self.whole[0]), path.open("wb") as file:
+            for window in self._own_windows():
+                file.write(bytes_of(window))
+            for number in range(self.ranks.part(self.whole[0])[1], self.whole[0]):
+                empty = torch.empty(self.whole[1:], dtype=self.own.dtype)
+                file.write(bytes_of(self.ranks.pass_aside(empty, self.ranks.owner(number, self.whole[0]), 0)))
+            os.fsync(file.fileno())
+        return path.name
+
+    def load(self, name: str) -> None:
+        """Read a slot, and give every rank its windows."""
+        self._slot = SLOTS.index(name)
+        start, stop = self.ranks.part(self.whole[0])
+        for number in range(self.whole[0]) if self.ranks.leads else range(start, stop):
+            window = torch.empty(self.whole[1:], dtype=self.own.dtype)
+            if self.ranks.leads:
+                assert self.folder is not None
+                with (self.folder / name).open("rb") as file:
+                    file.seek(number * self._window_bytes)
+                    window = _from_file(file.fileno(), window.shape, window.dtype)
+            window = self.ranks.pass_on(window, 0, self.ranks.owner(number, self.whole[0]))
+            if start <= number < stop:
+                self.own.write(number - start, window.unsqueeze(0))
+        self.own.turn()
+
+    @property
+    def _window_bytes(self) -> int:
+        return self.whole[1] * self.whole[2] * self.own.dtype.itemsize
+
+    def _own_windows(self) -> Iterator[Tensor]:
+        for number in range(self.own.shape[0]):
+            yield self.own.read(number, number + 1)[0].cpu().contiguous()
+
+
 class HiddenStates:
     """The hidden states of a walk through the layers, and how many windows run at once.
 
     Args:
-        store: where they are kept.
-        num_windows: how many windows there are.
+        store: where they are kept: this rank's windows.
+        num_windows: how many windows there are, on all ranks.
         batch_windows: how many run at once.
         device: where they run.
+        ranks: who shares the windows.
     """
 
-    def __init__(self, store: Store, num_windows: int, batch_windows: int, device: torch.device) -> None:
+    def __init__(
+        self, store: Store, num_windows: int, batch_windows: int, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
         self.store, self.num_windows, self.batch_windows, self.device = store, num_windows, batch_windows, device
+        self.ranks = ranks
 
     @property
     def seqlen(self) -> int:
@@ -169,10 +261,36 @@ class HiddenStates:
         batch_windows = batch_windows or micro_batch(states.shape[1])
         return cls(HeldStates(states), len(states), batch_windows, states.device)
 
+    def parts(self) -> Iterator[tuple[range, range]]:
+        """The windows that run at once on one process alone, and which of them run here (none: an empty range)."""
+        start, stop = self.ranks.part(self.num_windows)
+        for first in range(0, self.num_windows, self.batch_windows):
+            batch = range(first, min(first + self.batch_windows, self.num_windows))
+            yield batch, range(max(first, start), min(batch.stop, stop))
+
+    def token_parts(self) -> list[tuple[int, int, int]]:
+        """Of every batch: its tokens, and from which on to which they run here."""
+        return [
+            (
+                len(batch) * self.seqlen,
+                (here.start - batch.start) * self.seqlen if here else 0,
+                (here.stop - batch.start) * self.seqlen if here else 0,
+            )
+            for batch, here in self.parts()
+        ]
+
+    def own(self, windows: Tensor) -> Iterator[Tensor]:
+        """This rank's of [n, ...], a batch after another."""
+        for _, here in self.parts():
+            if here:
+                yield windows[here.start : here.stop]
+
     def batches(self) -> Iterator[Tensor]:
-        """[batch, T, hidden] after another, on the device; they are not to be changed."""
-        for start in range(0, self.num_windows, self.batch_windows):
-            yield self.store.read(start, start + self.batch_windows).to(self.device)
+        """[batch, T, hidden] after another of this rank's windows, on the device; they are not to be changed."""
+        offset = self.ranks.part(self.num_windows)[0]
+        for _, here in self.parts():
+            if here:
+                yield self.store.read(here.start - offset, here.stop - offset).to(self.device)
 
     def replace(self, function: Callable[[Tensor], Tensor]) -> None:
         """States become what ``function`` makes of them, batch by batch."""
@@ -187,12 +305,28 @@ class HiddenStates:
         self.store.turn()
 
     def first(self, windows: int) -> Tensor:
-        """A copy of the first windows: [windows, T, hidden], on the device."""
-        return self.store.read(0, min(windows, self.num_windows)).to(self.device, copy=True)
+        """A copy of the first windows, on every rank: [windows, T, hidden], on the device."""
+        start = self.ranks.part(self.num_windows)[0]
+        mine = self.store.read(0, max(0, min(windows, self.num_windows) - start)).to(self.device, copy=True)
+        return torch.cat(self.ranks.gather(mine)) if self.ranks.size > 1 else mine
 
     def chosen(self, windows: Tensor) -> Tensor:
-        """Some windows, by their numbers: [len(windows), T, hidden], on the device."""
-        return torch.cat([self.store.read(number, number + 1) for number in windows.tolist()]).to(self.device)
+        """Some windows, by their numbers: [its part of them, T, hidden] on each rank, on the device."""
+        found = []
+        start = self.ranks.part(self.num_windows)[0]
+        for place, number in enumerate(windows.tolist()):
+            holder, user = self.ranks.owner(number, self.num_windows), self.ranks.owner(place, len(windows))
+            if holder == self.ranks.rank:
+                window = self.store.read(number - start, number - start + 1)
+            else:
+                window = torch.empty(1, *self.store.shape[1:], dtype=self.store.dtype, device=self.device)
+            if self.ranks.rank in (holder, user):
+                window = self.ranks.pass_on(window, holder, user)
+            if self.ranks.rank == user:
+                found.append(window)
+        if not found:
+            return torch.empty(0, *self.store.shape[1:], dtype=self.store.dtype, device=self.device)
+        return torch.cat(found).to(self.device)
 
 
 def _from_file(descriptor: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:

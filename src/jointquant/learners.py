@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.propagation import Observers
+from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
 from jointquant.rotations.learning import INITS, Training, head_samples, initial_heads, learn
 from jointquant.rotations.objectives import OBJECTIVES, Quantizer
 from jointquant.rotations.optimizers import OPTIMIZERS, Learned, Schedule
+from jointquant.rotations.pool import Pool
 from jointquant.rotations.sampling import TokenSample
 from jointquant.rotations.strategies import STRATEGIES, ResidualTask
 from jointquant.seeds import generator
@@ -50,15 +53,22 @@ class ResidualLearner:
     """Samples the residual sites layer by layer, ``num_tokens`` tokens over all of them, and learns R1 at the end."""
 
     def __init__(
-        self, stream: ModelStream, recipe: Recipe, settings: LearnedResidualRotation, windows: Tensor, place: Place
+        self,
+        stream: ModelStream,
+        recipe: Recipe,
+        settings: LearnedResidualRotation,
+        windows: Tensor,
+        place: Place,
+        ranks: Ranks = ALONE,
     ) -> None:
         seed, sites = recipe.calibration.seed, stream.architecture.residual_sites
         visits = windows.numel() * stream.num_layers * len(sites)
-        self.settings, self.device = settings, place.device
-        self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"))
+        self.settings, self.device, self.ranks = settings, place.device, ranks
+        self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"), ranks)
         self.places = [site.linears[0] for site in sites]
         self.num_layers = stream.num_layers
-        self.samples: Tensor | None = None  # [layers, tokens, hidden], filled layer by layer
+        self.samples: Pool | None = None  # [layers, tokens, hidden], filled layer by layer
+        self.last: Tensor | None = None  # of the last layer, all ranks' tokens
         self.done = 0
         self.initial = INITS[settings.init](stream.config.hidden_size, generator(seed, "r1"))
         self.training = training_of(settings, quantizer_of(recipe.activations))
@@ -67,10 +77,12 @@ class ResidualLearner:
         self.sensitivity = Sensitivity(stream, recipe, self.initial, place) if measured else None
 
     @classmethod
-    def of(cls, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place) -> ResidualLearner | None:
+    def of(
+        cls, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks = ALONE
+    ) -> ResidualLearner | None:
         """What the recipe's R1 needs; None where it is not learned."""
         r1 = recipe.rotations.r1
-        return cls(stream, recipe, r1, windows, place) if isinstance(r1, LearnedResidualRotation) else None
+        return cls(stream, recipe, r1, windows, place, ranks) if isinstance(r1, LearnedResidualRotation) else None
 
     def observers(self) -> Observers:
         """At the sites that read the residual stream."""
@@ -78,6 +90,7 @@ class ResidualLearner:
 
     def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
         """Measure the layer's sensitivity, where the weights ask for it."""
+        self.sample.expect(states.token_parts(), len(self.places))
         if self.sensitivity is not None:
             self.sensitivity.visit(layer, states, arguments)
 
@@ -86,16 +99,18 @@ class ResidualLearner:
         self._keep(self.sample.take())
 
     def _keep(self, sample: Tensor) -> None:
-        """The next layer's sample [tokens, hidden]; every layer's has the same size."""
+        """The next layer's sample [tokens, hidden], of which this rank keeps its part; all have the same size."""
+        own = Pool.own(sample, self.ranks)
         if self.samples is None:  # all at once: joining them later would need as much room again
-            self.samples = sample.new_empty(self.num_layers, *sample.shape)
-        self.samples[self.done] = sample
+            self.samples = replace(own, samples=sample.new_empty(self.num_layers, *own.samples.shape))
+        self.samples.samples[self.done] = own.samples
+        self.last = sample if self.ranks.size > 1 else self.samples.samples[self.done]
         self.done += 1
 
     def record(self) -> dict[str, Tensor]:
         """The last layer's sample."""
-        assert self.samples is not None
-        return {"sample": self.samples[self.done - 1]}
+        assert self.last is not None
+        return {"sample": self.last}
 
     def state(self) -> dict[str, Tensor]:
         """Where the sampling stands, and the probes that measure sensitivity."""
@@ -130,35 +145,44 @@ class HeadLearner:
         settings: LearnedRotation,
         windows: Tensor,
         smoother: Smoother | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         seed = recipe.calibration.seed
+        self.ranks = ranks
         self.stream, self.recipe, self.settings, self.smoother = stream, recipe, settings, smoother
-        self.sample = TokenSample(settings.num_tokens / windows.numel(), generator(seed, "r2 sample"))
+        self.sample = TokenSample(settings.num_tokens / windows.numel(), generator(seed, "r2 sample"), ranks)
         quantizer = quantizer_of(recipe.activations.model_copy(update={"group_size": None}))
         self.training = training_of(settings, quantizer)
         self.learned: list[Learned] = []
 
     @classmethod
     def of(
-        cls, stream: ModelStream, recipe: Recipe, windows: Tensor, smoother: Smoother | None = None
+        cls,
+        stream: ModelStream,
+        recipe: Recipe,
+        windows: Tensor,
+        smoother: Smoother | None = None,
+        ranks: Ranks = ALONE,
     ) -> HeadLearner | None:
         """What the recipe's R2 needs; None where it is not learned."""
         r2 = recipe.rotations.r2
-        return cls(stream, recipe, r2, windows, smoother) if isinstance(r2, LearnedRotation) else None
+        return cls(stream, recipe, r2, windows, smoother, ranks) if isinstance(r2, LearnedRotation) else None
 
     def observers(self) -> Observers:
         """At the input of the attention's output projection."""
         return {self.stream.architecture.output: self.sample.update}
 
     def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
-        """Nothing to prepare."""
+        """Tell the sample which tokens come by."""
+        self.sample.expect(states.token_parts())
 
     def after(self, index: int) -> None:
         """Learn the layer's R2; the smoother has closed the layer before."""
         sample = self.sample.take()
         if self.smoother is not None:
             sample = sample * self.smoother.inverse_at_output(index).to(sample)
-        samples = head_samples(sample, self.stream.num_key_value_heads, self.stream.head_dim)
+        samples = Pool.own(head_samples(sample, self.stream.num_key_value_heads, self.stream.head_dim), self.ranks)
+        del sample
         initial = heads_at_start(self.stream, self.recipe, self.settings.init, index)
         batches = generator(self.recipe.calibration.seed, f"r2 {index} batches")
         self.learned.append(learn(samples, initial, self.training, batches))

@@ -19,6 +19,7 @@ from jointquant.models.stream import ModelStream, Place
 from jointquant.needs import Job
 from jointquant.plan import Budget, Plan, make_plan
 from jointquant.progress import Progress, Silent
+from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.shape import shape_of
 
@@ -99,8 +100,9 @@ def plan_run(
     memory_budget: Size,
     device_budget: Size,
     batch_tokens: int | None,
+    ranks: Ranks = ALONE,
 ) -> Plan:
-    """The plan of a run that is about to start.
+    """The plan of a run that is about to start; of several ranks the smallest batch that one of them needs.
 
     Raises:
         InputError: a size that cannot be read, a budget for a device that is none, or a run that does not fit.
@@ -111,9 +113,12 @@ def plan_run(
     )
     base, shape = base_of(place.device), shape_of(stream.config, stream.stored_dtype)
     num_windows, seqlen = windows.shape
-    job = Job(shape, recipe, num_windows, seqlen, place.dtype, place.device, base)
-    host = bytes_of_size(memory_budget) or available() + resident()
-    return make_plan(job, Budget(host, device_limit(place.device, device_budget), free_disk(out)), batch_tokens)
+    job = Job(shape, recipe, num_windows, seqlen, place.dtype, place.device, base, ranks.size)
+    host = bytes_of_size(memory_budget) or available() // ranks.on_host + resident()
+    budget = Budget(host, device_limit(place.device, device_budget), free_disk(out) if ranks.leads else None)
+    plan = make_plan(job, budget, batch_tokens)
+    smallest = min(ranks.ask(plan.choice.batch_tokens))
+    return plan if smallest == plan.choice.batch_tokens else make_plan(job, budget, smallest)
 
 
 def base_of(device: torch.device) -> int:

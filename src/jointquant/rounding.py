@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from jointquant.devices import elements_at_once
 from jointquant.hidden_states import HiddenStates
-from jointquant.models.architecture import Architecture
+from jointquant.models.architecture import Architecture, Site
 from jointquant.models.stream import Frontend, LayerArguments
 from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers, observe, watching
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
+from jointquant.ranks import Ranks, broadcast_all
 from jointquant.reference import Reference
 from jointquant.refinement import refine
 from jointquant.runtime.assembly import Assembly
@@ -23,6 +24,9 @@ from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.seeds import generator
 from jointquant.settings import EmbeddingSettings, WeightSettings
+
+ROUNDED = ("codes", "scale", "zero_point")
+"""The tensors of a rounded weight."""
 
 
 def round_layer(
@@ -66,18 +70,63 @@ def rounded_weights(
 ) -> dict[str, QuantizedWeight]:
     """The rounded weights of a layer by linear, those that the recipe leaves alone not among them."""
     rounded: dict[str, QuantizedWeight] = {}
-    hessians = observe_hessians(layer, index, assembly, states, arguments)
-    for site in assembly.architecture.sites:
-        by_settings: dict[WeightSettings, list[str]] = {}
-        for linear in site.linears:
-            settings = assembly.recipe.weights_of(assembly.full_name(index, linear))
-            by_settings.setdefault(settings, []).append(linear)
-        for settings, linears in by_settings.items():
-            if settings.enabled:
-                modules = {name: _linear(layer, name) for name in linears}
-                rounded |= round_stack(modules, settings, hessians.get(site.name), stored_dtype)
-        hessians.pop(site.name, None)
+    hessians, ranks = observe_hessians(layer, index, assembly, states, arguments), states.ranks
+    sites = assembly.architecture.sites
+    owners = ranks.share_out([rounding_cost(layer, site) for site in sites])
+    for site, owner in zip(sites, owners, strict=True):
+        if site.name in hessians:
+            hessians[site.name].share(ranks, owner)
+    for site, owner in zip(sites, owners, strict=True):
+        hessian = hessians.pop(site.name, None)
+        if owner == ranks.rank:
+            rounded |= round_site(layer, index, site, assembly, hessian, stored_dtype)
+    for site, owner in zip(sites, owners, strict=True):
+        rounded |= exchanged(
+            {name: rounded[name] for name in site.linears if name in rounded}, ranks, owner, states.device
+        )
+    return {name: rounded[name] for name in assembly.architecture.linears if name in rounded}
+
+
+def round_site(
+    layer: nn.Module,
+    index: int,
+    site: Site,
+    assembly: Assembly,
+    hessian: HessianSum | None,
+    stored_dtype: torch.dtype,
+) -> dict[str, QuantizedWeight]:
+    """The rounded weights of the linears that read at one site."""
+    rounded: dict[str, QuantizedWeight] = {}
+    by_settings: dict[WeightSettings, list[str]] = {}
+    for linear in site.linears:
+        settings = assembly.recipe.weights_of(assembly.full_name(index, linear))
+        by_settings.setdefault(settings, []).append(linear)
+    for settings, linears in by_settings.items():
+        if settings.enabled:
+            modules = {name: _linear(layer, name) for name in linears}
+            rounded |= round_stack(modules, settings, hessian, stored_dtype)
     return rounded
+
+
+def rounding_cost(layer: nn.Module, site: Site) -> float:
+    """What it takes to round the linears of a site with GPTQ, up to a factor: the products of factor and updates."""
+    shapes = [_linear(layer, name).weight.shape for name in site.linears]
+    return float(sum(rows * columns**2 for rows, columns in shapes) + shapes[0][1] ** 3)
+
+
+def exchanged(
+    weights: dict[str, QuantizedWeight], ranks: Ranks, source: int, device: torch.device
+) -> dict[str, QuantizedWeight]:
+    """The weights that rank ``source`` has rounded, on every rank."""
+    if ranks.size == 1:
+        return weights
+    formats = ranks.tell({name: weight.fmt for name, weight in weights.items()}, source)
+    parts = {f"{name} {part}": getattr(weight, part) for name, weight in weights.items() for part in ROUNDED}
+    parts = broadcast_all(ranks, parts, source, device)
+    return {
+        name: QuantizedWeight(**{part: parts[f"{name} {part}"] for part in ROUNDED}, fmt=fmt)
+        for name, fmt in formats.items()
+    }
 
 
 def observe_hessians(
@@ -151,7 +200,7 @@ def round_head(
         head: the head, its norm fused.
         settings: of its weights.
         norm: what is left of the norm before it.
-        states: that the norm reads, of the quantized layers.
+        states: that the norm reads, of the quantized layers; of several ranks the one that leads rounds.
         stored_dtype: of the model, and of the scales where the settings name none.
     """
     fmt = settings.format
@@ -164,6 +213,9 @@ def round_head(
         hessian = HessianSum(head.in_features, head.weight.device)
         for batch in states.batches():
             hessian.update(norm(batch))
+        hessian.share(states.ranks, 0)
+        if not states.ranks.leads:
+            return head
         rounded = round_stack({"head": head}, settings, hessian, stored_dtype)["head"]
     return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()
 

@@ -12,6 +12,7 @@ from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers
 from jointquant.quantization.ranges import ChannelBounds
 from jointquant.quantization.smoothing import shared_within_groups, smoothing_scales
+from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import Recipe
 
 
@@ -24,20 +25,20 @@ class Smoother:
         layers: of each layer that has run, the scales by site, as ``models.scaling`` takes them.
     """
 
-    def __init__(self, stream: ModelStream, alpha: float, sites: tuple[Site, ...]) -> None:
-        self.stream, self.alpha, self.sites = stream, alpha, sites
+    def __init__(self, stream: ModelStream, alpha: float, sites: tuple[Site, ...], ranks: Ranks = ALONE) -> None:
+        self.stream, self.alpha, self.sites, self.ranks = stream, alpha, sites, ranks
         self.layers: list[dict[str, Tensor]] = []
         self.bounds: dict[str, ChannelBounds] = {}
         self.layer: nn.Module | None = None
 
     @classmethod
-    def of(cls, stream: ModelStream, recipe: Recipe) -> Smoother | None:
+    def of(cls, stream: ModelStream, recipe: Recipe, ranks: Ranks = ALONE) -> Smoother | None:
         """What the recipe's smoothing needs; None where it is off."""
         if recipe.smoothing.alpha is None:
             return None
         rotated = recipe.rotations.r1.kind != "none"
         sites = tuple(site for site in stream.architecture.sites if site.norm is None or not rotated)
-        return cls(stream, recipe.smoothing.alpha, sites)
+        return cls(stream, recipe.smoothing.alpha, sites, ranks)
 
     def observers(self) -> Observers:
         """At the first linear of each site."""
@@ -52,6 +53,7 @@ class Smoother:
         """Choose the layer's scales, those that divide rows of a later site's readers first."""
         scales: dict[str, Tensor] = {}
         for site in sorted(self.sites, key=lambda site: site.norm is not None):
+            self.bounds[site.name].share(self.ranks)
             activations, weights = self.bounds[site.name].largest().cpu(), self.largest_weights(site, scales).cpu()
             if self.stream.architecture.output in site.linears:
                 heads = self.stream.num_key_value_heads, self.stream.head_dim

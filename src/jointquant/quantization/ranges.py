@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jointquant.devices import double
 from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, encode_rows, encode_static
+from jointquant.ranks import Ranks
 
 CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
 """Candidates of the search: 1 down to 0.45."""
@@ -111,6 +112,12 @@ class ChannelMean:
         self.total = total if self.total is None else self.total + total
         self.num_tokens += len(rows)
 
+    def share(self, ranks: Ranks) -> None:
+        """From now on it is over the tokens that all ranks have seen; each has seen one."""
+        if ranks.size > 1 and self.total is not None:
+            self.total = ranks.sum(self.total)
+            self.num_tokens = sum(ranks.ask(self.num_tokens))
+
     def mean(self) -> Tensor:
         """[n] float64. Raises ValueError when no token was seen, or one that is not finite."""
         if self.total is None:
@@ -132,6 +139,11 @@ class ChannelBounds:
         low, high = torch.aminmax(x.reshape(-1, x.shape[-1]), dim=0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on they are over the tokens that all ranks have seen; each has seen one."""
+        if self.low is not None and self.high is not None:
+            self.low, self.high = ranks.smallest(self.low), ranks.largest(self.high)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Low and high, both [n]. Raises ValueError when no token was seen, or one that is not finite."""
@@ -162,6 +174,11 @@ class ClipSearch:
         """Take in the tokens of x: [..., n]."""
         for ratio, (quantizer, known) in self.candidates.items():
             self.errors[ratio] += float((quantizer.quantize(x, known) - x).float().square().sum())
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on they are over the tokens that all ranks have seen."""
+        every = ranks.ask(self.errors)
+        self.errors = {ratio: sum(errors[ratio] for errors in every) for ratio in self.errors}
 
     def best(self) -> float:
         """The ratio with the least error; of equals the largest."""

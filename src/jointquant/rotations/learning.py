@@ -13,6 +13,7 @@ from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.objectives import Objective, whip
 from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
+from jointquant.rotations.pool import Pool, mean_loss, of_all
 
 
 @dataclass(frozen=True)
@@ -49,26 +50,31 @@ def initial_heads(kind: str, num_heads: int, head_dim: int, generator: torch.Gen
     return torch.stack([INITS[kind](head_dim, generator) for _ in range(num_heads)])
 
 
-def learn(samples: Tensor, initial: Tensor, training: Training, generator: torch.Generator) -> Learned:
-    """Train the stack ``initial`` [..., n, n] on ``samples`` [..., tokens, n].
+def learn(samples: Tensor | Pool, initial: Tensor, training: Training, generator: torch.Generator) -> Learned:
+    """Train the stack ``initial`` [..., n, n] on a pool of samples [..., tokens, n].
 
-    Samples are scaled to unit RMS per matrix, so that the objective sees the same scale at every site.
+    Samples are scaled to unit RMS per matrix, so that the objective sees the same scale at every site. Every rank takes
+    every step: what a step sums over tokens is summed over the ranks.
     """
-    scale = unit_scale(samples)
-    start = initial.to(samples)
+    pool = Pool.of(samples).for_objective(training.objective)
+    scale = unit_scale(pool)
+    start = initial.to(pool.samples)
 
     def loss(rotation: Tensor, _: int) -> Tensor:
-        return training.objective(scale * draw(samples, training.batch_tokens, generator) @ rotation)
+        batch = pool.draw(training.batch_tokens, generator)
+        return mean_loss(training.objective, batch, rotation, scale)
 
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = draw(samples, training.batch_tokens, generator).to(rotation.dtype)
-        y = batch @ (scale * rotation).to(rotation.dtype)
+        batch = pool.draw(training.batch_tokens, generator)
+        y = batch.rows.to(rotation.dtype) @ (scale * rotation).to(rotation.dtype)
         value, slope = loss_and_gradient(training.objective, y)
-        return value, y.mT @ slope
+        return of_all(batch, value, y.mT @ slope)
 
-    few = scale * spread(samples, training.batch_tokens)
-    units = whip_units(lambda r: training.objective(few @ r), lambda r: whip(few @ r), start)
-    return training.optimizer(Problem(loss, units, closed), start, training.schedule)
+    few = pool.spread(training.batch_tokens)
+    units = whip_units(
+        lambda r: mean_loss(training.objective, few, r, scale), lambda r: mean_loss(whip, few, r, scale), start
+    )
+    return pool.agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule))
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
@@ -97,28 +103,14 @@ def slope(loss: Callable[[Tensor], Tensor], rotation: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(tangent(rotation, gradient))
 
 
-def unit_scale(samples: Tensor) -> Tensor:
+def unit_scale(samples: Tensor | Pool) -> Tensor:
     """What samples [..., tokens, n] are multiplied by to have an RMS of 1 over tokens and channels: [..., 1, 1].
 
     A batch is scaled when it is drawn: a scaled copy of all samples would need as much room again.
     """
-    norm = torch.linalg.vector_norm(samples, dim=(-2, -1), keepdim=True)
-    return math.sqrt(samples.shape[-2] * samples.shape[-1]) / norm.clamp_min(torch.finfo(samples.dtype).tiny)
-
-
-def draw(samples: Tensor, batch_tokens: int, generator: torch.Generator) -> Tensor:
-    """A batch drawn without replacement: [..., batch, n]; everything when there is no more than a batch."""
-    num_tokens = samples.shape[-2]
-    if num_tokens <= batch_tokens:
-        return samples
-    chosen = torch.randperm(num_tokens, generator=generator)[:batch_tokens]
-    return samples.index_select(-2, chosen.to(samples.device))
-
-
-def spread(samples: Tensor, batch_tokens: int) -> Tensor:
-    """At most ``batch_tokens`` tokens, evenly spaced: [..., batch, n]."""
-    stride = -(-samples.shape[-2] // batch_tokens)
-    return samples[..., ::stride, :]
+    pool = Pool.of(samples)
+    size = math.sqrt(pool.tokens * pool.samples.shape[-1])
+    return size / pool.norm().clamp_min(torch.finfo(pool.samples.dtype).tiny)
 
 
 def head_samples(o_in: Tensor, num_key_value_heads: int, head_dim: int) -> Tensor:

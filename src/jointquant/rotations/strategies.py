@@ -10,9 +10,10 @@ from torch import Tensor
 
 from jointquant.errors import require
 from jointquant.rotations.gradients import loss_and_gradient
-from jointquant.rotations.learning import Training, draw, learn, spread, unit_scale, whip_units
+from jointquant.rotations.learning import Training, learn, unit_scale, whip_units
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, Problem
+from jointquant.rotations.pool import Pool, mean_loss, of_all
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ResidualTask:
     """Everything R1 is learned from.
 
     Attributes:
-        samples: [layers, tokens, hidden], of all sites of a layer that read the residual stream.
+        samples: [layers, tokens, hidden], of all sites of a layer that read the residual stream, or a pool of them.
         initial: [hidden, hidden] float64, where every training starts.
         training: objective, optimiser, schedule.
         weighting: what a layer counts in a joint loss.
@@ -28,12 +29,22 @@ class ResidualTask:
         sensitivities: [layers], what quantizing each layer's inputs does to the model's output, where it was measured.
     """
 
-    samples: Tensor
+    samples: Tensor | Pool
     initial: Tensor
     training: Training
     weighting: str
     generator: torch.Generator
     sensitivities: Tensor | None = None
+
+    @property
+    def pool(self) -> Pool:
+        """The samples."""
+        return Pool.of(self.samples)
+
+    @property
+    def layers(self) -> list[Pool]:
+        """Those of each layer."""
+        return [self.pool.layer(index) for index in range(len(self.pool.samples))]
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Strategy:
 
 def pooled(task: ResidualTask) -> tuple[Learned, ...]:
     """One R1, trained on the tokens of all layers in one pool (DartQuant, arXiv 2511.04063)."""
-    return (learn(task.samples.flatten(0, 1), task.initial, task.training, task.generator),)
+    return (learn(task.pool.flattened(), task.initial, task.training, task.generator),)
 
 
 def greedy(task: ResidualTask) -> tuple[Learned, ...]:
@@ -63,12 +74,12 @@ def greedy(task: ResidualTask) -> tuple[Learned, ...]:
     Raises:
         InputError: fewer steps than layers.
     """
-    layers, steps = len(task.samples), task.training.schedule.steps
+    layers, steps = len(task.layers), task.training.schedule.steps
     require(steps >= layers, f"strategy greedy visits {layers} layers: expected at least as many steps, got {steps}")
     rotation = task.initial
     losses: tuple[float, ...] = ()
     angles: tuple[float, ...] = ()
-    for index, samples in enumerate(task.samples):
+    for index, samples in enumerate(task.layers):
         training = task.training.with_steps(steps // layers + (index < steps % layers))
         learned = learn(samples, rotation, training, task.generator)
         rotation, losses, angles = learned.rotation, losses + learned.losses, angles + learned.angles
@@ -80,24 +91,30 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
 
     The batch is shared out evenly among the layers; samples are scaled to unit RMS per layer.
     """
-    samples, scale = task.samples, unit_scale(task.samples)
-    start, training = task.initial.to(samples), task.training
-    share = max(1, training.batch_tokens // len(samples))
-    few = scale * spread(samples, share)
-    weights = WEIGHTINGS[task.weighting](training.objective(few @ start), task.sensitivities)  # [layers]
+    training = task.training
+    pool = task.pool.for_objective(training.objective)
+    start, scale = task.initial.to(pool.samples), unit_scale(pool)
+    share = max(1, training.batch_tokens // len(pool.samples))
+    few = pool.spread(share)
+    losses_at_start = mean_loss(training.objective, few, start, scale)
+    weights = WEIGHTINGS[task.weighting](losses_at_start, task.sensitivities)  # [layers]
 
     def loss(rotation: Tensor, _: int) -> Tensor:
-        return weights @ training.objective(scale * draw(samples, share, task.generator) @ rotation)
+        return weights @ mean_loss(training.objective, pool.draw(share, task.generator), rotation, scale)
 
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = draw(samples, share, task.generator).to(rotation.dtype)
-        y = batch @ (scale * rotation).to(rotation.dtype)
+        batch = pool.draw(share, task.generator)
+        y = batch.rows.to(rotation.dtype) @ (scale * rotation).to(rotation.dtype)
         losses, slopes = loss_and_gradient(training.objective, y)
         slopes = slopes.mul_(weights.to(slopes)[:, None, None])
-        return weights @ losses.to(weights), y.flatten(0, 1).T @ slopes.flatten(0, 1)
+        return of_all(batch, weights @ losses.to(weights), y.flatten(0, 1).T @ slopes.flatten(0, 1))
 
-    units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
-    return (training.optimizer(Problem(loss, units, closed), start, training.schedule),)
+    units = whip_units(
+        lambda r: weights @ mean_loss(training.objective, few, r, scale),
+        lambda r: mean_loss(whip, few, r, scale).mean(),
+        start,
+    )
+    return (pool.agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule)),)
 
 
 def independent(task: ResidualTask) -> tuple[Learned, ...]:
@@ -105,7 +122,7 @@ def independent(task: ResidualTask) -> tuple[Learned, ...]:
 
     Between layer i and i + 1 the residual stream changes basis by R1ᵢᵀR1ᵢ₊₁, which runs online.
     """
-    return tuple(learn(samples, task.initial, task.training, task.generator) for samples in task.samples)
+    return tuple(learn(samples, task.initial, task.training, task.generator) for samples in task.layers)
 
 
 STRATEGIES: dict[str, Strategy] = {
