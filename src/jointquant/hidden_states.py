@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -155,18 +156,51 @@ class SpilledStates:
         self._slot = SLOTS.index(name)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which windows are whose: whole batches where there are enough, for what is computed depends on them.
+
+    Attributes:
+        ranks: they follow each other.
+        num_windows: of all ranks.
+        batch_windows: those that run at once.
+    """
+
+    ranks: Ranks
+    num_windows: int
+    batch_windows: int
+
+    @property
+    def _unit(self) -> int:
+        return self.batch_windows if -(-self.num_windows // self.batch_windows) >= self.ranks.size else 1
+
+    @property
+    def _units(self) -> int:
+        return -(-self.num_windows // self._unit)
+
+    def part(self) -> range:
+        """The windows of this rank."""
+        start, stop = self.ranks.part(self._units)
+        return range(start * self._unit, min(stop * self._unit, self.num_windows))
+
+    def owner(self, number: int) -> int:
+        """The rank of a window."""
+        return self.ranks.owner(number // self._unit, self._units)
+
+
 class SharedStore:
     """What one rank holds of the states of all; what is saved is all of them, by the rank that leads.
 
     Args:
         own: this rank's windows.
         shape: [windows, T, hidden] of all ranks.
-        ranks: who has the others.
+        share: who has which.
         folder: where they are saved; used by the rank that leads.
     """
 
-    def __init__(self, own: Store, shape: tuple[int, int, int], ranks: Ranks, folder: Path | None):
-        self.own, self.whole, self.ranks, self.folder, self._slot = own, shape, ranks, folder, 0
+    def __init__(self, own: Store, shape: tuple[int, int, int], share: Share, folder: Path | None):
+        self.own, self.whole, self.share, self.folder, self._slot = own, shape, share, folder, 0
+        self.ranks = share.ranks
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -202,26 +236,26 @@ class SharedStore:
         with room_needed(path, self._window_bytes * self.whole[0]), path.open("wb") as file:
             for window in self._own_windows():
                 file.write(bytes_of(window))
-            for number in range(self.ranks.part(self.whole[0])[1], self.whole[0]):
+            for number in range(self.share.part().stop, self.whole[0]):
                 empty = torch.empty(self.whole[1:], dtype=self.own.dtype)
-                file.write(bytes_of(self.ranks.pass_aside(empty, self.ranks.owner(number, self.whole[0]), 0)))
+                file.write(bytes_of(self.ranks.pass_aside(empty, self.share.owner(number), 0)))
             os.fsync(file.fileno())
         return path.name
 
     def load(self, name: str) -> None:
         """Read a slot, and give every rank its windows."""
         self._slot = SLOTS.index(name)
-        start, stop = self.ranks.part(self.whole[0])
-        for number in range(self.whole[0]) if self.ranks.leads else range(start, stop):
+        mine = self.share.part()
+        for number in range(self.whole[0]) if self.ranks.leads else mine:
             window = torch.empty(self.whole[1:], dtype=self.own.dtype)
             if self.ranks.leads:
                 assert self.folder is not None
                 with (self.folder / name).open("rb") as file:
                     file.seek(number * self._window_bytes)
                     window = _from_file(file.fileno(), window.shape, window.dtype)
-            window = self.ranks.pass_on(window, 0, self.ranks.owner(number, self.whole[0]))
-            if start <= number < stop:
-                self.own.write(number - start, window.unsqueeze(0))
+            window = self.ranks.pass_on(window, 0, self.share.owner(number))
+            if number in mine:
+                self.own.write(number - mine.start, window.unsqueeze(0))
         self.own.turn()
 
     @property
@@ -248,7 +282,7 @@ class HiddenStates:
         self, store: Store, num_windows: int, batch_windows: int, device: torch.device, ranks: Ranks = ALONE
     ) -> None:
         self.store, self.num_windows, self.batch_windows, self.device = store, num_windows, batch_windows, device
-        self.ranks = ranks
+        self.ranks, self.share = ranks, Share(ranks, num_windows, batch_windows)
 
     @property
     def seqlen(self) -> int:
@@ -263,10 +297,10 @@ class HiddenStates:
 
     def parts(self) -> Iterator[tuple[range, range]]:
         """The windows that run at once on one process alone, and which of them run here (none: an empty range)."""
-        start, stop = self.ranks.part(self.num_windows)
+        mine = self.share.part()
         for first in range(0, self.num_windows, self.batch_windows):
             batch = range(first, min(first + self.batch_windows, self.num_windows))
-            yield batch, range(max(first, start), min(batch.stop, stop))
+            yield batch, range(max(first, mine.start), min(batch.stop, mine.stop))
 
     def token_parts(self) -> list[tuple[int, int, int]]:
         """Of every batch: its tokens, and from which on to which they run here."""
@@ -287,7 +321,7 @@ class HiddenStates:
 
     def batches(self) -> Iterator[Tensor]:
         """[batch, T, hidden] after another of this rank's windows, on the device; they are not to be changed."""
-        offset = self.ranks.part(self.num_windows)[0]
+        offset = self.share.part().start
         for _, here in self.parts():
             if here:
                 yield self.store.read(here.start - offset, here.stop - offset).to(self.device)
@@ -306,16 +340,16 @@ class HiddenStates:
 
     def first(self, windows: int) -> Tensor:
         """A copy of the first windows, on every rank: [windows, T, hidden], on the device."""
-        start = self.ranks.part(self.num_windows)[0]
+        start = self.share.part().start
         mine = self.store.read(0, max(0, min(windows, self.num_windows) - start)).to(self.device, copy=True)
         return torch.cat(self.ranks.gather(mine)) if self.ranks.size > 1 else mine
 
     def chosen(self, windows: Tensor) -> Tensor:
         """Some windows, by their numbers: [its part of them, T, hidden] on each rank, on the device."""
         found = []
-        start = self.ranks.part(self.num_windows)[0]
+        start = self.share.part().start
         for place, number in enumerate(windows.tolist()):
-            holder, user = self.ranks.owner(number, self.num_windows), self.ranks.owner(place, len(windows))
+            holder, user = self.share.owner(number), self.ranks.owner(place, len(windows))
             if holder == self.ranks.rank:
                 window = self.store.read(number - start, number - start + 1)
             else:

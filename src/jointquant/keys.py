@@ -22,9 +22,8 @@ from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import LearnedRotation, Recipe
 from jointquant.rotations import merging
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.rotations.learning import initial_heads, learn
+from jointquant.rotations.learning import initial_heads, learn_heads
 from jointquant.rotations.objectives import Quantizer
-from jointquant.rotations.pool import Pool
 from jointquant.rotations.sampling import TokenSample
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.key_basis import KEY_BASIS, KEY_MEAN, QUERY_BASIS
@@ -153,11 +152,11 @@ def head_rotation(seen: CacheSums, recipe: Recipe, index: int, mean: Tensor, bas
     fmt = recipe.kv_cache.of_keys.format
     quantizer = None if fmt is None else Quantizer(fmt, recipe.kv_cache.of_keys.clip_ratio)
     samples = seen.sample.take().unflatten(-1, (seen.kv_heads, seen.head_dim)).transpose(0, 1)
-    pool = Pool.own((samples - mean.unsqueeze(1).to(samples)) @ basis.to(samples), seen.ranks)
+    samples = (samples - mean.unsqueeze(1).to(samples)) @ basis.to(samples)
     initial = initial_heads(settings.init, seen.kv_heads, seen.head_dim, generator(seed, f"r3 {index}"))
     with torch.enable_grad():
         batches = generator(seed, f"r3 {index} batches")
-        return learn(pool, initial, training_of(settings, quantizer), batches).rotation
+        return learn_heads(samples, initial, training_of(settings, quantizer), batches, seen.ranks).rotation
 
 
 @torch.no_grad()

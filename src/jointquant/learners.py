@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -13,10 +12,9 @@ from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.propagation import Observers
 from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
-from jointquant.rotations.learning import INITS, Training, head_samples, initial_heads, learn
+from jointquant.rotations.learning import INITS, Training, head_samples, initial_heads, learn_heads
 from jointquant.rotations.objectives import OBJECTIVES, Quantizer
 from jointquant.rotations.optimizers import OPTIMIZERS, Learned, Schedule
-from jointquant.rotations.pool import Pool
 from jointquant.rotations.sampling import TokenSample
 from jointquant.rotations.strategies import STRATEGIES, ResidualTask
 from jointquant.seeds import generator
@@ -67,8 +65,7 @@ class ResidualLearner:
         self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"), ranks)
         self.places = [site.linears[0] for site in sites]
         self.num_layers = stream.num_layers
-        self.samples: Pool | None = None  # [layers, tokens, hidden], filled layer by layer
-        self.last: Tensor | None = None  # of the last layer, all ranks' tokens
+        self.samples: Tensor | None = None  # [layers, tokens, hidden], filled layer by layer
         self.done = 0
         self.initial = INITS[settings.init](stream.config.hidden_size, generator(seed, "r1"))
         self.training = training_of(settings, quantizer_of(recipe.activations))
@@ -99,18 +96,16 @@ class ResidualLearner:
         self._keep(self.sample.take())
 
     def _keep(self, sample: Tensor) -> None:
-        """The next layer's sample [tokens, hidden], of which this rank keeps its part; all have the same size."""
-        own = Pool.own(sample, self.ranks)
+        """The next layer's sample [tokens, hidden]; every layer's has the same size."""
         if self.samples is None:  # all at once: joining them later would need as much room again
-            self.samples = replace(own, samples=sample.new_empty(self.num_layers, *own.samples.shape))
-        self.samples.samples[self.done] = own.samples
-        self.last = sample if self.ranks.size > 1 else self.samples.samples[self.done]
+            self.samples = sample.new_empty(self.num_layers, *sample.shape)
+        self.samples[self.done] = sample
         self.done += 1
 
     def record(self) -> dict[str, Tensor]:
         """The last layer's sample."""
-        assert self.last is not None
-        return {"sample": self.last}
+        assert self.samples is not None
+        return {"sample": self.samples[self.done - 1]}
 
     def state(self) -> dict[str, Tensor]:
         """Where the sampling stands, and the probes that measure sensitivity."""
@@ -129,8 +124,9 @@ class ResidualLearner:
         """R1, or one R1 per layer."""
         assert self.samples is not None
         sensitivities = None if self.sensitivity is None else self.sensitivity.finish()
+        weighting = self.settings.weighting
         task = ResidualTask(
-            self.samples, self.initial, self.training, self.settings.weighting, self.batches, sensitivities
+            self.samples, self.initial, self.training, weighting, self.batches, sensitivities, self.ranks
         )
         return STRATEGIES[self.settings.strategy].learn(task)
 
@@ -181,11 +177,10 @@ class HeadLearner:
         sample = self.sample.take()
         if self.smoother is not None:
             sample = sample * self.smoother.inverse_at_output(index).to(sample)
-        samples = Pool.own(head_samples(sample, self.stream.num_key_value_heads, self.stream.head_dim), self.ranks)
-        del sample
+        samples = head_samples(sample, self.stream.num_key_value_heads, self.stream.head_dim)
         initial = heads_at_start(self.stream, self.recipe, self.settings.init, index)
         batches = generator(self.recipe.calibration.seed, f"r2 {index} batches")
-        self.learned.append(learn(samples, initial, self.training, batches))
+        self.learned.append(learn_heads(samples, initial, self.training, batches, self.ranks))
 
     def record(self) -> dict[str, Tensor]:
         """The last layer's R2 and how it was learned."""

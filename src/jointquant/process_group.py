@@ -12,6 +12,7 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
@@ -96,6 +97,24 @@ class ProcessGroup(Ranks):
         self._exchange(lambda: dist.all_gather_object(values, value))
         return values
 
+    def send(self, tensor: Tensor, receiver: int) -> Callable[[], None]:
+        """By the host's memory where the device's tensors do not travel."""
+        parcel = self._parcel(tensor)
+        begun = self._exchange(lambda: dist.isend(parcel, receiver))
+        return lambda: self._exchange(begun.wait)
+
+    def receive(self, tensor: Tensor, sender: int) -> Callable[[], None]:
+        """As ``send``."""
+        parcel = tensor if tensor.device.type in self.carried else torch.empty_like(tensor, device=HOST)
+        begun = self._exchange(lambda: dist.irecv(parcel, sender))
+
+        def wait() -> None:
+            self._exchange(begun.wait)
+            if parcel is not tensor:
+                tensor.copy_(parcel)
+
+        return wait
+
     def pass_on(self, tensor: Tensor, sender: int, receiver: int) -> Tensor:
         """Send and receive."""
         return self._passed(tensor, sender, receiver, None)
@@ -117,10 +136,10 @@ class ProcessGroup(Ranks):
     def _parcel(self, tensor: Tensor) -> Tensor:
         return (tensor if tensor.device.type in self.carried else tensor.to(HOST)).detach().contiguous()
 
-    def _exchange(self, work: Callable[[], object]) -> None:
+    def _exchange(self, work: Callable[[], Any]) -> Any:
         """Run a collective; a connection that breaks means that somebody is gone, and the guard says who."""
         try:
-            work()
+            return work()
         except RuntimeError as error:  # what gloo and the accelerators' libraries raise, whatever the cause
             raise PeerLostError(str(error)) from error
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.devices import elements_at_once
+from jointquant.hessians import SharedHessian, collected
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.stream import Frontend, LayerArguments
@@ -70,12 +71,10 @@ def rounded_weights(
 ) -> dict[str, QuantizedWeight]:
     """The rounded weights of a layer by linear, those that the recipe leaves alone not among them."""
     rounded: dict[str, QuantizedWeight] = {}
-    hessians, ranks = observe_hessians(layer, index, assembly, states, arguments), states.ranks
-    sites = assembly.architecture.sites
+    sites, ranks = assembly.architecture.sites, states.ranks
     owners = ranks.share_out([rounding_cost(layer, site) for site in sites])
-    for site, owner in zip(sites, owners, strict=True):
-        if site.name in hessians:
-            hessians[site.name].share(ranks, owner)
+    named = {site.name: owner for site, owner in zip(sites, owners, strict=True)}
+    hessians = collected(observe_hessians(layer, index, assembly, states, arguments), named)
     for site, owner in zip(sites, owners, strict=True):
         hessian = hessians.pop(site.name, None)
         if owner == ranks.rank:
@@ -131,16 +130,16 @@ def exchanged(
 
 def observe_hessians(
     layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
-) -> dict[str, HessianSum]:
+) -> dict[str, SharedHessian]:
     """One Hessian per site whose linears are rounded with GPTQ, of the inputs as the products see them."""
-    sums: dict[str, HessianSum] = {}
+    sums: dict[str, SharedHessian] = {}
     observers: Observers = {}
     for site in assembly.architecture.sites:
         names = [assembly.full_name(index, linear) for linear in site.linears]
         settings = [assembly.recipe.weights_of(name) for name in names]
         if any(s.enabled and s.method == "gptq" for s in settings):
             first = _linear(layer, site.linears[0])
-            sums[site.name] = HessianSum(first.in_features, first.weight.device)
+            sums[site.name] = SharedHessian(first.in_features, first.weight.device, states.ranks)
             observers[site.linears[0]] = _as_read(first, sums[site.name].update)
     if observers:
         with watching(layer, observers):
@@ -210,11 +209,11 @@ def round_head(
     if settings.method == "rtn":
         rounded = round_to_nearest(head.weight, fmt, settings.clip, settings.scales(stored_dtype))
     else:
-        hessian = HessianSum(head.in_features, head.weight.device)
+        shared = SharedHessian(head.in_features, head.weight.device, states.ranks)
         for batch in states.batches():
-            hessian.update(norm(batch))
-        hessian.share(states.ranks, 0)
-        if not states.ranks.leads:
+            shared.update(norm(batch))
+        hessian = shared.blocks(0)
+        if hessian is None:
             return head
         rounded = round_stack({"head": head}, settings, hessian, stored_dtype)["head"]
     return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()

@@ -17,6 +17,7 @@ from jointquant.hidden_states import (
     TOKENS_PER_BATCH,
     HeldStates,
     HiddenStates,
+    Share,
     SharedStore,
     SpilledStates,
     Store,
@@ -66,17 +67,16 @@ class Workspace:
         Those that travel beside others keep their files ``aside``, in a folder of their own of that name.
         """
         num_windows, seqlen = windows.shape
-        start, stop = self.ranks.part(num_windows)
+        share = Share(self.ranks, num_windows, micro_batch(seqlen, self.batch_tokens))
         saved = self.folder if self.journal is None else self.journal.work
         folder = saved if self.spill is None else self.spill
         if folder is not None and aside is not None:
             folder = folder / aside
             folder.mkdir(exist_ok=True)
-        store = self._store(folder, (stop - start, seqlen, hidden_size))
+        store = self._store(folder, (len(share.part()), seqlen, hidden_size))
         if self.ranks.size > 1 and aside is None:
-            store = SharedStore(store, (num_windows, seqlen, hidden_size), self.ranks, saved)
-        batch_windows = micro_batch(seqlen, self.batch_tokens)
-        return HiddenStates(store, num_windows, batch_windows, self.place.device, self.ranks)
+            store = SharedStore(store, (num_windows, seqlen, hidden_size), share, saved)
+        return HiddenStates(store, num_windows, share.batch_windows, self.place.device, self.ranks)
 
     def _store(self, folder: Path | None, shape: tuple[int, int, int]) -> Store:
         if self.storage == "disk":

@@ -16,7 +16,6 @@ from torch import Tensor
 from jointquant.devices import elements_at_once, linalg_device
 from jointquant.quantization.integer import to_groups
 from jointquant.quantization.weights import ClipMethod, QuantizedWeight, WeightFormat, weight_parameters
-from jointquant.ranks import Ranks
 
 MAX_DAMPING_TRIES = 8
 
@@ -165,12 +164,6 @@ class HessianSum:
         rows = x.reshape(-1, x.shape[-1]).float()
         self.total.addmm_(rows.t(), rows)
         self.num_tokens += rows.shape[0]
-
-    def share(self, ranks: Ranks, user: int) -> None:
-        """On rank ``user`` it is over the tokens of all ranks from now on; elsewhere it means nothing any more."""
-        if ranks.size > 1:
-            self.total = ranks.sum_to(self.total, user)
-            self.num_tokens = sum(ranks.ask(self.num_tokens))
 
     def hessian(self) -> Tensor:
         """[in, in]. Raises ValueError when no token was seen."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jointquant.rotations.gradients import loss_and_gradient
+from jointquant.ranks import ALONE, Ranks
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.objectives import Objective, whip
 from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
-from jointquant.rotations.pool import Pool, mean_loss, of_all
+from jointquant.rotations.shared import agreed, joined_heads, pooled_loss, pooled_turning, sharing
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,40 @@ def initial_heads(kind: str, num_heads: int, head_dim: int, generator: torch.Gen
     return torch.stack([INITS[kind](head_dim, generator) for _ in range(num_heads)])
 
 
-def learn(samples: Tensor | Pool, initial: Tensor, training: Training, generator: torch.Generator) -> Learned:
-    """Train the stack ``initial`` [..., n, n] on a pool of samples [..., tokens, n].
+def learn(
+    samples: Tensor, initial: Tensor, training: Training, generator: torch.Generator, ranks: Ranks = ALONE
+) -> Learned:
+    """Train the stack ``initial`` [..., n, n] on ``samples`` [..., tokens, n].
 
-    Samples are scaled to unit RMS per matrix, so that the objective sees the same scale at every site. Every rank takes
-    every step: what a step sums over tokens is summed over the ranks.
+    Samples are scaled to unit RMS per matrix, so that the objective sees the same scale at every site. Several ranks,
+    which all have the samples, share the work of a single matrix.
     """
-    pool = Pool.of(samples).for_objective(training.objective)
-    scale = unit_scale(pool)
-    start = initial.to(pool.samples)
+    scale = unit_scale(samples)
+    start = initial.to(samples)
+    batch_tokens, objective = training.batch_tokens, training.objective
+    ranks = sharing(ranks, objective, min(batch_tokens, samples.shape[-2]))
 
     def loss(rotation: Tensor, _: int) -> Tensor:
-        batch = pool.draw(training.batch_tokens, generator)
-        return mean_loss(training.objective, batch, rotation, scale)
+        return pooled_loss(objective, scale * draw(samples, batch_tokens, generator), rotation, ranks)
 
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = pool.draw(training.batch_tokens, generator)
-        y = batch.rows.to(rotation.dtype) @ (scale * rotation).to(rotation.dtype)
-        value, slope = loss_and_gradient(training.objective, y)
-        return of_all(batch, value, y.mT @ slope)
+        batch = draw(samples, batch_tokens, generator).to(rotation.dtype)
+        return pooled_turning(objective, batch, (scale * rotation).to(rotation.dtype), ranks)
 
-    few = pool.spread(training.batch_tokens)
-    units = whip_units(
-        lambda r: mean_loss(training.objective, few, r, scale), lambda r: mean_loss(whip, few, r, scale), start
-    )
-    return pool.agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule))
+    few = scale * spread(samples, batch_tokens)
+    units = whip_units(lambda r: objective(few @ r), lambda r: whip(few @ r), start)
+    return agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks)
+
+
+def learn_heads(
+    samples: Tensor, initial: Tensor, training: Training, generator: torch.Generator, ranks: Ranks
+) -> Learned:
+    """As ``learn``, for a stack of matrices [heads, n, n] of which each rank trains some."""
+    if ranks.size == 1 or training.schedule.tolerance > 0:  # the mean loss of all decides when training ends
+        return agreed(learn(samples, initial, training, generator), ranks)
+    start, stop = ranks.part(len(initial))
+    own = learn(samples[start:stop], initial[start:stop], training, generator) if start < stop else None
+    return joined_heads(ranks.ask(own), ranks.ask(stop - start))
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
@@ -103,14 +112,28 @@ def slope(loss: Callable[[Tensor], Tensor], rotation: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(tangent(rotation, gradient))
 
 
-def unit_scale(samples: Tensor | Pool) -> Tensor:
+def unit_scale(samples: Tensor) -> Tensor:
     """What samples [..., tokens, n] are multiplied by to have an RMS of 1 over tokens and channels: [..., 1, 1].
 
     A batch is scaled when it is drawn: a scaled copy of all samples would need as much room again.
     """
-    pool = Pool.of(samples)
-    size = math.sqrt(pool.tokens * pool.samples.shape[-1])
-    return size / pool.norm().clamp_min(torch.finfo(pool.samples.dtype).tiny)
+    norm = torch.linalg.vector_norm(samples, dim=(-2, -1), keepdim=True)
+    return math.sqrt(samples.shape[-2] * samples.shape[-1]) / norm.clamp_min(torch.finfo(samples.dtype).tiny)
+
+
+def draw(samples: Tensor, batch_tokens: int, generator: torch.Generator) -> Tensor:
+    """A batch drawn without replacement: [..., batch, n]; everything when there is no more than a batch."""
+    num_tokens = samples.shape[-2]
+    if num_tokens <= batch_tokens:
+        return samples
+    chosen = torch.randperm(num_tokens, generator=generator)[:batch_tokens]
+    return samples.index_select(-2, chosen.to(samples.device))
+
+
+def spread(samples: Tensor, batch_tokens: int) -> Tensor:
+    """At most ``batch_tokens`` tokens, evenly spaced: [..., batch, n]."""
+    stride = -(-samples.shape[-2] // batch_tokens)
+    return samples[..., ::stride, :]
 
 
 def head_samples(o_in: Tensor, num_key_value_heads: int, head_dim: int) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from jointquant.errors import require
-from jointquant.rotations.gradients import loss_and_gradient
-from jointquant.rotations.learning import Training, learn, unit_scale, whip_units
+from jointquant.ranks import ALONE, Ranks
+from jointquant.rotations.learning import Training, draw, learn, spread, unit_scale, whip_units
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, Problem
-from jointquant.rotations.pool import Pool, mean_loss, of_all
+from jointquant.rotations.shared import agreed, joint_loss, joint_turning
 
 
 @dataclass(frozen=True)
@@ -21,30 +21,22 @@ class ResidualTask:
     """Everything R1 is learned from.
 
     Attributes:
-        samples: [layers, tokens, hidden], of all sites of a layer that read the residual stream, or a pool of them.
+        samples: [layers, tokens, hidden], of all sites of a layer that read the residual stream.
         initial: [hidden, hidden] float64, where every training starts.
         training: objective, optimiser, schedule.
         weighting: what a layer counts in a joint loss.
         generator: draws the batches.
         sensitivities: [layers], what quantizing each layer's inputs does to the model's output, where it was measured.
+        ranks: who shares the work; all have all of this.
     """
 
-    samples: Tensor | Pool
+    samples: Tensor
     initial: Tensor
     training: Training
     weighting: str
     generator: torch.Generator
     sensitivities: Tensor | None = None
-
-    @property
-    def pool(self) -> Pool:
-        """The samples."""
-        return Pool.of(self.samples)
-
-    @property
-    def layers(self) -> list[Pool]:
-        """Those of each layer."""
-        return [self.pool.layer(index) for index in range(len(self.pool.samples))]
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class Strategy:
 
 def pooled(task: ResidualTask) -> tuple[Learned, ...]:
     """One R1, trained on the tokens of all layers in one pool (DartQuant, arXiv 2511.04063)."""
-    return (learn(task.pool.flattened(), task.initial, task.training, task.generator),)
+    return (learn(task.samples.flatten(0, 1), task.initial, task.training, task.generator, task.ranks),)
 
 
 def greedy(task: ResidualTask) -> tuple[Learned, ...]:
@@ -74,14 +66,14 @@ def greedy(task: ResidualTask) -> tuple[Learned, ...]:
     Raises:
         InputError: fewer steps than layers.
     """
-    layers, steps = len(task.layers), task.training.schedule.steps
+    layers, steps = len(task.samples), task.training.schedule.steps
     require(steps >= layers, f"strategy greedy visits {layers} layers: expected at least as many steps, got {steps}")
     rotation = task.initial
     losses: tuple[float, ...] = ()
     angles: tuple[float, ...] = ()
-    for index, samples in enumerate(task.layers):
+    for index, samples in enumerate(task.samples):
         training = task.training.with_steps(steps // layers + (index < steps % layers))
-        learned = learn(samples, rotation, training, task.generator)
+        learned = learn(samples, rotation, training, task.generator, task.ranks)
         rotation, losses, angles = learned.rotation, losses + learned.losses, angles + learned.angles
     return (Learned(rotation, losses, angles),)
 
@@ -91,30 +83,24 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
 
     The batch is shared out evenly among the layers; samples are scaled to unit RMS per layer.
     """
-    training = task.training
-    pool = task.pool.for_objective(training.objective)
-    start, scale = task.initial.to(pool.samples), unit_scale(pool)
-    share = max(1, training.batch_tokens // len(pool.samples))
-    few = pool.spread(share)
-    losses_at_start = mean_loss(training.objective, few, start, scale)
-    weights = WEIGHTINGS[task.weighting](losses_at_start, task.sensitivities)  # [layers]
+    samples, scale = task.samples, unit_scale(task.samples)
+    start, training = task.initial.to(samples), task.training
+    share = max(1, training.batch_tokens // len(samples))
+    few = scale * spread(samples, share)
+    weights = WEIGHTINGS[task.weighting](training.objective(few @ start), task.sensitivities)  # [layers]
+
+    ranks = task.ranks if len(samples) >= task.ranks.size else ALONE  # each takes whole layers
 
     def loss(rotation: Tensor, _: int) -> Tensor:
-        return weights @ mean_loss(training.objective, pool.draw(share, task.generator), rotation, scale)
+        batch = scale * draw(samples, share, task.generator)
+        return joint_loss(training.objective, weights, batch, rotation, ranks)
 
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = pool.draw(share, task.generator)
-        y = batch.rows.to(rotation.dtype) @ (scale * rotation).to(rotation.dtype)
-        losses, slopes = loss_and_gradient(training.objective, y)
-        slopes = slopes.mul_(weights.to(slopes)[:, None, None])
-        return of_all(batch, weights @ losses.to(weights), y.flatten(0, 1).T @ slopes.flatten(0, 1))
+        batch = draw(samples, share, task.generator).to(rotation.dtype)
+        return joint_turning(training.objective, weights, batch, (scale * rotation).to(rotation.dtype), ranks)
 
-    units = whip_units(
-        lambda r: weights @ mean_loss(training.objective, few, r, scale),
-        lambda r: mean_loss(whip, few, r, scale).mean(),
-        start,
-    )
-    return (pool.agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule)),)
+    units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
+    return (agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks),)
 
 
 def independent(task: ResidualTask) -> tuple[Learned, ...]:
@@ -122,7 +108,7 @@ def independent(task: ResidualTask) -> tuple[Learned, ...]:
 
     Between layer i and i + 1 the residual stream changes basis by R1ᵢᵀR1ᵢ₊₁, which runs online.
     """
-    return tuple(learn(samples, task.initial, task.training, task.generator) for samples in task.layers)
+    return tuple(learn(samples, task.initial, task.training, task.generator, task.ranks) for samples in task.samples)
 
 
 STRATEGIES: dict[str, Strategy] = {
