@@ -134,7 +134,7 @@ def evaluate(
         allow_pickle=allow_pickle,
         progress=_progress(),
     )
-    if card:
+    if card and leads():
         from jointquant.card import record_perplexity
 
         record_perplexity(Path(model), result.perplexity, result.seqlen)

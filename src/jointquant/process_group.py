@@ -191,6 +191,14 @@ def check_alike(ranks: Ranks, identity: dict[str, Any], folder: Path | None) -> 
         )
 
 
+def folder_identity(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """What is compared of a model folder that several ranks only read; nothing for one alone."""
+    if ranks.size == 1:
+        return {}
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    return {"model": {"config": sample_digest(folder / "config.json"), "shards": dict.fromkeys(shards, "")}}
+
+
 @contextmanager
 def spill_folder(ranks: Ranks) -> Iterator[Path | None]:
     """A temporary folder for what one of several ranks keeps in files; none for a process alone."""
