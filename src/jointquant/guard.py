@@ -50,7 +50,7 @@ class Peer:
     rank: int
     words: str  # how it is called in a message
     local: int = -1
-    host: str = ""
+    node: str = ""
     sign: int = -1
     heard: float = 0.0
     done: bool = False
@@ -69,12 +69,13 @@ class Guard:
 
     def __init__(self, address: str, port: int, rank: int, size: int, local: int) -> None:
         self.address, self.port, self.rank, self.local = address, port, rank, local
-        self.host, self.prefix = socket.gethostname(), f"jointquant/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        self.host, self.node = socket.gethostname(), os.environ.get("GROUP_RANK", "0")  # of torchrun: which host
+        self.prefix = f"jointquant/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         self.peers = [Peer(other, f"rank {other}", heard=time.monotonic()) for other in range(size) if other != rank]
         self.at_store = time.monotonic()
         self.suspected: tuple[float, str] | None = None
         self.cleanings: list[Callable[[], None]] = []
-        self._stopped, self._done = threading.Event(), False
+        self._stopped, self._done, self._failing = threading.Event(), False, False
         self._store: Any = None
 
     def start(self) -> None:
@@ -92,7 +93,7 @@ class Guard:
 
     def fail(self, message: str | None, status: int) -> NoReturn:
         """This rank failed: end with ``status``; of all ranks that fail, the first says why, on standard error."""
-        first = True
+        first, self._failing = True, True
         with contextlib.suppress(DistError, AttributeError):
             store = self._connect()
             first = store.add(f"{self.prefix}/failures", 1) == 1
@@ -122,7 +123,14 @@ class Guard:
             try:
                 store = self._store = self._store or self._connect()
                 sign += 1
-                mine = {"sign": sign, "host": self.host, "pid": os.getpid(), "local": self.local, "done": self._done}
+                mine = {
+                    "sign": sign,
+                    "host": self.host,
+                    "node": self.node,
+                    "pid": os.getpid(),
+                    "local": self.local,
+                    "done": self._done,
+                }
                 store.set(f"{self.prefix}/{self.rank}", json.dumps(mine))
                 if self._done:
                     self._stopped.set()
@@ -134,7 +142,7 @@ class Guard:
             time.sleep(BEAT)
 
     def _read(self, store: Any) -> None:
-        if store.check([f"{self.prefix}/verdict"]):
+        if not self._failing and store.check([f"{self.prefix}/verdict"]):
             time.sleep(BEAT / 2)  # the one that failed says why
             self._end(None, int(store.get(f"{self.prefix}/verdict")))
         for peer in self.peers:
@@ -144,8 +152,8 @@ class Guard:
             found = json.loads(store.get(key))
             if found["sign"] != peer.sign:
                 peer.sign, peer.heard, peer.done = found["sign"], time.monotonic(), found["done"]
-                peer.host, peer.local = found["host"], found["local"]
-                peer.words = f"rank {peer.rank} (process {found['pid']} on {peer.host})"
+                peer.node, peer.local = found["node"], found["local"]
+                peer.words = f"rank {peer.rank} (process {found['pid']} on {found['host']})"
 
     def _watch(self) -> None:
         while not self._stopped.wait(LOOK):
@@ -162,7 +170,7 @@ class Guard:
 
     def _missing(self, who: str, seconds: float, gone: list[Peer]) -> None:
         """Say it once a host: its first rank that is left does."""
-        local = [peer for peer in self.peers if peer.host == self.host and peer not in gone]
+        local = [peer for peer in self.peers if peer.node == self.node and peer not in gone]
         speaks = all(peer.local > self.local for peer in local)
         message = f"error: no sign of life from {who} for {seconds:.0f} s: it died or lost the network; {GO_ON}"
         self._end(message if speaks else None, DEFECT)

@@ -117,6 +117,8 @@ def phases_of(job: Job, batch: int) -> Iterator[Needs]:
     hessians = hessian_bytes(job)
     quantized = (QUANTIZED_ACTIVATIONS if recipe.activations.enabled else LAYER_ACTIVATIONS) * activation
     sums = {"Hessians": sum(hessians)} if hessians else {}
+    if hessians and job.ranks > 1:  # a rank keeps its inputs until the Hessians come by
+        sums |= {"inputs": round(job.tokens * sum(site.share * site.in_features for site in shape.sites) * width)}
     yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(job), ahead)
     part = min(elements_at_once(job.device), max(site.in_features * site.out_features for site in shape.sites))
     rounding = {"rounding": ROUNDING_COPIES * part * FLOAT}
@@ -136,7 +138,7 @@ def sample_bytes(job: Job) -> Bytes:
     found: Bytes = {}
     if isinstance(r1, LearnedResidualRotation):
         visits = job.all_tokens * job.shape.num_layers * 2
-        found["samples for R1"] = min(r1.num_tokens, visits) // job.ranks * job.shape.hidden_size * FLOAT
+        found["samples for R1"] = min(r1.num_tokens, visits) * job.shape.hidden_size * FLOAT
     if isinstance(r2, LearnedRotation):
         heads = next(site.in_features for site in job.shape.sites if site.name == "o_in")
         found["sample for R2"] = 2 * min(r2.num_tokens, job.all_tokens) * heads * FLOAT

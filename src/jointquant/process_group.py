@@ -46,25 +46,8 @@ class ProcessGroup(Ranks):
 
     def sum(self, tensor: Tensor) -> Tensor:
         """All-reduce."""
-        return self._everywhere(tensor, dist.ReduceOp.SUM)
-
-    def smallest(self, tensor: Tensor) -> Tensor:
-        """All-reduce."""
-        return self._everywhere(tensor, dist.ReduceOp.MIN)
-
-    def largest(self, tensor: Tensor) -> Tensor:
-        """All-reduce."""
-        return self._everywhere(tensor, dist.ReduceOp.MAX)
-
-    def _everywhere(self, tensor: Tensor, operation: Any) -> Tensor:
         parcel = self._parcel(tensor)
-        self._exchange(lambda: dist.all_reduce(parcel, operation))
-        return parcel.to(tensor.device)
-
-    def sum_to(self, tensor: Tensor, rank: int) -> Tensor:
-        """Reduce."""
-        parcel = self._parcel(tensor)
-        self._exchange(lambda: dist.reduce(parcel, rank))
+        self._exchange(lambda: dist.all_reduce(parcel))
         return parcel.to(tensor.device)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
@@ -152,15 +135,6 @@ def joined() -> Ranks:
     if _joined:
         return _joined[0]
     return _join(os.environ) if started_by_torchrun() else ALONE
-
-
-def check_shares(ranks: Ranks, windows: Tensor, what: str, flag: str) -> None:
-    """Raises InputError when there are more ranks than windows [n, T]."""
-    require(
-        len(windows) >= ranks.size,
-        f"{ranks.size} ranks and {len(windows)} {what} windows: expected at least one window for each rank (fewer "
-        f"processes, or more with {flag})",
-    )
 
 
 def check_alike(ranks: Ranks, identity: dict[str, Any], folder: Path | None) -> None:

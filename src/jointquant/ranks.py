@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from jointquant.errors import require
+
 T = TypeVar("T")
 
 
@@ -37,18 +39,6 @@ class Ranks:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, on each of them; ``tensor`` may be used up."""
-        return tensor
-
-    def sum_to(self, tensor: Tensor, rank: int) -> Tensor:
-        """The sum over all ranks, on ``rank``; elsewhere the result means nothing, and ``tensor`` is used up."""
-        return tensor
-
-    def smallest(self, tensor: Tensor) -> Tensor:
-        """The least of each element over all ranks, on each of them."""
-        return tensor
-
-    def largest(self, tensor: Tensor) -> Tensor:
-        """The largest of each element over all ranks, on each of them."""
         return tensor
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
@@ -113,6 +103,15 @@ def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
 def leads(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process speaks to the user: it is alone, or the first of several."""
     return not started_by_torchrun(environment) or environment.get("RANK") == "0"
+
+
+def check_size(size: int, num_windows: int, what: str, flag: str) -> None:
+    """Raises InputError when there are more ranks than windows."""
+    require(
+        num_windows >= size,
+        f"{size} ranks and {num_windows} {what} windows: expected at least one window for each rank (fewer processes, "
+        f"or more with {flag})",
+    )
 
 
 def of_leader(ranks: Ranks, value: Callable[[], T]) -> T:

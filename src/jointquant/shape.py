@@ -16,11 +16,16 @@ from jointquant.models.stream import head_dim_of, intermediate_size_of
 
 @dataclass(frozen=True)
 class SiteShape:
-    """A site's input, and the outputs of all linears that read it."""
+    """A site's input, and the outputs of all linears that read it.
+
+    Attributes:
+        share: the part of the tokens that arrives here: less than 1 at an expert's, if all experts get as many.
+    """
 
     name: str
     in_features: int
     out_features: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ class ModelShape:
     def linears(self) -> int:
         """Weights of a layer's linears."""
         return sum(site.in_features * site.out_features for site in self.sites)
+
+    @property
+    def active(self) -> float:
+        """Those that a token passes."""
+        return sum(site.share * site.in_features * site.out_features for site in self.sites)
 
     @property
     def parameters(self) -> int:

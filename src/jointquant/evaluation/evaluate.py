@@ -14,9 +14,9 @@ from jointquant.evaluation.runners import Loaded, Runner, runner_of
 from jointquant.evaluation.tasks import Scores, TaskSet
 from jointquant.hub import locate
 from jointquant.memory import Size
-from jointquant.process_group import check_alike, check_shares, folder_identity, joined
+from jointquant.process_group import check_alike, folder_identity, joined
 from jointquant.progress import Progress, Silent
-from jointquant.ranks import of_leader
+from jointquant.ranks import check_size, of_leader
 from jointquant.runtime.loading import load_tokenizer
 from jointquant.text.hub_text import max_windows
 from jointquant.text.sources import load_text
@@ -122,7 +122,7 @@ def evaluate(
 
     windows = of_leader(ranks, cut)
     for batch in windows.values():
-        check_shares(ranks, batch, "evaluation", "--max-tokens")
+        check_size(ranks.size, len(batch), "evaluation", "--max-tokens")
     start = time.perf_counter()
     results = {name: runner.perplexity(batch, Path(name).name, progress) for name, batch in windows.items()}
     scores: Scores = {}

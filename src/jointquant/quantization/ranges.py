@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -98,6 +98,11 @@ class StaticRange:
 InputRange = DynamicRange | SearchedRange | StaticRange
 
 
+def _host(x: Tensor | None) -> Any:
+    """For plain data that goes to other ranks."""
+    return None if x is None else x.cpu()
+
+
 class ChannelMean:
     """Mean of each channel over all tokens seen, summed in float64."""
 
@@ -113,10 +118,16 @@ class ChannelMean:
         self.num_tokens += len(rows)
 
     def share(self, ranks: Ranks) -> None:
-        """From now on it is over the tokens that all ranks have seen; each has seen one."""
-        if ranks.size > 1 and self.total is not None:
-            self.total = ranks.sum(self.total)
-            self.num_tokens = sum(ranks.ask(self.num_tokens))
+        """From now on it is over the tokens that all ranks have seen."""
+        if ranks.size == 1:
+            return
+        every = [
+            (total, count) for total, count in ranks.ask((_host(self.total), self.num_tokens)) if total is not None
+        ]
+        self.num_tokens = sum(count for _, count in every)
+        if every:
+            totals = torch.stack([total for total, _ in every])
+            self.total = totals.sum(0).to(totals.device if self.total is None else self.total.device)
 
     def mean(self) -> Tensor:
         """[n] float64. Raises ValueError when no token was seen, or one that is not finite."""
@@ -141,9 +152,14 @@ class ChannelBounds:
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
     def share(self, ranks: Ranks) -> None:
-        """From now on they are over the tokens that all ranks have seen; each has seen one."""
-        if self.low is not None and self.high is not None:
-            self.low, self.high = ranks.smallest(self.low), ranks.largest(self.high)
+        """From now on they are over the tokens that all ranks have seen."""
+        if ranks.size == 1:
+            return
+        every = [pair for pair in ranks.ask((_host(self.low), _host(self.high))) if pair[0] is not None]
+        if every:
+            device = every[0][0].device if self.low is None else self.low.device
+            self.low = torch.stack([low for low, _ in every]).amin(0).to(device)
+            self.high = torch.stack([high for _, high in every]).amax(0).to(device)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Low and high, both [n]. Raises ValueError when no token was seen, or one that is not finite."""
