@@ -9,15 +9,39 @@ the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from jointquant.quantization.gptq import HessianSum
+from jointquant.quantization.integer import Codes, IntFormat
 from jointquant.ranks import Ranks
 
 BLOCK = 512
 """Rows of a Hessian that are passed on at once."""
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """The tokens of a batch: themselves, or where they are quantized, their integers, which are a quarter as large.
+
+    Attributes:
+        tokens: [tokens, in], or integers in a narrow type.
+        dtype: of the values.
+        wide: the dtype in which the integers were made.
+    """
+
+    tokens: Tensor | Codes
+    dtype: torch.dtype
+    wide: torch.dtype = torch.float32
+
+    def rows(self, size: int) -> Tensor:
+        """[tokens, in] in float32."""
+        if isinstance(self.tokens, Tensor):
+            return self.tokens.float()
+        codes = replace(self.tokens, integers=self.tokens.integers.to(self.wide))
+        return codes.dequantize().to(self.dtype).reshape(-1, size).float()
 
 
 class SharedHessian:
@@ -31,22 +55,31 @@ class SharedHessian:
 
     def __init__(self, size: int, device: torch.device, ranks: Ranks) -> None:
         self.size, self.device, self.ranks = size, device, ranks
-        self.kept: list[Tensor] = []
+        self.kept: list[KeptTokens] = []
+        self.num_tokens = 0
         self.sum = HessianSum(size, device) if ranks.size == 1 else None
 
     def update(self, x: Tensor) -> None:
         """Add the tokens of x: [..., in]."""
+        self.num_tokens += x.numel() // self.size
         if self.sum is not None:
             self.sum.update(x)
         else:
-            self.kept.append(x.reshape(-1, self.size))
+            self.kept.append(KeptTokens(x.reshape(-1, self.size), x.dtype))
+
+    def update_codes(self, codes: Codes, fmt: IntFormat, dtype: torch.dtype) -> None:
+        """Add tokens that are quantized, as integers of a format that stand for values in ``dtype``."""
+        self.num_tokens += codes.integers.numel() // self.size
+        narrow = torch.int8 if fmt.q_min >= -128 and fmt.q_max <= 127 else torch.int16
+        small = replace(codes, integers=codes.integers.to(narrow))
+        self.kept.append(KeptTokens(small, dtype, codes.integers.dtype))
 
     def blocks(self, owner: int) -> HessianSum | None:
         """The sum over all ranks, on ``owner``; all ranks call this."""
         if self.sum is not None:
             return self.sum
         ranks, last = self.ranks, self.ranks.size - 1
-        counts = ranks.ask(sum(len(x) for x in self.kept))
+        counts = ranks.ask(self.num_tokens)
         starts = range(0, self.size, BLOCK)
         result = HessianSum(self.size, self.device) if ranks.rank == owner else None
         coming = []
@@ -73,8 +106,8 @@ class SharedHessian:
         block = torch.zeros(min(BLOCK, self.size - start), self.size, device=self.device)
         if self.ranks.rank > 0:
             self.ranks.receive(block, self.ranks.rank - 1)()
-        for x in self.kept:
-            rows = x.float()
+        for kept in self.kept:
+            rows = kept.rows(self.size)
             block.addmm_(rows[:, start : start + BLOCK].t(), rows)
         return block
 

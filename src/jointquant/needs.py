@@ -118,7 +118,9 @@ def phases_of(job: Job, batch: int) -> Iterator[Needs]:
     quantized = (QUANTIZED_ACTIVATIONS if recipe.activations.enabled else LAYER_ACTIVATIONS) * activation
     sums = {"Hessians": sum(hessians)} if hessians else {}
     if hessians and job.ranks > 1:  # a rank keeps its inputs until the Hessians come by
-        sums |= {"inputs": round(job.tokens * sum(site.share * site.in_features for site in shape.sites) * width)}
+        bytes_of_one = 1 if recipe.activations.enabled else width
+        tokens = job.tokens * bytes_of_one
+        sums |= {"inputs": round(tokens * sum(site.share * site.in_features for site in shape.sites))}
     yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(job), ahead)
     part = min(elements_at_once(job.device), max(site.in_features * site.out_features for site in shape.sites))
     rounding = {"rounding": ROUNDING_COPIES * part * FLOAT}

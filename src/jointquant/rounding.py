@@ -140,7 +140,7 @@ def observe_hessians(
         if any(s.enabled and s.method == "gptq" for s in settings):
             first = _linear(layer, site.linears[0])
             sums[site.name] = SharedHessian(first.in_features, first.weight.device, states.ranks)
-            observers[site.linears[0]] = _as_read(first, sums[site.name].update)
+            observers[site.linears[0]] = _as_read(first, sums[site.name])
     if observers:
         with watching(layer, observers):
             observe(layer, states, arguments)
@@ -225,11 +225,14 @@ def store_rest(layer: nn.Module, stored_dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(stored_dtype).to(parameter.dtype)
 
 
-def _as_read(linear: nn.Linear, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+def _as_read(linear: nn.Linear, hessian: SharedHessian) -> Callable[[Tensor], None]:
     """Observe the input as the product sees it: behind the online transform and the quantizer."""
     if not isinstance(linear, OnlineLinear):
-        return observer
-    return lambda x: observer(linear.read(x))
+        return hessian.update
+    quantizer = linear.path.quantizer
+    if quantizer is None or hessian.ranks.size == 1:
+        return lambda x: hessian.update(linear.read(x))
+    return lambda x: hessian.update_codes(linear.codes(x), quantizer.fmt, x.dtype)
 
 
 def _install(layer: nn.Module, name: str, weight: QuantizedWeight) -> None:

@@ -78,12 +78,10 @@ class TokenSample:
             raise ValueError("a sample expected more batches than have passed")
         visits, self._visits = self._visits, []
         counts = self.ranks.ask([(number, len(rows)) for number, rows in zip(visits, kept, strict=True)])
-        own = torch.cat(kept)
-        del kept
-        sent = self.ranks.gather(own)
-        pieces = {
-            (number, rank): piece
-            for rank, (rows, count) in enumerate(zip(sent, counts, strict=True))
-            for (number, _), piece in zip(count, rows.split([length for _, length in count]), strict=True)
-        }
-        return torch.cat([pieces[key] for key in sorted(pieces)])
+        order = sorted((number, rank, length) for rank, count in enumerate(counts) for number, length in count)
+        whole, start = kept[0].new_empty(sum(length for *_, length in order), kept[0].shape[1]), 0
+        for _, rank, length in order:
+            piece = kept.pop(0) if rank == self.ranks.rank else whole[start : start + length]
+            whole[start : start + length] = self.ranks.broadcast(piece, rank)
+            start += length
+        return whole
