@@ -242,6 +242,34 @@ def accuracy(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
 
 
+def distributed(result: dict[str, Any]) -> list[str]:
+    """What was measured beside what was predicted; then the predictions for large models."""
+    lines: list[str] = []
+    if result["measured"] is not None:
+        measured = result["measured"]
+        lines += ["| ranks | seconds | predicted | peak of a rank | network | predicted |", "|-|-|-|-|-|-|"]
+        for row in measured["rows"]:
+            predicted = sum(row["predicted_seconds"].values())
+            sent, expected = (f"{row[key] / 1e9:.2f} GB" for key in ("network_bytes", "predicted_network_bytes"))
+            peak = f"{row['peak_rss_bytes'] / 1e6:.0f} MB"
+            cells = (str(row["ranks"]), f"{row['seconds']:.0f}", f"{predicted:.0f}", peak, sent, expected)
+            lines.append(f"| {' | '.join(cells)} |")
+        figures = (
+            f"{measured['times_faster']:.2f} times faster",
+            f"{measured['share_of_peak_memory']:.2f} of the peak memory",
+            f"{measured['equal_integers']:.4%} of the integers equal",
+            f"perplexity {measured['perplexity_ratio']:.6f} times that of one rank",
+        )
+        lines += ["", f"{', '.join(figures)}. {_made(result)}", ""]
+    lines += ["| model | ranks | time | on each: network | at 10 Gbit/s | at 100 Gbit/s |", "|-|-|-|-|-|-|"]
+    for row in result["predicted"]:
+        minutes = f"{sum(row['seconds'].values()) / 60:.0f} min"
+        size = f"{sum(row['network_bytes'].values()) / 1e9:.0f} GB"
+        links = [f"{seconds / 60:.0f} min" for seconds in row["network_seconds"].values()]
+        lines.append(f"| {' | '.join((row['model'], str(row['ranks']), minutes, size, *links))} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -254,6 +282,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy_ingredients": accuracy,
     "accuracy_models": accuracy,
     "plans": plans,
+    "distributed": distributed,
     "memory": memory,
     "kill_and_resume": kill_and_resume,
     "q4_0": q4_0,

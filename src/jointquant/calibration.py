@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jointquant.durable import load_tensors, save_tensors
+from jointquant.durable import save_tensors
 from jointquant.errors import require
 from jointquant.hidden_states import HiddenStates
 from jointquant.journal import Entry, Journal
@@ -19,6 +19,7 @@ from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
 from jointquant.propagation import Observer, Observers, advance, embed, watching
+from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import LearnedResidualRotation, Recipe
 from jointquant.rotations.bundle import Rotations, Trace
 from jointquant.rotations.hadamard import random_hadamard
@@ -62,7 +63,7 @@ def calibrate_together(
     Raises:
         InputError: as ``calibrate``.
     """
-    each = [RecipeCalibration(stream, recipe, windows, workspace.place) for recipe in recipes]
+    each = [RecipeCalibration(stream, recipe, windows, workspace.place, workspace.ranks) for recipe in recipes]
     learners = [calibration for calibration in each if calibration.learners]
     start = time.perf_counter()
     if learners:
@@ -120,10 +121,8 @@ def write_records(journal: Journal, index: int, learners: Sequence[Learner]) -> 
 def restore(learners: Sequence[Learner], entries: Sequence[Entry], workspace: Workspace) -> int:
     """Let the learners go on behind the layers that are done; returns how many those are."""
     if entries:
-        assert workspace.journal is not None
-        work = workspace.journal.work
-        records = [load_tensors(work / f"calibrate-{entry.step}.safetensors") for entry in entries]
-        state = load_tensors(work / entries[-1].facts["state"])
+        records = [workspace.load(f"calibrate-{entry.step}.safetensors") for entry in entries]
+        state = workspace.load(entries[-1].facts["state"])
         for number, learner in enumerate(learners):
             learner.restore([of_number(record, number) for record in records], of_number(state, number))
     return len(entries)
@@ -148,12 +147,14 @@ class RecipeCalibration:
         seconds: how long they have worked besides the walk itself.
     """
 
-    def __init__(self, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place) -> None:
+    def __init__(
+        self, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks = ALONE
+    ) -> None:
         self.stream, self.recipe, self.seconds = stream, recipe, 0.0
         self.reused = reusable_rotations(stream, recipe)
-        self.residual = None if self.reused.r1 else ResidualLearner.of(stream, recipe, windows, place)
-        self.smoother = Smoother.of(stream, recipe)
-        self.heads = None if self.reused.r2 else HeadLearner.of(stream, recipe, windows, self.smoother)
+        self.residual = None if self.reused.r1 else ResidualLearner.of(stream, recipe, windows, place, ranks)
+        self.smoother = Smoother.of(stream, recipe, ranks)
+        self.heads = None if self.reused.r2 else HeadLearner.of(stream, recipe, windows, self.smoother, ranks)
         parts = (self.smoother, self.residual, self.heads)  # the smoother closes a layer before R2 is learned on it
         self.learners: list[Learner] = [part for part in parts if part is not None]
 

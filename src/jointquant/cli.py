@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jointquant.devices import DEVICE_HELP
 from jointquant.errors import InputError, printable
+from jointquant.ranks import leads, started_by_torchrun
 
 app = typer.Typer(
     name="jointquant",
@@ -133,7 +134,7 @@ def evaluate(
         allow_pickle=allow_pickle,
         progress=_progress(),
     )
-    if card:
+    if card and leads():
         from jointquant.card import record_perplexity
 
         record_perplexity(Path(model), result.perplexity, result.seqlen)
@@ -235,18 +236,33 @@ def main(arguments: list[str] | None = None) -> None:
     import jointquant.cli_quantize  # noqa: F401 (all add verbs)
 
     _be_quiet()
-    command = typer.main.get_command(app)
+    if started_by_torchrun():
+        from jointquant.cli_ranks import main_of_rank
+
+        main_of_rank(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
+        status = run(arguments)
     except (InputError, UsageProblem) as error:
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"error: {printable(message)}", file=sys.stderr)
+        print(as_line(error), file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:
         print("interrupted", file=sys.stderr)
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(status)
+
+
+def run(arguments: list[str] | None) -> int:
+    """Run a command line; returns its exit status. Raises what goes wrong."""
+    command = typer.main.get_command(app)
+    status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
+    return status if isinstance(status, int) else 0
+
+
+def as_line(error: Exception) -> str:
+    """What the user is told about an error that the input is at fault for."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return f"error: {printable(message)}"
 
 
 def _task_table(model: str, tasks: dict[str, dict[str, float]]) -> Table:
@@ -262,9 +278,9 @@ def _task_table(model: str, tasks: dict[str, dict[str, float]]) -> Table:
 
 
 def _progress() -> Any:
-    from jointquant.progress import default_progress
+    from jointquant.progress import Silent, default_progress
 
-    return default_progress()
+    return default_progress() if leads() else Silent()
 
 
 def _be_quiet() -> None:
@@ -283,10 +299,11 @@ def _be_quiet() -> None:
 
 
 def _print(table: Table, to_stderr: bool) -> None:
-    """Tables are for people: standard output, or standard error when that belongs to JSON."""
-    Console(stderr=to_stderr).print(table)
+    """Tables are for people: standard output, or standard error when that belongs to JSON. One rank prints."""
+    if leads():
+        Console(stderr=to_stderr).print(table)
 
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
+    if as_json and leads():
         print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -29,7 +29,12 @@ from jointquant.cli import (
     _progress,
     app,
 )
+from jointquant.errors import InputError
+from jointquant.memory import words as in_bytes
+from jointquant.needs import Bytes
 from jointquant.plan import Plan, in_words
+from jointquant.ranks import leads
+from jointquant.traffic import seconds_on_links
 
 
 @app.command()
@@ -57,6 +62,9 @@ def quantize(
     only_plan: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan (memory, disk, time) and stop: config.json is enough.")
     ] = False,
+    world_size: Annotated[
+        int, typer.Option(min=1, help="With --dry-run: plan for so many ranks, as torchrun would start them.")
+    ] = 1,
     allow_pickle: AllowPickleOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -72,6 +80,8 @@ def quantize(
     flags = {"source": calib, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
     given = [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     settings = load_recipe(recipe, [*(changes or []), *given], size)
+    if world_size > 1 and not only_plan:
+        raise InputError("--world-size is for --dry-run: expected torchrun --nproc-per-node N -m jointquant quantize …")
     if only_plan:
         dry = dry_run(
             model,
@@ -83,9 +93,10 @@ def quantize(
             memory_budget=memory_budget,
             device_budget=device_budget,
             out=out,
+            world_size=world_size,
             progress=_progress(),
         )
-        _print(plan_table(dry.plan, dry.seconds, dry.assumed), as_json)
+        _print(plan_table(dry.plan, dry.seconds, dry.assumed, dry.traffic), as_json)
         _finish(dry.to_dict(), as_json)
         return
     try:
@@ -105,7 +116,7 @@ def quantize(
             announce=lambda plan: _print(plan_table(plan), True),
         )
     except KeyboardInterrupt:
-        if partial_folder(out).exists():
+        if partial_folder(out).exists() and leads():
             typer.echo("run the same command again: it goes on where it was", err=True)
         raise
     table = Table(show_header=False, title=f"{model} → {out}")
@@ -126,7 +137,9 @@ def quantize(
     _finish(result.to_dict(), as_json)
 
 
-def plan_table(plan: Plan, seconds: dict[str, float] | None = None, assumed: bool = False) -> Table:
+def plan_table(
+    plan: Plan, seconds: dict[str, float] | None = None, assumed: bool = False, traffic: Bytes | None = None
+) -> Table:
     """What a run will need, and how long it will take where that was estimated."""
     table = Table(show_header=False, title="plan")
     for what, words in in_words(plan).items():
@@ -135,4 +148,8 @@ def plan_table(plan: Plan, seconds: dict[str, float] | None = None, assumed: boo
         parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items() if value)
         source = "at the assumed speed of an accelerator that is not here" if assumed else "at the speed measured now"
         table.add_row("time", f"about {sum(seconds.values()) / 60:.0f} min {source} ({parts})")
+    if traffic:
+        kinds = ", ".join(f"{kind} {in_bytes(size)}" for kind, size in traffic.items())
+        links = ", ".join(f"{value:.0f} s at {name}" for name, value in seconds_on_links(traffic).items())
+        table.add_row("network", f"{in_bytes(sum(traffic.values()))} for each rank ({kinds}): {links}")
     return table

@@ -18,13 +18,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant._version import __version__
 from jointquant.calibration import Calibrated, calibrate_together
+from jointquant.devices import check_own
 from jointquant.errors import require
 from jointquant.evaluation.evaluate import evaluate
 from jointquant.inspection import Inspector
 from jointquant.memory import peak_rss_bytes
-from jointquant.output import check_output, output_folder
+from jointquant.output import check_output, joined_output
 from jointquant.pipeline import assemble, base_facts, calibration_set, write_artifact
+from jointquant.process_group import check_alike, joined
 from jointquant.progress import Prefixed, Progress, Silent
+from jointquant.ranks import Ranks, check_size, of_leader
 from jointquant.recipe import CalibrationSettings, Recipe, load_recipe
 from jointquant.report.page import comparison_page
 from jointquant.rotations.bundle import Rotations
@@ -147,36 +150,51 @@ def compare(
     Raises:
         InputError: the input is at fault; nothing was written.
     """
-    progress = progress or Silent()
-    check_output(Path(out), overwrite)
+    progress, ranks = progress or Silent(), joined()
+    if ranks.leads:
+        check_output(Path(out), overwrite)
     loaded = labelled(recipes, list(changes), seeds)
     subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress, allow_pickle)
-    check_not_input(Path(out), subject)
+    if ranks.leads:
+        check_not_input(Path(out), subject)
+    check_own(subject.place.device, ranks.on_host)
     candidates = [Candidate(label, recipe, assemble(subject.stream, recipe)) for label, recipe in loaded]
     protocol = Protocol(texts, eval_seqlen, max_tokens, device, dtype)
-    with output_folder(Path(out), overwrite) as folder:
-        windows = _windows(subject, candidates, progress)
+    _check_alike(ranks, subject, candidates)
+    with joined_output(Path(out), overwrite, ranks) as folder:
+        windows = of_leader(ranks, lambda: _windows(subject, candidates, progress))
+        for batch in windows.values():
+            check_size(ranks.size, len(batch), "calibration", "--num-samples")
         reference, facts = _reference(subject, protocol, allow_pickle, Prefixed(progress, "unquantized"))
         runs: list[Run] = []
         details: dict[str, Any] = {}
         for settings, batch in windows.items():
             together = [candidate for candidate in candidates if candidate.recipe.calibration == settings]
-            rotations = _calibrate(subject, together, batch, progress)
+            rotations = _calibrate(subject, together, batch, progress, ranks)
             for candidate, calibrated in zip(together, rotations, strict=True):
                 fresh = candidate.label not in details
                 artifact = folder / ARTIFACTS_NAME / f"{candidate.label}-seed{candidate.seed}"
-                run, detail = _run(candidate, subject, calibrated, batch, artifact, protocol, fresh, progress)
+                run, detail = _run(candidate, subject, calibrated, batch, artifact, protocol, fresh, progress, ranks)
                 runs.append(run)
                 details |= {candidate.label: detail} if fresh else {}
-                if not keep_artifacts:
+                if not keep_artifacts and ranks.leads:
                     shutil.rmtree(folder / ARTIFACTS_NAME)
         labels = list(dict.fromkeys(candidate.label for candidate in candidates))
         rows = [row(label, [run for run in runs if run.recipe == label], reference) for label in labels]
         settings_of = {candidate.label: candidate.recipe.model_dump(mode="json") for candidate in reversed(candidates)}
         about = _about(subject) | facts | {"recipes": {label: settings_of[label] for label in labels}}
         result = Comparison(about, reference, rows, runs, {label: details[label] for label in labels})
-        _write(folder, result)
-    return result
+        if ranks.leads:
+            _write(folder, result)
+    return ranks.tell(result)
+
+
+def _check_alike(ranks: Ranks, subject: Subject, candidates: list[Candidate]) -> None:
+    """Refuse ranks that compare different things."""
+    in_memory = isinstance(subject.model, PreTrainedModel)
+    recipes = {candidate.name: candidate.recipe.model_dump(mode="json") for candidate in candidates}
+    identity = {"model": subject.stream.source.identity() if ranks.size > 1 else {}, "recipes": recipes}
+    check_alike(ranks, identity, None if in_memory else Path(str(subject.model)))
 
 
 def labelled(
@@ -244,10 +262,12 @@ def _reference(
     return figures, {"tokens": measured.tokens, "seqlen": measured.seqlen}
 
 
-def _calibrate(subject: Subject, candidates: list[Candidate], windows: Tensor, progress: Progress) -> list[Calibrated]:
+def _calibrate(
+    subject: Subject, candidates: list[Candidate], windows: Tensor, progress: Progress, ranks: Ranks
+) -> list[Calibrated]:
     recipes = [candidate.recipe for candidate in candidates]
     named = Prefixed(progress, f"{len(recipes)} recipes (seed {candidates[0].seed})")
-    return calibrate_together(subject.stream, recipes, windows, Workspace(subject.place), named)
+    return calibrate_together(subject.stream, recipes, windows, Workspace(subject.place, ranks=ranks), named)
 
 
 def _run(
@@ -259,19 +279,21 @@ def _run(
     protocol: Protocol,
     inspected: bool,
     progress: Progress,
+    ranks: Ranks,
 ) -> tuple[Run, dict[str, Any]]:
     """Pass 2 and the evaluation of one recipe with one seed; details where it is inspected."""
     named, rotations = Prefixed(progress, candidate.name), calibrated.rotations
-    artifact.mkdir(parents=True)
+    if ranks.leads:
+        artifact.mkdir(parents=True)
     inspector = None
     if inspected:
         inspector = Inspector(subject.stream, candidate.assembly, rotations, windows, subject.place)
     besides = inspector.seconds if inspector else 0.0
     start = time.perf_counter()
-    workspace = Workspace(subject.place)
+    workspace = Workspace(subject.place, ranks=ranks)
     written = write_artifact(artifact, subject, candidate.assembly, rotations, windows, workspace, named, inspector)
     seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
-    peak = peak_rss_bytes()
+    peak = max(ranks.ask(peak_rss_bytes()))  # asked of all: the artifact is there when they have answered
     perplexity = evaluate(artifact, **vars(protocol), progress=named).perplexity
     run = Run(candidate.label, candidate.seed, perplexity, written.bits_per_weight, written.size_bytes, seconds, peak)
     return run, _details(rotations, inspector) | {"transforms": written.transforms}

@@ -98,6 +98,34 @@ def _found(accelerator: torch.device | None) -> str:
     return ", ".join(["cpu", *(f"{accelerator.type}:{index}" for index in range(_count()))])
 
 
+COLLECTIVES = {"cuda": "nccl", "npu": "hccl", "xpu": "xccl"}
+"""What carries tensors of a device from rank to rank; on a CPU gloo does, and for devices that are not named here."""
+
+
+def choose_accelerator(local_rank: int, ranks_on_host: int) -> torch.device:
+    """Make one of this host's accelerators the one of this process; the CPU where there is not one for each."""
+    accelerator = resolve_device("auto")
+    if accelerator.type not in COLLECTIVES or ranks_on_host > _count():
+        return HOST
+    torch.accelerator.set_device_index(local_rank)
+    return accelerator
+
+
+def check_own(device: torch.device, ranks_on_host: int) -> None:
+    """Raises InputError when there is not an accelerator for each of the ranks on this host that want one."""
+    require(
+        ranks_on_host == 1 or device.type == "cpu" or (device.type in COLLECTIVES and ranks_on_host <= _count()),
+        f"{ranks_on_host} ranks on this host and {_found(device)}: expected an accelerator for each rank "
+        f"(torchrun --nproc-per-node {_count() if device.type != 'cpu' else 1}), or --device cpu",
+    )
+
+
+def collective_backends(accelerator: torch.device) -> dict[str, str]:
+    """By type of the device that tensors are on, what carries them; the host's memory is always among them."""
+    kind = accelerator.type
+    return {HOST.type: "gloo"} | ({kind: COLLECTIVES[kind]} if kind in COLLECTIVES else {})
+
+
 def all_devices() -> list[torch.device]:
     """The CPU, and each accelerator. Raises InputError when torch_npu is installed and broken."""
     accelerator = resolve_device("auto")

@@ -11,6 +11,7 @@ import torch
 from jointquant.devices import synchronize
 from jointquant.needs import Job
 from jointquant.quantization.weights import MSE_RATIOS
+from jointquant.ranks import Ranks
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation
 
 SECONDS_PER_MEASUREMENT = 0.1
@@ -77,18 +78,19 @@ def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
 
 
 def _learning(job: Job, speed: Speed) -> float:
-    """Products with the batch, forth and back, and a factorisation a step."""
+    """Products with the batch, forth and back, which ranks share, and a factorisation a step, which they do not."""
     r1, r2, shape = job.recipe.rotations.r1, job.recipe.rotations.r2, job.shape
     flops = 0.0
     if isinstance(r1, LearnedResidualRotation):
-        flops += r1.steps * _step(min(r1.batch_tokens, 2 * job.tokens * shape.num_layers), shape.hidden_size)
+        tokens = min(r1.batch_tokens, 2 * job.all_tokens * shape.num_layers)
+        flops += r1.steps * _step(tokens / job.ranks, shape.hidden_size)
     if isinstance(r2, LearnedRotation):
-        heads = shape.num_layers * shape.num_key_value_heads
-        flops += heads * r2.steps * _step(min(r2.batch_tokens, job.tokens), shape.head_dim)
+        heads = shape.num_layers * -(-shape.num_key_value_heads // job.ranks)
+        flops += heads * r2.steps * _step(min(r2.batch_tokens, job.all_tokens), shape.head_dim)
     return flops / speed.float32
 
 
-def _step(tokens: int, size: int) -> float:
+def _step(tokens: float, size: int) -> float:
     return 6.0 * tokens * size**2 + 10.0 * size**3
 
 
@@ -103,24 +105,26 @@ def _refining(job: Job, speed: Speed) -> float:
     if not job.refined:
         return 0.0
     layers, forward = job.shape.num_layers, 2 * job.shape.active / speed.products
-    return layers * forward * (job.tokens + 6 * job.recipe.refinement.steps * job.step_tokens)
+    windows = -(-(job.step_tokens // job.seqlen) // job.ranks)  # of a step, on the busiest rank
+    return layers * forward * (job.tokens + 6 * job.recipe.refinement.steps * windows * job.seqlen)
 
 
 def _rounding(job: Job, speed: Speed) -> float:
-    """Hessians, their factors, the search for the clipping, the updates and the columns of one layer."""
+    """Hessians of a layer, which all ranks add to; by site, which ranks share out, factors, updates and columns."""
     weights = job.recipe.weights
     if not weights.enabled:
         return 0.0
     ratios = len(MSE_RATIOS) if weights.clip == "mse" else 1
-    search = ratios * PASSES_PER_RATIO * 4 * job.shape.linears / speed.bandwidth
-    if weights.method == "rtn":
-        return search
-    flops = columns = 0.0
+    shared, of_sites = 0.0, []
     for site in job.shape.sites:
         size = site.in_features
-        flops += 2.0 * site.share * job.tokens * size**2 + 2.0 * size**3 + 2.0 * site.out_features * size**2
-        columns += size
-    return search + flops / speed.float32 + columns * speed.column
+        seconds = ratios * PASSES_PER_RATIO * 4 * size * site.out_features / speed.bandwidth
+        if weights.method == "gptq":
+            shared += 2.0 * site.share * job.tokens * size**2 / speed.float32
+            seconds += (2.0 * size**3 + 2.0 * site.out_features * size**2) / speed.float32 + size * speed.column
+        of_sites.append(seconds)
+    owners = Ranks(size=job.ranks).share_out(of_sites)
+    return shared + max(sum(s for s, o in zip(of_sites, owners, strict=True) if o == rank) for rank in set(owners))
 
 
 def _products(device: torch.device, dtype: torch.dtype, size: int) -> float:

@@ -1,22 +1,17 @@
-"""The hidden states of all calibration windows between two layers, in memory or in files, read in micro-batches."""
+"""The hidden states of all calibration windows between two layers, read in micro-batches."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from jointquant.durable import bytes_of, room_needed
+from jointquant.ranks import ALONE, Ranks
+from jointquant.stores import HeldStates, Share, Store
 
 TOKENS_PER_BATCH = 4096
 """Tokens that run through a layer at once, unless memory is too small for them."""
-
-SLOTS = ("hidden-0.bin", "hidden-1.bin")
-"""The states last saved, and those that will replace them."""
 
 
 def micro_batch(seqlen: int, tokens: int = TOKENS_PER_BATCH) -> int:
@@ -24,139 +19,22 @@ def micro_batch(seqlen: int, tokens: int = TOKENS_PER_BATCH) -> int:
     return max(1, tokens // seqlen)
 
 
-class Store(Protocol):
-    """Holds [windows, T, hidden]; what is written shows only after ``turn``, or at once: nobody reads in between."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(windows, T, hidden)."""
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """The states of some windows."""
-
-    def write(self, start: int, states: Tensor) -> None:
-        """The next states of some windows; all windows are written in order."""
-
-    def turn(self) -> None:
-        """All windows were written: from now on they are what is read."""
-
-    def save(self) -> str:
-        """Make what is read durable; returns the file that holds it."""
-
-    def load(self, name: str) -> None:
-        """Read what was saved."""
-
-
-class HeldStates:
-    """A tensor; saved into two files by turns, so that the one saved last stays whole.
-
-    Args:
-        states: [windows, T, hidden], which is used, not copied.
-        folder: where it is saved; None: it cannot be.
-    """
-
-    def __init__(self, states: Tensor, folder: Path | None = None) -> None:
-        self.states, self.folder, self._slot = states, folder, 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(windows, T, hidden)."""
-        return tuple(self.states.shape)
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """A view."""
-        return self.states[start:stop]
-
-    def write(self, start: int, states: Tensor) -> None:
-        """In place."""
-        self.states[start : start + len(states)].copy_(states)
-
-    def turn(self) -> None:
-        """Nothing to do."""
-
-    def save(self) -> str:
-        """Write the slot that was not written last."""
-        assert self.folder is not None
-        self._slot = 1 - self._slot
-        path = self.folder / SLOTS[self._slot]
-        with room_needed(path, self.states.nbytes), path.open("wb") as file:
-            for window in self.states:  # from an accelerator one window at a time
-                file.write(bytes_of(window.cpu().contiguous()))
-            os.fsync(file.fileno())
-        return path.name
-
-    def load(self, name: str) -> None:
-        """Read a slot."""
-        assert self.folder is not None
-        self._slot = SLOTS.index(name)
-        with (self.folder / name).open("rb") as file:
-            for index in range(len(self.states)):
-                self.states[index] = _from_file(file.fileno(), self.states[index].shape, self.states.dtype)
-
-
-class SpilledStates:
-    """Two files: one is read while the other is written.
-
-    Args:
-        folder: where they lie.
-        shape: [windows, T, hidden].
-        dtype: of the states.
-    """
-
-    def __init__(self, folder: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-        self.folder, self._shape, self.dtype = folder, shape, dtype
-        self._slot = 0  # the one that is read
-        self._bytes_per_window = shape[1] * shape[2] * dtype.itemsize
-        for name in SLOTS:
-            (folder / name).touch()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(windows, T, hidden)."""
-        return self._shape
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """From the current file."""
-        stop = min(stop, self._shape[0])
-        with (self.folder / SLOTS[self._slot]).open("rb") as file:
-            file.seek(start * self._bytes_per_window)
-            return _from_file(file.fileno(), torch.Size((stop - start, *self._shape[1:])), self.dtype)
-
-    def write(self, start: int, states: Tensor) -> None:
-        """Into the other file."""
-        path = self.folder / SLOTS[1 - self._slot]
-        with room_needed(path, self._shape[0] * self._bytes_per_window), path.open("r+b") as file:
-            file.seek(start * self._bytes_per_window)
-            file.write(bytes_of(states.to(self.dtype).cpu().contiguous()))
-
-    def turn(self) -> None:
-        """Change files."""
-        self._slot = 1 - self._slot
-
-    def save(self) -> str:
-        """Flush the current file."""
-        path = self.folder / SLOTS[self._slot]
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        return path.name
-
-    def load(self, name: str) -> None:
-        """Make a file the current one."""
-        self._slot = SLOTS.index(name)
-
-
 class HiddenStates:
     """The hidden states of a walk through the layers, and how many windows run at once.
 
     Args:
-        store: where they are kept.
-        num_windows: how many windows there are.
+        store: where they are kept: this rank's windows.
+        num_windows: how many windows there are, on all ranks.
         batch_windows: how many run at once.
         device: where they run.
+        ranks: who shares the windows.
     """
 
-    def __init__(self, store: Store, num_windows: int, batch_windows: int, device: torch.device) -> None:
+    def __init__(
+        self, store: Store, num_windows: int, batch_windows: int, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
         self.store, self.num_windows, self.batch_windows, self.device = store, num_windows, batch_windows, device
+        self.ranks, self.share = ranks, Share(ranks, num_windows, batch_windows)
 
     @property
     def seqlen(self) -> int:
@@ -169,10 +47,36 @@ class HiddenStates:
         batch_windows = batch_windows or micro_batch(states.shape[1])
         return cls(HeldStates(states), len(states), batch_windows, states.device)
 
+    def parts(self) -> Iterator[tuple[range, range]]:
+        """The windows that run at once on one process alone, and which of them run here (none: an empty range)."""
+        mine = self.share.part()
+        for first in range(0, self.num_windows, self.batch_windows):
+            batch = range(first, min(first + self.batch_windows, self.num_windows))
+            yield batch, range(max(first, mine.start), min(batch.stop, mine.stop))
+
+    def token_parts(self) -> list[tuple[int, int, int]]:
+        """Of every batch: its tokens, and from which on to which they run here."""
+        return [
+            (
+                len(batch) * self.seqlen,
+                (here.start - batch.start) * self.seqlen if here else 0,
+                (here.stop - batch.start) * self.seqlen if here else 0,
+            )
+            for batch, here in self.parts()
+        ]
+
+    def own(self, windows: Tensor) -> Iterator[Tensor]:
+        """This rank's of [n, ...], a batch after another."""
+        for _, here in self.parts():
+            if here:
+                yield windows[here.start : here.stop]
+
     def batches(self) -> Iterator[Tensor]:
-        """[batch, T, hidden] after another, on the device; they are not to be changed."""
-        for start in range(0, self.num_windows, self.batch_windows):
-            yield self.store.read(start, start + self.batch_windows).to(self.device)
+        """[batch, T, hidden] after another of this rank's windows, on the device; they are not to be changed."""
+        offset = self.share.part().start
+        for _, here in self.parts():
+            if here:
+                yield self.store.read(here.start - offset, here.stop - offset).to(self.device)
 
     def replace(self, function: Callable[[Tensor], Tensor]) -> None:
         """States become what ``function`` makes of them, batch by batch."""
@@ -187,21 +91,25 @@ class HiddenStates:
         self.store.turn()
 
     def first(self, windows: int) -> Tensor:
-        """A copy of the first windows: [windows, T, hidden], on the device."""
-        return self.store.read(0, min(windows, self.num_windows)).to(self.device, copy=True)
+        """A copy of the first windows, on every rank: [windows, T, hidden], on the device."""
+        start = self.share.part().start
+        mine = self.store.read(0, max(0, min(windows, self.num_windows) - start)).to(self.device, copy=True)
+        return torch.cat(self.ranks.gather(mine)) if self.ranks.size > 1 else mine
 
     def chosen(self, windows: Tensor) -> Tensor:
-        """Some windows, by their numbers: [len(windows), T, hidden], on the device."""
-        return torch.cat([self.store.read(number, number + 1) for number in windows.tolist()]).to(self.device)
-
-
-def _from_file(descriptor: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    states = torch.empty(shape, dtype=dtype)
-    view = bytes_of(states)
-    done = 0
-    while done < len(view):
-        count = os.readv(descriptor, [view[done:]])
-        if count == 0:
-            raise OSError(f"the file of hidden states ends after {done} of {len(view)} bytes")
-        done += count
-    return states
+        """Some windows, by their numbers: [its part of them, T, hidden] on each rank, on the device."""
+        found = []
+        start = self.share.part().start
+        for place, number in enumerate(windows.tolist()):
+            holder, user = self.share.owner(number), self.ranks.owner(place, len(windows))
+            if holder == self.ranks.rank:
+                window = self.store.read(number - start, number - start + 1)
+            else:
+                window = torch.empty(1, *self.store.shape[1:], dtype=self.store.dtype, device=self.device)
+            if self.ranks.rank in (holder, user):
+                window = self.ranks.pass_on(window, holder, user)
+            if self.ranks.rank == user:
+                found.append(window)
+        if not found:
+            return torch.empty(0, *self.store.shape[1:], dtype=self.store.dtype, device=self.device)
+        return torch.cat(found).to(self.device)

@@ -86,17 +86,24 @@ def calibrate_inputs(
     _watch(layer, {r.name: _arriving(r, r.mean.update) for r in centred if r.mean}, states, arguments)
     for reading in centred:
         assert reading.mean is not None
+        reading.mean.share(states.ranks)
         centre_inputs(reading.linears, reading.mean.mean())
         _set_path(reading, replace(reading.path, quantizer=None))
     static = [reading for reading in readings if isinstance(reading.path.quantizer, StaticRange)]
     for reading in static:
         reading.bounds = ChannelBounds()
     _watch(layer, {r.name: _arriving(r, r.bounds.update) for r in static if r.bounds}, states, arguments)
+    for reading in static:
+        assert reading.bounds is not None
+        reading.bounds.share(states.ranks)
     searched = [reading for reading in readings if reading.settings.clip_ratio == "search"]
     for reading in searched:
         assert reading.path.quantizer is not None
         reading.search = clip_search(reading.path.quantizer, reading.bounds)
     _watch(layer, {r.name: _arriving(r, r.search.update) for r in searched if r.search}, states, arguments)
+    for reading in searched:
+        assert reading.search is not None
+        reading.search.share(states.ranks)
     for reading in readings:
         _store(reading.linears, reading.ranges())
         _set_path(reading, reading.path)

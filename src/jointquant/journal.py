@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from jointquant.durable import flush, room_needed, save_json
 from jointquant.errors import InputError, ResumableError, require
+from jointquant.ranks import Ranks
 from jointquant.trust.permissions import make_folders, seal
 
 RUN_NAME, JOURNAL_NAME, LOCK_NAME = "run.json", "journal.jsonl", "lock"
@@ -67,6 +68,10 @@ class Journal:
         for path in (self.artifact, self.work):
             path.mkdir(exist_ok=True)
 
+    def all_entries(self) -> list[Entry]:
+        """The finished steps of all passes, in order."""
+        return list(self._entries)
+
     def entries(self, stage: str) -> list[Entry]:
         """The finished steps of a pass, in order."""
         return [entry for entry in self._entries if entry.stage == stage]
@@ -91,6 +96,37 @@ class Journal:
     def started(self) -> bool:
         """Whether a step is done, so that there is something to go on from."""
         return bool(self._entries)
+
+
+class FollowedJournal(Journal):
+    """What a rank that does not lead knows of a run: the steps that were done before. It writes nothing.
+
+    Args:
+        folder: the leading rank's, for messages.
+        entries: what was done before.
+    """
+
+    def __init__(self, folder: Path, entries: list[Entry]) -> None:
+        self.folder, self._entries = folder, entries
+        self.resumed = bool(entries)
+        self.artifact, self.work = folder / "artifact", folder / "work"
+
+    def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
+        """The leading rank does."""
+
+    def complete(self, report: dict[str, Any]) -> None:
+        """The leading rank does."""
+
+
+@contextmanager
+def join_journal(out: Path, identity: dict[str, Any], overwrite: bool, ranks: Ranks) -> Iterator[Journal]:
+    """The run that fills ``out``, as ``open_journal``, of which one rank writes the journal."""
+    if not ranks.leads:
+        yield FollowedJournal(partial_folder(out), ranks.tell([]))
+        return
+    with open_journal(out, identity, overwrite) as journal:
+        ranks.tell(journal.all_entries())
+        yield journal
 
 
 @contextmanager
@@ -162,7 +198,7 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
     with _locked(folder, out):
         found = _load(folder / COMPLETE_NAME)
-        if _differences(found.get("identity"), _plain(identity)):
+        if differences(found.get("identity"), _plain(identity)):
             return None
         _clear(folder)
     report: dict[str, Any] = found["report"]
@@ -191,12 +227,12 @@ def _entries(folder: Path, out: Path, identity: dict[str, Any], overwrite: bool)
     run = folder / RUN_NAME
     wanted = _plain(identity)
     if run.is_file():
-        differences = _differences(_load(run), wanted)
+        different = differences(_load(run), wanted)
         entries = _read(folder / JOURNAL_NAME)
-        damage = None if differences else _damage(folder, entries)
-        if not differences and damage is None:
+        damage = None if different else _damage(folder, entries)
+        if not different and damage is None:
             return entries
-        what = f"is damaged: {damage}" if damage else f"is another one: {'; '.join(differences)}"
+        what = f"is damaged: {damage}" if damage else f"is another one: {'; '.join(different)}"
         require(
             overwrite,
             f"an unfinished run for {out} {what}, "
@@ -232,7 +268,7 @@ def _damage(folder: Path, entries: list[Entry]) -> str | None:
     return None
 
 
-def _differences(there: Any, here: Any) -> list[str]:
+def differences(there: Any, here: Any) -> list[str]:
     """Where two identities differ, in words."""
     old, new = dict(_flat(there)), dict(_flat(here))
     keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]

@@ -18,10 +18,11 @@ from jointquant.models.transforms import linear_bias, linear_weight, set_bias
 from jointquant.propagation import observe
 from jointquant.quantization.balancing import BALANCINGS
 from jointquant.quantization.ranges import ChannelMean
+from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import LearnedRotation, Recipe
 from jointquant.rotations import merging
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.rotations.learning import initial_heads, learn
+from jointquant.rotations.learning import initial_heads, learn_heads
 from jointquant.rotations.objectives import Quantizer
 from jointquant.rotations.sampling import TokenSample
 from jointquant.runtime.assembly import Assembly
@@ -51,9 +52,11 @@ def calibrate_cache(
         return
     attention = layer.get_submodule(assembly.architecture.attention)
     share = sampled_share(recipe, states.num_windows * states.seqlen)
-    seen = CacheSums(share, generator(recipe.calibration.seed, f"r3 sample {index}"))
+    seen = CacheSums(share, generator(recipe.calibration.seed, f"r3 sample {index}"), states.ranks)
+    seen.sample.expect(states.token_parts())
     with plain_inputs(layer), seen_by(attention, seen):
         observe(layer, states, arguments)
+    seen.share()
     if basis is not None:
         wanted = basis.buffers(next(layer.parameters()).dtype)
         found = key_basis(seen, recipe, index, basis.dense, next(iter(wanted.values())).dtype)
@@ -69,6 +72,7 @@ class CacheSums:
     Args:
         share: of the tokens whose keys are kept.
         rng: chooses them.
+        ranks: see the other tokens.
 
     Attributes:
         query_moments: Σ qᵀq [kv_heads, head_dim, head_dim] over tokens and the query heads of each KV head, float64.
@@ -76,8 +80,9 @@ class CacheSums:
         tokens: how many there were.
     """
 
-    def __init__(self, share: float, rng: torch.Generator) -> None:
-        self.sample, self.keys, self.values = TokenSample(share, rng), ChannelMean(), ChannelMean()
+    def __init__(self, share: float, rng: torch.Generator, ranks: Ranks = ALONE) -> None:
+        self.sample, self.keys, self.values = TokenSample(share, rng, ranks), ChannelMean(), ChannelMean()
+        self.ranks = ranks
         self.query_moments: Tensor | None = None
         self.key_moments: Tensor | None = None
         self.tokens = self.group = 0
@@ -97,6 +102,15 @@ class CacheSums:
         self.query_moments = _add(self.query_moments, queries)
         self.key_moments = _add(self.key_moments, key.transpose(0, 1).flatten(1, 2))
         return query, key, value
+
+    def share(self) -> None:
+        """From now on all sums are over the tokens that all ranks have seen."""
+        assert self.query_moments is not None
+        assert self.key_moments is not None
+        self.keys.share(self.ranks)
+        self.values.share(self.ranks)
+        self.query_moments, self.key_moments = self.ranks.sum(self.query_moments), self.ranks.sum(self.key_moments)
+        self.tokens = sum(self.ranks.ask(self.tokens))
 
 
 def _add(total: Tensor | None, rows: Tensor) -> Tensor:
@@ -142,7 +156,7 @@ def head_rotation(seen: CacheSums, recipe: Recipe, index: int, mean: Tensor, bas
     initial = initial_heads(settings.init, seen.kv_heads, seen.head_dim, generator(seed, f"r3 {index}"))
     with torch.enable_grad():
         batches = generator(seed, f"r3 {index} batches")
-        return learn(samples, initial, training_of(settings, quantizer), batches).rotation
+        return learn_heads(samples, initial, training_of(settings, quantizer), batches, seen.ranks).rotation
 
 
 @torch.no_grad()

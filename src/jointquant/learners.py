@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.propagation import Observers
+from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
-from jointquant.rotations.learning import INITS, Training, head_samples, initial_heads, learn
+from jointquant.rotations.learning import INITS, Training, head_samples, initial_heads, learn_heads
 from jointquant.rotations.objectives import OBJECTIVES, Quantizer
 from jointquant.rotations.optimizers import OPTIMIZERS, Learned, Schedule
 from jointquant.rotations.sampling import TokenSample
@@ -50,12 +51,18 @@ class ResidualLearner:
     """Samples the residual sites layer by layer, ``num_tokens`` tokens over all of them, and learns R1 at the end."""
 
     def __init__(
-        self, stream: ModelStream, recipe: Recipe, settings: LearnedResidualRotation, windows: Tensor, place: Place
+        self,
+        stream: ModelStream,
+        recipe: Recipe,
+        settings: LearnedResidualRotation,
+        windows: Tensor,
+        place: Place,
+        ranks: Ranks = ALONE,
     ) -> None:
         seed, sites = recipe.calibration.seed, stream.architecture.residual_sites
         visits = windows.numel() * stream.num_layers * len(sites)
-        self.settings, self.device = settings, place.device
-        self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"))
+        self.settings, self.device, self.ranks = settings, place.device, ranks
+        self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"), ranks)
         self.stream = stream
         self.num_layers = stream.num_layers
         self.samples: Tensor | None = None  # [layers, tokens, hidden], filled layer by layer
@@ -67,10 +74,12 @@ class ResidualLearner:
         self.sensitivity = Sensitivity(stream, recipe, self.initial, place) if measured else None
 
     @classmethod
-    def of(cls, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place) -> ResidualLearner | None:
+    def of(
+        cls, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks = ALONE
+    ) -> ResidualLearner | None:
         """What the recipe's R1 needs; None where it is not learned."""
         r1 = recipe.rotations.r1
-        return cls(stream, recipe, r1, windows, place) if isinstance(r1, LearnedResidualRotation) else None
+        return cls(stream, recipe, r1, windows, place, ranks) if isinstance(r1, LearnedResidualRotation) else None
 
     def observers(self) -> Observers:
         """At the sites that read the residual stream: each token once, however many experts read it."""
@@ -79,6 +88,7 @@ class ResidualLearner:
 
     def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
         """Measure the layer's sensitivity, where the weights ask for it."""
+        self.sample.expect(states.token_parts(), len(self.observers()))
         if self.sensitivity is not None:
             self.sensitivity.visit(layer, states, arguments)
 
@@ -115,8 +125,9 @@ class ResidualLearner:
         """R1, or one R1 per layer."""
         assert self.samples is not None
         sensitivities = None if self.sensitivity is None else self.sensitivity.finish()
+        weighting = self.settings.weighting
         task = ResidualTask(
-            self.samples, self.initial, self.training, self.settings.weighting, self.batches, sensitivities
+            self.samples, self.initial, self.training, weighting, self.batches, sensitivities, self.ranks
         )
         return STRATEGIES[self.settings.strategy].learn(task)
 
@@ -131,28 +142,36 @@ class HeadLearner:
         settings: LearnedRotation,
         windows: Tensor,
         smoother: Smoother | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         seed = recipe.calibration.seed
+        self.ranks = ranks
         self.stream, self.recipe, self.settings, self.smoother = stream, recipe, settings, smoother
-        self.sample = TokenSample(settings.num_tokens / windows.numel(), generator(seed, "r2 sample"))
+        self.sample = TokenSample(settings.num_tokens / windows.numel(), generator(seed, "r2 sample"), ranks)
         quantizer = quantizer_of(recipe.activations.model_copy(update={"group_size": None}))
         self.training = training_of(settings, quantizer)
         self.learned: list[Learned] = []
 
     @classmethod
     def of(
-        cls, stream: ModelStream, recipe: Recipe, windows: Tensor, smoother: Smoother | None = None
+        cls,
+        stream: ModelStream,
+        recipe: Recipe,
+        windows: Tensor,
+        smoother: Smoother | None = None,
+        ranks: Ranks = ALONE,
     ) -> HeadLearner | None:
         """What the recipe's R2 needs; None where it is not learned."""
         r2 = recipe.rotations.r2
-        return cls(stream, recipe, r2, windows, smoother) if isinstance(r2, LearnedRotation) else None
+        return cls(stream, recipe, r2, windows, smoother, ranks) if isinstance(r2, LearnedRotation) else None
 
     def observers(self) -> Observers:
         """At the input of the attention's output projection."""
         return {self.stream.architecture.output: self.sample.update}
 
     def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
-        """Nothing to prepare."""
+        """Tell the sample which tokens come by."""
+        self.sample.expect(states.token_parts())
 
     def after(self, index: int) -> None:
         """Learn the layer's R2; the smoother has closed the layer before."""
@@ -162,7 +181,7 @@ class HeadLearner:
         samples = head_samples(sample, self.stream.num_key_value_heads, self.stream.head_dim)
         initial = heads_at_start(self.stream, self.recipe, self.settings.init, index)
         batches = generator(self.recipe.calibration.seed, f"r2 {index} batches")
-        self.learned.append(learn(samples, initial, self.training, batches))
+        self.learned.append(learn_heads(samples, initial, self.training, batches, self.ranks))
 
     def record(self) -> dict[str, Tensor]:
         """The last layer's R2 and how it was learned."""

@@ -46,6 +46,7 @@ class Job:
         dtype: layers compute in.
         device: where layers run; its memory is the host's on a CPU.
         base: bytes of the process before it starts.
+        ranks: how many share the windows; everything else is of one of them, the one with most of them.
     """
 
     shape: ModelShape
@@ -55,11 +56,17 @@ class Job:
     dtype: torch.dtype
     device: torch.device
     base: int
+    ranks: int = 1
+
+    @property
+    def all_tokens(self) -> int:
+        """Of all windows."""
+        return self.num_windows * self.seqlen
 
     @property
     def tokens(self) -> int:
-        """Of all windows."""
-        return self.num_windows * self.seqlen
+        """Of one rank's windows."""
+        return -(-self.num_windows // self.ranks) * self.seqlen
 
     @property
     def states(self) -> int:
@@ -110,6 +117,10 @@ def phases_of(job: Job, batch: int) -> Iterator[Needs]:
     hessians = hessian_bytes(job)
     quantized = (QUANTIZED_ACTIVATIONS if recipe.activations.enabled else LAYER_ACTIVATIONS) * activation
     sums = {"Hessians": sum(hessians)} if hessians else {}
+    if hessians and job.ranks > 1:  # a rank keeps its inputs until the Hessians come by
+        bytes_of_one = 1 if recipe.activations.enabled else width
+        tokens = job.tokens * bytes_of_one
+        sums |= {"inputs": round(tokens * sum(site.share * site.in_features for site in shape.sites))}
     yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(job), ahead)
     part = min(elements_at_once(job.device), max(site.in_features * site.out_features for site in shape.sites))
     rounding = {"rounding": ROUNDING_COPIES * part * FLOAT}
@@ -128,11 +139,11 @@ def sample_bytes(job: Job) -> Bytes:
     r1, r2 = job.recipe.rotations.r1, job.recipe.rotations.r2
     found: Bytes = {}
     if isinstance(r1, LearnedResidualRotation):
-        visits = job.tokens * job.shape.num_layers * 2
+        visits = job.all_tokens * job.shape.num_layers * 2
         found["samples for R1"] = min(r1.num_tokens, visits) * job.shape.hidden_size * FLOAT
     if isinstance(r2, LearnedRotation):
         heads = next(site.in_features for site in job.shape.sites if site.name == "o_in")
-        found["sample for R2"] = 2 * min(r2.num_tokens, job.tokens) * heads * FLOAT
+        found["sample for R2"] = 2 * min(r2.num_tokens, job.all_tokens) * heads * FLOAT
     return found
 
 
@@ -182,6 +193,6 @@ def disk_of(job: Job) -> Bytes:
     rest = (shape.embeddings + shape.head) * stored
     return {
         "artifact": linears + rest,
-        "hidden states, twice": 2 * job.states,
+        "hidden states, twice": 2 * job.states * job.ranks,
         "samples and rotations": sum(sample_bytes(job).values()) + sum(rotation_bytes(job).values()),
     }

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jointquant.ranks import Ranks
 from jointquant.trust.permissions import current_umask, make_folders, seal
 from jointquant.trust.target import check_file_target, check_target
 
@@ -22,7 +23,7 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     check_output(out, overwrite)
     new_parents = [parent for parent in out.absolute().parents if not parent.exists()]
     make_folders(out.parent)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = partial_of(out)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(mode=0o700)
@@ -40,6 +41,21 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
+def joined_output(out: Path, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
+    """As ``output_folder``, which one of several ranks fills before the eyes of the others."""
+    if not ranks.leads:
+        yield partial_of(out)
+        return
+    with output_folder(out, overwrite) as folder:
+        yield folder
+
+
+def partial_of(out: Path) -> Path:
+    """Where output is filled before it gets its name."""
+    return out.with_name(f".{out.name}.partial")
+
+
+@contextmanager
 def output_file(out: Path, overwrite: bool) -> Iterator[Path]:
     """A file to write; it becomes ``out`` when the block ends well, and vanishes when it does not.
 
@@ -48,7 +64,7 @@ def output_file(out: Path, overwrite: bool) -> Iterator[Path]:
     """
     check_file_target(out, overwrite)
     make_folders(out.parent)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = partial_of(out)
     try:
         yield partial
         partial.chmod(0o644 & ~current_umask())

@@ -21,11 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from jointquant._version import __version__
 from jointquant.calibration import calibrate
 from jointquant.card import write_card
-from jointquant.durable import load_tensors, save_tensors
+from jointquant.devices import check_own
+from jointquant.durable import save_tensors
 from jointquant.errors import require
 from jointquant.hub import Location
 from jointquant.identity import identity_of
-from jointquant.journal import begun, finished, nearly_finished, open_journal
+from jointquant.journal import begun, finished, join_journal, nearly_finished
 from jointquant.memory import Size, peak_rss_bytes, return_freed_memory
 from jointquant.models.scaling import check_scalable
 from jointquant.models.stream import ModelStream
@@ -33,7 +34,9 @@ from jointquant.models.writer import ShardWriter
 from jointquant.output import check_output
 from jointquant.plan import Plan
 from jointquant.planning import plan_run
+from jointquant.process_group import check_alike, joined, spill_folder
 from jointquant.progress import Progress, Silent
+from jointquant.ranks import check_size, of_leader
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, layered
 from jointquant.rotations.hadamard import HadamardTransform
@@ -56,7 +59,7 @@ class QuantizeResult:
     Attributes:
         artifact: the folder.
         seconds: wall time, per stage and in total.
-        peak_rss_bytes: the process's peak resident memory.
+        peak_rss_bytes: the process's peak resident memory; of several ranks, the largest.
         size_bytes: bytes of all tensors of the artifact.
         bits_per_weight: bits per parameter of the decoder's linears, scales included.
         transforms: what R1 to R4 are, in words, and the basis changes between layers where each has an R1.
@@ -131,23 +134,34 @@ def quantize(
     recipe = load_recipe(recipe)
     progress = progress or Silent()
     return_freed_memory()
-    check_output(Path(out), overwrite or nearly_finished(Path(out)))
+    ranks = joined()
+    if ranks.leads:
+        check_output(Path(out), overwrite or nearly_finished(Path(out)))
     subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress, allow_pickle)
-    check_not_input(Path(out), subject)
+    if ranks.leads:
+        check_not_input(Path(out), subject)
+    check_own(subject.place.device, ranks.on_host)
     assembly = assemble(subject.stream, recipe)
-    windows = calibration_set(subject.stream, subject.tokenizer, recipe, progress)
-    unfinished = None if overwrite else begun(Path(out)).get("batch_tokens")
+    settings = recipe
+    windows = of_leader(ranks, lambda: calibration_set(subject.stream, subject.tokenizer, settings, progress))
+    check_size(ranks.size, len(windows), "calibration", "--num-samples")
+    unfinished = of_leader(ranks, lambda: None if overwrite else begun(Path(out)).get("batch_tokens"))
     budgets = memory_budget, device_budget
-    plan = plan_run(subject.stream, recipe, windows, subject.place, Path(out), *budgets, unfinished)
+    plan = plan_run(subject.stream, recipe, windows, subject.place, Path(out), *budgets, unfinished, ranks)
     identity = identity_of(subject, recipe, windows, plan.choice.batch_tokens)
-    reported = finished(Path(out), identity)
+    check_alike(ranks, identity, None if isinstance(subject.model, PreTrainedModel) else Path(subject.model))
+    reported = of_leader(ranks, lambda: finished(Path(out), identity))
     if reported is not None:
         return QuantizeResult(**reported)
-    check_output(Path(out), overwrite)
-    if announce is not None:
+    if ranks.leads:
+        check_output(Path(out), overwrite)
+    if announce is not None and ranks.leads:
         announce(plan)
-    with open_journal(Path(out), identity, overwrite) as journal:
-        workspace = Workspace(subject.place, plan.choice.storage, plan.choice.batch_tokens, journal=journal)
+    with join_journal(Path(out), identity, overwrite, ranks) as journal, spill_folder(ranks) as spill:
+        choice = plan.choice
+        workspace = Workspace(
+            subject.place, choice.storage, choice.batch_tokens, journal=journal, ranks=ranks, spill=spill
+        )
         prepared = time.perf_counter()
         rotations = calibrated_rotations(subject.stream, recipe, windows, workspace, progress)
         calibrated = time.perf_counter()
@@ -158,7 +172,7 @@ def quantize(
             artifact=str(out),
             seconds=end - start,
             stage_seconds=stages,
-            peak_rss_bytes=peak_rss_bytes(),
+            peak_rss_bytes=max(ranks.ask(peak_rss_bytes())),
             size_bytes=written.size_bytes,
             bits_per_weight=written.bits_per_weight,
             transforms=written.transforms,
@@ -168,7 +182,7 @@ def quantize(
             resumed=journal.resumed,
         )
         journal.complete(result.to_dict())
-    return result
+    return ranks.tell(result)
 
 
 def calibrated_rotations(
@@ -179,9 +193,11 @@ def calibrated_rotations(
     assert journal is not None
     file, scales = journal.work / ROTATIONS_NAME, journal.work / "scales.safetensors"
     if journal.entries("rotations"):
-        rotations = Rotations.load(file) if file.is_file() else Rotations()
-        return replace(rotations, scales=layered(load_tensors(scales)))
+        rotations = of_leader(workspace.ranks, lambda: Rotations.load(file) if file.is_file() else Rotations())
+        return replace(rotations, scales=layered(workspace.load(scales.name)))
     rotations = calibrate(stream, recipe, windows, workspace, progress)
+    if not workspace.ranks.leads:
+        return rotations
     rotations.save(journal.work)
     save_tensors(scales, rotations.scale_tensors())
     journal.record("rotations", 0, [path for path in (file, scales) if path.is_file()], {})
@@ -221,8 +237,6 @@ def write_artifact(
     stream = subject.stream
     writer = ShardWriter(folder, stream.num_layers + 2)
     outcome = quantize_layers(stream, assembly, rotations, windows, workspace, writer, progress, witness)
-    writer.finish()
-    rotations.save(folder)
     transforms = describe_transforms(assembly.recipe, rotations, assembly.online, stream.stored_dtype)
     reached = reach(assembly.facts(stream.stored_dtype))
     found = outcome.inventory.to_dict()
@@ -231,8 +245,11 @@ def write_artifact(
         "kept": found["kept"],
         "starved_experts": found["starved"],
     }
-    about = {"transforms": transforms} | inventory | reached.to_dict()
-    write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, about)
+    if workspace.ranks.leads:
+        writer.finish()
+        rotations.save(folder)
+        about = {"transforms": transforms} | inventory | reached.to_dict()
+        write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, about)
     return Written(writer.total_size, outcome.bits_per_weight, transforms, reached, inventory)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import disk_usage
 
@@ -16,11 +16,13 @@ from jointquant.journal import partial_folder
 from jointquant.memory import Size, available, bytes_of_size, device_available, resident
 from jointquant.models.configuration import read_config
 from jointquant.models.stream import ModelStream, Place
-from jointquant.needs import Job
+from jointquant.needs import Bytes, Job
 from jointquant.plan import Budget, Plan, make_plan
 from jointquant.progress import Progress, Silent
+from jointquant.ranks import ALONE, Ranks, check_size
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.shape import shape_of
+from jointquant.traffic import seconds_on_links, traffic_of
 
 CONTEXT_HOST, CONTEXT_DEVICE = 1_500_000_000, 600_000_000
 """What an accelerator's libraries take of the host's and of its own memory."""
@@ -34,15 +36,23 @@ class DryRun:
         plan: memory and disk.
         seconds: by stage.
         assumed: whether the speed of the device is an assumption.
+        world_size: how many ranks share the run; plan and seconds are of the busiest.
+        traffic: bytes that a rank receives, by kind; empty for one alone.
     """
 
     plan: Plan
     seconds: dict[str, float]
     assumed: bool
+    world_size: int = 1
+    traffic: Bytes = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
-        return {**self.plan.to_dict(), "seconds": self.seconds, "assumed": self.assumed}
+        found = {**self.plan.to_dict(), "seconds": self.seconds, "assumed": self.assumed}
+        if self.world_size == 1:
+            return found
+        seconds = seconds_on_links(self.traffic)
+        return found | {"world_size": self.world_size, "network_bytes": self.traffic, "network_seconds": seconds}
 
 
 def dry_run(
@@ -56,6 +66,7 @@ def dry_run(
     memory_budget: Size = None,
     device_budget: Size = None,
     out: str | Path = ".",
+    world_size: int = 1,
     progress: Progress | None = None,
 ) -> DryRun:
     """What ``quantize`` would need: nothing is read but the configuration, and nothing is written.
@@ -70,6 +81,7 @@ def dry_run(
         memory_budget: of the process; None: what is free on this machine.
         device_budget: of the accelerator; where there is none, the plan is for one with so much memory.
         out: where the artifact would be written.
+        world_size: how many ranks would share the run, each on a machine or an accelerator like this one.
         progress: where a download is shown.
 
     Raises:
@@ -83,11 +95,13 @@ def dry_run(
     where = ON_PAPER_DEVICE if paper else where
     compute = resolve_dtype(dtype, where, shape.dtype)
     calibration = settings.calibration
-    job = Job(shape, settings, calibration.num_samples, calibration.seqlen, compute, where, base_of(where))
+    check_size(world_size, calibration.num_samples, "calibration", "--num-samples")
+    job = Job(shape, settings, calibration.num_samples, calibration.seqlen, compute, where, base_of(where), world_size)
     device_bytes = bytes_of_size(device_budget) if paper else device_limit(where, device_budget)
     budget = Budget(bytes_of_size(memory_budget) or available(), device_bytes, None if paper else free_disk(Path(out)))
     plan = make_plan(job, budget)
-    return DryRun(plan, seconds_of(job, ON_PAPER if paper else measure(where, compute)), paper)
+    seconds = seconds_of(job, ON_PAPER if paper else measure(where, compute))
+    return DryRun(plan, seconds, paper, world_size, traffic_of(job))
 
 
 def plan_run(
@@ -99,8 +113,9 @@ def plan_run(
     memory_budget: Size,
     device_budget: Size,
     batch_tokens: int | None,
+    ranks: Ranks = ALONE,
 ) -> Plan:
-    """The plan of a run that is about to start.
+    """The plan of a run that is about to start; of several ranks the smallest batch that one of them needs.
 
     Raises:
         InputError: a size that cannot be read, a budget for a device that is none, or a run that does not fit.
@@ -111,9 +126,12 @@ def plan_run(
     )
     base, shape = base_of(place.device), shape_of(stream.config, stream.stored_dtype)
     num_windows, seqlen = windows.shape
-    job = Job(shape, recipe, num_windows, seqlen, place.dtype, place.device, base)
-    host = bytes_of_size(memory_budget) or available() + resident()
-    return make_plan(job, Budget(host, device_limit(place.device, device_budget), free_disk(out)), batch_tokens)
+    job = Job(shape, recipe, num_windows, seqlen, place.dtype, place.device, base, ranks.size)
+    host = bytes_of_size(memory_budget) or available() // ranks.on_host + resident()
+    budget = Budget(host, device_limit(place.device, device_budget), free_disk(out) if ranks.leads else None)
+    plan = make_plan(job, budget, batch_tokens)
+    smallest = min(ranks.ask(plan.choice.batch_tokens))
+    return plan if smallest == plan.choice.batch_tokens else make_plan(job, budget, smallest)
 
 
 def base_of(device: torch.device) -> int:

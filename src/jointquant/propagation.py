@@ -18,7 +18,7 @@ Observers = dict[str, Observer]  # by the name of the module whose input is obse
 @torch.no_grad()
 def embed(frontend: Frontend, windows: Tensor, states: HiddenStates) -> None:
     """Fill ``states`` with what reaches the first layer: windows [n, T] → [n, T, hidden]."""
-    states.fill(frontend.hidden_states(batch) for batch in windows.split(states.batch_windows))
+    states.fill(frontend.hidden_states(batch) for batch in states.own(windows))
 
 
 @torch.no_grad()

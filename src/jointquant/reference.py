@@ -20,7 +20,10 @@ from jointquant.rotations.bundle import Rotations
 from jointquant.workspace import Workspace
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs of a quantized layer [windows, T, hidden], numbers of their windows) → how far they are off, a number."""
+"""(outputs of a quantized layer [windows, T, hidden], numbers of the windows of a step) → how far they are off.
+
+A number, the mean over this rank's windows of the step, whose outputs these are; all ranks ask for it together.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ class Reference:
         reading = self._behind_head() if last else self._behind_layer(index + 1)
 
         def loss(output: Tensor, chosen: Tensor) -> Tensor:
+            exact = self.states.chosen(chosen)
+            if not len(output):
+                return output.sum()
             read = reading.read(output if back is None else output @ back)
-            return reading.distance(read, reading.expected(self.states.chosen(chosen)))
+            return reading.distance(read, reading.expected(exact))
 
         return loss
 

@@ -23,6 +23,7 @@ from jointquant.quantization.learned_rounding import LearnedRounding
 from jointquant.quantization.ranges import CLIP_RATIO, InputRange
 from jointquant.quantization.straight_through import passable
 from jointquant.quantization.weights import QuantizedWeight
+from jointquant.ranks import Ranks
 from jointquant.reference import Loss
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.linear import InputPath, OnlineLinear
@@ -133,12 +134,21 @@ def refine(
     with training(layer, architecture, rounded) as trained:
         for step in range(settings.steps):
             chosen = torch.randperm(states.num_windows, generator=batches)[:windows]
-            output = run_layer(layer, states.chosen(chosen), arguments)
-            gradients = torch.autograd.grad(  # none reach an expert that no token of the batch is routed to
-                loss(output, chosen), trained.parameters, materialize_grads=True
-            )
+            batch = states.chosen(chosen)
+            output = run_layer(layer, batch, arguments) if len(batch) else batch
+            gradients = mean_gradients(loss(output, chosen), trained.parameters, len(batch) / len(chosen), states.ranks)
             trained.step(gradients, settings, 1 - step / settings.steps)
         return {name: linear.rounding.rounded() for name, linear in trained.linears.items()}
+
+
+def mean_gradients(loss: Tensor, parameters: list[Tensor], share: float, ranks: Ranks) -> tuple[Tensor, ...]:
+    """The gradients of the mean over a step's windows, ``share`` of which this rank's ``loss`` is the mean of."""
+    if not share:
+        gradients: tuple[Tensor, ...] = tuple(torch.zeros_like(parameter) for parameter in parameters)
+    else:
+        part = loss if share == 1 else loss * share
+        gradients = torch.autograd.grad(part, parameters, materialize_grads=True)  # an expert may have no token
+    return tuple(ranks.sum(gradient) for gradient in gradients)
 
 
 @contextmanager

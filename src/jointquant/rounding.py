@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.devices import elements_at_once
+from jointquant.hessians import SharedHessian, collected
 from jointquant.hidden_states import HiddenStates
-from jointquant.models.architecture import Architecture
+from jointquant.models.architecture import Architecture, Site
 from jointquant.models.stream import Frontend, LayerArguments
 from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers, observe, watching
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
+from jointquant.ranks import Ranks, broadcast_all
 from jointquant.reference import Reference
 from jointquant.refinement import refine
 from jointquant.runtime.assembly import Assembly
@@ -23,6 +25,9 @@ from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.seeds import generator
 from jointquant.settings import EmbeddingSettings, WeightSettings
+
+ROUNDED = ("codes", "scale", "zero_point")
+"""The tensors of a rounded weight."""
 
 
 def round_layer(
@@ -66,33 +71,75 @@ def rounded_weights(
 ) -> dict[str, QuantizedWeight]:
     """The rounded weights of a layer by linear, those that the recipe leaves alone not among them."""
     rounded: dict[str, QuantizedWeight] = {}
-    hessians = observe_hessians(layer, index, assembly, states, arguments)
-    for site in assembly.layers[index].sites:
-        by_settings: dict[WeightSettings, list[str]] = {}
-        for linear in site.linears:
-            settings = assembly.recipe.weights_of(assembly.full_name(index, linear))
-            by_settings.setdefault(settings, []).append(linear)
-        for settings, linears in by_settings.items():
-            if settings.enabled:
-                modules = {name: _linear(layer, name) for name in linears}
-                rounded |= round_stack(modules, settings, hessians.get(site.name), stored_dtype)
-        hessians.pop(site.name, None)
+    sites, ranks = assembly.layers[index].sites, states.ranks
+    owners = ranks.share_out([rounding_cost(layer, site) for site in sites])
+    named = {site.name: owner for site, owner in zip(sites, owners, strict=True)}
+    hessians = collected(observe_hessians(layer, index, assembly, states, arguments), named)
+    for site, owner in zip(sites, owners, strict=True):
+        hessian = hessians.pop(site.name, None)
+        if owner == ranks.rank:
+            rounded |= round_site(layer, index, site, assembly, hessian, stored_dtype)
+    found: dict[str, QuantizedWeight] = {}
+    for owner in range(ranks.size):
+        found |= exchanged(rounded, ranks, owner, states.device)
+    return {name: found[name] for name in assembly.layers[index].linears if name in found}
+
+
+def round_site(
+    layer: nn.Module,
+    index: int,
+    site: Site,
+    assembly: Assembly,
+    hessian: HessianSum | None,
+    stored_dtype: torch.dtype,
+) -> dict[str, QuantizedWeight]:
+    """The rounded weights of the linears that read at one site."""
+    rounded: dict[str, QuantizedWeight] = {}
+    by_settings: dict[WeightSettings, list[str]] = {}
+    for linear in site.linears:
+        settings = assembly.recipe.weights_of(assembly.full_name(index, linear))
+        by_settings.setdefault(settings, []).append(linear)
+    for settings, linears in by_settings.items():
+        if settings.enabled:
+            modules = {name: _linear(layer, name) for name in linears}
+            rounded |= round_stack(modules, settings, hessian, stored_dtype)
     return rounded
+
+
+def rounding_cost(layer: nn.Module, site: Site) -> float:
+    """What it takes to round the linears of a site with GPTQ, up to a factor: the products of factor and updates."""
+    shapes = [_linear(layer, name).weight.shape for name in site.linears]
+    return float(sum(rows * columns**2 for rows, columns in shapes) + shapes[0][1] ** 3)
+
+
+def exchanged(
+    weights: dict[str, QuantizedWeight], ranks: Ranks, source: int, device: torch.device
+) -> dict[str, QuantizedWeight]:
+    """The weights that rank ``source`` has rounded, on every rank."""
+    if ranks.size == 1:
+        return weights
+    formats = ranks.tell({name: weight.fmt for name, weight in weights.items()}, source)
+    parts = {f"{name} {part}": getattr(weight, part) for name, weight in weights.items() for part in ROUNDED}
+    parts = broadcast_all(ranks, parts, source, device)
+    return {
+        name: QuantizedWeight(**{part: parts[f"{name} {part}"] for part in ROUNDED}, fmt=fmt)
+        for name, fmt in formats.items()
+    }
 
 
 def observe_hessians(
     layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
-) -> dict[str, HessianSum]:
+) -> dict[str, SharedHessian]:
     """One Hessian per site whose linears are rounded with GPTQ, of the inputs as the products see them."""
-    sums: dict[str, HessianSum] = {}
+    sums: dict[str, SharedHessian] = {}
     observers: Observers = {}
     for site in assembly.layers[index].sites:
         names = [assembly.full_name(index, linear) for linear in site.linears]
         settings = [assembly.recipe.weights_of(name) for name in names]
         if any(s.enabled and s.method == "gptq" for s in settings):
             first = _linear(layer, site.linears[0])
-            sums[site.name] = HessianSum(first.in_features, first.weight.device)
-            observers[site.linears[0]] = _as_read(first, sums[site.name].update)
+            sums[site.name] = SharedHessian(first.in_features, first.weight.device, states.ranks)
+            observers[site.linears[0]] = _as_read(first, sums[site.name])
     if observers:
         with watching(layer, observers):
             observe(layer, states, arguments)
@@ -151,7 +198,7 @@ def round_head(
         head: the head, its norm fused.
         settings: of its weights.
         norm: what is left of the norm before it.
-        states: that the norm reads, of the quantized layers.
+        states: that the norm reads, of the quantized layers; of several ranks the one that leads rounds.
         stored_dtype: of the model, and of the scales where the settings name none.
     """
     fmt = settings.format
@@ -161,9 +208,12 @@ def round_head(
     if settings.method == "rtn":
         rounded = round_to_nearest(head.weight, fmt, settings.clip, settings.scales(stored_dtype))
     else:
-        hessian = HessianSum(head.in_features, head.weight.device)
+        shared = SharedHessian(head.in_features, head.weight.device, states.ranks)
         for batch in states.batches():
-            hessian.update(norm(batch))
+            shared.update(norm(batch))
+        hessian = shared.blocks(0)
+        if hessian is None:
+            return head
         rounded = round_stack({"head": head}, settings, hessian, stored_dtype)["head"]
     return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()
 
@@ -174,11 +224,14 @@ def store_rest(layer: nn.Module, stored_dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(stored_dtype).to(parameter.dtype)
 
 
-def _as_read(linear: nn.Linear, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+def _as_read(linear: nn.Linear, hessian: SharedHessian) -> Callable[[Tensor], None]:
     """Observe the input as the product sees it: behind the online transform and the quantizer."""
     if not isinstance(linear, OnlineLinear):
-        return observer
-    return lambda x: observer(linear.read(x))
+        return hessian.update
+    quantizer = linear.path.quantizer
+    if quantizer is None or hessian.ranks.size == 1:
+        return lambda x: hessian.update(linear.read(x))
+    return lambda x: hessian.update_codes(linear.codes(x), quantizer.fmt, x.dtype)
 
 
 def _install(layer: nn.Module, name: str, weight: QuantizedWeight) -> None:

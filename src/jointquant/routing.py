@@ -30,7 +30,7 @@ def experts_of(layer: nn.Module) -> Experts | None:
 
 @torch.no_grad()
 def routed_tokens(layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> Tensor:
-    """How many tokens of all windows are routed to each expert of a layer: int64 [experts]; empty for a dense layer."""
+    """How many tokens of all ranks are routed to each expert of a layer: int64 [experts]; empty for a dense layer."""
     experts = experts_of(layer)
     counts = torch.zeros(0 if experts is None else len(experts), dtype=torch.int64)
     if experts is None:
@@ -42,7 +42,7 @@ def routed_tokens(layer: nn.Module, states: HiddenStates, arguments: LayerArgume
     handle = experts.register_forward_pre_hook(count)
     observe(layer, states, arguments)
     handle.remove()
-    return counts
+    return states.ranks.sum(counts)
 
 
 def starved(layer: nn.Module, counts: Tensor) -> dict[int, int]:

@@ -14,6 +14,7 @@ from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers
 from jointquant.quantization.ranges import ChannelBounds
 from jointquant.quantization.smoothing import shared_within_groups, smoothing_scales
+from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import Recipe
 from jointquant.routing import all_tokens_for, routed_tokens, starved
 
@@ -27,18 +28,18 @@ class Smoother:
         layers: of each layer that has run, the scales by site, as ``models.scaling`` takes them.
     """
 
-    def __init__(self, stream: ModelStream, alpha: float, rotated: bool) -> None:
-        self.stream, self.alpha, self.rotated = stream, alpha, rotated
+    def __init__(self, stream: ModelStream, alpha: float, rotated: bool, ranks: Ranks = ALONE) -> None:
+        self.stream, self.alpha, self.rotated, self.ranks = stream, alpha, rotated, ranks
         self.layers: list[dict[str, Tensor]] = []
         self.bounds: dict[str, ChannelBounds] = {}
         self.layer: nn.Module | None = None
 
     @classmethod
-    def of(cls, stream: ModelStream, recipe: Recipe) -> Smoother | None:
+    def of(cls, stream: ModelStream, recipe: Recipe, ranks: Ranks = ALONE) -> Smoother | None:
         """What the recipe's smoothing needs; None where it is off."""
         if recipe.smoothing.alpha is None:
             return None
-        return cls(stream, recipe.smoothing.alpha, recipe.rotations.r1.kind != "none")
+        return cls(stream, recipe.smoothing.alpha, recipe.rotations.r1.kind != "none", ranks)
 
     @property
     def architecture(self) -> Architecture:
@@ -71,6 +72,7 @@ class Smoother:
         self.open.close()
         scales: dict[str, Tensor] = {}
         for site in sorted(self.sites, key=lambda site: site.norm is not None):
+            self.bounds[site.name].share(self.ranks)
             activations, weights = self.bounds[site.name].largest().cpu(), self.largest_weights(site, scales).cpu()
             if self.stream.architecture.output in site.linears:
                 heads = self.stream.num_key_value_heads, self.stream.head_dim

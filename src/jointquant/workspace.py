@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from jointquant.background import Background
-from jointquant.hidden_states import TOKENS_PER_BATCH, HeldStates, HiddenStates, SpilledStates, Store, micro_batch
+from jointquant.durable import load_tensors
+from jointquant.hidden_states import TOKENS_PER_BATCH, HiddenStates, micro_batch
 from jointquant.journal import Entry, Journal
 from jointquant.models.stream import Place
+from jointquant.ranks import ALONE, Ranks, broadcast_all
+from jointquant.stores import HeldStates, Share, SharedStore, SpilledStates, Store
 
 Storage = Literal["device", "memory", "disk"]
 """Where hidden states are: on the device that layers run on, in the host's memory, or in files."""
@@ -33,6 +36,8 @@ class Workspace:
         batch_tokens: how many tokens run through a layer at once (a window at least).
         folder: for files of hidden states; needed for storage on disk.
         journal: where finished steps are written down; None: nowhere, and a killed run starts again.
+        ranks: who shares the windows; several keep files of their own states in ``spill``.
+        spill: a folder of this rank alone.
     """
 
     place: Place
@@ -40,6 +45,13 @@ class Workspace:
     batch_tokens: int = TOKENS_PER_BATCH
     folder: Path | None = None
     journal: Journal | None = None
+    ranks: Ranks = ALONE
+    spill: Path | None = None
+
+    def load(self, name: str) -> dict[str, Tensor]:
+        """A file of tensors that a run before left in the journal's folder, on every rank."""
+        assert self.journal is not None
+        return broadcast_all(self.ranks, load_tensors(self.journal.work / name) if self.ranks.leads else {})
 
     def states(self, windows: Tensor, hidden_size: int, aside: str | None = None) -> HiddenStates:
         """Room for the hidden states [n, T, hidden_size] of windows [n, T], not yet filled.
@@ -47,19 +59,23 @@ class Workspace:
         Those that travel beside others keep their files ``aside``, in a folder of their own of that name.
         """
         num_windows, seqlen = windows.shape
-        shape = (num_windows, seqlen, hidden_size)
-        folder = self.folder if self.journal is None else self.journal.work
+        share = Share(self.ranks, num_windows, micro_batch(seqlen, self.batch_tokens))
+        saved = self.folder if self.journal is None else self.journal.work
+        folder = saved if self.spill is None else self.spill
         if folder is not None and aside is not None:
             folder = folder / aside
             folder.mkdir(exist_ok=True)
-        store: Store
+        store = self._store(folder, (len(share.part()), seqlen, hidden_size))
+        if self.ranks.size > 1 and aside is None:
+            store = SharedStore(store, (num_windows, seqlen, hidden_size), share, saved)
+        return HiddenStates(store, num_windows, share.batch_windows, self.place.device, self.ranks)
+
+    def _store(self, folder: Path | None, shape: tuple[int, int, int]) -> Store:
         if self.storage == "disk":
             assert folder is not None
-            store = SpilledStates(folder, shape, self.place.dtype)
-        else:
-            device = self.place.device if self.storage == "device" else torch.device("cpu")
-            store = HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device), folder)
-        return HiddenStates(store, num_windows, micro_batch(seqlen, self.batch_tokens), self.place.device)
+            return SpilledStates(folder, shape, self.place.dtype)
+        device = self.place.device if self.storage == "device" else torch.device("cpu")
+        return HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device), folder)
 
     @contextmanager
     def ledger(self, stage: str, states: HiddenStates) -> Iterator[Ledger]:
@@ -93,10 +109,13 @@ class Ledger:
         self.background.wait()
 
     def commit(self, step: int, write: Write, save_states: bool = True) -> None:
-        """A step is done: write its files and the states behind it, then enter it in the journal."""
+        """A step is done: write its files and the states behind it, then enter it in the journal.
+
+        Of several ranks one writes, and the others hand it their states.
+        """
 
         def work() -> None:
-            files, facts = write()
+            files, facts = write() if self.states.ranks.leads else ([], {})
             if self.journal is not None:
                 if save_states:
                     facts = {**facts, "states": self.states.store.save()}

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant.errors import require
@@ -13,7 +14,9 @@ from jointquant.evaluation.runners import Loaded, Runner, runner_of
 from jointquant.evaluation.tasks import Scores, TaskSet
 from jointquant.hub import locate
 from jointquant.memory import Size
+from jointquant.process_group import check_alike, folder_identity, joined
 from jointquant.progress import Progress, Silent
+from jointquant.ranks import check_size, of_leader
 from jointquant.runtime.loading import load_tokenizer
 from jointquant.text.hub_text import max_windows
 from jointquant.text.sources import load_text
@@ -89,7 +92,8 @@ def evaluate(
     Raises:
         InputError: no such model, text or task, a text shorter than one window, or tasks without lm-eval.
     """
-    progress = progress or Silent()
+    progress, ranks = progress or Silent(), joined()
+    require(ranks.size == 1 or not tasks, "tasks run in one process: expected jointquant without torchrun, or --text")
     if texts is None:
         texts = () if tasks else ("wikitext2",)
     require(
@@ -99,17 +103,26 @@ def evaluate(
     runner: Runner
     if isinstance(model, PreTrainedModel):
         require(tokenizer is not None, "a model in memory needs its tokenizer: pass tokenizer=")
-        runner = Loaded(model)
+        runner = Loaded(model, ranks)
     else:
         folder = locate(model, revision, hub, progress).folder
         tokenizer = tokenizer or load_tokenizer(folder)
-        runner = runner_of(folder, device, dtype, allow_pickle, memory_budget, kernels)
+        runner = runner_of(folder, device, dtype, allow_pickle, memory_budget, kernels, ranks)
+        check_alike(ranks, folder_identity(ranks, folder), folder)
     assert tokenizer is not None
     length = _window_length(runner.config, seqlen)
-    windows = {}
-    for source in texts:
-        tokens = tokenize(tokenizer, load_text(source, "evaluation", progress))
-        windows[source] = evaluation_windows(tokens[:max_tokens], length, source)[: max_windows(source)]
+    encoder, sources = tokenizer, texts
+
+    def cut() -> dict[str, Tensor]:
+        windows = {}
+        for source in sources:
+            tokens = tokenize(encoder, load_text(source, "evaluation", progress))
+            windows[source] = evaluation_windows(tokens[:max_tokens], length, source)[: max_windows(source)]
+        return windows
+
+    windows = of_leader(ranks, cut)
+    for batch in windows.values():
+        check_size(ranks.size, len(batch), "evaluation", "--max-tokens")
     start = time.perf_counter()
     results = {name: runner.perplexity(batch, Path(name).name, progress) for name, batch in windows.items()}
     scores: Scores = {}

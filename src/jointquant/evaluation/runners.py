@@ -9,17 +9,19 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from jointquant.devices import resolve_device, resolve_dtype
+from jointquant.devices import check_own, resolve_device, resolve_dtype
 from jointquant.evaluation.perplexity import perplexity
 from jointquant.evaluation.streaming import streamed_perplexity
 from jointquant.hidden_states import micro_batch
 from jointquant.memory import Size, available, bytes_of_size, device_available, resident
 from jointquant.models.stream import ModelStream, Place
 from jointquant.progress import Progress
+from jointquant.ranks import ALONE, Ranks
 from jointquant.runtime.kernels.choices import use_kernels
 from jointquant.runtime.kernels.selection import mode_named
 from jointquant.runtime.loading import load
 from jointquant.runtime.streaming import open_any_stream
+from jointquant.stores import Share
 from jointquant.workspace import Storage, Workspace
 
 LOGITS_AT_ONCE = 4096 * 3
@@ -42,6 +44,7 @@ class Loaded:
     """A model in memory."""
 
     model: PreTrainedModel
+    ranks: Ranks = ALONE
 
     @property
     def config(self) -> PretrainedConfig:
@@ -56,7 +59,9 @@ class Loaded:
             return scores
 
         with progress.stage(f"perplexity on {name}", len(windows)) as stage:
-            return perplexity(logits, windows, micro_batch(windows.shape[1]), stage.advance)
+            batch_windows = micro_batch(windows.shape[1])
+            share = Share(self.ranks, len(windows), batch_windows)
+            return perplexity(logits, windows, batch_windows, stage.advance, share)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,13 @@ class Streamed:
 
 
 def runner_of(
-    folder: Path, device: str, dtype: str, allow_pickle: bool, memory_budget: Size, kernels: str = "reference"
+    folder: Path,
+    device: str,
+    dtype: str,
+    allow_pickle: bool,
+    memory_budget: Size,
+    kernels: str = "reference",
+    ranks: Ranks = ALONE,
 ) -> Runner:
     """The model in memory where it fits, else streamed; hidden states go to files then, for there is little room.
 
@@ -87,15 +98,16 @@ def runner_of(
     stream = open_any_stream(folder, allow_pickle)
     use_kernels(stream.skeleton, mode_named(kernels))
     where = resolve_device(device)
+    check_own(where, ranks.on_host)
     place = Place(where, resolve_dtype(dtype, where, stream.stored_dtype))
     needed = bytes_in_memory(stream, place) + LOGITS_AT_ONCE * stream.config.vocab_size * place.dtype.itemsize
     budget = bytes_of_size(memory_budget)
-    host = available() if budget is None else budget - resident()
+    host = available() // ranks.on_host if budget is None else budget - resident()
     limit = host if where.type == "cpu" else device_available(where)
     if limit is None or needed <= limit:
-        return Loaded(load(folder, device=device, dtype=dtype, allow_pickle=allow_pickle, kernels=kernels))
+        return Loaded(load(folder, device=device, dtype=dtype, allow_pickle=allow_pickle, kernels=kernels), ranks)
     storage: Storage = "disk"
-    return Streamed(stream, Workspace(place, storage))
+    return Streamed(stream, Workspace(place, storage, ranks=ranks))
 
 
 def bytes_in_memory(stream: ModelStream, place: Place) -> int:

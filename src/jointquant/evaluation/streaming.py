@@ -45,7 +45,7 @@ def streamed_perplexity(
                 advance(layer, states, arguments[index])
                 del layer
                 stage.advance()
-        return perplexity(_tail(stream, workspace, states), windows, 1)
+        return perplexity(_tail(stream, workspace, states), windows, 1, share=states.share)
 
 
 def _tail(stream: ModelStream, workspace: Workspace, states: HiddenStates) -> Logits:

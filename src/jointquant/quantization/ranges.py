@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from jointquant.devices import double
 from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, encode_rows, encode_static
+from jointquant.ranks import Ranks
 
 CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
 """Candidates of the search: 1 down to 0.45."""
@@ -97,6 +98,11 @@ class StaticRange:
 InputRange = DynamicRange | SearchedRange | StaticRange
 
 
+def _host(x: Tensor | None) -> Any:
+    """For plain data that goes to other ranks."""
+    return None if x is None else x.cpu()
+
+
 class ChannelMean:
     """Mean of each channel over all tokens seen, summed in float64."""
 
@@ -110,6 +116,18 @@ class ChannelMean:
         total = double(rows).sum(0)
         self.total = total if self.total is None else self.total + total
         self.num_tokens += len(rows)
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on it is over the tokens that all ranks have seen."""
+        if ranks.size == 1:
+            return
+        every = [
+            (total, count) for total, count in ranks.ask((_host(self.total), self.num_tokens)) if total is not None
+        ]
+        self.num_tokens = sum(count for _, count in every)
+        if every:
+            totals = torch.stack([total for total, _ in every])
+            self.total = totals.sum(0).to(totals.device if self.total is None else self.total.device)
 
     def mean(self) -> Tensor:
         """[n] float64. Raises ValueError when no token was seen, or one that is not finite."""
@@ -132,6 +150,16 @@ class ChannelBounds:
         low, high = torch.aminmax(x.reshape(-1, x.shape[-1]), dim=0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on they are over the tokens that all ranks have seen."""
+        if ranks.size == 1:
+            return
+        every = [pair for pair in ranks.ask((_host(self.low), _host(self.high))) if pair[0] is not None]
+        if every:
+            device = every[0][0].device if self.low is None else self.low.device
+            self.low = torch.stack([low for low, _ in every]).amin(0).to(device)
+            self.high = torch.stack([high for _, high in every]).amax(0).to(device)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Low and high, both [n]. Raises ValueError when no token was seen, or one that is not finite."""
@@ -162,6 +190,11 @@ class ClipSearch:
         """Take in the tokens of x: [..., n]."""
         for ratio, (quantizer, known) in self.candidates.items():
             self.errors[ratio] += float((quantizer.quantize(x, known) - x).float().square().sum())
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on they are over the tokens that all ranks have seen."""
+        every = ranks.ask(self.errors)
+        self.errors = {ratio: sum(errors[ratio] for errors in every) for ratio in self.errors}
 
     def best(self) -> float:
         """The ratio with the least error; of equals the largest."""

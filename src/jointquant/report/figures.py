@@ -247,7 +247,8 @@ def short(text: str) -> str:
 
 
 def _caption(site: str) -> str:
-    return f"{site}: {SITES[site]}"
+    kind, *expert = site.split(".")
+    return f"{site}: {SITES[kind]}" + (f", expert {expert[0]}" if expert else "")
 
 
 def _and(names: Sequence[str]) -> str:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jointquant.rotations.gradients import loss_and_gradient
+from jointquant.ranks import ALONE, Ranks
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.objectives import Objective, whip
 from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
+from jointquant.rotations.shared import agreed, joined_heads, pooled_loss, pooled_turning, sharing
 
 
 @dataclass(frozen=True)
@@ -49,26 +50,40 @@ def initial_heads(kind: str, num_heads: int, head_dim: int, generator: torch.Gen
     return torch.stack([INITS[kind](head_dim, generator) for _ in range(num_heads)])
 
 
-def learn(samples: Tensor, initial: Tensor, training: Training, generator: torch.Generator) -> Learned:
+def learn(
+    samples: Tensor, initial: Tensor, training: Training, generator: torch.Generator, ranks: Ranks = ALONE
+) -> Learned:
     """Train the stack ``initial`` [..., n, n] on ``samples`` [..., tokens, n].
 
-    Samples are scaled to unit RMS per matrix, so that the objective sees the same scale at every site.
+    Samples are scaled to unit RMS per matrix, so that the objective sees the same scale at every site. Several ranks,
+    which all have the samples, share the work of a single matrix.
     """
     scale = unit_scale(samples)
     start = initial.to(samples)
+    batch_tokens, objective = training.batch_tokens, training.objective
+    ranks = sharing(ranks, objective, min(batch_tokens, samples.shape[-2]))
 
     def loss(rotation: Tensor, _: int) -> Tensor:
-        return training.objective(scale * draw(samples, training.batch_tokens, generator) @ rotation)
+        return pooled_loss(objective, scale * draw(samples, batch_tokens, generator), rotation, ranks)
 
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = draw(samples, training.batch_tokens, generator).to(rotation.dtype)
-        y = batch @ (scale * rotation).to(rotation.dtype)
-        value, slope = loss_and_gradient(training.objective, y)
-        return value, y.mT @ slope
+        batch = draw(samples, batch_tokens, generator).to(rotation.dtype)
+        return pooled_turning(objective, batch, (scale * rotation).to(rotation.dtype), ranks)
 
-    few = scale * spread(samples, training.batch_tokens)
-    units = whip_units(lambda r: training.objective(few @ r), lambda r: whip(few @ r), start)
-    return training.optimizer(Problem(loss, units, closed), start, training.schedule)
+    few = scale * spread(samples, batch_tokens)
+    units = whip_units(lambda r: objective(few @ r), lambda r: whip(few @ r), start)
+    return agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks)
+
+
+def learn_heads(
+    samples: Tensor, initial: Tensor, training: Training, generator: torch.Generator, ranks: Ranks
+) -> Learned:
+    """As ``learn``, for a stack of matrices [heads, n, n] of which each rank trains some."""
+    if ranks.size == 1 or training.schedule.tolerance > 0:  # the mean loss of all decides when training ends
+        return agreed(learn(samples, initial, training, generator), ranks)
+    start, stop = ranks.part(len(initial))
+    own = learn(samples[start:stop], initial[start:stop], training, generator) if start < stop else None
+    return joined_heads(ranks.ask(own), ranks.ask(stop - start))
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from jointquant.errors import require
-from jointquant.rotations.gradients import loss_and_gradient
+from jointquant.ranks import ALONE, Ranks
 from jointquant.rotations.learning import Training, draw, learn, spread, unit_scale, whip_units
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, Problem
+from jointquant.rotations.shared import agreed, joint_loss, joint_turning
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ResidualTask:
         weighting: what a layer counts in a joint loss.
         generator: draws the batches.
         sensitivities: [layers], what quantizing each layer's inputs does to the model's output, where it was measured.
+        ranks: who shares the work; all have all of this.
     """
 
     samples: Tensor
@@ -34,6 +36,7 @@ class ResidualTask:
     weighting: str
     generator: torch.Generator
     sensitivities: Tensor | None = None
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Strategy:
 
 def pooled(task: ResidualTask) -> tuple[Learned, ...]:
     """One R1, trained on the tokens of all layers in one pool (DartQuant, arXiv 2511.04063)."""
-    return (learn(task.samples.flatten(0, 1), task.initial, task.training, task.generator),)
+    return (learn(task.samples.flatten(0, 1), task.initial, task.training, task.generator, task.ranks),)
 
 
 def greedy(task: ResidualTask) -> tuple[Learned, ...]:
@@ -70,7 +73,7 @@ def greedy(task: ResidualTask) -> tuple[Learned, ...]:
     angles: tuple[float, ...] = ()
     for index, samples in enumerate(task.samples):
         training = task.training.with_steps(steps // layers + (index < steps % layers))
-        learned = learn(samples, rotation, training, task.generator)
+        learned = learn(samples, rotation, training, task.generator, task.ranks)
         rotation, losses, angles = learned.rotation, losses + learned.losses, angles + learned.angles
     return (Learned(rotation, losses, angles),)
 
@@ -86,18 +89,18 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
     few = scale * spread(samples, share)
     weights = WEIGHTINGS[task.weighting](training.objective(few @ start), task.sensitivities)  # [layers]
 
+    ranks = task.ranks if len(samples) >= task.ranks.size else ALONE  # each takes whole layers
+
     def loss(rotation: Tensor, _: int) -> Tensor:
-        return weights @ training.objective(scale * draw(samples, share, task.generator) @ rotation)
+        batch = scale * draw(samples, share, task.generator)
+        return joint_loss(training.objective, weights, batch, rotation, ranks)
 
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
         batch = draw(samples, share, task.generator).to(rotation.dtype)
-        y = batch @ (scale * rotation).to(rotation.dtype)
-        losses, slopes = loss_and_gradient(training.objective, y)
-        slopes = slopes.mul_(weights.to(slopes)[:, None, None])
-        return weights @ losses.to(weights), y.flatten(0, 1).T @ slopes.flatten(0, 1)
+        return joint_turning(training.objective, weights, batch, (scale * rotation).to(rotation.dtype), ranks)
 
     units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
-    return (training.optimizer(Problem(loss, units, closed), start, training.schedule),)
+    return (agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks),)
 
 
 def independent(task: ResidualTask) -> tuple[Learned, ...]:
@@ -105,7 +108,7 @@ def independent(task: ResidualTask) -> tuple[Learned, ...]:
 
     Between layer i and i + 1 the residual stream changes basis by R1ᵢᵀR1ᵢ₊₁, which runs online.
     """
-    return tuple(learn(samples, task.initial, task.training, task.generator) for samples in task.samples)
+    return tuple(learn(samples, task.initial, task.training, task.generator, task.ranks) for samples in task.samples)
 
 
 STRATEGIES: dict[str, Strategy] = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jointquant.quantization.integer import num_groups
+from jointquant.quantization.integer import Codes, num_groups
 from jointquant.quantization.packing import pack, packed_size, unpack
 from jointquant.quantization.ranges import InputRange, SearchedRange, StaticRange
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
@@ -90,6 +90,12 @@ class OnlineLinear(nn.Linear):
     def read(self, x: Tensor) -> Tensor:
         """The input [..., in] as the product sees it."""
         return self.path(x, dict(self.named_buffers(recurse=False)))
+
+    def codes(self, x: Tensor) -> Codes:
+        """The input [..., in] as integers; ``read`` is what they stand for. The path has a quantizer."""
+        known = dict(self.named_buffers(recurse=False))
+        assert self.path.quantizer is not None
+        return self.path.quantizer.encode(self.path.arrive(x, known), known)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""

@@ -1,0 +1,118 @@
+"""Hessians of a layer's sites over the tokens of several ranks, added up in the order of one process alone.
+
+A sum of floating-point numbers depends on its order in the last digit, a rounded weight now and then on that digit,
+and every later one on that weight. So a rank keeps the inputs of its windows while the layer runs, and then the Hessian
+passes along the ranks in blocks of rows, each adding its windows: while one adds to a block, the one before it is at
+the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jointquant.quantization.gptq import HessianSum
+from jointquant.quantization.integer import Codes, IntFormat
+from jointquant.ranks import Ranks
+
+BLOCK = 512
+"""Rows of a Hessian that are passed on at once."""
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """The tokens of a batch: themselves, or where they are quantized, their integers, which are a quarter as large.
+
+    Attributes:
+        tokens: [tokens, in], or integers in a narrow type.
+        dtype: of the values.
+        wide: the dtype in which the integers were made.
+    """
+
+    tokens: Tensor | Codes
+    dtype: torch.dtype
+    wide: torch.dtype = torch.float32
+
+    def rows(self, size: int) -> Tensor:
+        """[tokens, in] in float32."""
+        if isinstance(self.tokens, Tensor):
+            return self.tokens.float()
+        codes = replace(self.tokens, integers=self.tokens.integers.to(self.wide))
+        return codes.dequantize().to(self.dtype).reshape(-1, size).float()
+
+
+class SharedHessian:
+    """The Hessian of one site.
+
+    Args:
+        size: of the input.
+        device: where it is summed.
+        ranks: who sees the other tokens.
+    """
+
+    def __init__(self, size: int, device: torch.device, ranks: Ranks) -> None:
+        self.size, self.device, self.ranks = size, device, ranks
+        self.kept: list[KeptTokens] = []
+        self.num_tokens = 0
+        self.sum = HessianSum(size, device) if ranks.size == 1 else None
+
+    def update(self, x: Tensor) -> None:
+        """Add the tokens of x: [..., in]."""
+        self.num_tokens += x.numel() // self.size
+        if self.sum is not None:
+            self.sum.update(x)
+        else:
+            self.kept.append(KeptTokens(x.reshape(-1, self.size), x.dtype))
+
+    def update_codes(self, codes: Codes, fmt: IntFormat, dtype: torch.dtype) -> None:
+        """Add tokens that are quantized, as integers of a format that stand for values in ``dtype``."""
+        self.num_tokens += codes.integers.numel() // self.size
+        narrow = torch.int8 if fmt.q_min >= -128 and fmt.q_max <= 127 else torch.int16
+        small = replace(codes, integers=codes.integers.to(narrow))
+        self.kept.append(KeptTokens(small, dtype, codes.integers.dtype))
+
+    def blocks(self, owner: int) -> HessianSum | None:
+        """The sum over all ranks, on ``owner``; all ranks call this."""
+        if self.sum is not None:
+            return self.sum
+        ranks, last = self.ranks, self.ranks.size - 1
+        counts = ranks.ask(self.num_tokens)
+        starts = range(0, self.size, BLOCK)
+        result = HessianSum(self.size, self.device) if ranks.rank == owner else None
+        coming = []
+        if result is not None and owner != last:
+            coming = [ranks.receive(result.total[start : start + BLOCK], last) for start in starts]
+        sent: list[tuple[Callable[[], None], Tensor]] = []
+        for start in starts:
+            block = self._added(start)
+            if ranks.rank < last or owner != last:
+                sent.append((ranks.send(block, ranks.rank + 1 if ranks.rank < last else owner), block))
+            elif result is not None:
+                result.total[start : start + BLOCK] = block
+        for wait, _ in sent:
+            wait()
+        for wait in coming:
+            wait()
+        self.kept = []
+        if result is not None:
+            result.num_tokens = sum(counts)
+        return result
+
+    def _added(self, start: int) -> Tensor:
+        """A block of rows with this rank's tokens added to those of the ranks before."""
+        block = torch.zeros(min(BLOCK, self.size - start), self.size, device=self.device)
+        if self.ranks.rank > 0:
+            self.ranks.receive(block, self.ranks.rank - 1)()
+        for kept in self.kept:
+            rows = kept.rows(self.size)
+            block.addmm_(rows[:, start : start + BLOCK].t(), rows)
+        return block
+
+
+def collected(hessians: Mapping[str, SharedHessian], owners: Mapping[str, int]) -> dict[str, HessianSum]:
+    """By site, the Hessians that this rank is to round with; all ranks call this."""
+    found = {name: hessian.blocks(owners[name]) for name, hessian in hessians.items()}
+    return {name: total for name, total in found.items() if total is not None}

@@ -1,0 +1,113 @@
+"""Who has what, without processes: parts of windows and work, plans for several ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+import jointquant
+from jointquant.cli import main
+from jointquant.errors import InputError
+from jointquant.hidden_states import HiddenStates
+from jointquant.ranks import Ranks
+from jointquant.rotations.sampling import TokenSample
+from jointquant.stores import HeldStates, Share
+
+sizes = st.integers(1, 9)
+
+
+@given(size=sizes, more=st.integers(0, 60), batch=st.integers(1, 7))
+def test_every_window_is_on_one_rank(size: int, more: int, batch: int) -> None:
+    windows = size + more
+    shares = [Share(Ranks(rank, size), windows, batch) for rank in range(size)]
+    assert [number for share in shares for number in share.part()] == list(range(windows))
+    assert all(len(share.part()) for share in shares)
+    for rank, share in enumerate(shares):
+        assert all(shares[0].owner(number) == rank for number in share.part())
+        if -(-windows // batch) >= size:
+            assert share.part().start % batch == 0  # whole batches
+
+
+@given(size=sizes, windows=st.integers(9, 40), batch=st.integers(1, 7))
+def test_batches_of_ranks_are_those_of_one(size: int, windows: int, batch: int) -> None:
+    tokens = torch.arange(windows)
+    alone = [part.tolist() for part in states_of(Ranks(), windows, batch).own(tokens)]
+    assert alone == [part.tolist() for part in tokens.split(batch)]
+    every = [states_of(Ranks(rank, size), windows, batch) for rank in range(size)]
+    together = [part.tolist() for states in every for part in states.own(tokens)]
+    assert [number for part in together for number in part] == tokens.tolist()
+    if -(-windows // batch) >= size:
+        assert together == alone
+
+
+def states_of(ranks: Ranks, windows: int, batch: int) -> HiddenStates:
+    return HiddenStates(HeldStates(torch.zeros(windows, 3, 2)), windows, batch, torch.device("cpu"), ranks)
+
+
+@given(size=sizes, windows=st.integers(9, 20), batch=st.integers(1, 7), share=st.floats(0.05, 1.0))
+def test_each_rank_samples_the_tokens_that_one_would(size: int, windows: int, batch: int, share: float) -> None:
+    x = torch.arange(windows * 3.0).view(windows, 3, 1)
+    alone = TokenSample(share, torch.Generator().manual_seed(0))
+    for part in x.split(batch):
+        alone.update(part)
+    kept = []
+    for rank in range(size):
+        states = states_of(Ranks(rank, size), windows, batch)
+        sample = TokenSample(share, torch.Generator().manual_seed(0), states.ranks)
+        sample.expect(states.token_parts())
+        for part in states.own(x):
+            sample.update(part)
+        kept += sample.kept
+    assert torch.equal(torch.cat(kept), alone.take())
+
+
+@given(size=sizes, costs=st.lists(st.floats(0.1, 100.0), min_size=1, max_size=40))
+def test_work_is_shared_out_evenly(size: int, costs: list[float]) -> None:
+    owners = Ranks(size=size).share_out(costs)
+    busy = [sum(c for c, o in zip(costs, owners, strict=True) if o == rank) for rank in range(size)]
+    assert max(busy) <= sum(costs) / size + max(costs) + 1e-9
+    assert Ranks(size=size).share_out(costs) == owners
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Path:
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
+    LlamaConfig(**shape, num_key_value_heads=8, vocab_size=32000, dtype="bfloat16").save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def test_a_plan_for_several_ranks(configuration: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dry = {}
+    for size in (1, 4):
+        arguments = ["quantize", str(configuration), "--out", "o", "--dry-run", "--json", "--recipe", "dartquant"]
+        arguments += ["--device-budget", "24GB"]
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, *(["--world-size", str(size)] if size > 1 else [])])
+        assert end.value.code == 0
+        dry[size] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "network_bytes" not in dry[1]
+    one, four = (sum(dry[size]["seconds"].values()) for size in (1, 4))
+    assert one / 4 < four < one
+    hessians = 8 * 4 * (3 * 1024**2 + 4096**2)
+    assert dry[4]["network_bytes"]["Hessians"] == hessians
+    assert dry[4]["network_seconds"]["10 Gbit/s"] == pytest.approx(sum(dry[4]["network_bytes"].values()) / 1.25e9)
+
+
+def test_more_ranks_than_windows_are_refused(configuration: Path) -> None:
+    recipe = jointquant.load_recipe("rtn", ["calibration.num_samples=3"])
+    with pytest.raises(InputError, match="4 ranks and 3 calibration windows"):
+        jointquant.dry_run(configuration, recipe, world_size=4)
+    assert jointquant.dry_run(configuration, recipe, world_size=3, device_budget="24GB").world_size == 3
+
+
+def test_world_size_is_for_plans(configuration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["quantize", str(configuration), "--out", str(tmp_path / "o"), "--world-size", "2"])
+    assert end.value.code == 2
+    assert "--world-size is for --dry-run" in capsys.readouterr().err
