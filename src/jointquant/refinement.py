@@ -124,19 +124,27 @@ def refine(
         arguments: what the layer receives besides.
         loss: of the layer's output.
         settings: steps, batch and rates.
-        batches: draws the windows of each step.
+        batches: orders the windows of each round.
 
     Returns:
         The weights by linear.
     """
-    windows = max(1, settings.batch_tokens // states.seqlen)
+    draws = batches_of(states.num_windows, max(1, settings.batch_tokens // states.seqlen), batches)
     with training(layer, architecture, rounded) as trained:
         for step in range(settings.steps):
-            chosen = torch.randperm(states.num_windows, generator=batches)[:windows]
+            chosen = next(draws)
             output = run_layer(layer, states.chosen(chosen), arguments)
             gradients = torch.autograd.grad(loss(output, chosen), trained.parameters)
             trained.step(gradients, settings, 1 - step / settings.steps)
         return {name: linear.rounding.rounded() for name, linear in trained.linears.items()}
+
+
+def batches_of(num_windows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Numbers of windows [size], without end: in a new order each round, none twice in it; a remainder is left out."""
+    size = min(size, num_windows)
+    while True:
+        order = torch.randperm(num_windows, generator=generator)
+        yield from order[: num_windows - num_windows % size].split(size)
 
 
 @contextmanager
