@@ -18,7 +18,7 @@ from jointquant.models.stream import Place, open_stream, run_layer
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import round_to_nearest
 from jointquant.reference import Reference
-from jointquant.refinement import refine
+from jointquant.refinement import batches_of, refine
 from jointquant.rotations.bundle import Rotations
 from jointquant.runtime.cache import PackedCache
 from jointquant.settings import RefinementSettings
@@ -58,6 +58,15 @@ def test_a_reference_that_starts_later_is_the_same() -> None:
     later.loss_of(1)
     everything = torch.arange(len(WINDOWS))
     assert torch.equal(first.states.chosen(everything), later.states.chosen(everything))
+
+
+@pytest.mark.parametrize(("windows", "size"), [(6, 2), (7, 3), (5, 9)])
+def test_every_window_of_a_round_comes_once(windows: int, size: int) -> None:
+    draws = batches_of(windows, size, torch.Generator().manual_seed(0))
+    size = min(size, windows)
+    rounds = [torch.cat([next(draws) for _ in range(windows // size)]).tolist() for _ in range(3)]
+    assert all(len(set(drawn)) == len(drawn) == windows - windows % size for drawn in rounds)
+    assert windows < 6 or rounds[0] != rounds[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])

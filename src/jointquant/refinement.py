@@ -125,15 +125,15 @@ def refine(
         arguments: what the layer receives besides.
         loss: of the layer's output.
         settings: steps, batch and rates.
-        batches: draws the windows of each step.
+        batches: orders the windows of each round.
 
     Returns:
         The weights by linear.
     """
-    windows = max(1, settings.batch_tokens // states.seqlen)
+    draws = batches_of(states.num_windows, max(1, settings.batch_tokens // states.seqlen), batches)
     with training(layer, architecture, rounded) as trained:
         for step in range(settings.steps):
-            chosen = torch.randperm(states.num_windows, generator=batches)[:windows]
+            chosen = next(draws)
             batch = states.chosen(chosen)
             output = run_layer(layer, batch, arguments) if len(batch) else batch
             gradients = mean_gradients(loss(output, chosen), trained.parameters, len(batch) / len(chosen), states.ranks)
@@ -149,6 +149,14 @@ def mean_gradients(loss: Tensor, parameters: list[Tensor], share: float, ranks: 
         part = loss if share == 1 else loss * share
         gradients = torch.autograd.grad(part, parameters, materialize_grads=True)  # an expert may have no token
     return tuple(ranks.sum(gradient) for gradient in gradients)
+
+
+def batches_of(num_windows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Numbers of windows [size], without end: in a new order each round, none twice in it; a remainder is left out."""
+    size = min(size, num_windows)
+    while True:
+        order = torch.randperm(num_windows, generator=generator)
+        yield from order[: num_windows - num_windows % size].split(size)
 
 
 @contextmanager

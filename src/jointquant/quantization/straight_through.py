@@ -34,7 +34,7 @@ class _Clipped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ratio: Tensor, fmt: IntFormat) -> Tensor:
-        low, high = torch.aminmax(x, dim=-1, keepdim=True)
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # as in ``encode_rows``
         scale, zero_point = affine_parameters(ratio * low, ratio * high, fmt)
         steps = (x / scale).round_().add_(zero_point)
         codes = steps.clamp(fmt.q_min, fmt.q_max)
