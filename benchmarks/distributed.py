@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from large_checkpoint import generate
 from plans import SEVENTY
 from safetensors import safe_open
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3MoeConfig
 
 import jointquant
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, NUM_SAMPLES, SEQLEN
@@ -32,7 +31,7 @@ from jointquant.devices import HOST, ON_PAPER_DEVICE
 from jointquant.estimate import ON_PAPER, measure, seconds_of
 from jointquant.models.configuration import read_config
 from jointquant.needs import Job
-from jointquant.shape import ModelShape, SiteShape, shape_of
+from jointquant.shape import ModelShape, shape_of
 from jointquant.traffic import seconds_on_links, traffic_of
 from quantization import LARGE, LARGE_LAYERS
 from report import machine
@@ -152,21 +151,24 @@ def predictions() -> list[dict[str, Any]]:
 
 def llama_70b() -> ModelShape:
     """From its published configuration."""
-    config = LlamaConfig(**(SEVENTY | {"vocab_size": 128256, "max_position_embeddings": 8192}), dtype="bfloat16")
-    return replace(shape_of(config), dtype=torch.bfloat16)
+    config = LlamaConfig(**(SEVENTY | {"vocab_size": 128256, "max_position_embeddings": 8192}))
+    return shape_of(config, torch.bfloat16)
 
 
 def qwen_235b() -> ModelShape:
     """A mixture of 128 experts, 8 for each token, from its published configuration."""
-    hidden, inner, experts, chosen, vocabulary = 4096, 1536, 128, 8, 151_936
-    attention = (SiteShape("attn_in", hidden, 64 * 128 + 2 * 4 * 128), SiteShape("o_in", 64 * 128, hidden))
-    expert = (
-        SiteShape("mlp_in", hidden, 2 * inner, chosen / experts),
-        SiteShape("down_in", inner, hidden, chosen / experts),
+    config = Qwen3MoeConfig(
+        hidden_size=4096,
+        moe_intermediate_size=1536,
+        num_experts=128,
+        num_experts_per_tok=8,
+        num_hidden_layers=94,
+        num_attention_heads=64,
+        num_key_value_heads=4,
+        head_dim=128,
+        vocab_size=151_936,
     )
-    sites = (*attention, *(expert * experts))
-    layer = sum(site.in_features * site.out_features for site in sites) + experts * hidden
-    return ModelShape(94, hidden, inner, 4, 128, vocabulary * hidden, layer, vocabulary * hidden, sites, torch.bfloat16)
+    return shape_of(config, torch.bfloat16)
 
 
 if __name__ == "__main__":

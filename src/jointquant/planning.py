@@ -150,7 +150,7 @@ def device_limit(device: torch.device, budget: Size) -> int | None:
 
 def free_disk(out: Path) -> int:
     """Bytes that a run for ``out`` may have: those free where it is, or will be, and those it has written already."""
-    folder = out.absolute()
+    out = folder = out.absolute()
     while not folder.exists():
         folder = folder.parent
     written = sum(path.stat().st_size for path in partial_folder(out).rglob("*") if path.is_file())
