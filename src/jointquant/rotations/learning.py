@@ -70,8 +70,10 @@ def learn(
         batch = draw(samples, batch_tokens, generator).to(rotation.dtype)
         return pooled_turning(objective, batch, (scale * rotation).to(rotation.dtype), ranks)
 
-    few = scale * spread(samples, batch_tokens)
-    units = whip_units(lambda r: objective(few @ r), lambda r: whip(few @ r), start)
+    units = torch.ones(())
+    if objective is not whip:
+        few = scale * spread(samples, batch_tokens)
+        units = whip_units(lambda r: objective(few @ r), lambda r: whip(few @ r), start)
     return agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks)
 
 

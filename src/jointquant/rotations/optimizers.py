@@ -17,6 +17,9 @@ LARGEST_TURN = 0.1
 LARGEST_PLANE_TURN = 0.3
 """Radians that a step of ``newton_schulz`` turns any plane at most: its step is good to second order."""
 
+SMALL_PLANE_TURN = 0.1
+"""Radians below which first order will do: a step then stretches a plane by half a percent at most."""
+
 RETRACT_EVERY = 16
 """Steps of ``newton_schulz`` between two returns to the orthogonal matrices."""
 
@@ -184,7 +187,8 @@ def newton_schulz(problem: Problem, initial: Tensor, schedule: Schedule) -> Lear
     The tangent direction A = RᵀG − GᵀR is skew-symmetric; of unit length (an RMS turn of one radian) it enters the
     momentum M ← βM + (1 − β)A. The step is R ← R·(I − ηM + (ηM)²/2), which is exp(−ηM) to second order; ``rate`` is
     thus in radians and does not depend on how steep the objective is; where a plane would turn by more than
-    ``LARGEST_PLANE_TURN``, the step is shortened. What the steps cost in orthogonality, Newton–Schulz iterations
+    ``LARGEST_PLANE_TURN``, the step is shortened, and where all turn by less than ``SMALL_PLANE_TURN``, the term of
+    second order is left out. What the steps cost in orthogonality, Newton–Schulz iterations
     restore, every ``RETRACT_EVERY`` steps. R is kept in the dtype of ``initial``; where that is float32 and the device
     multiplies bfloat16 faster, factors enter the products in bfloat16: R moves by small corrections, and the rounding
     is theirs. What is returned is retracted in full precision, and then in float64.
@@ -205,23 +209,34 @@ def newton_schulz(problem: Problem, initial: Tensor, schedule: Schedule) -> Lear
         factor = rotation.to(low)
         loss, product = problem.turning(factor, step)
         losses.append(loss.mean().item())
-        direction = (product - product.mT.contiguous()).to(momentum)
+        direction = product.sub_(product.mT.contiguous()).to(momentum)
         share = (1 - schedule.momentum) / mean_angle(direction).clamp_min(TINY)
         momentum.mul_(schedule.momentum).addcmul_(direction, share)
         rate = schedule.rate(step)
         fastest, probe = fastest_plane(momentum, probe)
         turn = (momentum * (rate * (LARGEST_PLANE_TURN / (rate * fastest)).clamp_max(1))).to(low)
-        update = factor @ torch.sub(turn @ turn, turn, alpha=2)  # twice the step
-        before, rotation = rotation, rotation.add(update, alpha=0.5)
+        update = factor @ second_order(turn, rate * fastest)
+        before, rotation = rotation, rotation + update
         if (step + 1) % RETRACT_EVERY == 0:
             rotation = orthogonalized(rotation, LOOSELY, low)
-        angles.append(angle_of(torch.linalg.matrix_norm(update, dtype=momentum.dtype) / 2, rotation.shape[-1]))
+        angles.append(angle_of(torch.linalg.matrix_norm(update, dtype=momentum.dtype), rotation.shape[-1]))
         if schedule.settled(losses):
             break
     final = orthogonalized(double(orthogonalized(rotation, CLOSELY)), EXACTLY).cpu()
     if schedule.steps > 0:
         angles[-1] = turned(before, final.to(before))
     return Learned(final, tuple(losses), tuple(angles))
+
+
+def second_order(turn: Tensor, fastest: Tensor) -> Tensor:
+    """exp(−T) − I for a skew-symmetric T [..., n, n], which may be used up: −T + T²/2, or −T where that will do.
+
+    Args:
+        turn: T.
+        fastest: the angle [..., 1, 1] of the plane that T turns furthest.
+    """
+    large = fastest >= SMALL_PLANE_TURN
+    return (turn @ turn).mul_(0.5 * large.to(turn)).sub_(turn) if large.any() else turn.neg_()
 
 
 def tangent(rotation: Tensor, gradient: Tensor) -> Tensor:
