@@ -5,7 +5,8 @@
 A case trains R1 with Whip on one sample: the embedded model's residual sites, or heavy-tailed correlated activations
 of hidden size 1024 or 2048. ``qr`` and ``cayley`` run once with the default schedule; the seconds of a whole run are
 its steps times the median step. In between, evenly spread over the run of ``qr``, ours runs ``--repeats`` times from
-start to float64, and its median counts. The loss is Whip per channel: of the tokens trained on (the first 4096 of
+start to float64, and its median counts. A result file keeps the rows of the cases that are not run anew, and with
+``--seeds 0`` the perplexities. The loss is Whip per channel: of the tokens trained on (the first 4096 of
 them), and of as many that no run has seen. Writes benchmarks/results/optimizers.json.
 """
 
@@ -81,21 +82,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    rows = []
+    old = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": [], "perplexity": []}
+    rows = {row["case"]: row for row in old["rows"]}
     for name in arguments.cases.split(","):
         case = embedded() if name == "embedded" else heavy_tailed(int(name))
-        rows.append(compare(case, {"optimizer": "newton_schulz"} | OURS[name], arguments.repeats))
-        print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "command": "python benchmarks/optimizers.py",
-        **machine(),
-        "repeats": arguments.repeats,
-        "rows": rows,
-        "perplexity": [
-            perplexities(name, keys, arguments.seeds)
-            for name, keys in (PEERS | {"newton_schulz": {"optimizer": "newton_schulz"} | OURS["embedded"]}).items()
-        ],
-    }
+        rows[case.name] = compare(case, {"optimizer": "newton_schulz"} | OURS[name], arguments.repeats)
+        print(json.dumps(rows[case.name]), flush=True)
+    ours = {"newton_schulz": {"optimizer": "newton_schulz"} | OURS["embedded"]}
+    found = [perplexities(name, keys, arguments.seeds) for name, keys in (PEERS | ours).items() if arguments.seeds]
+    result = {"command": "python benchmarks/optimizers.py", **machine(), "repeats": arguments.repeats}
+    result |= {"rows": list(rows.values()), "perplexity": found or old["perplexity"]}
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
@@ -196,12 +192,13 @@ def embedded() -> Case:
 
 
 def recipe_of(keys: dict[str, Any], seed: int) -> Recipe:
-    """w4a4kv16 with R1 and R2 learned by Whip as ``keys`` say, on the demo's calibration text."""
+    """``fast``, W4A4KV16, with R1 and R2 learned by Whip as ``keys`` say, on the demo's calibration text."""
     rotation = {"kind": "learned", "objective": "whip"} | keys
     given = {"source": CALIBRATION_TEXT, "num_samples": NUM_SAMPLES, "seqlen": SEQLEN, "seed": seed}
+    given["rotation_samples"] = NUM_SAMPLES
     changes = [f"calibration.{key}={value}" for key, value in given.items()]
     changes += [f"rotations.{name}={json.dumps(rotation)}" for name in ("r1", "r2")]
-    return jointquant.load_recipe("w4a4kv16", changes)
+    return jointquant.load_recipe("fast", changes)
 
 
 def perplexities(name: str, keys: dict[str, Any], seeds: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from jointquant.memory import peak_rss_bytes
 from report import machine
 
 RESULT = Path(__file__).parent / "results" / "quantization.json"
-RECIPE = "w4a4kv16"
+RECIPE = "fast"
 PEERS = ("random-hadamard", "gptq")
 LARGE = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4}
 LARGE_LAYERS = 10

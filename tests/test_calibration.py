@@ -97,6 +97,22 @@ def test_same_seed_same_bytes(change: str, tmp_path: Path, tokenizer) -> None:
     assert files[0] == files[1]
 
 
+def test_rotations_are_learned_from_the_first_windows() -> None:
+    """Of four windows pass 1 runs as many as the recipe says, which is as if there were no more."""
+    windows = torch.randint(0, 2048, (4, 32), generator=torch.Generator().manual_seed(1))
+    place = Place(torch.device("cpu"), torch.float32)
+    learned = []
+    for few, given in ((2, windows), (None, windows[:2]), (None, windows)):
+        recipe = quick("dartquant", f"calibration.rotation_samples={'null' if few is None else few}")
+        stream = open_stream(make_model("llama"))
+        rotations = jointquant.calibration.calibrate(stream, recipe, given, Workspace(place), Silent())
+        r1 = rotations.r1_of(0)
+        assert r1 is not None
+        learned.append(r1)
+    assert torch.equal(learned[0], learned[1])
+    assert not torch.equal(learned[0], learned[2])
+
+
 class Prober:
     """Hands every layer of a walk to a sensitivity measurement."""
 

@@ -92,13 +92,17 @@ def test_an_interrupted_run_goes_on(stage: str, steps: int, model: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "preset", ["exp-independent", "rtn", "jointquant"], ids=["r1 of every layer", "nothing learned", "sensitivity"]
+    "preset",
+    ["exp-independent", "rtn", "jointquant", "fast"],
+    ids=["r1 of every layer", "nothing learned", "sensitivity", "a walk of some windows"],
 )
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_kind_of_state_is_kept(preset: str, stage: str, model: Path, tmp_path: Path) -> None:
     changes = [] if preset == "rtn" else ["rotations.r1.steps=3", "rotations.r2.steps=3"]
     if preset == "jointquant":
         changes += ["rotations.r1.weights=sensitivity"]
+    if preset == "fast":
+        changes += ["calibration.rotation_samples=2"]
     settings = jointquant.load_recipe(preset, small(*changes))
     jointquant.quantize(model, tmp_path / "a", settings)
     try:

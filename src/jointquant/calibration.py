@@ -60,9 +60,12 @@ def calibrate_together(
 ) -> list[Calibrated]:
     """Calibrate several recipes in one walk through the layers, each as ``calibrate`` does it alone.
 
+    Their calibration settings are alike: they share the windows, of which the walk sees the first ``rotation_samples``.
+
     Raises:
         InputError: as ``calibrate``.
     """
+    windows = windows[: recipes[0].calibration.walked]
     each = [RecipeCalibration(stream, recipe, windows, workspace.place, workspace.ranks) for recipe in recipes]
     learners = [calibration for calibration in each if calibration.learners]
     start = time.perf_counter()

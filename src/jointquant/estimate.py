@@ -69,8 +69,9 @@ def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
     forward = 2 * shape.active * job.tokens / speed.products
     read = shape.layer * shape.dtype.itemsize / speed.disk
     states = job.states / speed.disk
+    part = recipe.calibration.walked / recipe.calibration.num_samples
     return {
-        "calibrate": shape.num_layers * (forward + read + states) if walked else 0.0,
+        "calibrate": shape.num_layers * (part * (forward + states) + read) if walked else 0.0,
         "learn": _learning(job, speed),
         "quantize": shape.num_layers * (2 * forward + read + states + _merging(job, speed) + _rounding(job, speed))
         + _refining(job, speed),

@@ -145,6 +145,7 @@ def quantize(
     settings = recipe
     windows = of_leader(ranks, lambda: calibration_set(subject.stream, subject.tokenizer, settings, progress))
     check_size(ranks.size, len(windows), "calibration", "--num-samples")
+    check_size(ranks.size, settings.calibration.walked, "rotation", "calibration.rotation_samples")
     unfinished = of_leader(ranks, lambda: None if overwrite else begun(Path(out)).get("batch_tokens"))
     budgets = memory_budget, device_budget
     plan = plan_run(subject.stream, recipe, windows, subject.place, Path(out), *budgets, unfinished, ranks)

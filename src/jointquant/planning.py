@@ -96,6 +96,7 @@ def dry_run(
     compute = resolve_dtype(dtype, where, shape.dtype)
     calibration = settings.calibration
     check_size(world_size, calibration.num_samples, "calibration", "--num-samples")
+    check_size(world_size, calibration.walked, "rotation", "calibration.rotation_samples")
     job = Job(shape, settings, calibration.num_samples, calibration.seqlen, compute, where, base_of(where), world_size)
     device_bytes = bytes_of_size(device_budget) if paper else device_limit(where, device_budget)
     budget = Budget(bytes_of_size(memory_budget) or available(), device_bytes, None if paper else free_disk(Path(out)))

@@ -127,7 +127,13 @@ class CalibrationSettings(Settings):
     source: str = "wikitext2"
     num_samples: int = Field(default=128, ge=1, le=1_000_000_000)
     seqlen: int = Field(default=2048, ge=2, le=1_000_000_000)
+    rotation_samples: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+    @property
+    def walked(self) -> int:
+        """Windows of pass 1, which learns rotations and smoothing: the first of all."""
+        return min(self.num_samples, self.rotation_samples or self.num_samples)
 
 
 class Override(Settings):

@@ -190,6 +190,20 @@ def test_fastest_plane() -> None:
     torch.testing.assert_close(angle.flatten(), torch.linalg.matrix_norm(skew, 2), rtol=1e-3, atol=0)
 
 
+def test_what_a_step_leaves_out_of_the_exponential() -> None:
+    """Of a stack, each matrix as if it were alone: second order where a plane turns far, first where none does."""
+    skew = torch.randn(2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    skew = skew - skew.mT
+    angles = torch.tensor([0.08, 0.25]).double()
+    skew *= (angles / torch.linalg.matrix_norm(skew, 2))[:, None, None]
+    steps = optimizers.second_order(skew.clone(), angles[:, None, None])
+    left = torch.linalg.matrix_norm(steps - (torch.linalg.matrix_exp(-skew) - torch.eye(8)), 2)
+    assert left[0].item() == pytest.approx(0.08**2 / 2, rel=0.05)
+    assert left[1].item() == pytest.approx(0.25**3 / 6, rel=0.05)
+    assert torch.equal(optimizers.second_order(skew[:1].clone(), angles[:1, None, None])[0], steps[0])
+    assert torch.equal(optimizers.second_order(skew[1:].clone(), angles[1:, None, None])[0], steps[1])
+
+
 @pytest.mark.parametrize("weights", [None, (0.2, 0.8)])
 def test_closed_form_and_autograd_turn_alike(weights: tuple[float, ...] | None) -> None:
     """The same training, with the gradient in closed form and by autograd, in float64."""
