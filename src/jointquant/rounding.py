@@ -236,9 +236,9 @@ def _as_read(linear: nn.Linear, hessian: SharedHessian) -> Callable[[Tensor], No
 
 def _install(layer: nn.Module, name: str, weight: QuantizedWeight) -> None:
     old = _linear(layer, name)
-    path = old.path if isinstance(old, OnlineLinear) else InputPath()
+    path, site = (old.path, old.site) if isinstance(old, OnlineLinear) else (InputPath(), None)
     known = {buffer: getattr(old, buffer) for buffer in path.buffers(old.in_features)}
-    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path, known).eval())
+    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path, known, site).eval())
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Linear:

@@ -85,7 +85,7 @@ def test_a_codebook_must_be_one() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_the_artifact_holds_codes(family: str, method: str, tmp_path: Path, tokenizer) -> None:
-    changes = ["weights={type: nf4, num_bits: 4, group_size: 16}", f"weights.method={method}"]
+    changes = ["weights={type: nf4, num_bits: 4, group_size: 8}", f"weights.method={method}"]
     model = make_model(family)
     recipe = jointquant.load_recipe("fp16", small(*possible(family, *changes, "rotations.r2.kind=hadamard")))
     jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)

@@ -125,14 +125,10 @@ class Assembly:
     def install_paths(self, layer: nn.Module, index: int) -> None:
         """Put input and cache paths into a layer whose weights are not packed (or not yet), in place."""
         self.give_biases(layer, index)
-        for linear in self.layers[index].linears:
-            old = layer.get_submodule(linear)
-            if isinstance(old, nn.Linear) and (path := self.input_path(linear, index, old.in_features)):
-                with torch.device("meta"):
-                    new = OnlineLinear(old.in_features, old.out_features, old.bias is not None, path)
-                known = path.buffers(old.in_features, old.weight.device, old.weight.dtype)
-                new.load_state_dict(old.state_dict() | known, assign=True)
-                layer.set_submodule(linear, new.requires_grad_(False).eval())
+        for place in self.layers[index].sites:
+            shared = Site(len(place.linears))
+            for linear in place.linears:
+                self._install_path(layer, index, linear, shared)
         if self.cache_path():
             attention = layer.get_submodule(self.architecture.attention)
             attention.cache_path = self.cache_path()  # type: ignore[assignment]
@@ -140,6 +136,15 @@ class Assembly:
                 reference = next(layer.parameters())
                 for name, buffer in self.online.keys.buffers(reference.dtype, reference.device).items():
                     attention.register_buffer(name, buffer)
+
+    def _install_path(self, layer: nn.Module, index: int, linear: str, site: Site) -> None:
+        old = layer.get_submodule(linear)
+        if isinstance(old, nn.Linear) and (path := self.input_path(linear, index, old.in_features)):
+            with torch.device("meta"):
+                new = OnlineLinear(old.in_features, old.out_features, old.bias is not None, path, site)
+            known = path.buffers(old.in_features, old.weight.device, old.weight.dtype)
+            new.load_state_dict(old.state_dict() | known, assign=True)
+            layer.set_submodule(linear, new.requires_grad_(False).eval())
 
     def give_biases(self, layer: nn.Module, index: int) -> None:
         """Biases of zeros for the linears that centring needs them of, in place."""

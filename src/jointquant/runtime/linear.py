@@ -73,13 +73,19 @@ class InputPath:
 
 
 class OnlineLinear(nn.Linear):
-    """A linear with floating-point weights behind an input path."""
+    """A linear with floating-point weights behind an input path.
+
+    Attributes:
+        site: shared with the linears that read the same input.
+    """
 
     input_mean: Tensor
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, path: InputPath) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, path: InputPath, site: Site | None = None
+    ) -> None:
         super().__init__(in_features, out_features, bias)
-        self.path = path
+        self.path, self.site = path, site or Site()
         for name, buffer in path.buffers(in_features, dtype=self.weight.dtype).items():
             self.register_buffer(name, buffer)
 
@@ -89,7 +95,7 @@ class OnlineLinear(nn.Linear):
 
     def read(self, x: Tensor) -> Tensor:
         """The input [..., in] as the product sees it."""
-        return self.path(x, dict(self.named_buffers(recurse=False)))
+        return self.site.look(x, self.path, dict(self.named_buffers(recurse=False))).values().view(x.shape)
 
     def codes(self, x: Tensor) -> Codes:
         """The input [..., in] as integers; ``read`` is what they stand for. The path has a quantizer."""
@@ -99,7 +105,8 @@ class OnlineLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        return super().forward(self.read(x))
+        read = self.site.read(x, self.path, dict(self.named_buffers(recurse=False)))
+        return super().forward(read.values().view(x.shape))
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
@@ -157,11 +164,16 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def of(
-        cls, weight: QuantizedWeight, bias: Tensor | None, path: InputPath, known: Mapping[str, Tensor]
+        cls,
+        weight: QuantizedWeight,
+        bias: Tensor | None,
+        path: InputPath,
+        known: Mapping[str, Tensor],
+        site: Site | None = None,
     ) -> PackedLinear:
         """A linear that holds ``weight``, behind a path whose buffers are ``known``; it runs the reference."""
         out_features, in_features = weight.codes.shape
-        linear = cls(in_features, out_features, bias is not None, path, weight.fmt, weight.scale.dtype)
+        linear = cls(in_features, out_features, bias is not None, path, weight.fmt, weight.scale.dtype, site)
         linear.weight_packed = pack(weight.codes, weight.fmt.num_bits)
         linear.weight_scale = weight.scale
         if weight.fmt.has_zero_point:

@@ -143,12 +143,19 @@ class Site:
         self._version: int | None = None
         self._reads = 0
 
-    def read(self, x: Tensor, path: InputPath, known: Mapping[str, Tensor]) -> SiteInput:
-        """The input x [..., in]; the same object for the same tensor and path."""
+    def look(self, x: Tensor, path: InputPath, known: Mapping[str, Tensor]) -> SiteInput:
+        """The input x [..., in], for who looks on; the same object for the same tensor and path."""
         version = None if x.is_inference() else x._version
         last = self._last
         if last is None or last.x is not x or self._version != version or not last.serves(path, known):
             last, self._version, self._reads = SiteInput(x, path, known), version, 0
-        self._reads += 1
-        self._last = last if self._reads < self.readers else None
+        self._last = last
         return last
+
+    def read(self, x: Tensor, path: InputPath, known: Mapping[str, Tensor]) -> SiteInput:
+        """The same for one of the readers; after the last of them it is forgotten."""
+        found = self.look(x, path, known)
+        self._reads += 1
+        if self._reads >= self.readers:
+            self._last = None
+        return found
