@@ -85,19 +85,26 @@ class Bench:
         recipe: str,
         changes: Iterable[str],
         calibration: Path,
-        test: Path,
+        *tests: Path,
     ) -> None:
-        """Mean, least and largest perplexity of the reloaded artifacts over the seeds, and the seconds of a run."""
-        values, seconds = [], []
+        """Mean, least and largest perplexity of the reloaded artifacts over the seeds, and the seconds of a run.
+
+        One row for each test; where there are several, a row is labelled with the name of its.
+        """
+        values: dict[Path, list[float]] = {test: [] for test in tests}
+        seconds = []
         for seed in range(self.seeds):
             protocol = (f"calibration.source={calibration}", "calibration.num_samples=64", "calibration.seqlen=256")
             settings = jointquant.load_recipe(recipe, [*protocol, f"calibration.seed={seed}", *changes])
             out = self.folder / "artifact"
             seconds.append(jointquant.quantize(model, out, settings, overwrite=True).seconds)
-            values.append(self.reference(out, test))
-        measured = {key: value for key, value in row("", recipe, values).items() if key != "width"}
-        self.rows.append(labels | measured | {"seconds": sum(seconds) / len(seconds)})
-        print(self.rows[-1], flush=True)
+            for test in tests:
+                values[test].append(self.reference(out, test))
+        for test, found in values.items():
+            measured = {key: value for key, value in row("", recipe, found).items() if key != "width"}
+            named = labels if len(tests) == 1 else {"what": test.stem, "fp": labels[test.stem]}
+            self.rows.append(named | measured | {"seconds": sum(seconds) / len(seconds)})
+            print(self.rows[-1], flush=True)
         self.path.write_text(json.dumps(self.result | {"rows": self.rows}, indent=2) + "\n")
 
 
@@ -142,12 +149,14 @@ def ingredients(bench: Bench, model: str, given: list[Path]) -> None:
 
 
 def models(bench: Bench, model: str, given: list[Path]) -> None:
-    """``dartquant`` and ``w4a4kv4`` on three models."""
+    """``dartquant`` and ``w4a4kv4`` on three models more."""
     calibration, test = split(given[0], bench.folder)
     turned = turned_onto_principal_axes(model, calibration, bench.folder / "turned")
+    embedded = turned_onto_principal_axes(EMBEDDED, CALIBRATION_TEXT, bench.folder / "turned embedded")
     subjects = (
         ("stories260k, principal axes", turned, calibration, test),
         ("embedded", EMBEDDED, CALIBRATION_TEXT, HELDOUT_TEXT),
+        ("embedded, principal axes", embedded, CALIBRATION_TEXT, HELDOUT_TEXT),
     )
     for name, subject, source, heldout in subjects:
         fp = bench.reference(subject, heldout)
@@ -157,13 +166,14 @@ def models(bench: Bench, model: str, given: list[Path]) -> None:
 
 def texts(bench: Bench, model: str, given: list[Path]) -> None:
     """Calibrated on the first text, tested on the others."""
-    source, *tests = given
-    for number, test in enumerate(tests):
-        cut = bench.folder / f"{number}.txt"
-        cut.write_text(test.read_text()[-CALIBRATION_CHARACTERS:])
-        fp = bench.reference(model, cut)
-        for preset in ("gptq", "quarot", "dartquant", "w4a4kv4"):
-            bench.measure({"what": test.stem, "fp": f"{fp:.3f}"}, model, preset, (), source, cut)
+    source, *given = given
+    tests = []
+    for path in given:
+        tests.append(bench.folder / path.name)
+        tests[-1].write_text(path.read_text()[-CALIBRATION_CHARACTERS:])
+    fp = {test.stem: f"{bench.reference(model, test):.3f}" for test in tests}
+    for preset in ("gptq", "quarot", "dartquant", "w4a4kv4"):
+        bench.measure(fp, model, preset, (), source, *tests)
 
 
 PARTS = {"presets": presets, "ingredients": ingredients, "models": models, "texts": texts}

@@ -281,6 +281,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy_presets": accuracy,
     "accuracy_ingredients": accuracy,
     "accuracy_models": accuracy,
+    "accuracy_texts": accuracy,
     "plans": plans,
     "distributed": distributed,
     "memory": memory,
