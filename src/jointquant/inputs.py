@@ -26,6 +26,9 @@ from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.linear import InputPath, OnlineLinear
 from jointquant.settings import ActivationSettings
 
+SEARCHED = 4
+"""A clip ratio is searched on one token of so many: it is one number, and there are thousands of them."""
+
 
 @dataclass
 class Reading:
@@ -100,7 +103,8 @@ def calibrate_inputs(
     for reading in searched:
         assert reading.path.quantizer is not None
         reading.search = clip_search(reading.path.quantizer, reading.bounds)
-    _watch(layer, {r.name: _arriving(r, r.search.update) for r in searched if r.search}, states, arguments)
+    some = {r.name: _arriving(r, r.search.update, SEARCHED) for r in searched if r.search}
+    _watch(layer, some, states, arguments)
     for reading in searched:
         assert reading.search is not None
         reading.search.share(states.ranks)
@@ -150,10 +154,16 @@ def _watch(
             observe(layer, states, arguments)
 
 
-def _arriving(reading: Reading, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-    """Observe the input as the quantizer sees it: behind the online transform, less its mean once that is known."""
+def _arriving(reading: Reading, observer: Callable[[Tensor], None], every: int = 1) -> Callable[[Tensor], None]:
+    """Observe the input as the quantizer sees it: behind the online transform, less its mean once that is known.
+
+    Args:
+        reading: whose input.
+        observer: is shown [..., tokens, in].
+        every: one token of so many is shown.
+    """
     linear = reading.linears[0]
-    return lambda x: observer(linear.arriving(x))
+    return lambda x: observer(linear.arriving(x[..., ::every, :]))
 
 
 def _store(linears: list[OnlineLinear], known: dict[str, Tensor]) -> None:
