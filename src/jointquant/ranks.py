@@ -59,11 +59,11 @@ class Ranks:
 
     def send(self, tensor: Tensor, receiver: int) -> Callable[[], None]:
         """Begin to send; what is returned waits until ``tensor`` may be changed. Messages to one rank keep order."""
-        raise NotImplementedError
+        raise ValueError("one process alone has nobody to send to")
 
     def receive(self, tensor: Tensor, sender: int) -> Callable[[], None]:
         """Begin to fill a contiguous tensor with what ``sender`` sends; what is returned waits until it is there."""
-        raise NotImplementedError
+        raise ValueError("one process alone has nobody to receive from")
 
     def pass_on(self, tensor: Tensor, sender: int, receiver: int) -> Tensor:
         """What ``sender`` has, on ``receiver``; both pass a tensor of that shape, and only these two call this."""
