@@ -17,7 +17,7 @@ import argparse
 import json
 import platform
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -80,16 +80,15 @@ class Bench:
 
     def measure(
         self,
-        labels: dict[str, str],
+        tests: Mapping[Path, dict[str, str]],
         model: str | Path,
         recipe: str,
         changes: Iterable[str],
         calibration: Path,
-        *tests: Path,
     ) -> None:
         """Mean, least and largest perplexity of the reloaded artifacts over the seeds, and the seconds of a run.
 
-        One row for each test; where there are several, a row is labelled with the name of its.
+        One row for each test, with its labels.
         """
         values: dict[Path, list[float]] = {test: [] for test in tests}
         seconds = []
@@ -102,8 +101,7 @@ class Bench:
                 values[test].append(self.reference(out, test))
         for test, found in values.items():
             measured = {key: value for key, value in row("", recipe, found).items() if key != "width"}
-            named = labels if len(tests) == 1 else {"what": test.stem, "fp": labels[test.stem]}
-            self.rows.append(named | measured | {"seconds": sum(seconds) / len(seconds)})
+            self.rows.append(tests[test] | measured | {"seconds": sum(seconds) / len(seconds)})
             print(self.rows[-1], flush=True)
         self.path.write_text(json.dumps(self.result | {"rows": self.rows}, indent=2) + "\n")
 
@@ -135,7 +133,7 @@ def presets(bench: Bench, model: str, given: list[Path]) -> None:
     calibration, test = split(given[0], bench.folder)
     fp = bench.reference(model, test)
     for width, preset, changes in PRESETS:
-        bench.measure({"what": width, "fp": f"{fp:.3f}"}, model, preset, changes, calibration, test)
+        bench.measure({test: {"what": width, "fp": f"{fp:.3f}"}}, model, preset, changes, calibration)
 
 
 def ingredients(bench: Bench, model: str, given: list[Path]) -> None:
@@ -145,7 +143,7 @@ def ingredients(bench: Bench, model: str, given: list[Path]) -> None:
     sofar: tuple[str, ...] = ()
     for words, changes in STEPS:
         sofar = (*sofar, *changes)
-        bench.measure({"what": words, "fp": f"{fp:.3f}"}, model, "jointquant", sofar, calibration, test)
+        bench.measure({test: {"what": words, "fp": f"{fp:.3f}"}}, model, "jointquant", sofar, calibration)
 
 
 def models(bench: Bench, model: str, given: list[Path]) -> None:
@@ -161,7 +159,7 @@ def models(bench: Bench, model: str, given: list[Path]) -> None:
     for name, subject, source, heldout in subjects:
         fp = bench.reference(subject, heldout)
         for preset in ("dartquant", "w4a4kv4"):
-            bench.measure({"what": name, "fp": f"{fp:.3f}"}, subject, preset, (), source, heldout)
+            bench.measure({heldout: {"what": name, "fp": f"{fp:.3f}"}}, subject, preset, (), source)
 
 
 def texts(bench: Bench, model: str, given: list[Path]) -> None:
@@ -171,9 +169,9 @@ def texts(bench: Bench, model: str, given: list[Path]) -> None:
     for path in given:
         tests.append(bench.folder / path.name)
         tests[-1].write_text(path.read_text()[-CALIBRATION_CHARACTERS:])
-    fp = {test.stem: f"{bench.reference(model, test):.3f}" for test in tests}
+    labels = {test: {"what": test.stem, "fp": f"{bench.reference(model, test):.3f}"} for test in tests}
     for preset in ("gptq", "quarot", "dartquant", "w4a4kv4"):
-        bench.measure(fp, model, preset, (), source, *tests)
+        bench.measure(labels, model, preset, (), source)
 
 
 PARTS = {"presets": presets, "ingredients": ingredients, "models": models, "texts": texts}

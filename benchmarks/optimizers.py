@@ -5,9 +5,9 @@
 A case trains R1 with Whip on one sample: the embedded model's residual sites, or heavy-tailed correlated activations
 of hidden size 1024 or 2048. ``qr`` and ``cayley`` run once with the default schedule; the seconds of a whole run are
 its steps times the median step. In between, evenly spread over the run of ``qr``, ours runs ``--repeats`` times from
-start to float64, and its median counts. A result file keeps the rows of the cases that are not run anew, and with
-``--seeds 0`` the perplexities. The loss is Whip per channel: of the tokens trained on (the first 4096 of
-them), and of as many that no run has seen. Writes benchmarks/results/optimizers.json.
+start to float64, and its median counts. The loss is Whip per channel: of the tokens trained on (the first 4096 of
+them), and of as many that no run has seen. Writes benchmarks/results/optimizers.json, which keeps the rows of the cases
+that are not run anew, and with ``--seeds 0`` the perplexities.
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ from jointquant.inspection import Inspector
 from jointquant.memory import peak_rss_bytes
 from jointquant.output import check_output, joined_output
 from jointquant.pipeline import assemble, base_facts, calibration_set, write_artifact
+from jointquant.planning import check_windows
 from jointquant.process_group import check_alike, joined
 from jointquant.progress import Prefixed, Progress, Silent
-from jointquant.ranks import Ranks, check_size, of_leader
+from jointquant.ranks import Ranks, of_leader
 from jointquant.recipe import CalibrationSettings, Recipe, load_recipe
 from jointquant.report.page import comparison_page
 from jointquant.rotations.bundle import Rotations
@@ -163,8 +164,8 @@ def compare(
     _check_alike(ranks, subject, candidates)
     with joined_output(Path(out), overwrite, ranks) as folder:
         windows = of_leader(ranks, lambda: _windows(subject, candidates, progress))
-        for batch in windows.values():
-            check_size(ranks.size, len(batch), "calibration", "--num-samples")
+        for settings in windows:
+            check_windows(ranks.size, settings)
         reference, facts = _reference(subject, protocol, allow_pickle, Prefixed(progress, "unquantized"))
         runs: list[Run] = []
         details: dict[str, Any] = {}

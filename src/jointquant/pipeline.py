@@ -33,10 +33,10 @@ from jointquant.models.stream import ModelStream
 from jointquant.models.writer import ShardWriter
 from jointquant.output import check_output
 from jointquant.plan import Plan
-from jointquant.planning import plan_run
+from jointquant.planning import check_windows, plan_run
 from jointquant.process_group import check_alike, joined, spill_folder
 from jointquant.progress import Progress, Silent
-from jointquant.ranks import check_size, of_leader
+from jointquant.ranks import of_leader
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, layered
 from jointquant.rotations.hadamard import HadamardTransform
@@ -144,8 +144,7 @@ def quantize(
     assembly = assemble(subject.stream, recipe)
     settings = recipe
     windows = of_leader(ranks, lambda: calibration_set(subject.stream, subject.tokenizer, settings, progress))
-    check_size(ranks.size, len(windows), "calibration", "--num-samples")
-    check_size(ranks.size, settings.calibration.walked, "rotation", "calibration.rotation_samples")
+    check_windows(ranks.size, settings.calibration)
     unfinished = of_leader(ranks, lambda: None if overwrite else begun(Path(out)).get("batch_tokens"))
     budgets = memory_budget, device_budget
     plan = plan_run(subject.stream, recipe, windows, subject.place, Path(out), *budgets, unfinished, ranks)

@@ -20,7 +20,7 @@ from jointquant.needs import Bytes, Job
 from jointquant.plan import Budget, Plan, make_plan
 from jointquant.progress import Progress, Silent
 from jointquant.ranks import ALONE, Ranks, check_size
-from jointquant.recipe import Recipe, load_recipe
+from jointquant.recipe import CalibrationSettings, Recipe, load_recipe
 from jointquant.shape import shape_of
 from jointquant.traffic import seconds_on_links, traffic_of
 
@@ -95,8 +95,7 @@ def dry_run(
     where = ON_PAPER_DEVICE if paper else where
     compute = resolve_dtype(dtype, where, shape.dtype)
     calibration = settings.calibration
-    check_size(world_size, calibration.num_samples, "calibration", "--num-samples")
-    check_size(world_size, calibration.walked, "rotation", "calibration.rotation_samples")
+    check_windows(world_size, calibration)
     job = Job(shape, settings, calibration.num_samples, calibration.seqlen, compute, where, base_of(where), world_size)
     device_bytes = bytes_of_size(device_budget) if paper else device_limit(where, device_budget)
     budget = Budget(bytes_of_size(memory_budget) or available(), device_bytes, None if paper else free_disk(Path(out)))
@@ -147,6 +146,12 @@ def device_limit(device: torch.device, budget: Size) -> int | None:
     free, asked = device_available(device), bytes_of_size(budget)
     found = [limit for limit in (free, asked) if limit is not None]
     return min(found) - CONTEXT_DEVICE if found else None
+
+
+def check_windows(ranks: int, calibration: CalibrationSettings) -> None:
+    """Raises InputError when a pass over the calibration windows would leave one of several ranks without any."""
+    check_size(ranks, calibration.num_samples, "calibration", "--num-samples")
+    check_size(ranks, calibration.walked, "rotation", "calibration.rotation_samples")
 
 
 def free_disk(out: Path) -> int:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import jointquant
 from conftest import FAMILIES, make_model, possible, small
 from jointquant.errors import InputError
+from jointquant.models.registry import ARCHITECTURES
 from jointquant.quantization.codebook import NF4, CodebookFormat
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.integer import IntFormat, to_groups
@@ -85,7 +86,8 @@ def test_a_codebook_must_be_one() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_the_artifact_holds_codes(family: str, method: str, tmp_path: Path, tokenizer) -> None:
-    changes = ["weights={type: nf4, num_bits: 4, group_size: 8}", f"weights.method={method}"]
+    size = 8 if ARCHITECTURES[family].mixture else 16  # an expert's inner size is 40 or 24
+    changes = [f"weights={{type: nf4, num_bits: 4, group_size: {size}}}", f"weights.method={method}"]
     model = make_model(family)
     recipe = jointquant.load_recipe("fp16", small(*possible(family, *changes, "rotations.r2.kind=hadamard")))
     jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
@@ -93,10 +95,10 @@ def test_the_artifact_holds_codes(family: str, method: str, tmp_path: Path, toke
     packed = [module for module in loaded.modules() if isinstance(module, PackedLinear)]
     assert packed
     for linear in packed:
-        assert linear.fmt == CodebookFormat(NF4, 8)
+        assert linear.fmt == CodebookFormat(NF4, size)
         assert not hasattr(linear, "weight_zero_point")
         weight = linear.quantized_weight()
-        distinct = {round(v, 5) for v in (weight.dequantize()[0, :8] / weight.scale[0, 0]).tolist()}
+        distinct = {round(v, 5) for v in (weight.dequantize()[0, :size] / weight.scale[0, 0]).tolist()}
         assert distinct <= {round(level, 5) for level in NF4}
     with torch.no_grad():
         expected, actual = model(input_ids=INPUT_IDS).logits, loaded(input_ids=INPUT_IDS).logits
