@@ -195,8 +195,8 @@ def elements_at_once(device: torch.device) -> int:
 
 
 def elements_in_cache(device: torch.device) -> int:
-    """Elements that many passes run over at a time: what a core's cache holds, or all on accelerators."""
-    return 2**17 if device.type == "cpu" else elements_at_once(device)
+    """Elements that many passes run over at a time: what the cores' caches hold, or many on accelerators."""
+    return 2**18 if device.type == "cpu" else elements_at_once(device)
 
 
 def synchronize(device: torch.device) -> None:

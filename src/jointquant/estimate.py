@@ -10,7 +10,7 @@ import torch
 
 from jointquant.devices import synchronize
 from jointquant.needs import Job
-from jointquant.quantization.weights import MSE_RATIOS
+from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
 from jointquant.ranks import Ranks
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation
 
@@ -115,7 +115,7 @@ def _rounding(job: Job, speed: Speed) -> float:
     weights = job.recipe.weights
     if not weights.enabled:
         return 0.0
-    ratios = len(MSE_RATIOS) if weights.clip == "mse" else 1
+    ratios = len(COARSE_RATIOS + FINE_STEPS) if weights.clip == "mse" else 1
     shared, of_sites = 0.0, []
     for site in job.shape.sites:
         size = site.in_features

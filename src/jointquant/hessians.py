@@ -2,8 +2,8 @@
 
 A sum of floating-point numbers depends on its order in the last digit, a rounded weight now and then on that digit,
 and every later one on that weight. So a rank keeps the inputs of its windows while the layer runs, and then the Hessian
-passes along the ranks in blocks of rows, each adding its windows: while one adds to a block, the one before it is at
-the next.
+passes along the ranks in bands of rows, each adding its windows: while one adds to a band, the one before it is at the
+next.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jointquant.quantization.gptq import HessianSum
+from jointquant.quantization.gptq import BAND, HessianSum, add_to_band
 from jointquant.quantization.integer import Codes, IntFormat
 from jointquant.ranks import Ranks
-
-BLOCK = 512
-"""Rows of a Hessian that are passed on at once."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +71,24 @@ class SharedHessian:
         small = replace(codes, integers=codes.integers.to(narrow))
         self.kept.append(KeptTokens(small, dtype, codes.integers.dtype))
 
-    def blocks(self, owner: int) -> HessianSum | None:
+    def total(self, owner: int) -> HessianSum | None:
         """The sum over all ranks, on ``owner``; all ranks call this."""
         if self.sum is not None:
             return self.sum
         ranks, last = self.ranks, self.ranks.size - 1
         counts = ranks.ask(self.num_tokens)
-        starts = range(0, self.size, BLOCK)
+        starts = range(0, self.size, BAND)
         result = HessianSum(self.size, self.device) if ranks.rank == owner else None
         coming = []
         if result is not None and owner != last:
-            coming = [ranks.receive(result.total[start : start + BLOCK], last) for start in starts]
+            coming = [ranks.receive(result.total[start : start + BAND], last) for start in starts]
         sent: list[tuple[Callable[[], None], Tensor]] = []
         for start in starts:
-            block = self._added(start)
+            band = self._added(start)
             if ranks.rank < last or owner != last:
-                sent.append((ranks.send(block, ranks.rank + 1 if ranks.rank < last else owner), block))
+                sent.append((ranks.send(band, ranks.rank + 1 if ranks.rank < last else owner), band))
             elif result is not None:
-                result.total[start : start + BLOCK] = block
+                result.total[start : start + BAND] = band
         for wait, _ in sent:
             wait()
         for wait in coming:
@@ -102,17 +99,16 @@ class SharedHessian:
         return result
 
     def _added(self, start: int) -> Tensor:
-        """A block of rows with this rank's tokens added to those of the ranks before."""
-        block = torch.zeros(min(BLOCK, self.size - start), self.size, device=self.device)
+        """A band with this rank's tokens added to those of the ranks before."""
+        band = torch.zeros(min(BAND, self.size - start), self.size, device=self.device)
         if self.ranks.rank > 0:
-            self.ranks.receive(block, self.ranks.rank - 1)()
+            self.ranks.receive(band, self.ranks.rank - 1)()
         for kept in self.kept:
-            rows = kept.rows(self.size)
-            block.addmm_(rows[:, start : start + BLOCK].t(), rows)
-        return block
+            add_to_band(band, kept.rows(self.size), start)
+        return band
 
 
 def collected(hessians: Mapping[str, SharedHessian], owners: Mapping[str, int]) -> dict[str, HessianSum]:
     """By site, the Hessians that this rank is to round with; all ranks call this."""
-    found = {name: hessian.blocks(owners[name]) for name, hessian in hessians.items()}
+    found = {name: hessian.total(owners[name]) for name, hessian in hessians.items()}
     return {name: total for name, total in found.items() if total is not None}

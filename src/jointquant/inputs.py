@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import LayerArguments
 from jointquant.models.transforms import linear_bias, set_bias
-from jointquant.propagation import observe, watching
+from jointquant.propagation import observe, unread, watching
 from jointquant.quantization.ranges import (
     CLIP_RATIO,
     ChannelBounds,
@@ -86,7 +87,8 @@ def calibrate_inputs(
     centred = [reading for reading in readings if reading.path.centred]
     for reading in centred:
         reading.mean = ChannelMean()
-    _watch(layer, {r.name: _arriving(r, r.mean.update) for r in centred if r.mean}, states, arguments)
+    watch = partial(_watch, layer, assembly.layers[index].downs, states, arguments)
+    watch({r.name: _arriving(r, r.mean.update) for r in centred if r.mean})
     for reading in centred:
         assert reading.mean is not None
         reading.mean.share(states.ranks)
@@ -95,7 +97,7 @@ def calibrate_inputs(
     static = [reading for reading in readings if isinstance(reading.path.quantizer, StaticRange)]
     for reading in static:
         reading.bounds = ChannelBounds()
-    _watch(layer, {r.name: _arriving(r, r.bounds.update) for r in static if r.bounds}, states, arguments)
+    watch({r.name: _arriving(r, r.bounds.update) for r in static if r.bounds})
     for reading in static:
         assert reading.bounds is not None
         reading.bounds.share(states.ranks)
@@ -103,8 +105,7 @@ def calibrate_inputs(
     for reading in searched:
         assert reading.path.quantizer is not None
         reading.search = clip_search(reading.path.quantizer, reading.bounds)
-    some = {r.name: _arriving(r, r.search.update, SEARCHED) for r in searched if r.search}
-    _watch(layer, some, states, arguments)
+    watch({r.name: _arriving(r, r.search.update, SEARCHED) for r in searched if r.search})
     for reading in searched:
         assert reading.search is not None
         reading.search.share(states.ranks)
@@ -145,12 +146,14 @@ def centre_inputs(linears: list[OnlineLinear], mean: Tensor) -> None:
 
 def _watch(
     layer: nn.Module,
-    observers: dict[str, Callable[[Tensor], None]],
+    last: tuple[str, ...],
     states: HiddenStates,
     arguments: LayerArguments,
+    observers: dict[str, Callable[[Tensor], None]],
 ) -> None:
+    """Run the layer, where there are observers; what the ``last`` linears make of their inputs, none of them sees."""
     if observers:
-        with watching(layer, observers):
+        with unread(layer, last), watching(layer, observers):
             observe(layer, states, arguments)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from jointquant.learners import training_of
 from jointquant.models.architecture import Architecture
 from jointquant.models.stream import LayerArguments
 from jointquant.models.transforms import linear_bias, linear_weight, set_bias
-from jointquant.propagation import observe
+from jointquant.propagation import observe, unread
 from jointquant.quantization.balancing import BALANCINGS
 from jointquant.quantization.ranges import ChannelMean
 from jointquant.ranks import ALONE, Ranks
@@ -50,11 +51,12 @@ def calibrate_cache(
     recipe, basis = assembly.recipe, assembly.online.keys
     if basis is None and not recipe.kv_cache.centres_values:
         return
-    attention = layer.get_submodule(assembly.architecture.attention)
+    attention, value = layer.get_submodule(assembly.architecture.attention), assembly.architecture.value.linear
     share = sampled_share(recipe, states.num_windows * states.seqlen)
     seen = CacheSums(share, generator(recipe.calibration.seed, f"r3 sample {index}"), states.ranks)
     seen.sample.expect(states.token_parts())
-    with plain_inputs(layer), seen_by(attention, seen):
+    behind = [site.linears for site in assembly.layers[index].sites if value not in site.linears]
+    with unread(layer, chain.from_iterable(behind)), plain_inputs(layer), seen_by(attention, seen):
         observe(layer, states, arguments)
     seen.share()
     if basis is not None:

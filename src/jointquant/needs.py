@@ -148,11 +148,12 @@ def sample_bytes(job: Job) -> Bytes:
 
 
 def learning_bytes(job: Job) -> Bytes:
-    """What a step of R1's training holds."""
+    """What a step of R1's training holds; an optimiser of products alone also has the samples in bfloat16."""
     r1, size = job.recipe.rotations.r1, job.shape.hidden_size
     if not isinstance(r1, LearnedResidualRotation):
         return {}
-    return {"training": LEARNING_MATRICES * size * size * FLOAT + 4 * r1.batch_tokens * size * FLOAT}
+    lowered = sample_bytes(job)["samples for R1"] // 2 if r1.optimizer == "newton_schulz" else 0
+    return {"training": LEARNING_MATRICES * size * size * FLOAT + 4 * r1.batch_tokens * size * FLOAT + lowered}
 
 
 def refinement_bytes(job: Job) -> Bytes:

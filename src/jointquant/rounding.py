@@ -14,7 +14,7 @@ from jointquant.hidden_states import HiddenStates
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.stream import Frontend, LayerArguments
 from jointquant.models.transforms import linear_weight
-from jointquant.propagation import Observers, observe, watching
+from jointquant.propagation import Observers, observe, unread, watching
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
 from jointquant.ranks import Ranks, broadcast_all
@@ -141,7 +141,7 @@ def observe_hessians(
             sums[site.name] = SharedHessian(first.in_features, first.weight.device, states.ranks)
             observers[site.linears[0]] = _as_read(first, sums[site.name])
     if observers:
-        with watching(layer, observers):
+        with unread(layer, assembly.layers[index].downs), watching(layer, observers):
             observe(layer, states, arguments)
     return sums
 
@@ -211,7 +211,7 @@ def round_head(
         shared = SharedHessian(head.in_features, head.weight.device, states.ranks)
         for batch in states.batches():
             shared.update(norm(batch))
-        hessian = shared.blocks(0)
+        hessian = shared.total(0)
         if hessian is None:
             return head
         rounded = round_stack({"head": head}, settings, hessian, stored_dtype)["head"]

@@ -22,6 +22,9 @@ MAX_DAMPING_TRIES = 8
 BLOCK, SMALL_BLOCK = 128, 16
 """Columns whose errors are carried on by one product; columns that are rounded one by one in between."""
 
+BAND = 512
+"""Rows of a Hessian that are summed by one product, from the diagonal on: what is left of it is their mirror image."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -162,7 +165,8 @@ class HessianSum:
     def update(self, x: Tensor) -> None:
         """Add the tokens of x: [..., in]."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        self.total.addmm_(rows.t(), rows)
+        for start in range(0, len(self.total), BAND):
+            add_to_band(self.total[start : start + BAND], rows, start)
         self.num_tokens += rows.shape[0]
 
     def hessian(self) -> Tensor:
@@ -173,4 +177,15 @@ class HessianSum:
         """Σ xᵀx, [in, in], not a copy. Raises ValueError when no token was seen."""
         if not self.num_tokens:
             raise ValueError("a Hessian needs at least one token, got none")
+        for start in range(0, len(self.total), BAND):
+            stop = start + BAND
+            self.total[stop:, start:stop] = self.total[start:stop, stop:].t()
         return self.total
+
+
+def add_to_band(band: Tensor, rows: Tensor, start: int) -> None:
+    """Add to the rows of Σ xᵀx from ``start`` on, ``band`` [BAND or less, in], those of more tokens [tokens, in].
+
+    Their columns before ``start`` stay as they are.
+    """
+    band[:, start:].addmm_(rows[:, start : start + len(band)].t(), rows[:, start:])

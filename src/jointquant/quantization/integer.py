@@ -58,7 +58,7 @@ class IntFormat:
 
     def decode(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Values, as ``dequantize``."""
-        return dequantize(codes, scale, zero_point)
+        return codes * scale if self.symmetric else dequantize(codes, scale, zero_point)
 
 
 class Grouped(Protocol):
@@ -92,7 +92,7 @@ def affine_parameters(low: Tensor, high: Tensor, fmt: IntFormat) -> tuple[Tensor
     levels = fmt.q_max - fmt.q_min
     span = 2 * torch.maximum(-low, high) if fmt.symmetric else high - low
     tiny = torch.finfo(span.dtype).tiny
-    scale = torch.where(span > tiny * levels, span / levels, torch.ones_like(span))
+    scale = torch.where(span > tiny * levels, span / levels, 1.0)
     if fmt.symmetric:
         return scale, torch.zeros_like(scale)
     return scale, torch.round(fmt.q_min - low / scale).clamp_(fmt.q_min, fmt.q_max)
@@ -100,7 +100,8 @@ def affine_parameters(low: Tensor, high: Tensor, fmt: IntFormat) -> tuple[Tensor
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, fmt: IntFormat) -> Tensor:
     """Integers (in x's dtype) nearest to x; scale and zero_point broadcast against x."""
-    return (x / scale).add_(zero_point).round_().clamp_(fmt.q_min, fmt.q_max)
+    steps = x / scale
+    return (steps if fmt.symmetric else steps.add_(zero_point)).round_().clamp_(fmt.q_min, fmt.q_max)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -140,7 +141,9 @@ def encode_rows(x: Tensor, fmt: IntFormat, clip_ratio: float | Tensor = 1.0) -> 
     """
     work = to_groups(at_least_float(x), fmt)
     low, high = work.amin(-1, keepdim=True), work.amax(-1, keepdim=True)  # aminmax is 15 times slower on CPUs
-    scale, zero_point = affine_parameters(clip_ratio * low, clip_ratio * high, fmt)
+    if isinstance(clip_ratio, Tensor) or clip_ratio != 1:
+        low, high = clip_ratio * low, clip_ratio * high
+    scale, zero_point = affine_parameters(low, high, fmt)
     return Codes(quantize(work, scale, zero_point, fmt), scale, zero_point)
 
 

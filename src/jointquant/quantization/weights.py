@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +16,14 @@ from jointquant.quantization.integer import IntFormat, to_groups
 ClipMethod = Literal["none", "mse"]
 WeightFormat = IntFormat | CodebookFormat
 
-# Candidate parts of the full range, and the error's exponent (GPTQ's reference code uses the same 2.4).
-MSE_RATIOS = tuple(1 - 0.01 * i for i in range(0, 61, 2))
+COARSE_RATIOS = tuple(1 - 0.06 * i for i in range(11))
+"""Parts of the full range that are tried first."""
+
+FINE_STEPS = (0.02, -0.02, 0.04, -0.04)
+"""What is tried around the best of them: between two neighbours the error has one valley, as good as always."""
+
 MSE_EXPONENT = 2.4
+"""Of the error that is minimised; GPTQ's reference code has the same."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ def weight_parameters(
     Args:
         groups: [..., group_size] in float32 or float64.
         fmt: the grid or the codebook.
-        clip: "none" covers the whole range; "mse" tries the ratios of ``MSE_RATIOS`` and keeps the one with the
-            least Σ|w − ŵ|^2.4 in each group.
+        clip: "none" covers the whole range; "mse" keeps the part of it, among ``COARSE_RATIOS`` and then ``FINE_STEPS``
+            around the best of them, that has the least Σ|w − ŵ|^2.4 in each group.
         scale_dtype: scales are rounded to it before they are used, so the stored scale is the one rounded with.
 
     Returns:
@@ -85,23 +90,33 @@ def weight_parameters(
         return torch.cat([scale for scale, _ in found]), torch.cat([zero_point for _, zero_point in found])
     low, high = torch.aminmax(groups, dim=-1, keepdim=True)
 
-    def parameters(ratio: float) -> tuple[Tensor, Tensor]:
+    def parameters(ratio: float | Tensor) -> tuple[Tensor, Tensor]:
         scale, zero_point = fmt.parameters(ratio * low, ratio * high)
         return representable(scale, scale_dtype), zero_point
 
-    best_scale, best_zero = parameters(1.0)
-    if clip == "none":
-        return best_scale, best_zero
-    best_error = torch.full_like(low, torch.inf)
-    for ratio in MSE_RATIOS:
+    def error(ratio: Tensor) -> Tensor:
         scale, zero_point = parameters(ratio)
         restored = fmt.decode(fmt.encode(groups, scale, zero_point), scale, zero_point)
-        error = _power(restored.sub_(groups)).sum(-1, keepdim=True)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-        best_zero = torch.where(better, zero_point, best_zero)
-    return best_scale, best_zero
+        return _power(restored.sub_(groups)).sum(-1, keepdim=True)
+
+    return parameters(1.0 if clip == "none" else _least(error, torch.ones_like(low)))
+
+
+def _least(error: Callable[[Tensor], Tensor], whole: Tensor) -> Tensor:
+    """The ratios, in the shape of ``whole`` (the ratio 1), of the least error of each: coarsely, then finely."""
+    best, least = whole, torch.full_like(whole, torch.inf)
+
+    def look(ratio: Tensor) -> None:
+        nonlocal best, least
+        found = error(ratio)
+        best, least = torch.where(found < least, ratio, best), torch.minimum(found, least)
+
+    for ratio in COARSE_RATIOS:
+        look(whole * ratio)
+    coarse = best
+    for step in FINE_STEPS:
+        look((coarse + step).clamp(max=1))
+    return best
 
 
 def _power(error: Tensor) -> Tensor:

@@ -66,8 +66,10 @@ def learn(
     def loss(rotation: Tensor, _: int) -> Tensor:
         return pooled_loss(objective, scale * draw(samples, batch_tokens, generator), rotation, ranks)
 
+    lowered = Lowered(samples)
+
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = draw(samples, batch_tokens, generator).to(rotation.dtype)
+        batch = draw(lowered.to(rotation.dtype), batch_tokens, generator)
         return pooled_turning(objective, batch, (scale * rotation).to(rotation.dtype), ranks)
 
     units = torch.ones(())
@@ -121,6 +123,19 @@ def unit_scale(samples: Tensor) -> Tensor:
     """
     norm = torch.linalg.vector_norm(samples, dim=(-2, -1), keepdim=True)
     return math.sqrt(samples.shape[-2] * samples.shape[-1]) / norm.clamp_min(torch.finfo(samples.dtype).tiny)
+
+
+class Lowered:
+    """Samples in the dtype that products ask for; the copy in another dtype than their own is made once and kept."""
+
+    def __init__(self, samples: Tensor) -> None:
+        self.samples = self.copy = samples
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """The samples in a dtype."""
+        if self.copy.dtype != dtype:
+            self.copy = self.samples.to(dtype)
+        return self.copy
 
 
 def draw(samples: Tensor, batch_tokens: int, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jointquant.errors import require
 from jointquant.ranks import ALONE, Ranks
-from jointquant.rotations.learning import Training, draw, learn, spread, unit_scale, whip_units
+from jointquant.rotations.learning import Lowered, Training, draw, learn, spread, unit_scale, whip_units
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, Problem
 from jointquant.rotations.shared import agreed, joint_loss, joint_turning
@@ -95,8 +95,10 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
         batch = scale * draw(samples, share, task.generator)
         return joint_loss(training.objective, weights, batch, rotation, ranks)
 
+    lowered = Lowered(samples)
+
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = draw(samples, share, task.generator).to(rotation.dtype)
+        batch = draw(lowered.to(rotation.dtype), share, task.generator)
         return joint_turning(training.objective, weights, batch, (scale * rotation).to(rotation.dtype), ranks)
 
     units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from jointquant.devices import elements_in_cache
 from jointquant.quantization.integer import Codes
 
 if TYPE_CHECKING:
     from jointquant.runtime.linear import InputPath
-
-CHUNK_ELEMENTS = 2**18
-"""Elements that go through rotation and quantization together: their float32 copies stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,24 @@ class SiteInput:
     def values(self) -> Tensor:
         """[rows, in] behind the path, in x's dtype."""
         if self._values is None:
-            self._values = self.path(self.rows, self.known)
+            self._values = self._whole() if self.rows.requires_grad else self._in_chunks()
         return self._values
+
+    def _whole(self) -> Tensor:
+        return self.path(self.rows, self.known)
+
+    def _in_chunks(self) -> Tensor:
+        size = self._chunk_rows()
+        if not self.path or size >= len(self.rows):
+            return self._whole()
+        values = torch.empty_like(self.rows)
+        for chunk, out in zip(self.rows.split(size), values.split(size), strict=True):
+            out.copy_(self.path(chunk, self.known))
+        return values
+
+    def _chunk_rows(self) -> int:
+        """Rows that are rotated and quantized together, so that their float32 copies stay in a cache."""
+        return max(1, elements_in_cache(self.rows.device) // self.rows.shape[1])
 
     def centred_codes(self) -> TokenCodes:
         """The integers less their zero points in bfloat16, which holds them: at most 2^b − 1 in size."""
@@ -120,14 +134,13 @@ class SiteInput:
         assert quantizer is not None
         (count, columns), device = self.rows.shape, self.rows.device
         integers = torch.empty(count, columns + extra, dtype=dtype, device=device)
-        scale = torch.empty(count, 1, device=device)
-        size = max(1, CHUNK_ELEMENTS // columns)
-        for start in range(0, count, size):
-            chunk = slice(start, start + size)
-            codes = quantizer.encode(self.path.arrive(self.rows[chunk], self.known), self.known)
-            write(codes, integers[chunk])
-            scale[chunk] = codes.scale.reshape(-1, 1)
-        return TokenCodes(integers, scale)
+        size = self._chunk_rows()
+        scales = []
+        for chunk, out in zip(self.rows.split(size), integers.split(size), strict=True):
+            codes = quantizer.encode(self.path.arrive(chunk, self.known), self.known)
+            write(codes, out)
+            scales.append(codes.scale.reshape(-1, 1).float())
+        return TokenCodes(integers, scales[0] if len(scales) == 1 else torch.cat(scales))
 
 
 class Site:

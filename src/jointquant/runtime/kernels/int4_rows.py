@@ -91,7 +91,7 @@ class Int4Rows:
             y, scale = product(codes.integers, prepared.packed, prepared.group_size, prepared.scales), codes.scale
         if prepared.row_scale is not None:
             scale = prepared.row_scale if scale is None else prepared.row_scale * scale
-        return y if scale is None else (y * scale).bfloat16()
+        return y if scale is None else y.mul_(scale)
 
 
 def _group_size(group_size: int | None, in_features: int) -> int | None:
