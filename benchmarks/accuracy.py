@@ -4,10 +4,12 @@
     python benchmarks/accuracy.py ingredients MODEL TEXT.txt
     python benchmarks/accuracy.py models MODEL TEXT.txt
     python benchmarks/accuracy.py texts MODEL CALIBRATION.txt TEXT.txt...
+    python benchmarks/accuracy.py weights MODEL TEXT.txt --peer-python PYTHON
 
 MODEL is the stories260k checkpoint, TEXT a TinyStories sample whose first 150,000 characters calibrate (64 windows of
 256 tokens) and whose rest tests. ``models`` also measures the embedded model, and MODEL with its residual stream turned
 onto its principal axes: the same function, with outlier channels. ``texts`` calibrates on one text and tests on others.
+``weights`` is W4A16 alone, beside auto-round in the environment of PYTHON.
 Writes benchmarks/results/accuracy_<part>.json after every row.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import date
@@ -53,6 +56,17 @@ PRESETS = (
     ("W4A16", "w4a16", (PER_CHANNEL,)),
 )
 
+ATTENTION = 'overrides=[{modules: "*.mlp.*", weights: {num_bits: 16}}]'
+"""Leaves out what auto-round leaves out of a model whose MLP has 172 channels."""
+
+WEIGHTS = (
+    ("all linears", "gptq", ("activations.num_bits=16", "kv_cache.num_bits=16")),
+    ("all linears", "w4a16", (PER_CHANNEL,)),
+    ("all linears, asymmetric", "w4a16", (PER_CHANNEL, "weights.symmetric=false")),
+    ("attention's linears", "w4a16", (PER_CHANNEL, ATTENTION)),
+    ("attention's linears, asymmetric", "w4a16", (PER_CHANNEL, ATTENTION, "weights.symmetric=false")),
+)
+
 
 class Bench:
     """One part of the benchmark: measures, and writes what it has so far.
@@ -66,6 +80,7 @@ class Bench:
 
     def __init__(self, part: str, command: str, seeds: int, folder: Path) -> None:
         self.path, self.seeds, self.folder = RESULTS / f"accuracy_{part}.json", seeds, folder
+        self.peer_python: Path | None = None
         self.result: dict[str, object] = {
             "command": command,
             "date": date.today().isoformat(),
@@ -100,9 +115,26 @@ class Bench:
             for test in tests:
                 values[test].append(self.reference(out, test))
         for test, found in values.items():
-            measured = {key: value for key, value in row("", recipe, found).items() if key != "width"}
-            self.rows.append(tests[test] | measured | {"seconds": sum(seconds) / len(seconds)})
-            print(self.rows[-1], flush=True)
+            self.add(tests[test], recipe, found, seconds)
+
+    def peer(self, labels: dict[str, str], model: str | Path, calibration: Path, test: Path) -> None:
+        """The same of auto-round; what it says it has quantized joins the labels."""
+        script = Path(__file__).parent / "peer_auto_round.py"
+        command = [self.peer_python, script, model, "--calib", calibration, "--test", test]
+        found = []
+        for seed in range(self.seeds):
+            done = subprocess.run([*map(str, command), "--seed", str(seed)], capture_output=True, text=True, check=True)
+            found.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        (quantized,) = {", ".join(each["quantized"]) for each in found}
+        name = f"auto-round {found[0]['versions']['auto-round']}"
+        values, seconds = ([each[key] for each in found] for key in ("perplexity", "seconds"))
+        self.add({"what": f"{quantized} (all it quantizes)"} | labels, name, values, seconds)
+
+    def add(self, labels: dict[str, str], recipe: str, values: list[float], seconds: list[float]) -> None:
+        """A row of some seeds; all rows so far are written."""
+        measured = {key: value for key, value in row("", recipe, values).items() if key != "width"}
+        self.rows.append(labels | measured | {"seconds": sum(seconds) / len(seconds)})
+        print(self.rows[-1], flush=True)
         self.path.write_text(json.dumps(self.result | {"rows": self.rows}, indent=2) + "\n")
 
 
@@ -113,9 +145,13 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--peer-python", type=Path, help="weights: an interpreter that has auto-round")
     arguments = parser.parse_args()
+    if (arguments.part == "weights") != (arguments.peer_python is not None):
+        parser.error("--peer-python: expected for weights, an interpreter that has auto-round, and for no other part")
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(arguments.part, f"python benchmarks/accuracy.py {arguments.part} …", arguments.seeds, Path(name))
+        bench.peer_python = arguments.peer_python
         PARTS[arguments.part](bench, arguments.model, arguments.texts)
 
 
@@ -174,7 +210,16 @@ def texts(bench: Bench, model: str, given: list[Path]) -> None:
         bench.measure(labels, model, preset, (), source)
 
 
-PARTS = {"presets": presets, "ingredients": ingredients, "models": models, "texts": texts}
+def weights(bench: Bench, model: str, given: list[Path]) -> None:
+    """W4A16 per channel beside auto-round, of all linears and of those alone that auto-round quantizes."""
+    calibration, test = split(given[0], bench.folder)
+    fp = {"fp": f"{bench.reference(model, test):.3f}"}
+    for what, preset, changes in WEIGHTS:
+        bench.measure({test: {"what": what} | fp}, model, preset, changes, calibration)
+    bench.peer(fp, model, calibration, test)
+
+
+PARTS = {"presets": presets, "ingredients": ingredients, "models": models, "texts": texts, "weights": weights}
 
 if __name__ == "__main__":
     main()

@@ -4,8 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Kernels: correct against the reference, on the device instead of in Triton's interpreter.
-TRITON_INTERPRET=0 python -m pytest tests/runtime/kernels tests/runtime/test_cache.py -q
+# Kernels and GPTQ: correct against the reference, on the device instead of in Triton's interpreter.
+TRITON_INTERPRET=0 python -m pytest tests/runtime/kernels tests/runtime/test_cache.py tests/quantization/test_gptq_triton.py -q
 
 # Kernels: products at 7B shapes against bfloat16, R4 with quantization.
 python benchmarks/gpu_kernels.py

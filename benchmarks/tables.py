@@ -242,6 +242,20 @@ def accuracy(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
 
 
+def inner_rotations(result: dict[str, Any]) -> list[str]:
+    """Noise at down_proj's input, by layer, and what a rotation would have to store."""
+    layers = list(result["rows"][0]["noise"])
+    heads = " | ".join(f"layer {layer}" for layer in layers)
+    lines = [f"| rotation | {heads} | mean | bits per weight |", "|-" * (len(layers) + 3) + "|"]
+    plain = result["rows"][0]["noise"]
+    for row in result["rows"]:
+        ratios = [row["noise"][layer] / plain[layer] for layer in layers]
+        stored = 16 * row["numbers"] / result["weights_of_a_layer"]
+        cells = [row["rotation"], *(f"{ratio:.2f}" for ratio in (*ratios, sum(ratios) / len(ratios))), f"{stored:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"`{result['command']}`; {_made(result)}"]
+
+
 def distributed(result: dict[str, Any]) -> list[str]:
     """What was measured beside what was predicted; then the predictions for large models."""
     lines: list[str] = []
@@ -282,6 +296,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy_ingredients": accuracy,
     "accuracy_models": accuracy,
     "accuracy_texts": accuracy,
+    "accuracy_weights": accuracy,
+    "inner_rotations": inner_rotations,
     "plans": plans,
     "distributed": distributed,
     "memory": memory,

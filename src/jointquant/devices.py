@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import warnings
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -187,6 +188,17 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type in ("npu", "xpu")
+
+
+def is_nvidia(device: torch.device) -> bool:
+    """Whether it is a GPU of NVIDIA's."""
+    return device.type == "cuda" and torch.version.cuda is not None
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
 
 
 def elements_at_once(device: torch.device) -> int:

@@ -53,14 +53,15 @@ def test_logits_of_every_family(family: str, tmp_path: Path, tokenizer) -> None:
     model = jointquant.load(tmp_path / "a", device="cpu")
     used = {choice.kernel for choice in kernel_choices(model)}
     assert used == ({"int8_product", "int4_expanded"} if X86 else {"int4_expanded", "reference"})
-    ids = torch.arange(24).reshape(2, 12) * 7 % 2048
+    prompts = torch.arange(24) * torch.tensor([[3], [5], [7], [11], [13]]) % 2048
     with torch.no_grad():
-        fast = model(input_ids=ids).logits
+        fast = model(input_ids=prompts).logits
         use_kernels(model, "reference")
-        expected = model(input_ids=ids).logits
+        expected = model(input_ids=prompts).logits
     assert {choice.kernel for choice in kernel_choices(model)} == {"reference"}
-    close = torch.isclose(fast, expected, rtol=1e-3, atol=1e-3)
-    assert close.float().mean() > 0.9  # a value on the border of two integers may round either way
+    off = (fast - expected).abs().amax((1, 2))
+    assert off.median() < 1e-4  # in some prompts a value on the border of two integers may round either way
+    assert off.max() < 0.3
     assert not torch.equal(fast, expected) or not X86
 
 

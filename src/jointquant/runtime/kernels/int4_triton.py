@@ -6,12 +6,11 @@ The programs are in ``triton_int4`` and ``triton_tokens``, which need Triton to 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from jointquant.devices import has_triton, is_nvidia
 from jointquant.quantization.ranges import DynamicRange, InputRange
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.kernels.int4_expanded import OFFSET
@@ -51,7 +50,7 @@ class Int4Triton:
 
     def refusal(self, problem: Problem) -> str | None:
         """By device, and as ``refusal_of_formats``."""
-        if problem.device.type != "cuda" or torch.version.cuda is None:
+        if not is_nvidia(problem.device):
             return "runs on NVIDIA GPUs"
         if not has_triton():
             return "needs Triton: pip install triton"
@@ -112,9 +111,3 @@ def token_codes(inputs: SiteInput) -> TokenCodes:
         return TokenCodes(integers, scale.unsqueeze(1), zero_point)
 
     return inputs.once("hadamard", make)
-
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return find_spec("triton") is not None

@@ -1,0 +1,74 @@
+"""GPTQ's innermost loop in Triton: a few columns rounded one after the other, for some rows of the weight at a time.
+
+Rows of a weight are independent of each other: a program holds a small block of columns of its rows in registers,
+rounds a column, and moves its error onto the columns behind it, where torch launches six programs for each column.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from jointquant.quantization.integer import IntFormat
+
+ROWS = 128
+"""Rows of the weight in a program."""
+
+ROUNDER: tl.constexpr = tl.constexpr(12582912.0)
+"""1.5 · 2^23: adding and subtracting it rounds a small float32 to the nearest integer, halves to even."""
+
+
+@triton.jit
+def _round(  # type: ignore[no-untyped-def]
+    near, weight, scale, zero_point, inside, errors, codes,
+    count, out, scale_stride, zero_stride, inside_row, inside_column,
+    columns: tl.constexpr, rows: tl.constexpr, q_min: tl.constexpr, q_max: tl.constexpr,
+):  # fmt: skip
+    """near, weight, errors, codes are [count, out]; scale and zero point too, by strides; inside [count, count]."""
+    j, r = tl.arange(0, columns), tl.program_id(0) * rows + tl.arange(0, rows)
+    here = r < out
+    moved = tl.load(near + j[:, None] * out + r[None, :], mask=(j[:, None] < count) & here[None, :], other=0)
+    for i in range(count):
+        column = tl.sum(tl.where(j[:, None] == i, moved, 0.0), axis=0)
+        step = tl.load(scale + i * scale_stride + r, mask=here, other=1)
+        zero = tl.load(zero_point + i * zero_stride + r, mask=here, other=0)
+        code = tl.div_rn(column, step) + zero
+        code = tl.minimum(tl.maximum(code, q_min - 1.0), q_max + 1.0)  # small enough to be rounded by adding
+        code = (code + ROUNDER) - ROUNDER
+        code = tl.minimum(tl.maximum(code, q_min * 1.0), q_max * 1.0)
+        error = tl.load(weight + i * out + r, mask=here, other=0) - (code - zero) * step
+        tl.store(codes + i * out + r, code.to(tl.int8), mask=here)
+        tl.store(errors + i * out + r, error, mask=here)
+        feedback = tl.load(inside + i * inside_row + j * inside_column, mask=(j > i) & (j < count), other=0)
+        moved += feedback[:, None] * error[None, :]
+
+
+def round_columns(
+    near: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    inside: Tensor,
+    errors: Tensor,
+    codes: Tensor,
+    fmt: IntFormat,
+) -> None:
+    """Round columns one after the other; all float32, [columns, out], rows of ``out`` numbers behind each other.
+
+    Args:
+        near: where the errors of the columns before have put them.
+        weight: what they are.
+        scale: of each element; one row may stand for all (a stride of 0).
+        zero_point: likewise.
+        inside: [columns, columns] their part of the feedback, strictly upper triangular.
+        errors: becomes weight − rounded.
+        codes: int8; becomes the integers.
+        fmt: the grid.
+    """
+    count, out = near.shape
+    _round[(triton.cdiv(out, ROWS),)](
+        near, weight, scale, zero_point, inside, errors, codes,
+        count, out, scale.stride(0), zero_point.stride(0), *inside.stride(),
+        columns=triton.next_power_of_2(count), rows=ROWS, q_min=fmt.q_min, q_max=fmt.q_max,
+    )  # fmt: skip
