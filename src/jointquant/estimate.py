@@ -12,7 +12,7 @@ from jointquant.devices import synchronize
 from jointquant.needs import Job
 from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
 from jointquant.ranks import Ranks
-from jointquant.recipe import LearnedResidualRotation, LearnedRotation
+from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
 
 SECONDS_PER_MEASUREMENT = 0.1
 PASSES_PER_RATIO = 12
@@ -73,9 +73,17 @@ def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
     return {
         "calibrate": shape.num_layers * (part * (forward + states) + read) if walked else 0.0,
         "learn": _learning(job, speed),
-        "quantize": shape.num_layers * (2 * forward + read + states + _merging(job, speed) + _rounding(job, speed))
+        "quantize": shape.num_layers
+        * (_runs(recipe) * forward + read + states + _merging(job, speed) + _rounding(job, speed))
         + _refining(job, speed),
     }
+
+
+def _runs(recipe: Recipe) -> int:
+    """How often a layer runs over all windows: for what is asked of it and on to the next, or not at all."""
+    cache = recipe.kv_cache.centring != "none" or recipe.kv_cache.balancing != "none"
+    asked = recipe.weights.reads_inputs or recipe.activations.calibrated or recipe.head.reads_inputs
+    return 2 if asked or cache or recipe.refinement.steps > 0 else 0
 
 
 def _learning(job: Job, speed: Speed) -> float:

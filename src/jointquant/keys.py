@@ -49,7 +49,7 @@ def calibrate_cache(
         arguments: what the layer receives besides.
     """
     recipe, basis = assembly.recipe, assembly.online.keys
-    if basis is None and not recipe.kv_cache.centres_values:
+    if not assembly.calibrates_cache():
         return
     attention, value = layer.get_submodule(assembly.architecture.attention), assembly.architecture.value.linear
     share = sampled_share(recipe, states.num_windows * states.seqlen)

@@ -56,6 +56,7 @@ def quantize_layers(
     states = workspace.states(windows, stream.config.hidden_size)
     bits = parameters = 0
     inventories: list[Inventory] = []
+    last = assembly.last_reader() if witness is None else stream.num_layers  # behind it nobody asks for the states
     with workspace.ledger("quantize", states) as ledger, progress.stage("quantize", stream.num_layers) as stage:
         done = ledger.resume()
         for entry in done:
@@ -70,10 +71,11 @@ def quantize_layers(
                 rotate_embeddings(frontend, architecture, r1)
             round_embedding(frontend, architecture, assembly.recipe.embeddings, stored)
             store_rest(frontend.backbone, stored)
-            embed(frontend, windows, states)
+            if last >= 0:
+                embed(frontend, windows, states)
             inventories.append(inventory_of(frontend.backbone, frontend.root, architecture))
             tensors = stored_tensors(frontend.backbone, frontend.root, stored)
-            ledger.commit(0, shard(writer, tensors, inventories[-1]))
+            ledger.commit(0, shard(writer, tensors, inventories[-1]), save_states=last >= 0)
             del tensors
             ledger.settle()  # its tensors are large: let them go before the first layer
         del frontend
@@ -94,7 +96,8 @@ def quantize_layers(
             if witness is not None:
                 witness.rounded(index, layer, states, arguments[index])
             ledger.settle()
-            advance(layer, states, arguments[index])
+            if index < last:
+                advance(layer, states, arguments[index])
             tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
             found = inventory_of(layer, architecture.layer_prefix(index), assembly.layers[index])
             inventories.append(replace(found, starved=tuple(Starved(index, *each) for each in few.items())))
@@ -102,7 +105,8 @@ def quantize_layers(
             names = [assembly.full_name(index, name) for name in assembly.layers[index].linears]
             of_layer = 8 * sum(_weight_bytes(tensors, name) for name in names)
             bits, parameters = bits + of_layer, parameters + size
-            ledger.commit(index + 1, shard(writer, tensors, inventories[-1], bits=of_layer, parameters=size))
+            write = shard(writer, tensors, inventories[-1], bits=of_layer, parameters=size)
+            ledger.commit(index + 1, write, save_states=index < last)
             stage.advance()
         if len(done) < stream.num_layers + 2:
             ledger.settle()

@@ -105,6 +105,11 @@ class WeightSettings(StoredSettings):
     activation_order: bool = True
     damping: float = Field(default=0.01, gt=0, le=1)
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether rounding asks what the linear reads."""
+        return self.enabled and self.method == "gptq"
+
 
 class ActivationSettings(IntegerSettings):
     """Inputs of the decoder's linears.
@@ -127,6 +132,12 @@ class ActivationSettings(IntegerSettings):
         if self.strategy in ("tensor", "channel") and self.group_size is not None:
             raise ValueError(f"group_size has no meaning for strategy {self.strategy}: expected null")
         return self
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether anything has to be known of the inputs beforehand."""
+        ranged = self.clip_ratio == "search" or self.strategy in ("tensor", "channel")
+        return self.centring != "none" or (self.enabled and ranged)
 
     @property
     def fixed_ratio(self) -> float:

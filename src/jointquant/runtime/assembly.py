@@ -107,14 +107,22 @@ class Assembly:
 
     def observes_inputs(self, index: int) -> bool:
         """Whether quantizing layer ``index`` takes statistics of what its linears read."""
-        for linear in self.layers[index].linears:
-            name = self.full_name(index, linear)
-            weights, inputs = self.recipe.weights_of(name), input_range(self.recipe.activations_of(name))
-            known = inputs is not None and InputPath(quantizer=inputs).calibrated
-            centred = self.recipe.activations_of(name).centring != "none"
-            if known or centred or (weights.enabled and weights.method == "gptq"):
-                return True
-        return False
+        names = [self.full_name(index, linear) for linear in self.layers[index].linears]
+        recipe = self.recipe
+        return any(recipe.weights_of(name).reads_inputs or recipe.activations_of(name).calibrated for name in names)
+
+    def calibrates_cache(self) -> bool:
+        """Whether quantizing a layer takes statistics of its keys or values."""
+        return self.online.keys is not None or self.recipe.kv_cache.centres_values
+
+    def last_reader(self) -> int:
+        """The last layer whose quantization asks for hidden states; their number: the head; −1: none does."""
+        count, recipe = len(self.layers), self.recipe
+        if recipe.head.reads_inputs:
+            return count
+        if recipe.refinement.steps > 0 or self.calibrates_cache():
+            return count - 1
+        return max((index for index in range(count) if self.observes_inputs(index)), default=-1)
 
     def cache_path(self) -> CachePath:
         """The attention's cache path, the same in all layers."""

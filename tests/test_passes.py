@@ -1,0 +1,59 @@
+"""Pass 2 runs no layer for nobody: states go as far as someone asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+import jointquant
+from conftest import make_model, small
+from jointquant import rounding_pass
+
+LAYERS = 3
+GPTQ = "weights={num_bits: 4, method: gptq}"
+RTN = "weights={num_bits: 4, method: rtn}"
+FIRST = 'overrides=[{modules: "model.layers.0.*", weights: {method: gptq}}]'
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ((RTN, "activations.num_bits=4"), 0),
+        ((RTN, "activations={num_bits: 4, clip_ratio: search}"), LAYERS - 1),
+        ((RTN, "activations={num_bits: 8, strategy: tensor}"), LAYERS - 1),
+        ((RTN, "kv_cache={num_bits: 4, centring: keys}"), LAYERS - 1),
+        ((RTN, "refinement.steps=1"), LAYERS - 1),
+        ((GPTQ,), LAYERS - 1),
+        ((RTN, FIRST), 0),
+        ((RTN, "head={num_bits: 4, method: rtn}"), 0),
+        ((RTN, "head={num_bits: 4, method: gptq}"), LAYERS),
+    ],
+)
+def test_layers_run_as_far_as_their_states_are_asked_for(
+    changes: tuple[str, ...], expected: int, tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running them all gives the same tensors."""
+    model, recipe = make_model("llama"), jointquant.load_recipe("fp16", small(*changes))
+    runs, plain = [], rounding_pass.advance
+
+    def counting(*arguments: object) -> None:
+        runs.append(arguments)
+        plain(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounding_pass, "advance", counting)
+    jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
+    assert len(runs) == expected
+    monkeypatch.setattr(rounding_pass.Assembly, "last_reader", lambda _: LAYERS)
+    jointquant.quantize(model, tmp_path / "b", recipe, tokenizer=tokenizer)
+    assert len(runs) == expected + LAYERS
+    one, other = (tensors_of(tmp_path / name) for name in "ab")
+    assert one
+    assert one.keys() == other.keys()
+    assert all(one[name].equal(other[name]) for name in one)
