@@ -4,13 +4,14 @@
     python benchmarks/accuracy.py ingredients MODEL TEXT.txt
     python benchmarks/accuracy.py models MODEL TEXT.txt
     python benchmarks/accuracy.py texts MODEL CALIBRATION.txt TEXT.txt...
+    python benchmarks/accuracy.py sites MODEL TEXT.txt
     python benchmarks/accuracy.py weights MODEL TEXT.txt --peer-python PYTHON
 
 MODEL is the stories260k checkpoint, TEXT a TinyStories sample whose first 150,000 characters calibrate (64 windows of
 256 tokens) and whose rest tests. ``models`` also measures the embedded model, and MODEL with its residual stream turned
 onto its principal axes: the same function, with outlier channels. ``texts`` calibrates on one text and tests on others.
-``weights`` is W4A16 alone, beside auto-round in the environment of PYTHON.
-Writes benchmarks/results/accuracy_<part>.json after every row.
+``sites`` quantizes inputs alone, those of the embedded model: all, or all but those of one site. ``weights`` is W4A16
+alone, beside auto-round in the environment of PYTHON. Writes benchmarks/results/accuracy_<part>.json after every row.
 """
 
 from __future__ import annotations
@@ -55,6 +56,15 @@ PRESETS = (
     ("W4A16", "gptq", ("activations.num_bits=16", "kv_cache.num_bits=16")),
     ("W4A16", "w4a16", (PER_CHANNEL,)),
 )
+
+INPUTS = ("weights.num_bits=16", "refinement.steps=0")
+SITES = {
+    "q, k, v": "*.self_attn.[qkv]_proj",
+    "o": "*.self_attn.o_proj",
+    "gate, up": "*.mlp.[gu]*",
+    "down": "*.mlp.down_proj",
+}
+"""Of the embedded model, by their readers."""
 
 ATTENTION = 'overrides=[{modules: "*.mlp.*", weights: {num_bits: 16}}]'
 """Leaves out what auto-round leaves out of a model whose MLP has 172 channels."""
@@ -210,6 +220,17 @@ def texts(bench: Bench, model: str, given: list[Path]) -> None:
         bench.measure(labels, model, preset, (), source)
 
 
+def sites(bench: Bench, model: str, given: list[Path]) -> None:
+    """What inputs at 4 bits cost the embedded model, and where: ``w4a4kv16`` without its weights' rounding."""
+    fp = f"{bench.reference(EMBEDDED, HELDOUT_TEXT):.3f}"
+    kept = "activations: {num_bits: 16, clip_ratio: 1.0, centring: none}"
+    rows = {"all inputs at 4 bits": INPUTS}
+    for name, modules in SITES.items():
+        rows[f"all but those of {name}"] = (*INPUTS, f'overrides=[{{modules: "{modules}", {kept}}}]')
+    for what, changes in rows.items():
+        bench.measure({HELDOUT_TEXT: {"what": what, "fp": fp}}, EMBEDDED, "w4a4kv16", changes, CALIBRATION_TEXT)
+
+
 def weights(bench: Bench, model: str, given: list[Path]) -> None:
     """W4A16 per channel beside auto-round, of all linears and of those alone that auto-round quantizes."""
     calibration, test = split(given[0], bench.folder)
@@ -219,7 +240,14 @@ def weights(bench: Bench, model: str, given: list[Path]) -> None:
     bench.peer(fp, model, calibration, test)
 
 
-PARTS = {"presets": presets, "ingredients": ingredients, "models": models, "texts": texts, "weights": weights}
+PARTS = {
+    "presets": presets,
+    "ingredients": ingredients,
+    "models": models,
+    "texts": texts,
+    "sites": sites,
+    "weights": weights,
+}
 
 if __name__ == "__main__":
     main()

@@ -36,9 +36,10 @@ def main() -> None:
     parser.add_argument("--method", choices=("gptq", "random-hadamard"), required=True)
     parser.add_argument("--num-samples", type=int, required=True)
     parser.add_argument("--seqlen", type=int, required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     before, start = peak_bytes(), time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = windows(tokenizer, arguments.calib, arguments.seqlen)[: arguments.num_samples]
     oneshot(

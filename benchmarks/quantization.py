@@ -1,13 +1,13 @@
 """``quantize`` with learned rotations beside llm-compressor: seconds, peak memory, perplexity.
 
-    python benchmarks/quantization.py --peer-python PYTHON [--cases embedded,100M] [--repeats 5]
+    python benchmarks/quantization.py --peer-python PYTHON [--cases embedded,100M] [--dtype bfloat16] [--repeats 5]
 
 PYTHON is an interpreter whose environment has llmcompressor. All run W4A4 (weights per channel and symmetric, inputs
 per token and asymmetric, KV cache and head untouched) with GPTQ on the same number of calibration windows, each in a
-process of its own, by turns. Seconds: ours from the call to the finished artifact; the peer's from loading to the
-quantized model in memory, without saving. Memory: the process's peak less its peak after the imports. 100M is a Llama
-of random weights, which has no perplexity worth the name. The peer's plain GPTQ runs once. A result file keeps the
-rows of the cases that are not run anew.
+process of its own, by turns; all compute in float32, or all in ``--dtype``. Seconds: ours from the call to the finished
+artifact; the peer's from loading to the quantized model in memory, without saving. Memory: the process's peak less its
+peak after the imports. 100M is a Llama of random weights, which has no perplexity worth the name. The peer's plain GPTQ
+runs once. A result file keeps the rows of the cases that are not run anew.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", type=Path)
     parser.add_argument("--cases", default="embedded,100M")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
@@ -49,21 +50,22 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        print(json.dumps(one_run(arguments.one, arguments.seed, arguments.evaluate)))
+        print(json.dumps(one_run(arguments.one, arguments.seed, arguments.dtype, arguments.evaluate)))
         return
     if arguments.peer_python is None:
         parser.error("--peer-python: expected an interpreter that has llmcompressor")
     old = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
     for name in arguments.cases.split(","):
-        row = compare(name, arguments.peer_python, arguments.repeats)
+        row = compare(name, arguments.dtype, arguments.peer_python, arguments.repeats)
         print(json.dumps(row), flush=True)
-        old["rows"] = [other for other in old["rows"] if other["case"] != name] + [row]
+        same = row["case"], row["dtype"]
+        old["rows"] = [other for other in old["rows"] if (other["case"], other["dtype"]) != same] + [row]
     command = "python benchmarks/quantization.py --peer-python PYTHON"
     result = {"command": command, **machine(), "rows": old["rows"]}
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def compare(case: str, peer_python: Path, repeats: int) -> dict[str, Any]:
+def compare(case: str, dtype: str, peer_python: Path, repeats: int) -> dict[str, Any]:
     """One case: ratios first, then the medians and all runs."""
     with tempfile.TemporaryDirectory() as folder:
         model, test = MODEL, HELDOUT_TEXT
@@ -73,14 +75,15 @@ def compare(case: str, peer_python: Path, repeats: int) -> dict[str, Any]:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ("jointquant", *PEERS)}
         for repeat in range(repeats):
             evaluated = test if repeat < 3 else None
-            runs["jointquant"].append(ours(model, repeat, evaluated is not None))
+            runs["jointquant"].append(ours(model, repeat, dtype, evaluated is not None))
             for method in PEERS:
                 if repeat == 0 or method == PEERS[0]:
-                    runs[method].append(peer(peer_python, model, method, evaluated))
+                    runs[method].append(peer(peer_python, model, method, dtype, evaluated))
     summary = {name: summary_of(found) for name, found in runs.items()}
     own, rotated, plain = (summary[name] for name in ("jointquant", *PEERS))
     return {
         "case": case,
+        "dtype": dtype,
         "times_faster_than_random_hadamard": rotated["seconds"] / own["seconds"],
         "times_faster_than_gptq": plain["seconds"] / own["seconds"],
         "share_of_peak_memory": own["peak_bytes"] / rotated["peak_bytes"],
@@ -102,19 +105,19 @@ def summary_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def ours(model: Path, seed: int, evaluate: bool) -> dict[str, Any]:
+def ours(model: Path, seed: int, dtype: str, evaluate: bool) -> dict[str, Any]:
     """A run of ours in a process of its own."""
-    flags = ["--one", str(model), "--seed", str(seed), *(["--evaluate"] if evaluate else [])]
+    flags = ["--one", str(model), "--seed", str(seed), "--dtype", dtype, *(["--evaluate"] if evaluate else [])]
     return in_process([sys.executable, __file__, *flags])
 
 
-def one_run(model: Path, seed: int, evaluate: bool) -> dict[str, Any]:
+def one_run(model: Path, seed: int, dtype: str, evaluate: bool) -> dict[str, Any]:
     """Quantize in this process, and evaluate the reloaded artifact."""
     given = {"source": CALIBRATION_TEXT, "num_samples": NUM_SAMPLES, "seqlen": SEQLEN, "seed": seed}
     recipe = jointquant.load_recipe(RECIPE, [f"calibration.{key}={value}" for key, value in given.items()])
     before = peak_rss_bytes()
     with tempfile.TemporaryDirectory() as folder:
-        done = jointquant.quantize(model, Path(folder) / "a", recipe)
+        done = jointquant.quantize(model, Path(folder) / "a", recipe, dtype=dtype)
         found: dict[str, Any] = {"seconds": done.seconds, "peak_bytes": peak_rss_bytes() - before}
         found["stage_seconds"] = done.stage_seconds
         if evaluate:
@@ -123,10 +126,11 @@ def one_run(model: Path, seed: int, evaluate: bool) -> dict[str, Any]:
     return found
 
 
-def peer(python: Path, model: Path, method: str, test: Path | None) -> dict[str, Any]:
+def peer(python: Path, model: Path, method: str, dtype: str, test: Path | None) -> dict[str, Any]:
     """A run of the peer."""
     script = Path(__file__).parent / "peer_llmcompressor.py"
     flags = ["--method", method, "--calib", CALIBRATION_TEXT, "--num-samples", NUM_SAMPLES, "--seqlen", SEQLEN]
+    flags += ["--dtype", dtype]
     flags += [] if test is None else ["--test", test]
     return in_process([str(part) for part in (python, script, model, *flags)])
 

@@ -204,8 +204,8 @@ def optimizers(result: dict[str, Any]) -> list[str]:
 def quantization(result: dict[str, Any]) -> list[str]:
     """Ratios first, then seconds, memory and perplexity, ours and the peer's."""
     lines = [
-        "| model | faster | than its plain GPTQ | share of its peak memory | seconds | MB | perplexity |",
-        "|-|-|-|-|-|-|-|",
+        "| model | computed in | faster | than its plain GPTQ | share of its peak memory | seconds | MB | perplexity |",
+        "|-|-|-|-|-|-|-|-|",
     ]
     for row in result["rows"]:
         runs = [row[name] for name in ("jointquant", "random-hadamard")]
@@ -214,6 +214,7 @@ def quantization(result: dict[str, Any]) -> list[str]:
         measured = [run["perplexity"] for run in runs if run["perplexity"] is not None]
         cells = [
             row["case"],
+            row["dtype"],
             f"{row['times_faster_than_random_hadamard']:.1f} ×",
             f"{row['times_faster_than_gptq']:.1f} ×",
             f"{row['share_of_peak_memory']:.2f}",
@@ -296,6 +297,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy_ingredients": accuracy,
     "accuracy_models": accuracy,
     "accuracy_texts": accuracy,
+    "accuracy_sites": accuracy,
     "accuracy_weights": accuracy,
     "inner_rotations": inner_rotations,
     "plans": plans,

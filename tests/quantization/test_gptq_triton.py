@@ -17,7 +17,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @given(
-    fmt=st.builds(IntFormat, st.sampled_from([2, 3, 4, 8]), st.booleans(), st.sampled_from([None, 8, 24])),
+    fmt=st.builds(IntFormat, st.sampled_from([2, 3, 4, 8]), st.booleans(), st.sampled_from([None, 8, 24]))
+    | st.builds(IntFormat, st.just(4), st.just(True), st.sampled_from([None, 8]), st.just(True)),
     out=st.sampled_from([1, 5, 131, 300]),
     size=st.sampled_from([24, 48, 168]),
     ordered=st.booleans(),

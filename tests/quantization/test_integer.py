@@ -31,6 +31,25 @@ def test_error_is_at_most_half_a_step(fmt: IntFormat, rows: int, size: int, seed
     assert (error <= scale * (0.5 if fmt.symmetric else 1.0) + 1e-12).all()
 
 
+@given(bits=st.integers(2, 8), size=st.integers(1, 40), seed=st.integers(0, 99), shift=st.floats(-3, 3))
+def test_a_signed_scale_reaches_the_larger_end(bits: int, size: int, seed: int, shift: float) -> None:
+    """The number of largest size is exact; steps are smaller than a positive scale's; the other end may be clipped."""
+    x = random(6, size, seed=seed, dtype=torch.float64) + shift
+    fmt = IntFormat(bits, True, None, signed_scale=True)
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    scale, zero_point = affine_parameters(low, high, fmt)
+    plain, _ = affine_parameters(low, high, IntFormat(bits, True))
+    assert (scale.abs() < plain).all()
+    assert (zero_point == 0).all()
+    error = (fmt.decode(fmt.encode(x, scale, zero_point), scale, zero_point) - x).abs()
+    largest = x.abs().argmax(-1, keepdim=True)
+    assert (error.gather(-1, largest) <= 1e-12).all()
+    inside = x / scale <= fmt.q_max + 0.5
+    assert (error <= scale.abs() * torch.where(inside, 0.5, 1.0) + 1e-12).all()
+    with pytest.raises(ValueError, match="signed_scale"):
+        IntFormat(bits, False, None, signed_scale=True)
+
+
 @given(fmt=formats, seed=st.integers(0, 99))
 def test_zero_stays_zero(fmt: IntFormat, seed: int) -> None:
     x = random(3, 16, seed=seed)

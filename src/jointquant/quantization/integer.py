@@ -1,7 +1,8 @@
 """Affine integer quantization: x ≈ scale · (q − zero_point), q an integer of num_bits.
 
 The conventions are those of compressed-tensors, so integers and scales carry over unchanged: signed integers in
-[−2^(b−1), 2^(b−1) − 1]; symmetric grids divide max|x| by (2^b − 1)/2; asymmetric grids always contain zero.
+[−2^(b−1), 2^(b−1) − 1]; symmetric grids divide max|x| by (2^b − 1)/2; asymmetric grids always contain zero. Besides, a
+symmetric grid may have scales of either sign, as llama.cpp's Q4_0 has: −2^(b−1) then lies on the range's larger end.
 """
 
 from __future__ import annotations
@@ -21,17 +22,22 @@ class IntFormat:
         num_bits: width of one integer, 2 to 8.
         symmetric: zero_point is 0 and the range is ±max|x|; otherwise the range is [min x, max x].
         group_size: consecutive elements of the last dimension that share a scale; None: the whole row.
+        signed_scale: a scale may be negative, so that the integer without a counterpart, −2^(b−1), covers whichever end
+            of the range is further from 0, and the steps are smaller; for symmetric grids.
     """
 
     num_bits: int
     symmetric: bool
     group_size: int | None = None
+    signed_scale: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_bits <= 8:
             raise ValueError(f"num_bits must be between 2 and 8, got {self.num_bits}")
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"group_size must be positive, got {self.group_size}")
+        if self.signed_scale and not self.symmetric:
+            raise ValueError("signed_scale is for symmetric grids: a zero point already moves the range")
 
     @property
     def q_min(self) -> int:
@@ -89,6 +95,9 @@ def affine_parameters(low: Tensor, high: Tensor, fmt: IntFormat) -> tuple[Tensor
     A range of width zero (all values 0) gets scale 1, so that it dequantizes to 0 exactly.
     """
     low, high = low.clamp(max=0), high.clamp(min=0)
+    if fmt.signed_scale:
+        scale = torch.where(high > -low, -high, -low) / -fmt.q_min
+        return torch.where(scale.abs() > torch.finfo(scale.dtype).tiny, scale, 1.0), torch.zeros_like(scale)
     levels = fmt.q_max - fmt.q_min
     span = 2 * torch.maximum(-low, high) if fmt.symmetric else high - low
     tiny = torch.finfo(span.dtype).tiny

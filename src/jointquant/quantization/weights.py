@@ -127,7 +127,7 @@ def _power(error: Tensor) -> Tensor:
 def representable(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Scales rounded to ``dtype`` and returned in their own, never rounded to zero."""
     rounded = scale.to(dtype).to(scale.dtype)
-    return torch.where(rounded > 0, rounded, torch.full_like(rounded, torch.finfo(dtype).tiny))
+    return torch.where(rounded != 0, rounded, torch.finfo(dtype).tiny)
 
 
 def round_to_nearest(

@@ -28,7 +28,10 @@ BY_NAME: dict[str, Kernel] = {kernel.name: kernel for kernel in KERNELS}
 EPS = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of the largest result: a few roundings of the dtype."""
 
-FORMATS = st.builds(IntFormat, st.sampled_from([2, 3, 4, 8]), st.booleans(), st.sampled_from([None, 32, 64]))
+GROUPS = st.sampled_from([None, 32, 64])
+FORMATS = st.builds(IntFormat, st.sampled_from([2, 3, 4, 8]), st.booleans(), GROUPS) | st.builds(
+    IntFormat, st.just(4), st.just(True), GROUPS, st.just(True)
+)
 TOKEN = st.builds(IntFormat, st.sampled_from([2, 4, 5, 8]), st.booleans())
 RANGES = st.none() | st.builds(DynamicRange, TOKEN, st.sampled_from([1.0, 0.9]))
 

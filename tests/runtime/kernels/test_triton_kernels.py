@@ -34,7 +34,8 @@ def tokens(rows: int, size: int, dtype: torch.dtype, seed: int = 0) -> torch.Ten
 
 
 @given(
-    weight=st.builds(IntFormat, st.sampled_from([3, 4]), st.booleans(), st.sampled_from([None, 64, 128])),
+    weight=st.builds(IntFormat, st.sampled_from([3, 4]), st.booleans(), st.sampled_from([None, 64, 128]))
+    | st.builds(IntFormat, st.just(4), st.just(True), st.sampled_from([None, 64]), st.just(True)),
     quantizer=st.none() | st.builds(DynamicRange, TOKEN, st.sampled_from([1.0, 0.9])),
     sizes=st.sampled_from([(1, 256, 48), (3, 384, 70), (19, 256, 130)]),
     dtype=st.sampled_from(list(EPS)),
