@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jointquant import load_recipe
@@ -110,6 +110,7 @@ CHANGES = st.lists(
 @given(st.sampled_from(preset_names()), CHANGES, st.sampled_from(FORMATS))
 def test_following_the_advice_leads_out(preset: str, changes: list[str], name: str) -> None:
     """Each refusal names settings; with all of them made, the format holds the result."""
+    assume(not (any("nf4" in change for change in changes) and "weights.symmetric=false" in changes))  # no such grid
     made = [*changes, *(["refinement.steps=0"] if any("nf4" in change for change in changes) else [])]
     for _ in range(4):
         obstacles = OBSTACLES[name](facts_of(preset, *made))

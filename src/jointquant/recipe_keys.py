@@ -44,7 +44,7 @@ MEANINGS = {
     "*.tolerance": "in its second half, training ends when 10 steps lower the loss by less than this part; 0: never",
     "*.num_bits": "2 to 8; 16: not quantized",
     "*.symmetric": "the zero point is 0",
-    "*.signed_scale": "scales may be negative, so that the lone integer −2^(b−1) covers the larger end of the range",
+    "*.signed_scale": "of symmetric integers: a scale may be negative, so that −2^(b−1) covers the larger end",
     "*.group_size": "values that share a scale; null: a channel's, a token's, or a head's",
     "activations.strategy": "what shares a range",
     "*.clip_ratio": "the range is cut to this share; `search` (activations) finds it for each site",

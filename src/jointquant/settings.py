@@ -61,7 +61,10 @@ class IntegerSettings(QuantizerSettings):
 
 
 class StoredSettings(QuantizerSettings):
-    """Weights at rest. ``int``: ``group_size: null`` is one scale per row; ``nf4``: null is 64, num_bits 4 (or 16)."""
+    """Weights at rest. ``int``: ``group_size: null`` is one scale per row; ``nf4``: null is 64, num_bits 4 (or 16).
+
+    ``signed_scale`` is about symmetric integers: what has a zero point or levels of its own does without.
+    """
 
     type: Literal["int", "nf4"] = "int"
     signed_scale: bool = False
@@ -74,8 +77,6 @@ class StoredSettings(QuantizerSettings):
             raise ValueError(f"type nf4 has 4 bits, got num_bits {self.num_bits}")
         if self.type == "nf4" and not self.symmetric:
             raise ValueError("type nf4 has no zero point: expected symmetric true")
-        if self.signed_scale and (self.type == "nf4" or not self.symmetric):
-            raise ValueError("signed_scale is for type int and symmetric true: a zero point already moves the range")
         return self
 
     @property
@@ -94,7 +95,7 @@ class StoredSettings(QuantizerSettings):
             return None
         if self.type == "nf4":
             return CodebookFormat(NF4, self.stored_group_size)
-        return IntFormat(self.num_bits, self.symmetric, self.group_size, self.signed_scale)
+        return IntFormat(self.num_bits, self.symmetric, self.group_size, self.signed_scale and self.symmetric)
 
 
 class EmbeddingSettings(StoredSettings):
