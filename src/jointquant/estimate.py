@@ -82,6 +82,7 @@ def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
 def _runs(recipe: Recipe) -> int:
     """How often a layer runs over all windows: for what is asked of it and on to the next, or not at all."""
     cache = recipe.kv_cache.centring != "none" or recipe.kv_cache.balancing != "none"
+    cache |= isinstance(recipe.rotations.r3, LearnedRotation)
     asked = recipe.weights.reads_inputs or recipe.activations.calibrated or recipe.head.reads_inputs
     return 2 if asked or cache or recipe.refinement.steps > 0 else 0
 

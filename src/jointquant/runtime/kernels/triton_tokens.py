@@ -13,12 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from jointquant.quantization.gptq_triton import ROUNDER
 from jointquant.quantization.integer import IntFormat
 from jointquant.rotations.hadamard import HadamardTransform, factor, hadamard_matrix
 
 SMALLEST, LARGEST_LEFT, LARGEST_RIGHT = 16, 128, 256
-ROUNDER: tl.constexpr = tl.constexpr(12582912.0)
-"""1.5 · 2^23: adding and subtracting it rounds a small float32 to the nearest integer, halves to even."""
 
 
 @triton.jit
