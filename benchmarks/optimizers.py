@@ -46,7 +46,7 @@ HELD = 4096
 PEERS = {"qr": {"optimizer": "qr"}, "cayley": {"optimizer": "cayley", "learning_rate": 1.0}}
 OURS = {
     "embedded": {"learning_rate": 0.5, "steps": 100, "momentum": 0.85, "batch_tokens": 2048},
-    "1024": {"learning_rate": 0.13, "steps": 145, "momentum": 0.85},
+    "1024": {"learning_rate": 0.13, "steps": 135, "momentum": 0.86},
     "2048": {"learning_rate": 0.13, "steps": 85, "momentum": 0.85},
 }
 """By case; a step is in radians, and what suits falls with the number of planes."""

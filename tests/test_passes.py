@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 import jointquant
 from conftest import make_model, small
-from jointquant import rounding_pass
+from jointquant import rounding, rounding_pass
+from jointquant.runtime.kernels.capabilities import exact_weight_bits
+from jointquant.runtime.kernels.selection import VARIABLE
+from jointquant.runtime.linear import PackedLinear
 
 LAYERS = 3
 GPTQ = "weights={num_bits: 4, method: gptq}"
@@ -57,3 +61,24 @@ def test_layers_run_as_far_as_their_states_are_asked_for(
     assert one
     assert one.keys() == other.keys()
     assert all(one[name].equal(other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_rounded_layers_run_products_of_integers(
+    kernels: str, tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where their kernel does them and nobody has switched it off."""
+    made: list[PackedLinear] = []
+
+    class Kept(PackedLinear):
+        def __init__(self, *arguments, **more) -> None:
+            super().__init__(*arguments, **more)
+            made.append(self)
+
+    monkeypatch.setenv(VARIABLE, kernels)
+    monkeypatch.setattr(rounding, "PackedLinear", Kept)
+    recipe = jointquant.load_recipe("fp16", small(GPTQ, "activations.num_bits=4"))
+    jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
+    integers = kernels == "auto" and exact_weight_bits(torch.device("cpu")) > 0
+    used = {name for linear in made for name in linear.kernels_used()}
+    assert used == {"int8_product" if integers else "reference"}

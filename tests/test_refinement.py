@@ -18,8 +18,9 @@ from jointquant.models.stream import Place, open_stream, run_layer
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import round_to_nearest
 from jointquant.reference import Reference
-from jointquant.refinement import batches_of, refine
+from jointquant.refinement import refine
 from jointquant.rotations.bundle import Rotations
+from jointquant.rounds import rounds
 from jointquant.runtime.cache import PackedCache
 from jointquant.settings import RefinementSettings
 from jointquant.workspace import Workspace
@@ -62,11 +63,11 @@ def test_a_reference_that_starts_later_is_the_same() -> None:
 
 @pytest.mark.parametrize(("windows", "size"), [(6, 2), (7, 3), (5, 9)])
 def test_every_window_of_a_round_comes_once(windows: int, size: int) -> None:
-    draws = batches_of(windows, size, torch.Generator().manual_seed(0))
+    draws = rounds(windows, size, torch.Generator().manual_seed(0))
     size = min(size, windows)
-    rounds = [torch.cat([next(draws) for _ in range(windows // size)]).tolist() for _ in range(3)]
-    assert all(len(set(drawn)) == len(drawn) == windows - windows % size for drawn in rounds)
-    assert windows < 6 or rounds[0] != rounds[1]
+    drawn_rounds = [torch.cat([next(draws) for _ in range(windows // size)]).tolist() for _ in range(3)]
+    assert all(len(set(drawn)) == len(drawn) == windows - windows % size for drawn in drawn_rounds)
+    assert windows < 6 or drawn_rounds[0] != drawn_rounds[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])

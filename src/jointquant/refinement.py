@@ -25,6 +25,7 @@ from jointquant.quantization.straight_through import passable
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.ranks import Ranks
 from jointquant.reference import Loss
+from jointquant.rounds import rounds
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.linear import InputPath, OnlineLinear
 from jointquant.settings import RefinementSettings
@@ -130,7 +131,7 @@ def refine(
     Returns:
         The weights by linear.
     """
-    draws = batches_of(states.num_windows, max(1, settings.batch_tokens // states.seqlen), batches)
+    draws = rounds(states.num_windows, max(1, settings.batch_tokens // states.seqlen), batches)
     with training(layer, architecture, rounded) as trained:
         for step in range(settings.steps):
             chosen = next(draws)
@@ -149,14 +150,6 @@ def mean_gradients(loss: Tensor, parameters: list[Tensor], share: float, ranks: 
         part = loss if share == 1 else loss * share
         gradients = torch.autograd.grad(part, parameters, materialize_grads=True)  # an expert may have no token
     return tuple(ranks.sum(gradient) for gradient in gradients)
-
-
-def batches_of(num_windows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Numbers of windows [size], without end: in a new order each round, none twice in it; a remainder is left out."""
-    size = min(size, num_windows)
-    while True:
-        order = torch.randperm(num_windows, generator=generator)
-        yield from order[: num_windows - num_windows % size].split(size)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from jointquant.reference import Reference
 from jointquant.refinement import refine
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
+from jointquant.runtime.kernels.selection import Mode, default_mode
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.seeds import generator
 from jointquant.settings import EmbeddingSettings, WeightSettings
@@ -238,7 +239,8 @@ def _install(layer: nn.Module, name: str, weight: QuantizedWeight) -> None:
     old = _linear(layer, name)
     path, site = (old.path, old.site) if isinstance(old, OnlineLinear) else (InputPath(), None)
     known = {buffer: getattr(old, buffer) for buffer in path.buffers(old.in_features)}
-    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path, known, site).eval())
+    mode: Mode = "integers" if default_mode() == "auto" else "reference"  # rows must not choose: ranks split them
+    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path, known, site, mode).eval())
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Linear:

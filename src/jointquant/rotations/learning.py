@@ -14,6 +14,7 @@ from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.objectives import Objective, whip
 from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
 from jointquant.rotations.shared import agreed, joined_heads, pooled_loss, pooled_turning, sharing
+from jointquant.rounds import rounds
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ def learn(
     batch_tokens, objective = training.batch_tokens, training.objective
     ranks = sharing(ranks, objective, min(batch_tokens, samples.shape[-2]))
 
-    def loss(rotation: Tensor, _: int) -> Tensor:
-        return pooled_loss(objective, scale * draw(samples, batch_tokens, generator), rotation, ranks)
+    batches = Batches(samples, scale, batch_tokens, generator)
 
-    lowered = Lowered(samples)
+    def loss(rotation: Tensor, _: int) -> Tensor:
+        return pooled_loss(objective, scale * batches.draw(), rotation, ranks)
 
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = draw(lowered.to(rotation.dtype), batch_tokens, generator)
-        return pooled_turning(objective, batch, (scale * rotation).to(rotation.dtype), ranks)
+        batch, left = batches.lowered(rotation.dtype)
+        factor = rotation if left is None else left * rotation
+        return pooled_turning(objective, batch, factor, ranks)
 
     units = torch.ones(())
     if objective is not whip:
@@ -125,26 +127,40 @@ def unit_scale(samples: Tensor) -> Tensor:
     return math.sqrt(samples.shape[-2] * samples.shape[-1]) / norm.clamp_min(torch.finfo(samples.dtype).tiny)
 
 
-class Lowered:
-    """Samples in the dtype that products ask for; the copy in another dtype than their own is made once and kept."""
+class Batches:
+    """A batch for each step, every token once a round; everything where that is no more than a batch.
 
-    def __init__(self, samples: Tensor) -> None:
-        self.samples = self.copy = samples
+    Args:
+        samples: [..., tokens, n].
+        scale: what they are to be multiplied by, [..., 1, 1].
+        batch_tokens: tokens of a batch.
+        generator: orders the tokens of each round.
+    """
 
-    def to(self, dtype: torch.dtype) -> Tensor:
-        """The samples in a dtype."""
-        if self.copy.dtype != dtype:
-            self.copy = self.samples.to(dtype)
-        return self.copy
+    def __init__(self, samples: Tensor, scale: Tensor, batch_tokens: int, generator: torch.Generator) -> None:
+        self.samples, self.scale = samples, scale
+        self.copy: Tensor | None = None
+        num_tokens = samples.shape[-2]
+        self.order = rounds(num_tokens, batch_tokens, generator) if num_tokens > batch_tokens else None
 
+    def draw(self) -> Tensor:
+        """[..., batch, n] of the samples as they are."""
+        return self._next_of(self.samples)
 
-def draw(samples: Tensor, batch_tokens: int, generator: torch.Generator) -> Tensor:
-    """A batch drawn without replacement: [..., batch, n]; everything when there is no more than a batch."""
-    num_tokens = samples.shape[-2]
-    if num_tokens <= batch_tokens:
-        return samples
-    chosen = torch.randperm(num_tokens, generator=generator)[:batch_tokens]
-    return samples.index_select(-2, chosen.to(samples.device))
+    def lowered(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """[..., batch, n] in a dtype, and what is left to multiply it by; None: nothing.
+
+        A copy of all samples in another dtype than their own is made once, scaled, and kept.
+        """
+        if dtype == self.samples.dtype:
+            return self.draw(), self.scale
+        if self.copy is None or self.copy.dtype != dtype:
+            self.copy = torch.empty_like(self.samples, dtype=dtype)
+            torch.mul(self.samples, self.scale, out=self.copy)
+        return self._next_of(self.copy), None
+
+    def _next_of(self, samples: Tensor) -> Tensor:
+        return samples if self.order is None else samples.index_select(-2, next(self.order).to(samples.device))
 
 
 def spread(samples: Tensor, batch_tokens: int) -> Tensor:

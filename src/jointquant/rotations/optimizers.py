@@ -204,7 +204,7 @@ def newton_schulz(problem: Problem, initial: Tensor, schedule: Schedule) -> Lear
     low = product_dtype(rotation)
     probe = torch.randn(initial.shape[-1], PROBES, generator=torch.Generator().manual_seed(0)).to(initial)
     losses, angles = [], []
-    before = rotation
+    before = torch.empty_like(rotation)
     for step in range(schedule.steps):
         factor = rotation.to(low)
         loss, product = problem.turning(factor, step)
@@ -213,13 +213,14 @@ def newton_schulz(problem: Problem, initial: Tensor, schedule: Schedule) -> Lear
         share = (1 - schedule.momentum) / mean_angle(direction).clamp_min(TINY)
         momentum.mul_(schedule.momentum).addcmul_(direction, share)
         rate = schedule.rate(step)
-        fastest, probe = fastest_plane(momentum, probe)
-        turn = (momentum * (rate * (LARGEST_PLANE_TURN / (rate * fastest)).clamp_max(1))).to(low)
-        update = factor @ second_order(turn, rate * fastest)
-        before, rotation = rotation, rotation + update
+        turn = momentum.to(low, copy=True)
+        fastest, probe = fastest_plane(turn, probe)
+        turn.mul_((rate * (LARGEST_PLANE_TURN / (rate * fastest)).clamp_max(1)).to(low))
+        update = (factor @ second_order(turn, rate * fastest)).to(rotation)  # sums of two dtypes are slow
+        before, rotation = rotation, torch.add(rotation, update, out=before)
         if (step + 1) % RETRACT_EVERY == 0:
             rotation = orthogonalized(rotation, LOOSELY, low)
-        angles.append(angle_of(torch.linalg.matrix_norm(update, dtype=momentum.dtype), rotation.shape[-1]))
+        angles.append(angle_of(torch.linalg.matrix_norm(update), rotation.shape[-1]))
         if schedule.settled(losses):
             break
     final = orthogonalized(double(orthogonalized(rotation, CLOSELY)), EXACTLY).cpu()
@@ -264,7 +265,7 @@ def fastest_plane(skew: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
         skew: A.
         probe: [n, k] at first, then [..., n, k] of the step before, whose A was much the same.
     """
-    image = skew @ probe
+    image = (skew @ probe.to(skew)).to(probe)
     length = torch.linalg.vector_norm(image, dim=-2, keepdim=True)  # [..., 1, k]
     angle = (length / torch.linalg.vector_norm(probe, dim=-2, keepdim=True)).amax(-1, keepdim=True)
     return angle.clamp_min(TINY), torch.where(length > 0, image / length.clamp_min(TINY), probe)

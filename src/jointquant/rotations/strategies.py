@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jointquant.errors import require
 from jointquant.ranks import ALONE, Ranks
-from jointquant.rotations.learning import Lowered, Training, draw, learn, spread, unit_scale, whip_units
+from jointquant.rotations.learning import Batches, Training, learn, spread, unit_scale, whip_units
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, Problem
 from jointquant.rotations.shared import agreed, joint_loss, joint_turning
@@ -91,15 +91,15 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
 
     ranks = task.ranks if len(samples) >= task.ranks.size else ALONE  # each takes whole layers
 
-    def loss(rotation: Tensor, _: int) -> Tensor:
-        batch = scale * draw(samples, share, task.generator)
-        return joint_loss(training.objective, weights, batch, rotation, ranks)
+    batches = Batches(samples, scale, share, task.generator)
 
-    lowered = Lowered(samples)
+    def loss(rotation: Tensor, _: int) -> Tensor:
+        return joint_loss(training.objective, weights, scale * batches.draw(), rotation, ranks)
 
     def closed(rotation: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        batch = draw(lowered.to(rotation.dtype), share, task.generator)
-        return joint_turning(training.objective, weights, batch, (scale * rotation).to(rotation.dtype), ranks)
+        batch, left = batches.lowered(rotation.dtype)
+        factor = rotation.expand(len(samples), -1, -1) if left is None else left * rotation
+        return joint_turning(training.objective, weights, batch, factor, ranks)
 
     units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
     return (agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks),)

@@ -170,10 +170,11 @@ class PackedLinear(nn.Module):
         path: InputPath,
         known: Mapping[str, Tensor],
         site: Site | None = None,
+        mode: Mode = "reference",
     ) -> PackedLinear:
-        """A linear that holds ``weight``, behind a path whose buffers are ``known``; it runs the reference."""
+        """A linear that holds ``weight``, behind a path whose buffers are ``known``."""
         out_features, in_features = weight.codes.shape
-        linear = cls(in_features, out_features, bias is not None, path, weight.fmt, weight.scale.dtype, site)
+        linear = cls(in_features, out_features, bias is not None, path, weight.fmt, weight.scale.dtype, site, mode)
         linear.weight_packed = pack(weight.codes, weight.fmt.num_bits)
         linear.weight_scale = weight.scale
         if weight.fmt.has_zero_point:

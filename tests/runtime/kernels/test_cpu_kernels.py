@@ -182,6 +182,27 @@ def test_what_is_refused_has_a_reason() -> None:
         assert any(words in reason for reason in found.values()) or not X86, found
 
 
+@pytest.mark.parametrize("rows", [1, 2, 500])
+def test_integers_are_chosen_whatever_the_number_of_rows(rows: int) -> None:
+    token = DynamicRange(IntFormat(4, False))
+    whole = linear_of(16, 64, IntFormat(4, True), InputPath(None, token))
+    assert choose(whole.problem(rows, torch.bfloat16), "integers").name == ("int8_product" if X86 else "reference")
+    for fmt, quantizer in ((IntFormat(4, True, 32), token), (IntFormat(4, True), None)):
+        other = linear_of(16, 64, fmt, InputPath(None, quantizer)).problem(rows, torch.float32)
+        assert choose(other, "integers").name == "reference"
+        assert "int8_product" in reasons(other, "integers")
+        assert reasons(other, "reference") == {}
+
+
+@pytest.mark.skipif(not X86, reason="oneDNN's product of integers is for x86")
+def test_a_token_has_the_same_product_whatever_runs_with_it() -> None:
+    linear = linear_of(1100, 64, IntFormat(4, True), InputPath(None, DynamicRange(IntFormat(4, False))))
+    linear.mode = "integers"
+    x = tokens(600, 64, torch.float32)
+    apart = torch.cat([linear(part) for part in x.split([1, 7, 592])])
+    assert torch.equal(linear(x), apart)
+
+
 def test_gradients_go_through_the_reference() -> None:
     linear = linear_of(16, 64, IntFormat(4, True), InputPath())
     linear.mode = "auto"
@@ -193,7 +214,7 @@ def test_gradients_go_through_the_reference() -> None:
 
 def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(selection.VARIABLE, "fastest")
-    with pytest.raises(InputError, match="expected one of auto, reference"):
+    with pytest.raises(InputError, match="expected one of auto, integers, reference"):
         selection.default_mode()
 
 

@@ -44,13 +44,13 @@ def kernel_choices(
     for name, linear in packed_linears(model):
         for count in rows:
             problem = linear.problem(count, kind)
-            why = {} if linear.mode == "reference" else reasons(problem)
-            found.append(KernelChoice(name, count, choose(problem, linear.mode).name, why))
+            chosen = choose(problem, linear.mode).name
+            found.append(KernelChoice(name, count, chosen, reasons(problem, linear.mode)))
     return found
 
 
 def use_kernels(model: nn.Module, mode: str) -> None:
-    """Let all packed linears of a model run the kernels of ``mode``, in place: auto or reference.
+    """Let all packed linears of a model run the kernels of ``mode``, in place: auto, integers or reference.
 
     Raises:
         InputError: another name.

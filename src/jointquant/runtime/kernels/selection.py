@@ -13,16 +13,21 @@ from jointquant.runtime.kernels.int8_product import Int8Product
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.reference import Reference
 
-Mode = Literal["auto", "reference"]
+Mode = Literal["auto", "integers", "reference"]
 VARIABLE = "JOINTQUANT_KERNELS"
 
 REFERENCE: Kernel = Reference()
-KERNELS: tuple[Kernel, ...] = (Int4Rows(), Int8Product(), Int4Expanded(), Int4Triton(), REFERENCE)
+INTEGERS: Kernel = Int8Product()
+KERNELS: tuple[Kernel, ...] = (Int4Rows(), INTEGERS, Int4Expanded(), Int4Triton(), REFERENCE)
 """In the order in which they are asked."""
+ASKED: dict[Mode, tuple[Kernel, ...]] = {"auto": KERNELS, "integers": (INTEGERS, REFERENCE), "reference": (REFERENCE,)}
+"""The same, by mode. The sums of ``integers`` are exact: a token's results do not depend on how many run with it."""
 
 
 def mode_named(name: str) -> Mode:
-    """``auto`` (the first kernel that does a problem) or ``reference``. Raises InputError for another name."""
+    """``auto`` (the first kernel that does a problem), ``integers`` (products of integers, else the reference) or
+    ``reference``. Raises InputError for another name.
+    """
     for mode in get_args(Mode):
         if name == mode:
             return mode
@@ -37,15 +42,15 @@ def default_mode() -> Mode:
 
 def choose(problem: Problem, mode: Mode = "auto") -> Kernel:
     """The kernel for a problem."""
-    if mode == "reference" or problem.differentiable:
+    if problem.differentiable:
         return REFERENCE
-    return next(kernel for kernel in KERNELS if kernel.refusal(problem) is None)
+    return next(kernel for kernel in ASKED[mode] if kernel.refusal(problem) is None)
 
 
-def reasons(problem: Problem) -> dict[str, str]:
+def reasons(problem: Problem, mode: Mode = "auto") -> dict[str, str]:
     """Why each kernel before the chosen one does not do a problem, by its name."""
     found: dict[str, str] = {}
-    for kernel in KERNELS:
+    for kernel in ASKED[mode]:
         reason = kernel.refusal(problem)
         if reason is None:
             break
