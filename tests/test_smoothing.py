@@ -17,8 +17,7 @@ from jointquant.models.stream import Place, open_stream, run_layer
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Silent
 from jointquant.propagation import watching
-from jointquant.quantization.ranges import ChannelBounds
-from jointquant.quantization.smoothing import smoothing_scales
+from jointquant.quantization.smoothing import MEASURES, smoothing_scales
 from jointquant.rotations.bundle import Rotations
 from jointquant.routing import experts_of
 from jointquant.workspace import Workspace
@@ -33,14 +32,15 @@ def calibrated(family: str, *changes: str):
     return stream, calibrate(stream, recipe, WINDOWS, Workspace(PLACE), Silent())
 
 
-def largest(stream, rotations: Rotations) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of layer 0, once its sites are scaled: max|X_j| and max|W_j| by site."""
+def measured(stream, rotations: Rotations, measure: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of layer 0, once its sites are scaled: |X_j| and |W_j| by site."""
     layer = stream.layer(0, PLACE)
     fuse_norms(layer, stream.architecture)
     scale_sites(layer, stream.architecture, rotations.scales_of(0))
     frontend = stream.frontend(PLACE)
     sites = stream.architecture_of(0).whole_sites
-    seen = {site.name: ChannelBounds() for site in sites}
+    known = MEASURES[measure]
+    seen = {site.name: known.inputs() for site in sites}
     observers = {site.readers[0]: seen[site.name].update for site in sites}
     experts = experts_of(layer)
     if experts is not None:  # with as few windows, none of them sees enough of its own
@@ -49,27 +49,28 @@ def largest(stream, rotations: Rotations) -> dict[str, tuple[Tensor, Tensor]]:
         run_layer(layer, frontend.hidden_states(WINDOWS), frontend.layer_arguments(WINDOWS)[0])
     return {
         site.name: (
-            seen[site.name].largest(),
-            torch.stack([layer.get_submodule(name).weight.abs().amax(0) for name in site.linears]).amax(0),
+            seen[site.name].sizes(),
+            known.norm(torch.cat([layer.get_submodule(name).weight for name in site.linears]), 0),
         )
         for site in sites
     }
 
 
-def per_group(x: Tensor, stream) -> Tensor:
-    return x.unflatten(0, (stream.num_key_value_heads, -1, stream.head_dim)).amax(1).flatten()
+def per_group(x: Tensor, stream, measure: str) -> Tensor:
+    heads = x.unflatten(0, (stream.num_key_value_heads, -1, stream.head_dim))
+    return (heads.amax(1) if measure == "max" else heads.square().sum(1).sqrt()).flatten()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("alpha", [0.5, 0.8])
-def test_channel_maxima_move_as_the_formula_says(family: str, alpha: float) -> None:
-    """s splits max|X_j| · max|W_j| =: P, which no scale changes, into P^(1−α) and P^α."""
-    stream, rotations = calibrated(family, f"smoothing.alpha={alpha}")
+@pytest.mark.parametrize(("alpha", "measure"), [(0.5, "max"), (0.8, "max"), (0.5, "rms")])
+def test_channel_sizes_move_as_the_formula_says(family: str, alpha: float, measure: str) -> None:
+    """s splits |X_j| · |W_j| =: P, which no scale changes, into P^(1−α) and P^α."""
+    stream, rotations = calibrated(family, f"smoothing={{alpha: {alpha}, measure: {measure}}}")
     sites = {site.partition(".")[0] for site in rotations.scales_of(0)}
     assert sites == {"attn_in", "o_in", "mlp_in", "down_in"}
-    for name, (x, w) in largest(stream, rotations).items():
+    for name, (x, w) in measured(stream, rotations, measure).items():
         if name == "o_in":
-            x, w = per_group(x, stream), per_group(w, stream)
+            x, w = per_group(x, stream, measure), per_group(w, stream, measure)
         product = x * w
         alive = product > 0
         torch.testing.assert_close(x[alive], product[alive] ** (1 - alpha), rtol=1e-6, atol=0)
@@ -87,6 +88,28 @@ def test_dead_channels_keep_the_scale_one() -> None:
     torch.testing.assert_close(scales, torch.tensor([1.0, 1.0, 1.5], dtype=torch.float64))
 
 
+def test_root_mean_squares_make_the_least_noise_behind_a_rotation() -> None:
+    """Σ E[x²]/s² · Σ s²‖w‖², the noise that readers see where it is spread evenly: any other s makes more."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 24, generator=generator) * torch.logspace(-2, 2, 24)
+    w = torch.randn(8, 24, generator=generator) * torch.rand(24, generator=generator)
+    power = MEASURES["rms"].inputs()
+    power.update(x[:200])
+    power.update(x[200:])
+    weights = MEASURES["rms"].norm(w, 0)
+    torch.testing.assert_close(power.sizes(), x.double().square().mean(0).sqrt(), rtol=1e-6, atol=0)
+
+    def noise(s: Tensor) -> float:
+        return float((x.double() / s).square().mean(0).sum() * (w.double() * s).square().sum())
+
+    best = smoothing_scales(power.sizes(), weights, 0.5)
+    least = noise(best)
+    assert least < 0.7 * noise(torch.ones(24, dtype=torch.float64))
+    for seed in range(20):
+        other = best * torch.rand(24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).add(0.5)
+        assert noise(other) > least
+
+
 def test_r2_is_learned_on_smoothed_values() -> None:
     learned = ["rotations.r2.kind=learned", "rotations.r2.steps=5"]
     _, plain = calibrated("llama", *learned)
@@ -97,7 +120,7 @@ def test_r2_is_learned_on_smoothed_values() -> None:
 def test_smoothing_is_named_in_the_artifact(tmp_path: Path, tokenizer) -> None:
     recipe = jointquant.load_recipe("fp16", small("smoothing.alpha=0.5", *possible("llama")))
     result = jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
-    assert result.transforms["smoothing"] == "alpha 0.5, merged, at attn_in, down_in, mlp_in, o_in"
+    assert result.transforms["smoothing"] == "alpha 0.5, max, merged, at attn_in, down_in, mlp_in, o_in"
 
 
 def test_a_function_that_no_scale_passes_is_refused(tmp_path: Path, tokenizer) -> None:

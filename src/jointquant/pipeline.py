@@ -311,7 +311,7 @@ def describe_transforms(
         words["r2"] += f", {HadamardTransform.of_size(rotations.r2[0].shape[-1]).describe()}"
     if rotations.scales:
         sites = ", ".join(sorted(rotations.scales[0]))
-        words["smoothing"] = f"alpha {recipe.smoothing.alpha:g}, merged, at {sites}"
+        words["smoothing"] = f"alpha {recipe.smoothing.alpha:g}, {recipe.smoothing.measure}, merged, at {sites}"
     words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
     if online.keys is not None:
         words |= describe_keys(recipe, online.keys)

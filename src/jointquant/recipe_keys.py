@@ -49,6 +49,7 @@ MEANINGS = {
     "activations.strategy": "what shares a range",
     "*.clip_ratio": "the range is cut to this share; `search` (activations) finds it for each site",
     "smoothing.alpha": "SmoothQuant's share of the outliers that moves into the weights; null: off",
+    "smoothing.measure": "how large channels are: `max`, SmoothQuant's, or `rms`, for sites that are then rotated",
     "activations.centring": "quantize x − μ, the mean input on the calibration set, and add W μ to the bias",
     "kv_cache.centring": "take the calibrated mean from keys, from values, or both; exact",
     "kv_cache.balancing": "a basis in which queries and keys have alike channels, or alike covariances; online, exact",

@@ -212,3 +212,4 @@ class SmoothingSettings(Settings):
     """SmoothQuant: the share α of the activations' outliers that moves into the weights; null: off."""
 
     alpha: float | None = Field(default=None, ge=0, le=1)
+    measure: Literal["max", "rms"] = "max"

@@ -1,9 +1,10 @@
-"""Pass 1, SmoothQuant: the largest activations of each layer's sites become the scales that its channels get."""
+"""Pass 1, SmoothQuant: how large the channels of each layer's sites are becomes the scales that they get."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 
+import torch
 from torch import Tensor, nn
 
 from jointquant.devices import double
@@ -12,11 +13,11 @@ from jointquant.models.architecture import Architecture, LinearSlice, Site
 from jointquant.models.stream import LayerArguments, ModelStream
 from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers
-from jointquant.quantization.ranges import ChannelBounds
-from jointquant.quantization.smoothing import shared_within_groups, smoothing_scales
+from jointquant.quantization.smoothing import MEASURES, Sizes, smoothing_scales
 from jointquant.ranks import ALONE, Ranks
 from jointquant.recipe import Recipe
 from jointquant.routing import all_tokens_for, routed_tokens, starved
+from jointquant.settings import SmoothingSettings
 
 
 class Smoother:
@@ -28,10 +29,12 @@ class Smoother:
         layers: of each layer that has run, the scales by site, as ``models.scaling`` takes them.
     """
 
-    def __init__(self, stream: ModelStream, alpha: float, rotated: bool, ranks: Ranks = ALONE) -> None:
-        self.stream, self.alpha, self.rotated, self.ranks = stream, alpha, rotated, ranks
+    def __init__(self, stream: ModelStream, settings: SmoothingSettings, rotated: bool, ranks: Ranks = ALONE) -> None:
+        assert settings.alpha is not None
+        self.alpha, self.measure = settings.alpha, MEASURES[settings.measure]
+        self.stream, self.rotated, self.ranks = stream, rotated, ranks
         self.layers: list[dict[str, Tensor]] = []
-        self.bounds: dict[str, ChannelBounds] = {}
+        self.sizes: dict[str, Sizes] = {}
         self.layer: nn.Module | None = None
 
     @classmethod
@@ -39,7 +42,7 @@ class Smoother:
         """What the recipe's smoothing needs; None where it is off."""
         if recipe.smoothing.alpha is None:
             return None
-        return cls(stream, recipe.smoothing.alpha, recipe.rotations.r1.kind != "none", ranks)
+        return cls(stream, recipe.smoothing, recipe.rotations.r1.kind != "none", ranks)
 
     @property
     def architecture(self) -> Architecture:
@@ -53,7 +56,7 @@ class Smoother:
 
     def observers(self) -> Observers:
         """At the first reader of each site."""
-        return {site.readers[0]: self.bounds[site.name].update for site in self.sites}
+        return {site.readers[0]: self.sizes[site.name].update for site in self.sites}
 
     def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
         """Forget the last layer; experts that see too few tokens read all of them until this one has run."""
@@ -65,18 +68,18 @@ class Smoother:
         self.fed: dict[str, list[tuple[LinearSlice, str]]] = {}
         for part, reader in fed:
             self.fed.setdefault(part.linear, []).append((part, names[reader]))
-        self.bounds = {site.name: ChannelBounds() for site in self.sites}
+        self.sizes = {site.name: self.measure.inputs() for site in self.sites}
 
     def after(self, index: int) -> None:
         """Choose the layer's scales, those that divide rows of a later site's readers first."""
         self.open.close()
         scales: dict[str, Tensor] = {}
         for site in sorted(self.sites, key=lambda site: site.norm is not None):
-            self.bounds[site.name].share(self.ranks)
-            activations, weights = self.bounds[site.name].largest().cpu(), self.largest_weights(site, scales).cpu()
+            self.sizes[site.name].share(self.ranks)
+            activations, weights = self.sizes[site.name].sizes().cpu(), self.weights_of(site, scales).cpu()
             if self.stream.architecture.output in site.linears:
-                heads = self.stream.num_key_value_heads, self.stream.head_dim
-                activations, weights = (shared_within_groups(x, *heads) for x in (activations, weights))
+                groups = self.stream.num_key_value_heads, -1, self.stream.head_dim
+                activations, weights = (self.measure.norm(x.unflatten(0, groups), 1) for x in (activations, weights))
             scales[site.name] = smoothing_scales(activations, weights, self.alpha)
         self.layers.append(scales)
         self.layer = None
@@ -93,18 +96,16 @@ class Smoother:
         """The scales of the layers so far."""
         self.layers = list(records)
 
-    def largest_weights(self, site: Site, scales: dict[str, Tensor]) -> Tensor:
-        """max|W_j| [in] over the site's readers, whose rows ``scales`` divide where they feed a site of those."""
+    def weights_of(self, site: Site, scales: dict[str, Tensor]) -> Tensor:
+        """|W_j| [in] over the site's readers, whose rows ``scales`` divide where they feed a site of those."""
         assert self.layer is not None
-        largest: Tensor | None = None
+        found: list[Tensor] = []
         for name in site.linears:
-            rows = double(linear_weight(self.layer.get_submodule(name))).abs()  # [out, in]
+            rows = double(linear_weight(self.layer.get_submodule(name)))  # [out, in]
             for part, scale in self._dividing(name, scales):
                 rows[part] /= scale.to(rows).unsqueeze(1)
-            of_linear = rows.amax(0)
-            largest = of_linear if largest is None else largest.maximum(of_linear)
-        assert largest is not None
-        return largest
+            found.append(self.measure.norm(rows, 0))
+        return self.measure.norm(torch.stack(found), 0)
 
     def _dividing(self, linear: str, scales: dict[str, Tensor]) -> list[tuple[slice, Tensor]]:
         """The rows of ``linear`` that are divided, and by what."""

@@ -36,7 +36,7 @@ def test_static_ranges_cover_what_was_seen(symmetric: bool) -> None:
     bounds = ChannelBounds()
     for part in x.split(10):
         bounds.update(part)
-    assert torch.equal(bounds.largest(), x.abs().amax(0))
+    assert torch.equal(bounds.sizes(), x.abs().amax(0))
     fmt = IntFormat(8, symmetric)
     channel, tensor = StaticRange(fmt, "channel"), StaticRange(fmt, "tensor")
     per_channel = channel.found(*bounds.bounds(), 1.0)

@@ -169,7 +169,7 @@ class ChannelBounds:
             raise ValueError("the bounds must be finite, got NaN or infinity: the calibration activations overflowed")
         return self.low, self.high
 
-    def largest(self) -> Tensor:
+    def sizes(self) -> Tensor:
         """max|xⱼ| [n]. Raises as ``bounds`` does."""
         low, high = self.bounds()
         return torch.maximum(-low, high)
