@@ -5,13 +5,15 @@
     python benchmarks/accuracy.py models MODEL TEXT.txt
     python benchmarks/accuracy.py texts MODEL CALIBRATION.txt TEXT.txt...
     python benchmarks/accuracy.py sites MODEL TEXT.txt
+    python benchmarks/accuracy.py smoothing MODEL TEXT.txt --seeds 6
     python benchmarks/accuracy.py weights MODEL TEXT.txt --peer-python PYTHON
 
 MODEL is the stories260k checkpoint, TEXT a TinyStories sample whose first 150,000 characters calibrate (64 windows of
 256 tokens) and whose rest tests. ``models`` also measures the embedded model, and MODEL with its residual stream turned
 onto its principal axes: the same function, with outlier channels. ``texts`` calibrates on one text and tests on others.
-``sites`` quantizes inputs alone, those of the embedded model: all, or all but those of one site. ``weights`` is W4A16
-alone, beside auto-round in the environment of PYTHON. Writes benchmarks/results/accuracy_<part>.json after every row.
+``sites`` quantizes inputs alone, those of the embedded model: all, or all but those of one site. ``smoothing`` is the
+default presets with scales before the rotations. ``weights`` is W4A16 alone, beside auto-round in the environment of
+PYTHON. Writes benchmarks/results/accuracy_<part>.json after every row.
 """
 
 from __future__ import annotations
@@ -68,6 +70,12 @@ SITES = {
 
 ATTENTION = 'overrides=[{modules: "*.mlp.*", weights: {num_bits: 16}}]'
 """Leaves out what auto-round leaves out of a model whose MLP has 172 channels."""
+
+SMOOTHINGS = {
+    "none": "smoothing.alpha=null",
+    "largest values": "smoothing={alpha: 0.5, measure: max}",
+    "root mean squares": "smoothing={alpha: 0.5, measure: rms}",
+}
 
 WEIGHTS = (
     ("all linears", "gptq", ("activations.num_bits=16", "kv_cache.num_bits=16")),
@@ -231,6 +239,15 @@ def sites(bench: Bench, model: str, given: list[Path]) -> None:
         bench.measure({HELDOUT_TEXT: {"what": what, "fp": fp}}, EMBEDDED, "w4a4kv16", changes, CALIBRATION_TEXT)
 
 
+def smoothing(bench: Bench, model: str, given: list[Path]) -> None:
+    """The default presets with SmoothQuant's scales, its own and those for what is rotated afterwards."""
+    calibration, test = split(given[0], bench.folder)
+    fp = f"{bench.reference(model, test):.3f}"
+    for preset in ("w4a4kv16", "w4a4kv4"):
+        for what, change in SMOOTHINGS.items():
+            bench.measure({test: {"what": what, "fp": fp}}, model, preset, (change,), calibration)
+
+
 def weights(bench: Bench, model: str, given: list[Path]) -> None:
     """W4A16 per channel beside auto-round, of all linears and of those alone that auto-round quantizes."""
     calibration, test = split(given[0], bench.folder)
@@ -246,6 +263,7 @@ PARTS = {
     "models": models,
     "texts": texts,
     "sites": sites,
+    "smoothing": smoothing,
     "weights": weights,
 }
 

@@ -298,6 +298,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy_models": accuracy,
     "accuracy_texts": accuracy,
     "accuracy_sites": accuracy,
+    "accuracy_smoothing": accuracy,
     "accuracy_weights": accuracy,
     "inner_rotations": inner_rotations,
     "plans": plans,
