@@ -239,7 +239,7 @@ def _install(layer: nn.Module, name: str, weight: QuantizedWeight) -> None:
     old = _linear(layer, name)
     path, site = (old.path, old.site) if isinstance(old, OnlineLinear) else (InputPath(), None)
     known = {buffer: getattr(old, buffer) for buffer in path.buffers(old.in_features)}
-    mode: Mode = "integers" if default_mode() == "auto" else "reference"  # rows must not choose: ranks split them
+    mode: Mode = "reference" if default_mode() == "reference" else "integers"  # not by rows: ranks split them
     layer.set_submodule(name, PackedLinear.of(weight, old.bias, path, known, site, mode).eval())
 
 
