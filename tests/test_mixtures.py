@@ -18,11 +18,12 @@ from jointquant.pipeline import assemble
 from jointquant.progress import Silent
 from jointquant.propagation import embed
 from jointquant.rotations.bundle import Rotations
-from jointquant.rounding import observe_hessians
+from jointquant.rounding import hessians_of
 from jointquant.rounding_pass import prepare, starved_experts
 from jointquant.routing import FEWEST, all_tokens_for, routed_tokens, starved
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.loading import load_tokenizer
+from jointquant.site_order import run_to, stages_of
 from jointquant.workspace import Workspace
 from models.test_mixtures import MIXTURES
 
@@ -58,8 +59,13 @@ def test_hessians_are_those_of_the_tokens_that_arrive(family: str) -> None:
     layer, index, assembly, states, arguments = first_mixture(make_model(family), recipe)
     counts = routed_tokens(layer, states, arguments)
     few = {0: 0}
+    width = layer.get_submodule("self_attn.o_proj").in_features
+    sums, attended = {}, Workspace(PLACE).states(WINDOWS, width)
     with all_tokens_for(layer, few):
-        sums = observe_hessians(layer, index, assembly, states, arguments)
+        for stage in stages_of(assembly.layers[index]):
+            found, observers = hessians_of(layer, index, stage.sites, assembly, states)
+            run_to(stage, layer, assembly.layers[index], observers, states, attended, arguments)
+            sums |= found
     for number, count in enumerate(counts.tolist()):
         seen = WINDOWS.numel() if number in few else count
         for site in ("mlp_in", "down_in"):

@@ -20,7 +20,7 @@ from jointquant.errors import InputError
 from jointquant.journal import partial_folder
 from jointquant.memory import bytes_of_size, words
 from jointquant.needs import Job
-from jointquant.plan import Budget, Choice, make_plan, plan_of, shortages
+from jointquant.plan import Budget, Choice, choices, make_plan, plan_of, shortages
 from jointquant.planning import free_disk
 from jointquant.shape import shape_of
 
@@ -81,19 +81,20 @@ def test_a_plan_fits_or_is_refused(host: int, device: int, where: torch.device) 
     try:
         plan = make_plan(SEVEN[where], budget)
     except InputError:
-        assert shortages(plan_of(SEVEN[where], Choice("disk", 2048), budget))
+        assert shortages(plan_of(SEVEN[where], Choice("disk", 512), budget))
     else:
         assert plan.host_peak <= host
         assert where == HOST or plan.device_peak <= device
 
 
 def test_states_leave_memory_before_batches_shrink() -> None:
-    whole = make_plan(SEVEN[HOST], Budget())
-    spilled = make_plan(SEVEN[HOST], Budget(whole.host_peak - 1))
+    job = replace(SEVEN[HOST], seqlen=256)
+    whole = make_plan(job, Budget())
+    spilled = make_plan(job, Budget(whole.host_peak - 1))
     assert (whole.choice.storage, spilled.choice.storage) == ("device", "disk")
-    assert spilled.choice.batch_tokens == whole.choice.batch_tokens == 4096
-    small_batches = make_plan(SEVEN[HOST], Budget(spilled.host_peak - 1))
-    assert small_batches.choice == Choice("disk", 2048)
+    assert spilled.choice.batch_tokens == whole.choice.batch_tokens == 1024
+    order = [("device", 1024), ("disk", 1024), ("disk", 512), ("disk", 256)]
+    assert [(choice.storage, choice.batch_tokens) for choice in choices(job, None)] == order
 
 
 def test_what_would_fit_fits() -> None:
@@ -106,7 +107,7 @@ def test_what_would_fit_fits() -> None:
 
 def test_hessians_that_do_not_fit() -> None:
     wide = job(intermediate_size=28672)
-    budget = Budget(plan_of(wide, Choice("disk", 2048), Budget()).host_peak - 1)
+    budget = Budget(plan_of(wide, Choice("disk", 512), Budget()).host_peak - 1)
     with pytest.raises(InputError, match=r"a larger budget, or --set weights\.method=rtn"):
         make_plan(wide, budget)
 
@@ -191,6 +192,6 @@ def test_what_an_unfinished_run_wrote_is_its_own_room(tmp_path: Path) -> None:
 
 def test_refinement_that_does_not_fit() -> None:
     refined = job(recipe="w4a4kv4")
-    budget = Budget(plan_of(refined, Choice("disk", 2048), Budget()).host_peak - 1)
+    budget = Budget(plan_of(refined, Choice("disk", 512), Budget()).host_peak - 1)
     with pytest.raises(InputError, match=r"a larger budget, or --set refinement\.steps=0"):
         make_plan(refined, budget)

@@ -211,6 +211,13 @@ def elements_in_cache(device: torch.device) -> int:
     return 2**18 if device.type == "cpu" else elements_at_once(device)
 
 
+def tokens_at_once(device: torch.device) -> int:
+    """Tokens that run through a layer at once, unless memory is too small for them: their activations stay in caches,
+    or on accelerators keep all units busy.
+    """
+    return 2**10 if device.type == "cpu" else 2**12
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was told to."""
     if device.type != "cpu":

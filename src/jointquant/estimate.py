@@ -12,7 +12,8 @@ from jointquant.devices import synchronize
 from jointquant.needs import Job
 from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
 from jointquant.ranks import Ranks
-from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
+from jointquant.recipe import LearnedResidualRotation, LearnedRotation
+from jointquant.site_order import stage_of
 
 SECONDS_PER_MEASUREMENT = 0.1
 PASSES_PER_RATIO = 12
@@ -74,17 +75,25 @@ def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
         "calibrate": shape.num_layers * (part * (forward + states) + read) if walked else 0.0,
         "learn": _learning(job, speed),
         "quantize": shape.num_layers
-        * (_runs(recipe) * forward + read + states + _merging(job, speed) + _rounding(job, speed))
+        * (_runs(job) * forward + read + states + _merging(job, speed) + _rounding(job, speed))
         + _refining(job, speed),
     }
 
 
-def _runs(recipe: Recipe) -> int:
-    """How often a layer runs over all windows: for what is asked of it and on to the next, or not at all."""
+def _runs(job: Job) -> float:
+    """How often a layer runs over all windows: for what is asked of it and on to the next, or not at all.
+
+    For Hessians alone, what stands before the down projections runs once more.
+    """
+    recipe, shape = job.recipe, job.shape
     cache = recipe.kv_cache.centring != "none" or recipe.kv_cache.balancing != "none"
     cache |= isinstance(recipe.rotations.r3, LearnedRotation)
-    asked = recipe.weights.reads_inputs or recipe.activations.calibrated or recipe.head.reads_inputs
-    return 2 if asked or cache or recipe.refinement.steps > 0 else 0
+    if recipe.activations.calibrated or cache or recipe.refinement.steps > 0:
+        return 2
+    if not recipe.weights.reads_inputs:
+        return 1 if recipe.head.reads_inputs else 0
+    before = [s.share * s.in_features * s.out_features for s in shape.sites if stage_of(s.name) == "mlp_in"]
+    return 1 + sum(before) / shape.active
 
 
 def _learning(job: Job, speed: Speed) -> float:
@@ -120,21 +129,26 @@ def _refining(job: Job, speed: Speed) -> float:
 
 
 def _rounding(job: Job, speed: Speed) -> float:
-    """Hessians of a layer, which all ranks add to; by site, which ranks share out, factors, updates and columns."""
+    """Hessians of a layer, which all ranks add to; factors, updates and columns, which ranks share out by site."""
     weights = job.recipe.weights
     if not weights.enabled:
         return 0.0
     ratios = len(COARSE_RATIOS + FINE_STEPS) if weights.clip == "mse" else 1
-    shared, of_sites = 0.0, []
+    shared, stages = 0.0, dict[str, list[float]]()
     for site in job.shape.sites:
         size = site.in_features
         seconds = ratios * PASSES_PER_RATIO * 4 * size * site.out_features / speed.bandwidth
         if weights.method == "gptq":
             shared += 2.0 * site.share * job.tokens * size**2 / speed.float32
             seconds += (2.0 * size**3 + 2.0 * site.out_features * size**2) / speed.float32 + size * speed.column
-        of_sites.append(seconds)
-    owners = Ranks(size=job.ranks).share_out(of_sites)
-    return shared + max(sum(s for s, o in zip(of_sites, owners, strict=True) if o == rank) for rank in set(owners))
+        stages.setdefault(stage_of(site.name), []).append(seconds)
+    return shared + sum(_longest(of_sites, job.ranks) for of_sites in stages.values())
+
+
+def _longest(of_sites: list[float], ranks: int) -> float:
+    """What the busiest of the ranks has to do that share out some sites."""
+    owners = Ranks(size=ranks).share_out(of_sites)
+    return max(sum(s for s, o in zip(of_sites, owners, strict=True) if o == rank) for rank in set(owners))
 
 
 def _products(device: torch.device, dtype: torch.dtype, size: int) -> float:

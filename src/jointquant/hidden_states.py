@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from jointquant.devices import tokens_at_once
 from jointquant.ranks import ALONE, Ranks
 from jointquant.stores import HeldStates, Share, Store
 
-TOKENS_PER_BATCH = 4096
-"""Tokens that run through a layer at once, unless memory is too small for them."""
 
-
-def micro_batch(seqlen: int, tokens: int = TOKENS_PER_BATCH) -> int:
-    """Windows that run at once."""
+def micro_batch(seqlen: int, tokens: int) -> int:
+    """Windows that run at once, where ``tokens`` do; one at least."""
     return max(1, tokens // seqlen)
 
 
@@ -44,7 +42,7 @@ class HiddenStates:
     @classmethod
     def held(cls, states: Tensor, batch_windows: int | None = None) -> HiddenStates:
         """States [windows, T, hidden] that stay in memory, where they are."""
-        batch_windows = batch_windows or micro_batch(states.shape[1])
+        batch_windows = batch_windows or micro_batch(states.shape[1], tokens_at_once(states.device))
         return cls(HeldStates(states), len(states), batch_windows, states.device)
 
     def parts(self) -> Iterator[tuple[range, range]]:

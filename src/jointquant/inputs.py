@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.hidden_states import HiddenStates
+from jointquant.models.architecture import Architecture
 from jointquant.models.stream import LayerArguments
 from jointquant.models.transforms import linear_bias, set_bias
-from jointquant.propagation import observe, unread, watching
+from jointquant.propagation import observe, watching
 from jointquant.quantization.ranges import (
     CLIP_RATIO,
     ChannelBounds,
@@ -26,6 +27,7 @@ from jointquant.rotations import merging
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.linear import InputPath, OnlineLinear
 from jointquant.settings import ActivationSettings
+from jointquant.stand_ins import unread
 
 SEARCHED = 4
 """A clip ratio is searched on one token of so many: it is one number, and there are thousands of them."""
@@ -87,7 +89,7 @@ def calibrate_inputs(
     centred = [reading for reading in readings if reading.path.centred]
     for reading in centred:
         reading.mean = ChannelMean()
-    watch = partial(_watch, layer, assembly.layers[index].downs, states, arguments)
+    watch = partial(_watch, layer, assembly.layers[index], states, arguments)
     watch({r.name: _arriving(r, r.mean.update) for r in centred if r.mean})
     for reading in centred:
         assert reading.mean is not None
@@ -146,14 +148,14 @@ def centre_inputs(linears: list[OnlineLinear], mean: Tensor) -> None:
 
 def _watch(
     layer: nn.Module,
-    last: tuple[str, ...],
+    architecture: Architecture,
     states: HiddenStates,
     arguments: LayerArguments,
     observers: dict[str, Callable[[Tensor], None]],
 ) -> None:
-    """Run the layer, where there are observers; what the ``last`` linears make of their inputs, none of them sees."""
+    """Run the layer, where there are observers; what the last linears make of their inputs, none of them sees."""
     if observers:
-        with unread(layer, last), watching(layer, observers):
+        with unread(layer, architecture, architecture.downs), watching(layer, observers):
             observe(layer, states, arguments)
 
 

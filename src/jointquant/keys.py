@@ -16,7 +16,7 @@ from jointquant.learners import training_of
 from jointquant.models.architecture import Architecture
 from jointquant.models.stream import LayerArguments
 from jointquant.models.transforms import linear_bias, linear_weight, set_bias
-from jointquant.propagation import observe, unread
+from jointquant.propagation import observe
 from jointquant.quantization.balancing import BALANCINGS
 from jointquant.quantization.ranges import ChannelMean
 from jointquant.ranks import ALONE, Ranks
@@ -30,6 +30,7 @@ from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.key_basis import KEY_BASIS, KEY_MEAN, QUERY_BASIS
 from jointquant.runtime.linear import InputPath, OnlineLinear
 from jointquant.seeds import generator
+from jointquant.stand_ins import unread
 
 
 @torch.no_grad()
@@ -56,7 +57,8 @@ def calibrate_cache(
     seen = CacheSums(share, generator(recipe.calibration.seed, f"r3 sample {index}"), states.ranks)
     seen.sample.expect(states.token_parts())
     behind = [site.linears for site in assembly.layers[index].sites if value not in site.linears]
-    with unread(layer, chain.from_iterable(behind)), plain_inputs(layer), seen_by(attention, seen):
+    unused = unread(layer, assembly.layers[index], chain.from_iterable(behind))
+    with unused, plain_inputs(layer), seen_by(attention, seen):
         observe(layer, states, arguments)
     seen.share()
     if basis is not None:

@@ -13,6 +13,7 @@ import torch
 from jointquant.devices import elements_at_once
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
 from jointquant.shape import ModelShape
+from jointquant.site_order import stage_of
 
 FLOAT = 4
 DOUBLE = 8
@@ -70,9 +71,13 @@ class Job:
 
     @property
     def states(self) -> int:
-        """Bytes of the hidden states of all windows; where rounding is refined, of the unquantized model's too."""
-        copies = 2 if self.refined else 1
-        return copies * self.tokens * self.shape.hidden_size * self.dtype.itemsize
+        """Bytes of the hidden states of all windows; where rounding is refined, of the unquantized model's too; with
+        GPTQ, of what a layer's attention hands on.
+        """
+        channels = (2 if self.refined else 1) * self.shape.hidden_size
+        if hessian_bytes(self):
+            channels += attended_size(self.shape)
+        return self.tokens * channels * self.dtype.itemsize
 
     @property
     def refined(self) -> bool:
@@ -115,19 +120,22 @@ def phases_of(job: Job, batch: int) -> Iterator[Needs]:
         yield Needs("calibrate a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | samples, ahead)
         yield Needs("learn R1", learning_bytes(job) | samples, {})
     hessians = hessian_bytes(job)
+    at_once = max((sum(stage.values()) for stage in hessians.values()), default=0)
+    largest = max((max(stage.values()) for stage in hessians.values()), default=0)
     quantized = (QUANTIZED_ACTIVATIONS if recipe.activations.enabled else LAYER_ACTIVATIONS) * activation
-    sums = {"Hessians": sum(hessians)} if hessians else {}
+    sums = {"Hessians": at_once} if hessians else {}
     if hessians and job.ranks > 1:  # a rank keeps its inputs until the Hessians come by
         bytes_of_one = 1 if recipe.activations.enabled else width
         tokens = job.tokens * bytes_of_one
-        sums |= {"inputs": round(tokens * sum(site.share * site.in_features for site in shape.sites))}
+        widths = {name: [s.share * s.in_features for s in shape.sites if stage_of(s.name) == name] for name in hessians}
+        sums |= {"inputs": round(tokens * max(sum(stage) for stage in widths.values()))}
     yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(job), ahead)
     part = min(elements_at_once(job.device), max(site.in_features * site.out_features for site in shape.sites))
     rounding = {"rounding": ROUNDING_COPIES * part * FLOAT}
     if hessians:
-        factor = {"Hessians": sum(hessians), "factor": FACTOR_COPIES * max(hessians)}
+        factor = {"Hessians": at_once, "factor": FACTOR_COPIES * largest}
         yield Needs("factorise", layer | factor | rotation_bytes(job), ahead)
-        rounding |= {"Hessians": sum(hessians), "factor": max(hessians)}
+        rounding |= {"Hessians": at_once, "factor": largest}
     yield Needs("round", layer | rounding | rotation_bytes(job), ahead)
     if job.refined:
         yield Needs("refine", refinement_bytes(job) | rotation_bytes(job), ahead)
@@ -142,8 +150,7 @@ def sample_bytes(job: Job) -> Bytes:
         visits = job.all_tokens * job.shape.num_layers * 2
         found["samples for R1"] = min(r1.num_tokens, visits) * job.shape.hidden_size * FLOAT
     if isinstance(r2, LearnedRotation):
-        heads = next(site.in_features for site in job.shape.sites if site.name == "o_in")
-        found["sample for R2"] = 2 * min(r2.num_tokens, job.all_tokens) * heads * FLOAT
+        found["sample for R2"] = 2 * min(r2.num_tokens, job.all_tokens) * attended_size(job.shape) * FLOAT
     return found
 
 
@@ -178,12 +185,20 @@ def rotation_bytes(job: Job) -> Bytes:
     return {"rotations": r1 + (r2 if rotations.r2.kind != "none" else 0)}
 
 
-def hessian_bytes(job: Job) -> list[int]:
-    """Of each site whose linears are rounded with GPTQ."""
+def hessian_bytes(job: Job) -> dict[str, dict[str, int]]:
+    """Of each site whose linears are rounded with GPTQ, by the stage in which they are summed, and by name."""
     weights = job.recipe.weights
     if not weights.enabled or weights.method != "gptq":
-        return []
-    return [FLOAT * site.in_features**2 for site in job.shape.sites]
+        return {}
+    found: dict[str, dict[str, int]] = {}
+    for site in job.shape.sites:
+        found.setdefault(stage_of(site.name), {})[site.name] = FLOAT * site.in_features**2
+    return found
+
+
+def attended_size(shape: ModelShape) -> int:
+    """Channels that a layer's attention hands to its output projection."""
+    return next(site.in_features for site in shape.sites if site.name == "o_in")
 
 
 def disk_of(job: Job) -> Bytes:

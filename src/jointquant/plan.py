@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from jointquant.devices import tokens_at_once
 from jointquant.errors import InputError
-from jointquant.hidden_states import TOKENS_PER_BATCH, micro_batch
+from jointquant.hidden_states import micro_batch
 from jointquant.memory import words
 from jointquant.needs import Bytes, Job, Needs, disk_of, phases_of
 from jointquant.workspace import Storage
@@ -113,7 +114,7 @@ def make_plan(job: Job, budget: Budget, batch_tokens: int | None = None) -> Plan
 def choices(job: Job, batch_tokens: int | None) -> Iterator[Choice]:
     """From the fastest to the smallest."""
     near: tuple[Storage, ...] = ("device",) if job.on_host else ("device", "memory")
-    most = batch_tokens or TOKENS_PER_BATCH
+    most = batch_tokens or tokens_at_once(job.device)
     for storage in (*near, "disk"):
         yield Choice(storage, most)
     if batch_tokens is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -41,32 +41,6 @@ def watching(layer: nn.Module, *observers: Observers) -> Iterator[None]:
         for name, observer in (pair for group in observers for pair in group.items()):
             stack.callback(layer.get_submodule(name).register_forward_pre_hook(_hook(observer)).remove)
         yield
-
-
-class Unread(nn.Module):
-    """Stands for a linear while nobody reads its output: zeros of its shape, which take no product."""
-
-    def __init__(self, out_features: int) -> None:
-        super().__init__()
-        self.out_features = out_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out]."""
-        return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
-
-
-@contextmanager
-def unread(layer: nn.Module, linears: Iterable[str]) -> Iterator[None]:
-    """While open, linears whose outputs matter to no observer do not compute them; their inputs can be watched."""
-    before = {name: layer.get_submodule(name) for name in linears}
-    for name, linear in before.items():
-        assert isinstance(linear, nn.Linear)
-        layer.set_submodule(name, Unread(linear.out_features))
-    try:
-        yield
-    finally:
-        for name, linear in before.items():
-            layer.set_submodule(name, linear)
 
 
 def _hook(observer: Observer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

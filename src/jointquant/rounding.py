@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from jointquant.hidden_states import HiddenStates
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.stream import Frontend, LayerArguments
 from jointquant.models.transforms import linear_weight
-from jointquant.propagation import Observers, observe, unread, watching
+from jointquant.propagation import Observers
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
 from jointquant.ranks import Ranks, broadcast_all
@@ -26,6 +26,7 @@ from jointquant.runtime.kernels.selection import Mode, default_mode
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.seeds import generator
 from jointquant.settings import EmbeddingSettings, WeightSettings
+from jointquant.site_order import needed, run_to, stages_of
 
 ROUNDED = ("codes", "scale", "zero_point")
 """The tensors of a rounded weight."""
@@ -38,52 +39,97 @@ def round_layer(
     states: HiddenStates,
     arguments: LayerArguments,
     stored_dtype: torch.dtype,
+    attended: HiddenStates | None = None,
     reference: Reference | None = None,
-) -> None:
+) -> HiddenStates | None:
     """Round the weights of a layer whose paths are installed, in place.
 
-    The Hessians are those of the inputs that the quantized layers before this one produce. All sites of a layer are
-    observed in one run. With a reference, the recipe's refinement starts from there.
+    The Hessians are those of the inputs that the quantized layers before this one, and the rounded linears before a
+    site, produce. With a reference, the recipe's refinement starts from there.
+
+    Args:
+        layer: the layer.
+        index: which one it is.
+        assembly: how it was built.
+        states: those before the layer.
+        arguments: what the layer receives besides.
+        stored_dtype: of the model.
+        attended: room for what the output projection reads; needed where Hessians are.
+        reference: the unquantized model, where rounding is refined.
+
+    Returns:
+        ``attended``, where it holds what the output projection of the rounded layer reads.
     """
-    weights = rounded_weights(layer, index, assembly, states, arguments, stored_dtype)
-    if reference is not None:
-        loss, recipe = reference.loss_of(index), assembly.recipe
-        weights = refine(
-            layer,
-            assembly.layers[index],
-            weights,
-            states,
-            arguments,
-            loss,
-            recipe.refinement,
-            generator(recipe.calibration.seed, f"refinement {index}"),
-        )
-    for name, weight in weights.items():
+    store_rest(layer, stored_dtype, but=assembly.rounded_linears(index))
+    exact = {name: layer.get_submodule(name) for name in assembly.layers[index].linears}
+    weights, kept = round_in_order(layer, index, assembly, states, attended, arguments, stored_dtype)
+    if reference is None:
+        return kept
+    for name in weights:
+        layer.set_submodule(name, exact[name])
+    loss, recipe = reference.loss_of(index), assembly.recipe
+    draws = generator(recipe.calibration.seed, f"refinement {index}")
+    refined = refine(layer, assembly.layers[index], weights, states, arguments, loss, recipe.refinement, draws)
+    for name, weight in refined.items():
         _install(layer, name, weight)
+    return None
 
 
-def rounded_weights(
+def round_in_order(
     layer: nn.Module,
     index: int,
     assembly: Assembly,
     states: HiddenStates,
+    attended: HiddenStates | None,
     arguments: LayerArguments,
     stored_dtype: torch.dtype,
+) -> tuple[dict[str, QuantizedWeight], HiddenStates | None]:
+    """Round the linears of a layer site by site, in place, as ``round_layer`` does.
+
+    Returns:
+        The rounded weights by linear, without those that the recipe leaves alone; and ``attended``, where filled.
+    """
+    architecture = assembly.layers[index]
+    found: dict[str, QuantizedWeight] = {}
+    observed = [s.name for s in stages_of(architecture) if assembly.needs_hessian(index, s.linears)]
+    kept: HiddenStates | None = None
+    for stage in stages_of(architecture):
+        hessians: dict[str, SharedHessian] = {}
+        if needed(stage, observed):
+            assert attended is not None
+            hessians, observers = hessians_of(layer, index, stage.sites, assembly, states)
+            run_to(stage, layer, architecture, observers, states, attended, arguments)
+            kept = attended if stage.name == "o_in" else kept
+        weights = round_sites(layer, index, stage.sites, assembly, hessians, states, stored_dtype)
+        for name, weight in weights.items():
+            _install(layer, name, weight)
+        found |= weights
+    return {name: found[name] for name in architecture.linears if name in found}, kept
+
+
+def round_sites(
+    layer: nn.Module,
+    index: int,
+    sites: tuple[Site, ...],
+    assembly: Assembly,
+    hessians: dict[str, SharedHessian],
+    states: HiddenStates,
+    stored_dtype: torch.dtype,
 ) -> dict[str, QuantizedWeight]:
-    """The rounded weights of a layer by linear, those that the recipe leaves alone not among them."""
+    """The rounded weights of the linears that read at some sites, shared out among the ranks."""
     rounded: dict[str, QuantizedWeight] = {}
-    sites, ranks = assembly.layers[index].sites, states.ranks
+    ranks = states.ranks
     owners = ranks.share_out([rounding_cost(layer, site) for site in sites])
     named = {site.name: owner for site, owner in zip(sites, owners, strict=True)}
-    hessians = collected(observe_hessians(layer, index, assembly, states, arguments), named)
+    totals = collected(hessians, named)
     for site, owner in zip(sites, owners, strict=True):
-        hessian = hessians.pop(site.name, None)
+        hessian = totals.pop(site.name, None)
         if owner == ranks.rank:
             rounded |= round_site(layer, index, site, assembly, hessian, stored_dtype)
     found: dict[str, QuantizedWeight] = {}
     for owner in range(ranks.size):
         found |= exchanged(rounded, ranks, owner, states.device)
-    return {name: found[name] for name in assembly.layers[index].linears if name in found}
+    return found
 
 
 def round_site(
@@ -128,23 +174,18 @@ def exchanged(
     }
 
 
-def observe_hessians(
-    layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
-) -> dict[str, SharedHessian]:
-    """One Hessian per site whose linears are rounded with GPTQ, of the inputs as the products see them."""
+def hessians_of(
+    layer: nn.Module, index: int, sites: tuple[Site, ...], assembly: Assembly, states: HiddenStates
+) -> tuple[dict[str, SharedHessian], Observers]:
+    """Empty Hessians of the sites whose linears are rounded with GPTQ, and who adds a site's inputs to its own."""
     sums: dict[str, SharedHessian] = {}
     observers: Observers = {}
-    for site in assembly.layers[index].sites:
-        names = [assembly.full_name(index, linear) for linear in site.linears]
-        settings = [assembly.recipe.weights_of(name) for name in names]
-        if any(s.enabled and s.method == "gptq" for s in settings):
+    for site in sites:
+        if assembly.needs_hessian(index, site.linears):
             first = _linear(layer, site.linears[0])
             sums[site.name] = SharedHessian(first.in_features, first.weight.device, states.ranks)
             observers[site.linears[0]] = _as_read(first, sums[site.name])
-    if observers:
-        with unread(layer, assembly.layers[index].downs), watching(layer, observers):
-            observe(layer, states, arguments)
-    return sums
+    return sums, observers
 
 
 def round_stack(
@@ -219,10 +260,18 @@ def round_head(
     return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()
 
 
-def store_rest(layer: nn.Module, stored_dtype: torch.dtype) -> None:
-    """Round what stays in floating point to the dtype it is stored in, so that this run sees what a loaded one will."""
-    for parameter in layer.parameters():
-        parameter.data = parameter.data.to(stored_dtype).to(parameter.dtype)
+def store_rest(module: nn.Module, stored_dtype: torch.dtype, but: Container[str] = ()) -> None:
+    """Round what stays in floating point to the dtype it is stored in, so that this run sees what a loaded one will.
+
+    Args:
+        module: whose parameters, in place.
+        stored_dtype: of the model.
+        but: linears whose weights do not stay.
+    """
+    for name, parameter in module.named_parameters():
+        owner, _, kind = name.rpartition(".")
+        if kind != "weight" or owner not in but:
+            parameter.data = parameter.data.to(stored_dtype).to(parameter.dtype)
 
 
 def _as_read(linear: nn.Linear, hessian: SharedHessian) -> Callable[[Tensor], None]:

@@ -25,6 +25,7 @@ from jointquant.rounding import round_embedding, round_head, round_layer, store_
 from jointquant.routing import all_tokens_for, routed_tokens, starved
 from jointquant.runtime.assembly import Assembly
 from jointquant.settings import WeightSettings
+from jointquant.stand_ins import replayed
 from jointquant.workspace import Workspace, Write
 
 WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
@@ -56,6 +57,7 @@ def quantize_layers(
     states = workspace.states(windows, stream.config.hidden_size)
     bits = parameters = 0
     inventories: list[Inventory] = []
+    attended = attention_inputs(stream, assembly, windows, workspace)
     last = assembly.last_reader() if witness is None else stream.num_layers  # behind it nobody asks for the states
     with workspace.ledger("quantize", states) as ledger, progress.stage("quantize", stream.num_layers) as stage:
         done = ledger.resume()
@@ -91,13 +93,13 @@ def quantize_layers(
                 calibrate_inputs(layer, index, assembly, states, arguments[index])
                 if witness is not None:
                     witness.merged(index, layer)
-                round_layer(layer, index, assembly, states, arguments[index], stored, reference)
-            store_rest(layer, stored)
+                kept = round_layer(layer, index, assembly, states, arguments[index], stored, attended, reference)
             if witness is not None:
                 witness.rounded(index, layer, states, arguments[index])
             ledger.settle()
             if index < last:
-                advance(layer, states, arguments[index])
+                with replayed(layer, assembly.layers[index], kept):
+                    advance(layer, states, arguments[index])
             tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
             found = inventory_of(layer, architecture.layer_prefix(index), assembly.layers[index])
             inventories.append(replace(found, starved=tuple(Starved(index, *each) for each in few.items())))
@@ -116,6 +118,17 @@ def quantize_layers(
             inventories.append(inventory_of(head, architecture.head, architecture))
             ledger.commit(stream.num_layers + 1, shard(writer, tensors, inventories[-1]), save_states=False)
     return Outcome(bits / parameters, Inventory.joined(inventories))
+
+
+def attention_inputs(
+    stream: ModelStream, assembly: Assembly, windows: Tensor, workspace: Workspace
+) -> HiddenStates | None:
+    """Room for what a layer's attention hands to its output projection, where Hessians are asked for."""
+    if not any(assembly.needs_hessian(index, layer.linears) for index, layer in enumerate(assembly.layers)):
+        return None
+    output = stream.skeleton.get_submodule(f"{stream.architecture.layer_prefix(0)}.{stream.architecture.output}")
+    assert isinstance(output, nn.Linear)
+    return workspace.states(windows, output.in_features, aside="attention")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def traffic_of(job: Job) -> Bytes:
         step = r1.batch_tokens * shape.hidden_size + shape.hidden_size**2
         found["training of R1"] = others * r1.steps * step * FLOAT
     if job.recipe.weights.enabled:
-        found["Hessians"] = layers * sum(hessian_bytes(job))
+        found["Hessians"] = layers * sum(sum(stage.values()) for stage in hessian_bytes(job).values())
         found["rounded weights"] = others * layers * shape.linears
     if job.refined:
         # gradients of offsets and of the scales' widenings, summed around a ring

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from jointquant.background import Background
+from jointquant.devices import tokens_at_once
 from jointquant.durable import load_tensors
-from jointquant.hidden_states import TOKENS_PER_BATCH, HiddenStates, micro_batch
+from jointquant.hidden_states import HiddenStates, micro_batch
 from jointquant.journal import Entry, Journal
 from jointquant.models.stream import Place
 from jointquant.ranks import ALONE, Ranks, broadcast_all
@@ -33,7 +34,7 @@ class Workspace:
     Attributes:
         place: where layers run.
         storage: where hidden states are kept.
-        batch_tokens: how many tokens run through a layer at once (a window at least).
+        batch_tokens: how many tokens run through a layer at once (a window at least); None: what suits the device.
         folder: for files of hidden states; needed for storage on disk.
         journal: where finished steps are written down; None: nowhere, and a killed run starts again.
         ranks: who shares the windows; several keep files of their own states in ``spill``.
@@ -42,7 +43,7 @@ class Workspace:
 
     place: Place
     storage: Storage = "device"
-    batch_tokens: int = TOKENS_PER_BATCH
+    batch_tokens: int | None = None
     folder: Path | None = None
     journal: Journal | None = None
     ranks: Ranks = ALONE
@@ -59,7 +60,8 @@ class Workspace:
         Those that travel beside others keep their files ``aside``, in a folder of their own of that name.
         """
         num_windows, seqlen = windows.shape
-        share = Share(self.ranks, num_windows, micro_batch(seqlen, self.batch_tokens))
+        tokens = self.batch_tokens or tokens_at_once(self.place.device)
+        share = Share(self.ranks, num_windows, micro_batch(seqlen, tokens))
         saved = self.folder if self.journal is None else self.journal.work
         folder = saved if self.spill is None else self.spill
         if folder is not None and aside is not None:

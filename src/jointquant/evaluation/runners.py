@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from jointquant.devices import check_own, resolve_device, resolve_dtype
+from jointquant.devices import check_own, resolve_device, resolve_dtype, tokens_at_once
 from jointquant.evaluation.perplexity import perplexity
 from jointquant.evaluation.streaming import streamed_perplexity
 from jointquant.hidden_states import micro_batch
@@ -52,14 +52,14 @@ class Loaded:
         return self.model.config
 
     def perplexity(self, windows: Tensor, name: str, progress: Progress) -> float:
-        """On windows [n, T], a few thousand tokens at once."""
+        """On windows [n, T], as many tokens at once as suit the device."""
 
         def logits(input_ids: Tensor) -> Tensor:
             scores: Tensor = self.model(input_ids=input_ids.to(self.model.device), use_cache=False).logits
             return scores
 
         with progress.stage(f"perplexity on {name}", len(windows)) as stage:
-            batch_windows = micro_batch(windows.shape[1])
+            batch_windows = micro_batch(windows.shape[1], tokens_at_once(self.model.device))
             share = Share(self.ranks, len(windows), batch_windows)
             return perplexity(logits, windows, batch_windows, stage.advance, share)
 

@@ -111,6 +111,14 @@ class Assembly:
         recipe = self.recipe
         return any(recipe.weights_of(name).reads_inputs or recipe.activations_of(name).calibrated for name in names)
 
+    def rounded_linears(self, index: int) -> tuple[str, ...]:
+        """The linears of layer ``index`` whose weights are rounded, relative to it."""
+        return tuple(n for n in self.layers[index].linears if self.recipe.weights_of(self.full_name(index, n)).enabled)
+
+    def needs_hessian(self, index: int, linears: tuple[str, ...]) -> bool:
+        """Whether any of these linears of layer ``index`` is rounded with GPTQ."""
+        return any(self.recipe.weights_of(self.full_name(index, linear)).reads_inputs for linear in linears)
+
     def calibrates_cache(self) -> bool:
         """Whether quantizing a layer takes statistics of its keys or values."""
         return self.online.keys is not None or self.recipe.kv_cache.centres_values

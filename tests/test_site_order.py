@@ -1,0 +1,156 @@
+"""Pass 2, inside one layer: sites in their order, each observed behind the rounded linears before it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jointquant
+from conftest import FAMILIES, make_model, possible, small
+from jointquant.hidden_states import HiddenStates
+from jointquant.models.stream import LayerArguments, Place, open_stream
+from jointquant.pipeline import assemble
+from jointquant.propagation import advance, embed, observe, watching
+from jointquant.rotations.bundle import Rotations
+from jointquant.rounding import round_layer
+from jointquant.rounding_pass import prepare
+from jointquant.runtime.assembly import Assembly
+from jointquant.runtime.linear import OnlineLinear, PackedLinear
+from jointquant.site_order import ORDER, needed, run_to, stages_of
+from jointquant.stand_ins import replayed
+from jointquant.workspace import Workspace
+
+PLACE = Place(torch.device("cpu"), torch.float32)
+WINDOWS = torch.randint(0, 2048, (5, 32), generator=torch.Generator().manual_seed(2))
+GPTQ = ("weights.method=gptq", "weights.num_bits=4", "activations.num_bits=4")
+
+
+class Case(NamedTuple):
+    layer: nn.Module
+    index: int
+    assembly: Assembly
+    states: HiddenStates
+    attended: HiddenStates
+    arguments: LayerArguments
+
+    def round(self) -> HiddenStates | None:
+        """Round the layer; what it attended to, where that is known."""
+        return round_layer(
+            self.layer, self.index, self.assembly, self.states, self.arguments, torch.float32, self.attended
+        )
+
+
+def prepared(family: str, *changes: str) -> Case:
+    """The last layer of a model: one of experts where it has any. Two windows run at once, and then one."""
+    stream = open_stream(make_model(family))
+    assembly, index = assemble(stream, jointquant.load_recipe("fp16", small(*possible(family, *changes)))), 2
+    workspace = Workspace(PLACE, batch_tokens=64)
+    frontend, states = stream.frontend(PLACE), workspace.states(WINDOWS, stream.config.hidden_size)
+    embed(frontend, WINDOWS, states)
+    layer = stream.layer(index, PLACE)
+    prepare(layer, index, stream, assembly, Rotations())
+    width = layer.get_submodule(assembly.architecture.output).in_features
+    attended = workspace.states(WINDOWS, width, aside="attention")  # type: ignore[arg-type]
+    return Case(layer, index, assembly, states, attended, frontend.layer_arguments(WINDOWS)[index])
+
+
+def inputs(case: Case, linear: str) -> Tensor:
+    """What a linear reads when the whole layer runs, [tokens, in]."""
+    seen: list[Tensor] = []
+    with torch.no_grad(), watching(case.layer, {linear: seen.append}):
+        observe(case.layer, case.states, case.arguments)
+    return torch.cat([x.flatten(0, -2) for x in seen])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stage_sees_what_the_whole_layer_would_show(family: str) -> None:
+    """Behind linears that are rounded and others that are not yet, for every site and every expert."""
+    case = prepared(family, *GPTQ)
+    architecture = case.assembly.layers[case.index]
+    before = case.states.first(len(WINDOWS))
+    for stage in stages_of(architecture):
+        seen: dict[str, list[Tensor]] = {site.linears[0]: [] for site in stage.sites}
+        observers = {name: found.append for name, found in seen.items()}
+        modules = dict(case.layer.named_modules())
+        run_to(stage, case.layer, architecture, observers, case.states, case.attended, case.arguments)
+        assert dict(case.layer.named_modules()) == modules
+        for name, found in seen.items():
+            expected = inputs(case, name) if found else None
+            assert not found or torch.equal(torch.cat([x.flatten(0, -2) for x in found]), expected)
+        for name in stage.linears:  # as if it were rounded
+            case.layer.get_submodule(name).weight.data.mul_(0.9)
+    assert torch.equal(case.states.first(len(WINDOWS)), before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_whose_attention_is_replayed_gives_the_same(family: str) -> None:
+    case = prepared(family, *GPTQ, "kv_cache.num_bits=4")
+    kept = case.round()
+    assert kept is case.attended
+    whole = HiddenStates.held(case.states.first(len(WINDOWS)), 2)
+    advance(case.layer, whole, case.arguments)
+    with replayed(case.layer, case.assembly.layers[case.index], kept):
+        advance(case.layer, case.states, case.arguments)
+    assert torch.equal(case.states.first(len(WINDOWS)), whole.first(len(WINDOWS)))
+
+
+def test_later_linears_do_not_run() -> None:
+    case = prepared("llama", *GPTQ)
+    calls: list[str] = []
+    for name in case.assembly.layers[case.index].linears:
+        linear = case.layer.get_submodule(name)
+        linear.register_forward_hook(lambda *_, name=name: calls.append(name))
+    expected = {
+        "attn_in": set(),
+        "o_in": {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
+        "mlp_in": {"self_attn.o_proj"},
+        "down_in": {"self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"},
+    }
+    architecture = case.assembly.layers[case.index]
+    for stage in stages_of(architecture):
+        calls.clear()
+        observers = {stage.linears[0]: lambda x: None}
+        run_to(stage, case.layer, architecture, observers, case.states, case.attended, case.arguments)
+        assert set(calls) == expected[stage.name]
+
+
+@pytest.mark.parametrize(
+    ("observed", "expected"),
+    [
+        ((), ()),
+        (("attn_in",), ("attn_in",)),
+        (("o_in",), ("o_in",)),
+        (("mlp_in",), ("o_in", "mlp_in")),
+        (("down_in",), ("o_in", "down_in")),
+        (ORDER, ORDER),
+    ],
+)
+def test_a_layer_runs_for_what_is_observed(observed: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    architecture = prepared("llama", *GPTQ).assembly.layers[2]
+    assert tuple(stage.name for stage in stages_of(architecture) if needed(stage, observed)) == expected
+
+
+def test_stages_hold_every_site_once_and_in_order() -> None:
+    for family in FAMILIES:
+        architecture = prepared(family, *GPTQ).assembly.layers[2]
+        stages = stages_of(architecture)
+        assert sorted(linear for stage in stages for linear in stage.linears) == sorted(architecture.linears)
+        assert [len(stage.pending) for stage in stages] == sorted((len(s.pending) for s in stages), reverse=True)
+        assert stages[0].pending == architecture.linears or set(stages[0].pending) == set(architecture.linears)
+
+
+def test_one_linear_left_alone_leaves_the_others_as_they_are() -> None:
+    """What is not rounded runs with its weight, and nothing is kept where no stage behind attention is observed."""
+    alone = 'overrides=[{modules: "*.mlp.*", weights: {num_bits: 16}}, {modules: "*.o_proj", weights: {num_bits: 16}}]'
+    case = prepared("llama", *GPTQ, alone)
+    assert case.round() is None
+    kinds = {name: type(case.layer.get_submodule(name)) for name in case.assembly.layers[2].linears}
+    assert {name for name, kind in kinds.items() if kind is PackedLinear} == {
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+    }
+    assert kinds["mlp.down_proj"] is OnlineLinear
