@@ -34,6 +34,10 @@ class DynamicRange:
         """Nothing is known beforehand."""
         return {}
 
+    def ratio(self, known: Mapping[str, Tensor]) -> float:
+        """The part of the range that is kept."""
+        return self.clip_ratio
+
     def encode(self, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Codes:
         """[..., n] → integers [..., groups, group_size]."""
         return encode_rows(x, self.fmt, self.clip_ratio)
@@ -52,6 +56,10 @@ class SearchedRange:
     def buffers(self, in_features: int, device: torch.device | None = None) -> dict[str, Tensor]:
         """The ratio, a float32 number; NaN until it is found."""
         return {CLIP_RATIO: torch.full((), torch.nan, device=device, dtype=torch.float32)}
+
+    def ratio(self, known: Mapping[str, Tensor]) -> float:
+        """The part of the range that is kept."""
+        return float(known[CLIP_RATIO])
 
     def encode(self, x: Tensor, known: Mapping[str, Tensor]) -> Codes:
         """[..., n] → integers [..., groups, group_size]."""

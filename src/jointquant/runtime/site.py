@@ -11,6 +11,8 @@ from torch import Tensor
 
 from jointquant.devices import elements_in_cache
 from jointquant.quantization.integer import Codes
+from jointquant.quantization.one_token import encode_token
+from jointquant.quantization.ranges import DynamicRange, SearchedRange
 
 if TYPE_CHECKING:
     from jointquant.runtime.linear import InputPath
@@ -80,7 +82,22 @@ class SiteInput:
         def write(codes: Codes, out: Tensor) -> None:
             out.copy_(codes.integers.sub_(codes.zero_point).flatten(-2))
 
+        if self._is_one_token():
+            return self.once((torch.bfloat16, 0), self._encode_token)
         return self._encoded(torch.bfloat16, 0, write)
+
+    def _is_one_token(self) -> bool:
+        quantizer, (count, size) = self.path.quantizer, self.rows.shape
+        if count != 1 or self.rows.device.type != "cpu" or self.rows.dtype == torch.float64:
+            return False
+        return isinstance(quantizer, DynamicRange | SearchedRange) and quantizer.fmt.group_size in (None, size)
+
+    def _encode_token(self) -> TokenCodes:
+        quantizer = self.path.quantizer
+        assert isinstance(quantizer, DynamicRange | SearchedRange)
+        arrived = self.path.arrive(self.rows, self.known).squeeze(0)
+        integers, scale = encode_token(arrived, quantizer.fmt, quantizer.ratio(self.known))
+        return TokenCodes(integers.bfloat16().unsqueeze(0), torch.full((1, 1), scale))
 
     def moved_codes(self) -> TokenCodes:
         """The same in uint8, moved up by 128: for quantizers whose integers less their zero points fit int8."""
