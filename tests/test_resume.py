@@ -258,7 +258,7 @@ def test_killed_while_clearing_up(removals: int, model: Path, tmp_path: Path, mo
 def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     calib = ROOT / "src" / "jointquant" / "demo" / "calibration.txt"
-    options = ["--calib", str(calib), "--num-samples", "64", "--seqlen", "64", "--recipe", "dartquant"]
+    options = ["--calib", str(calib), "--num-samples", "256", "--seqlen", "64", "--recipe", "dartquant"]
     command = [sys.executable, "-m", "jointquant", "quantize", str(model), "--out", str(out), *options]
     journal = partial_folder(out) / "journal.jsonl"
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
