@@ -89,12 +89,22 @@ def test_a_plan_fits_or_is_refused(host: int, device: int, where: torch.device) 
 
 def test_states_leave_memory_before_batches_shrink() -> None:
     job = replace(SEVEN[HOST], seqlen=256)
-    whole = make_plan(job, Budget())
+    whole = plan_of(job, Choice("device", 1024), Budget())
     spilled = make_plan(job, Budget(whole.host_peak - 1))
     assert (whole.choice.storage, spilled.choice.storage) == ("device", "disk")
     assert spilled.choice.batch_tokens == whole.choice.batch_tokens == 1024
     order = [("device", 1024), ("disk", 1024), ("disk", 512), ("disk", 256)]
-    assert [(choice.storage, choice.batch_tokens) for choice in choices(job, None)] == order
+    found = list(choices(job, None))
+    assert found[0] == Choice("device", 1024, keep_inner=True)
+    assert found[1:] == [Choice(storage, tokens) for storage, tokens in order]
+    assert not any(choice.keep_inner for choice in choices(replace(job, recipe=jointquant.load_recipe("rtn")), None))
+
+
+def test_what_a_down_projection_reads_is_the_first_to_go() -> None:
+    kept = make_plan(SEVEN[HOST], Budget())
+    made_again = make_plan(SEVEN[HOST], Budget(kept.host_peak - 1))
+    assert (kept.choice.keep_inner, made_again.choice) == (True, Choice("device", kept.choice.batch_tokens))
+    assert kept.host_peak - made_again.host_peak == SEVEN[HOST].num_windows * SEVEN[HOST].seqlen * 11008 * 4
 
 
 def test_what_would_fit_fits() -> None:

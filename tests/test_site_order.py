@@ -20,7 +20,7 @@ from jointquant.rounding_pass import prepare
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 from jointquant.site_order import ORDER, needed, run_to, stages_of
-from jointquant.stand_ins import replayed
+from jointquant.stand_ins import Kept, replayed
 from jointquant.workspace import Workspace
 
 PLACE = Place(torch.device("cpu"), torch.float32)
@@ -33,14 +33,12 @@ class Case(NamedTuple):
     index: int
     assembly: Assembly
     states: HiddenStates
-    attended: HiddenStates
+    room: Kept
     arguments: LayerArguments
 
-    def round(self) -> HiddenStates | None:
-        """Round the layer; what it attended to, where that is known."""
-        return round_layer(
-            self.layer, self.index, self.assembly, self.states, self.arguments, torch.float32, self.attended
-        )
+    def round(self) -> Kept | None:
+        """Round the layer; what is kept of it."""
+        return round_layer(self.layer, self.index, self.assembly, self.states, self.arguments, torch.float32, self.room)
 
 
 def prepared(family: str, *changes: str) -> Case:
@@ -52,9 +50,9 @@ def prepared(family: str, *changes: str) -> Case:
     embed(frontend, WINDOWS, states)
     layer = stream.layer(index, PLACE)
     prepare(layer, index, stream, assembly, Rotations())
-    width = layer.get_submodule(assembly.architecture.output).in_features
-    attended = workspace.states(WINDOWS, width, aside="attention")  # type: ignore[arg-type]
-    return Case(layer, index, assembly, states, attended, frontend.layer_arguments(WINDOWS)[index])
+    linears = (assembly.architecture.output, assembly.layers[index].downs[0])
+    room = Kept(*(workspace.states(WINDOWS, layer.get_submodule(n).in_features, aside=n) for n in linears))  # type: ignore[arg-type]
+    return Case(layer, index, assembly, states, room, frontend.layer_arguments(WINDOWS)[index])
 
 
 def inputs(case: Case, linear: str) -> Tensor:
@@ -75,7 +73,7 @@ def test_a_stage_sees_what_the_whole_layer_would_show(family: str) -> None:
         seen: dict[str, list[Tensor]] = {site.linears[0]: [] for site in stage.sites}
         observers = {name: found.append for name, found in seen.items()}
         modules = dict(case.layer.named_modules())
-        run_to(stage, case.layer, architecture, observers, case.states, case.attended, case.arguments)
+        run_to(stage, case.layer, architecture, observers, case.states, case.room, case.arguments)
         assert dict(case.layer.named_modules()) == modules
         for name, found in seen.items():
             expected = inputs(case, name) if found else None
@@ -86,15 +84,21 @@ def test_a_stage_sees_what_the_whole_layer_would_show(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_layer_whose_attention_is_replayed_gives_the_same(family: str) -> None:
+def test_a_layer_that_is_replayed_gives_the_same(family: str) -> None:
+    """Its attention, and where it is dense its MLP, of which the last linears alone run."""
     case = prepared(family, *GPTQ, "kv_cache.num_bits=4")
+    architecture = case.assembly.layers[case.index]
     kept = case.round()
-    assert kept is case.attended
+    assert kept == Kept(case.room.attended, None if architecture.experts else case.room.inner)
     whole = HiddenStates.held(case.states.first(len(WINDOWS)), 2)
     advance(case.layer, whole, case.arguments)
-    with replayed(case.layer, case.assembly.layers[case.index], kept):
-        advance(case.layer, case.states, case.arguments)
-    assert torch.equal(case.states.first(len(WINDOWS)), whole.first(len(WINDOWS)))
+    for part in (kept, Kept(kept.attended)):
+        parted = HiddenStates.held(case.states.first(len(WINDOWS)), 2)
+        modules = dict(case.layer.named_modules())
+        with replayed(case.layer, architecture, part):
+            advance(case.layer, parted, case.arguments)
+        assert torch.equal(parted.first(len(WINDOWS)), whole.first(len(WINDOWS)))
+        assert dict(case.layer.named_modules()) == modules
 
 
 def test_later_linears_do_not_run() -> None:
@@ -113,7 +117,7 @@ def test_later_linears_do_not_run() -> None:
     for stage in stages_of(architecture):
         calls.clear()
         observers = {stage.linears[0]: lambda x: None}
-        run_to(stage, case.layer, architecture, observers, case.states, case.attended, case.arguments)
+        run_to(stage, case.layer, architecture, observers, case.states, case.room, case.arguments)
         assert set(calls) == expected[stage.name]
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from jointquant.devices import synchronize
+from jointquant.models.architecture import stage_of
 from jointquant.needs import Job
 from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
 from jointquant.ranks import Ranks
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation
-from jointquant.site_order import stage_of
 
 SECONDS_PER_MEASUREMENT = 0.1
 PASSES_PER_RATIO = 12

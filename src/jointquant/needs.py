@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from jointquant.devices import elements_at_once
+from jointquant.models.architecture import stage_of
 from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
 from jointquant.shape import ModelShape
-from jointquant.site_order import stage_of
 
 FLOAT = 4
 DOUBLE = 8
@@ -78,6 +78,13 @@ class Job:
         if hessian_bytes(self):
             channels += attended_size(self.shape)
         return self.tokens * channels * self.dtype.itemsize
+
+    @property
+    def inner(self) -> int:
+        """Bytes of what a dense layer's down projection reads of all windows, where keeping it spares a run."""
+        if self.refined or not hessian_bytes(self) or any("." in site.name for site in self.shape.sites):
+            return 0
+        return self.tokens * self.shape.intermediate_size * self.dtype.itemsize
 
     @property
     def refined(self) -> bool:

@@ -160,7 +160,13 @@ def quantize(
     with join_journal(Path(out), identity, overwrite, ranks) as journal, spill_folder(ranks) as spill:
         choice = plan.choice
         workspace = Workspace(
-            subject.place, choice.storage, choice.batch_tokens, journal=journal, ranks=ranks, spill=spill
+            subject.place,
+            choice.storage,
+            choice.batch_tokens,
+            choice.keep_inner,
+            journal=journal,
+            ranks=ranks,
+            spill=spill,
         )
         prepared = time.perf_counter()
         rotations = calibrated_rotations(subject.stream, recipe, windows, workspace, progress)

@@ -30,10 +30,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a plan chooses: where hidden states are kept, and how many tokens run at once."""
+    """What a plan chooses: where hidden states are kept, how many tokens run at once, and whether the inputs of a
+    layer's down projection are kept beside the states rather than made again.
+    """
 
     storage: Storage
     batch_tokens: int
+    keep_inner: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Plan:
         return {
             "storage": self.choice.storage,
             "batch_tokens": self.choice.batch_tokens,
+            "keep_inner": self.choice.keep_inner,
             "batch_windows": self.batch_windows,
             "host_peak_bytes": self.host_peak,
             "device_peak_bytes": self.device_peak,
@@ -115,6 +119,8 @@ def choices(job: Job, batch_tokens: int | None) -> Iterator[Choice]:
     """From the fastest to the smallest."""
     near: tuple[Storage, ...] = ("device",) if job.on_host else ("device", "memory")
     most = batch_tokens or tokens_at_once(job.device)
+    if job.inner:
+        yield Choice("device", most, keep_inner=True)
     for storage in (*near, "disk"):
         yield Choice(storage, most)
     if batch_tokens is None:
@@ -170,6 +176,8 @@ def plan_of(job: Job, choice: Choice, budget: Budget) -> Plan:
 def _placed(job: Job, choice: Choice, needs: Needs) -> Phase:
     """A phase with the process and the hidden states, on the host and on the device."""
     base, states = {"process": job.base}, {"hidden states": job.states}
+    if choice.keep_inner:
+        states["inputs of down projections"] = job.inner
     walking = needs.name != "learn R1"
     if job.on_host:
         held = states if choice.storage == "device" and walking else {}
@@ -181,6 +189,8 @@ def _placed(job: Job, choice: Choice, needs: Needs) -> Phase:
 def in_words(plan: Plan) -> Mapping[str, str]:
     """The plan in words, by what each line is about."""
     place = {"device": "beside the layers", "memory": "in the host's memory", "disk": "in files"}[plan.choice.storage]
+    if plan.choice.keep_inner:
+        place += ", and what a layer's down projection reads"
     lines = {"hidden states": place, "windows at once": f"{plan.batch_windows} ({plan.choice.batch_tokens} tokens)"}
     for what, peak in (("host", plan.host_peak), ("device", plan.device_peak)):
         for phase in plan.phases:

@@ -26,7 +26,8 @@ from jointquant.runtime.kernels.selection import Mode, default_mode
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.seeds import generator
 from jointquant.settings import EmbeddingSettings, WeightSettings
-from jointquant.site_order import needed, run_to, stages_of
+from jointquant.site_order import filled, needed, run_to, stages_of
+from jointquant.stand_ins import Kept
 
 ROUNDED = ("codes", "scale", "zero_point")
 """The tensors of a rounded weight."""
@@ -39,9 +40,9 @@ def round_layer(
     states: HiddenStates,
     arguments: LayerArguments,
     stored_dtype: torch.dtype,
-    attended: HiddenStates | None = None,
+    room: Kept | None = None,
     reference: Reference | None = None,
-) -> HiddenStates | None:
+) -> Kept | None:
     """Round the weights of a layer whose paths are installed, in place.
 
     The Hessians are those of the inputs that the quantized layers before this one, and the rounded linears before a
@@ -54,15 +55,15 @@ def round_layer(
         states: those before the layer.
         arguments: what the layer receives besides.
         stored_dtype: of the model.
-        attended: room for what the output projection reads; needed where Hessians are.
+        room: for what the layer's runs keep; needed where Hessians are.
         reference: the unquantized model, where rounding is refined.
 
     Returns:
-        ``attended``, where it holds what the output projection of the rounded layer reads.
+        What is kept of the rounded layer; None: nothing.
     """
     store_rest(layer, stored_dtype, but=assembly.rounded_linears(index))
     exact = {name: layer.get_submodule(name) for name in assembly.layers[index].linears}
-    weights, kept = round_in_order(layer, index, assembly, states, attended, arguments, stored_dtype)
+    weights, kept = round_in_order(layer, index, assembly, states, room, arguments, stored_dtype)
     if reference is None:
         return kept
     for name in weights:
@@ -80,26 +81,26 @@ def round_in_order(
     index: int,
     assembly: Assembly,
     states: HiddenStates,
-    attended: HiddenStates | None,
+    room: Kept | None,
     arguments: LayerArguments,
     stored_dtype: torch.dtype,
-) -> tuple[dict[str, QuantizedWeight], HiddenStates | None]:
+) -> tuple[dict[str, QuantizedWeight], Kept | None]:
     """Round the linears of a layer site by site, in place, as ``round_layer`` does.
 
     Returns:
-        The rounded weights by linear, without those that the recipe leaves alone; and ``attended``, where filled.
+        The rounded weights by linear, without those that the recipe leaves alone; and what is kept.
     """
     architecture = assembly.layers[index]
     found: dict[str, QuantizedWeight] = {}
     observed = [s.name for s in stages_of(architecture) if assembly.needs_hessian(index, s.linears)]
-    kept: HiddenStates | None = None
+    kept: Kept | None = None
     for stage in stages_of(architecture):
         hessians: dict[str, SharedHessian] = {}
         if needed(stage, observed):
-            assert attended is not None
+            assert room is not None
             hessians, observers = hessians_of(layer, index, stage.sites, assembly, states)
-            run_to(stage, layer, architecture, observers, states, attended, arguments)
-            kept = attended if stage.name == "o_in" else kept
+            run_to(stage, layer, architecture, observers, states, room, arguments)
+            kept = filled(stage, room, kept)
         weights = round_sites(layer, index, stage.sites, assembly, hessians, states, stored_dtype)
         for name, weight in weights.items():
             _install(layer, name, weight)

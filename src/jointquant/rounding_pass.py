@@ -25,7 +25,7 @@ from jointquant.rounding import round_embedding, round_head, round_layer, store_
 from jointquant.routing import all_tokens_for, routed_tokens, starved
 from jointquant.runtime.assembly import Assembly
 from jointquant.settings import WeightSettings
-from jointquant.stand_ins import replayed
+from jointquant.stand_ins import Kept, replayed
 from jointquant.workspace import Workspace, Write
 
 WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
@@ -57,7 +57,7 @@ def quantize_layers(
     states = workspace.states(windows, stream.config.hidden_size)
     bits = parameters = 0
     inventories: list[Inventory] = []
-    attended = attention_inputs(stream, assembly, windows, workspace)
+    room = room_between_runs(stream, assembly, windows, workspace)
     last = assembly.last_reader() if witness is None else stream.num_layers  # behind it nobody asks for the states
     with workspace.ledger("quantize", states) as ledger, progress.stage("quantize", stream.num_layers) as stage:
         done = ledger.resume()
@@ -93,7 +93,7 @@ def quantize_layers(
                 calibrate_inputs(layer, index, assembly, states, arguments[index])
                 if witness is not None:
                     witness.merged(index, layer)
-                kept = round_layer(layer, index, assembly, states, arguments[index], stored, attended, reference)
+                kept = round_layer(layer, index, assembly, states, arguments[index], stored, room, reference)
             if witness is not None:
                 witness.rounded(index, layer, states, arguments[index])
             ledger.settle()
@@ -120,15 +120,22 @@ def quantize_layers(
     return Outcome(bits / parameters, Inventory.joined(inventories))
 
 
-def attention_inputs(
-    stream: ModelStream, assembly: Assembly, windows: Tensor, workspace: Workspace
-) -> HiddenStates | None:
-    """Room for what a layer's attention hands to its output projection, where Hessians are asked for."""
+def room_between_runs(stream: ModelStream, assembly: Assembly, windows: Tensor, workspace: Workspace) -> Kept | None:
+    """Room for what the runs of a layer keep, where Hessians are asked for."""
     if not any(assembly.needs_hessian(index, layer.linears) for index, layer in enumerate(assembly.layers)):
         return None
-    output = stream.skeleton.get_submodule(f"{stream.architecture.layer_prefix(0)}.{stream.architecture.output}")
-    assert isinstance(output, nn.Linear)
-    return workspace.states(windows, output.in_features, aside="attention")
+
+    def inputs_of(index: int, linear: str) -> HiddenStates:
+        module = stream.skeleton.get_submodule(assembly.full_name(index, linear))
+        assert isinstance(module, nn.Linear)
+        return workspace.states(windows, module.in_features, aside=linear)
+
+    dense = next((index for index, layer in enumerate(assembly.layers) if not layer.experts), None)
+    inner = workspace.keep_inner and dense is not None and assembly.recipe.refinement.steps == 0
+    return Kept(
+        inputs_of(0, stream.architecture.output),
+        inputs_of(dense, stream.architecture.down) if inner and dense is not None else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.hidden_states import HiddenStates
-from jointquant.models.architecture import Architecture, Site
+from jointquant.models.architecture import Architecture, Site, stage_of
 from jointquant.models.stream import LayerArguments, run_layer
 from jointquant.propagation import Observers, watching
-from jointquant.stand_ins import End, Reached, replayed, substituted, unread
+from jointquant.stand_ins import End, Kept, Reached, replayed, substituted, unread
 
 ORDER = ("attn_in", "o_in", "mlp_in", "down_in")
 
@@ -71,7 +71,7 @@ def run_to(
     architecture: Architecture,
     observers: Observers,
     states: HiddenStates,
-    attended: HiddenStates,
+    kept: Kept,
     arguments: LayerArguments,
 ) -> None:
     """Run a layer over all windows as far as a stage.
@@ -82,7 +82,8 @@ def run_to(
         architecture: its family.
         observers: by the first linear of a site, who sees the site's input.
         states: those before the layer; they stay as they are.
-        attended: filled in the stage o_in with the inputs of the output projection, and read in those behind it.
+        kept: the inputs of the output projection are filled in the stage o_in and read in those behind it; those of the
+            down projection, where there is room for them, in the stage down_in of a dense layer.
         arguments: what the layer receives besides.
     """
     first, alone = stage.sites[0].linears[0], len(stage.sites) == 1
@@ -94,13 +95,28 @@ def run_to(
         else:
             stack.enter_context(unread(layer, architecture, stage.pending))
         if stage.name in ("mlp_in", "down_in"):
-            stack.enter_context(replayed(layer, architecture, attended))
-        if stage.name == "o_in":
-            attended.fill(_inputs_of(first, layer, observers, states, arguments))
+            stack.enter_context(replayed(layer, architecture, Kept(kept.attended)))
+        room = _room(stage, kept)
+        if room is not None:
+            room.fill(_inputs_of(first, layer, observers, states, arguments))
         else:
             with watching(layer, {} if stage.name == "attn_in" else observers):
                 for batch in states.batches():
                     _run(layer, batch, arguments)
+
+
+def filled(stage: Stage, room: Kept, kept: Kept | None) -> Kept | None:
+    """What is kept once the layer has run to a stage, where ``kept`` was before."""
+    if stage.name == "o_in":
+        return Kept(room.attended)
+    return kept if kept is None or _room(stage, room) is None else Kept(kept.attended, room.inner)
+
+
+def _room(stage: Stage, kept: Kept) -> HiddenStates | None:
+    """Where what a stage's linear reads is kept; of several experts it is not."""
+    if stage.name == "o_in":
+        return kept.attended
+    return kept.inner if stage.name == "down_in" and len(stage.sites) == 1 else None
 
 
 def _run(layer: nn.Module, batch: Tensor, arguments: LayerArguments) -> None:
@@ -116,9 +132,5 @@ def _inputs_of(
     with watching(layer, observers, {linear: seen.append}):
         for batch in states.batches():
             _run(layer, batch, arguments)
-            yield seen.pop()
-
-
-def stage_of(site: str) -> str:
-    """The name of the stage of the site of this name."""
-    return site.partition(".")[0]
+            x = seen.pop()
+            yield x.view(*batch.shape[:-1], x.shape[-1])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from jointquant.hidden_states import HiddenStates
-from jointquant.models.architecture import Architecture
+from jointquant.models.architecture import Architecture, stage_of
 from jointquant.propagation import Observer
 from jointquant.runtime.linear import PackedLinear
 
@@ -48,40 +49,63 @@ class End(nn.Module):
         raise Reached
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a layer's earlier runs leave to later ones, of all windows, or room for it.
+
+    Attributes:
+        attended: the inputs of the attention's output projection.
+        inner: those of the down projection, where they are kept.
+    """
+
+    attended: HiddenStates
+    inner: HiddenStates | None = None
+
+
 class Replayed(nn.Module):
-    """Stands for a layer's attention in one run over all windows, where it is known what the output projection reads.
+    """Stands for a linear in one run over all windows, where it is known what it reads.
 
     Args:
-        output: the output projection.
-        attended: its inputs.
+        linear: the linear.
+        inputs: its inputs.
     """
 
-    def __init__(self, output: nn.Module, attended: HiddenStates) -> None:
+    def __init__(self, linear: nn.Module, inputs: HiddenStates) -> None:
         super().__init__()
-        self.output, self._batches = output, attended.batches()
+        self.linear, self._batches = linear, inputs.batches()
 
-    def forward(self, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., any] → [..., out], of the next batch."""
+        output: Tensor = self.linear(next(self._batches))
+        return output.view(*x.shape[:-1], output.shape[-1])
+
+
+class ReplayedAttention(Replayed):
+    """The same for a layer's attention, of which only the output projection runs."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:  # type: ignore[override]
         """What the attention gives for the next batch."""
-        return self.output(next(self._batches)), None
+        return super().forward(hidden_states), None
 
 
-def replayed(
-    layer: nn.Module, architecture: Architecture, attended: HiddenStates | None
-) -> AbstractContextManager[None]:
-    """While open, a layer's attention and the norm before it are not run again, in one run over all windows.
+def replayed(layer: nn.Module, architecture: Architecture, kept: Kept | None) -> AbstractContextManager[None]:
+    """While open, what is kept of a layer is not run again, in one run over all windows.
 
     Args:
-        layer: the layer, its output projection as it is to run.
+        layer: the layer, the linears behind what is kept as they are to run.
         architecture: its family.
-        attended: what the output projection reads; None: everything runs.
+        kept: of the attention, and of a dense layer's MLP; None: everything runs.
     """
-    if attended is None:
+    if kept is None:
         return nullcontext()
-    replay = Replayed(layer.get_submodule(architecture.output), attended)
-    norms = [site.norm for site in architecture.sites if architecture.value.linear in site.linears]
-    return substituted(
-        layer, {norm: nn.Identity() for norm in norms if norm is not None} | {architecture.attention: replay}
-    )
+    known = ["attn_in"] if kept.inner is None else ["attn_in", "mlp_in"]
+    passed = [site for site in architecture.sites if stage_of(site.name) in known]
+    modules: dict[str, nn.Module] = {site.norm: nn.Identity() for site in passed if site.norm is not None}
+    if kept.inner is not None:
+        modules |= {name: Unread(0) for site in passed[1:] for name in site.linears}
+        modules[architecture.down] = Replayed(layer.get_submodule(architecture.down), kept.inner)
+    output = layer.get_submodule(architecture.output)
+    return substituted(layer, modules | {architecture.attention: ReplayedAttention(output, kept.attended)})
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class Workspace:
         place: where layers run.
         storage: where hidden states are kept.
         batch_tokens: how many tokens run through a layer at once (a window at least); None: what suits the device.
+        keep_inner: keep the inputs of a layer's down projection between its runs, which then makes less of them.
         folder: for files of hidden states; needed for storage on disk.
         journal: where finished steps are written down; None: nowhere, and a killed run starts again.
         ranks: who shares the windows; several keep files of their own states in ``spill``.
@@ -44,6 +45,7 @@ class Workspace:
     place: Place
     storage: Storage = "device"
     batch_tokens: int | None = None
+    keep_inner: bool = False
     folder: Path | None = None
     journal: Journal | None = None
     ranks: Ranks = ALONE

@@ -34,6 +34,11 @@ class Site:
         return (*self.kept, *self.linears)
 
 
+def stage_of(site: str) -> str:
+    """What a site of this name is, whichever expert's: attn_in, o_in, mlp_in or down_in."""
+    return site.partition(".")[0]
+
+
 @dataclass(frozen=True)
 class LinearSlice:
     """Some output rows of a linear: of one that computes queries, keys or values, or of one of an MLP.
