@@ -10,10 +10,10 @@
 
 MODEL is the stories260k checkpoint, TEXT a TinyStories sample whose first 150,000 characters calibrate (64 windows of
 256 tokens) and whose rest tests. ``models`` also measures the embedded model, and MODEL with its residual stream turned
-onto its principal axes: the same function, with outlier channels; each with 64 and with 192 windows. ``texts``
-calibrates on one text and tests on others. ``sites`` quantizes inputs alone, those of the embedded model: all, or all
-but those of one site. ``smoothing`` is the default presets with scales before the rotations. ``weights`` is W4A16
-alone, beside auto-round in the environment of PYTHON. Writes benchmarks/results/accuracy_<part>.json after every row.
+onto its principal axes: the same function, with outlier channels. ``texts`` calibrates on one text and tests on others.
+``sites`` quantizes inputs alone, those of the embedded model: all, or all but those of one site. ``smoothing`` is the
+default presets with scales before the rotations. ``weights`` is W4A16 alone, beside auto-round in the environment of
+PYTHON. Writes benchmarks/results/accuracy_<part>.json after every row.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from jointquant.demo.story import MODEL as EMBEDDED
 RESULTS = Path(__file__).parent / "results"
 RANGE = "kind: learned, objective: range, optimizer: cayley, learning_rate: 1.0"
 PER_CHANNEL = "weights.group_size=null"
-WINDOWS, MORE_WINDOWS = 64, 192
 STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("R1 and R2 for the range, joint, Cayley", ()),
     ("keys centred", ("kv_cache.centring=keys",)),
@@ -119,7 +118,6 @@ class Bench:
         recipe: str,
         changes: Iterable[str],
         calibration: Path,
-        num_samples: int = WINDOWS,
     ) -> None:
         """Mean, least and largest perplexity of the reloaded artifacts over the seeds, and the seconds of a run.
 
@@ -128,11 +126,7 @@ class Bench:
         values: dict[Path, list[float]] = {test: [] for test in tests}
         seconds = []
         for seed in range(self.seeds):
-            protocol = (
-                f"calibration.source={calibration}",
-                f"calibration.num_samples={num_samples}",
-                "calibration.seqlen=256",
-            )
+            protocol = (f"calibration.source={calibration}", "calibration.num_samples=64", "calibration.seqlen=256")
             settings = jointquant.load_recipe(recipe, [*protocol, f"calibration.seed={seed}", *changes])
             out = self.folder / "artifact"
             seconds.append(jointquant.quantize(model, out, settings, overwrite=True).seconds)
@@ -207,7 +201,7 @@ def ingredients(bench: Bench, model: str, given: list[Path]) -> None:
 
 
 def models(bench: Bench, model: str, given: list[Path]) -> None:
-    """``dartquant`` and ``w4a4kv4`` on three models more, calibrated on few windows and on about all of the text."""
+    """``dartquant`` and ``w4a4kv4`` on three models more."""
     calibration, test = split(given[0], bench.folder)
     turned = turned_onto_principal_axes(model, calibration, bench.folder / "turned")
     embedded = turned_onto_principal_axes(EMBEDDED, CALIBRATION_TEXT, bench.folder / "turned embedded")
@@ -217,11 +211,9 @@ def models(bench: Bench, model: str, given: list[Path]) -> None:
         ("embedded, principal axes", embedded, CALIBRATION_TEXT, HELDOUT_TEXT),
     )
     for name, subject, source, heldout in subjects:
-        fp = f"{bench.reference(subject, heldout):.3f}"
-        for windows in (WINDOWS, MORE_WINDOWS):
-            what = name if windows == WINDOWS else f"{name}, {windows} windows"
-            for preset in ("dartquant", "w4a4kv4"):
-                bench.measure({heldout: {"what": what, "fp": fp}}, subject, preset, (), source, windows)
+        fp = bench.reference(subject, heldout)
+        for preset in ("dartquant", "w4a4kv4"):
+            bench.measure({heldout: {"what": name, "fp": f"{fp:.3f}"}}, subject, preset, (), source)
 
 
 def texts(bench: Bench, model: str, given: list[Path]) -> None:

@@ -69,11 +69,14 @@ class HiddenStates:
             if here:
                 yield windows[here.start : here.stop]
 
-    def batches(self) -> Iterator[Tensor]:
-        """[batch, T, hidden] after another of this rank's windows, on the device; they are not to be changed."""
+    def batches(self, every: int = 1) -> Iterator[Tensor]:
+        """[batch, T, hidden] after another of this rank's windows, on the device; they are not to be changed.
+
+        Of all batches, the first and each ``every``-th behind it.
+        """
         offset = self.share.part().start
-        for _, here in self.parts():
-            if here:
+        for number, (_, here) in enumerate(self.parts()):
+            if here and number % every == 0:
                 yield self.store.read(here.start - offset, here.stop - offset).to(self.device)
 
     def replace(self, function: Callable[[Tensor], Tensor]) -> None:

@@ -30,7 +30,7 @@ from jointquant.settings import ActivationSettings
 from jointquant.stand_ins import unread
 
 SEARCHED = 4
-"""A clip ratio is searched on one token of so many: it is one number, and there are thousands of them."""
+"""A clip ratio is searched on one batch of so many: it is one number, and there are thousands of tokens."""
 
 
 @dataclass
@@ -73,8 +73,8 @@ def calibrate_inputs(
     """Fill the input buffers of a layer whose paths are installed, in place.
 
     The inputs are those that the quantized layers before this one produce. One run finds the means, a second one the
-    bounds of static ranges, a third one, where clip ratios are searched, their errors; each only where it is asked
-    for. Meanwhile these inputs are not quantized.
+    bounds of static ranges, a third one, on a part of the tokens, the errors of the clip ratios that are searched; each
+    only where it is asked for. Meanwhile these inputs are not quantized.
 
     Args:
         layer: the layer, its weights not yet rounded.
@@ -107,7 +107,7 @@ def calibrate_inputs(
     for reading in searched:
         assert reading.path.quantizer is not None
         reading.search = clip_search(reading.path.quantizer, reading.bounds)
-    watch({r.name: _arriving(r, r.search.update, SEARCHED) for r in searched if r.search})
+    watch({r.name: _arriving(r, r.search.update) for r in searched if r.search}, SEARCHED)
     for reading in searched:
         assert reading.search is not None
         reading.search.share(states.ranks)
@@ -152,23 +152,26 @@ def _watch(
     states: HiddenStates,
     arguments: LayerArguments,
     observers: dict[str, Callable[[Tensor], None]],
+    every: int = 1,
 ) -> None:
-    """Run the layer, where there are observers; what the last linears make of their inputs, none of them sees."""
+    """Run the layer, where there are observers; what the last linears make of their inputs, none of them sees.
+
+    ``every``: on one batch of so many.
+    """
     if observers:
         with unread(layer, architecture, architecture.downs), watching(layer, observers):
-            observe(layer, states, arguments)
+            observe(layer, states, arguments, every)
 
 
-def _arriving(reading: Reading, observer: Callable[[Tensor], None], every: int = 1) -> Callable[[Tensor], None]:
+def _arriving(reading: Reading, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
     """Observe the input as the quantizer sees it: behind the online transform, less its mean once that is known.
 
     Args:
         reading: whose input.
         observer: is shown [..., tokens, in].
-        every: one token of so many is shown.
     """
     linear = reading.linears[0]
-    return lambda x: observer(linear.arriving(x[..., ::every, :]))
+    return lambda x: observer(linear.arriving(x))
 
 
 def _store(linears: list[OnlineLinear], known: dict[str, Tensor]) -> None:

@@ -28,9 +28,9 @@ def advance(layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -
 
 
 @torch.no_grad()
-def observe(layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
-    """Run a layer over all windows for its observers alone; the states stay as they are."""
-    for batch in states.batches():
+def observe(layer: nn.Module, states: HiddenStates, arguments: LayerArguments, every: int = 1) -> None:
+    """Run a layer over all windows, or one batch of so many, for its observers alone; the states stay as they are."""
+    for batch in states.batches(every):
         run_layer(layer, batch, arguments)
 
 
