@@ -130,12 +130,9 @@ def room_between_runs(stream: ModelStream, assembly: Assembly, windows: Tensor, 
         assert isinstance(module, nn.Linear)
         return workspace.states(windows, module.in_features, aside=linear)
 
-    dense = next((index for index, layer in enumerate(assembly.layers) if not layer.experts), None)
-    inner = workspace.keep_inner and dense is not None and assembly.recipe.refinement.steps == 0
-    return Kept(
-        inputs_of(0, stream.architecture.output),
-        inputs_of(dense, stream.architecture.down) if inner and dense is not None else None,
-    )
+    dense = (index for index, layer in enumerate(assembly.layers) if workspace.keep_inner and not layer.experts)
+    inner = next((inputs_of(index, stream.architecture.down) for index in dense), None)
+    return Kept(inputs_of(0, stream.architecture.output), inner)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Sites are rounded in the order of the forward pass, each on what reaches it behind those before it as they are rounded.
 For each the layer runs that far and no further; where there are experts to its end, without the products that nobody
 reads. What the attention hands to its output projection is kept for all windows, so that it runs once: not again for
-the MLP, nor when the layer is left.
+the MLP, nor when the layer is left. So is what a dense layer's down projection reads, where there is room.
 """
 
 from __future__ import annotations
