@@ -129,26 +129,33 @@ def _refining(job: Job, speed: Speed) -> float:
 
 
 def _rounding(job: Job, speed: Speed) -> float:
-    """Hessians of a layer, which all ranks add to; factors, updates and columns, which ranks share out by site."""
+    """Hessians of a layer, which all ranks add to, and the rounding of its sites.
+
+    Ranks share out the sites of a stage, or where these are fewer the rows of each; then all of them make its factor.
+    """
     weights = job.recipe.weights
     if not weights.enabled:
         return 0.0
     ratios = len(COARSE_RATIOS + FINE_STEPS) if weights.clip == "mse" else 1
-    shared, stages = 0.0, dict[str, list[float]]()
+    shared, stages = 0.0, dict[str, list[tuple[float, float]]]()
     for site in job.shape.sites:
         size = site.in_features
-        seconds = ratios * PASSES_PER_RATIO * 4 * size * site.out_features / speed.bandwidth
+        whole, by_rows = 0.0, ratios * PASSES_PER_RATIO * 4 * size * site.out_features / speed.bandwidth
         if weights.method == "gptq":
             shared += 2.0 * site.share * job.tokens * size**2 / speed.float32
-            seconds += (2.0 * size**3 + 2.0 * site.out_features * size**2) / speed.float32 + size * speed.column
-        stages.setdefault(stage_of(site.name), []).append(seconds)
+            whole += 2.0 * size**3 / speed.float32 + size * speed.column
+            by_rows += 2.0 * site.out_features * size**2 / speed.float32
+        stages.setdefault(stage_of(site.name), []).append((whole, by_rows))
     return shared + sum(_longest(of_sites, job.ranks) for of_sites in stages.values())
 
 
-def _longest(of_sites: list[float], ranks: int) -> float:
-    """What the busiest of the ranks has to do that share out some sites."""
-    owners = Ranks(size=ranks).share_out(of_sites)
-    return max(sum(s for s, o in zip(of_sites, owners, strict=True) if o == rank) for rank in set(owners))
+def _longest(of_sites: list[tuple[float, float]], ranks: int) -> float:
+    """What the busiest of the ranks has to do for some sites: of each what is done as a whole, and row by row."""
+    if len(of_sites) < ranks:
+        return sum(whole + by_rows / ranks for whole, by_rows in of_sites)
+    seconds = [whole + by_rows for whole, by_rows in of_sites]
+    owners = Ranks(size=ranks).share_out(seconds)
+    return max(sum(s for s, o in zip(seconds, owners, strict=True) if o == rank) for rank in set(owners))
 
 
 def _products(device: torch.device, dtype: torch.dtype, size: int) -> float:

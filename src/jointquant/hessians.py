@@ -8,7 +8,7 @@ next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,6 +71,17 @@ class SharedHessian:
         small = replace(codes, integers=codes.integers.to(narrow))
         self.kept.append(KeptTokens(small, dtype, codes.integers.dtype))
 
+    def total_on_all(self) -> HessianSum:
+        """The sum over all ranks, on each of them; all ranks call this."""
+        if self.sum is not None:
+            return self.sum
+        last = self.ranks.size - 1  # where it ends anyway
+        count = sum(self.ranks.ask(self.num_tokens))
+        result = self.total(last) or HessianSum(self.size, self.device)
+        result.total = self.ranks.broadcast(result.total, last)
+        result.num_tokens = count
+        return result
+
     def total(self, owner: int) -> HessianSum | None:
         """The sum over all ranks, on ``owner``; all ranks call this."""
         if self.sum is not None:
@@ -106,9 +117,3 @@ class SharedHessian:
         for kept in self.kept:
             add_to_band(band, kept.rows(self.size), start)
         return band
-
-
-def collected(hessians: Mapping[str, SharedHessian], owners: Mapping[str, int]) -> dict[str, HessianSum]:
-    """By site, the Hessians that this rank is to round with; all ranks call this."""
-    found = {name: hessian.total(owners[name]) for name, hessian in hessians.items()}
-    return {name: total for name, total in found.items() if total is not None}

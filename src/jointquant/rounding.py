@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.devices import elements_at_once
-from jointquant.hessians import SharedHessian, collected
+from jointquant.hessians import SharedHessian
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.stream import Frontend, LayerArguments
@@ -17,7 +17,7 @@ from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
-from jointquant.ranks import Ranks, broadcast_all
+from jointquant.ranks import ALONE, Ranks, broadcast_all
 from jointquant.reference import Reference
 from jointquant.refinement import refine
 from jointquant.runtime.assembly import Assembly
@@ -117,20 +117,28 @@ def round_sites(
     states: HiddenStates,
     stored_dtype: torch.dtype,
 ) -> dict[str, QuantizedWeight]:
-    """The rounded weights of the linears that read at some sites, shared out among the ranks."""
-    rounded: dict[str, QuantizedWeight] = {}
+    """The rounded weights of the linears that read at some sites.
+
+    Ranks share out the sites; where these are fewer than the ranks, each rounds some rows of all of their linears.
+    """
     ranks = states.ranks
-    owners = ranks.share_out([rounding_cost(layer, site) for site in sites])
-    named = {site.name: owner for site, owner in zip(sites, owners, strict=True)}
-    totals = collected(hessians, named)
+    by_site = len(sites) >= ranks.size
+    owners = ranks.share_out([rounding_cost(layer, site) for site in sites]) if by_site else [None] * len(sites)
+    totals = {
+        site.name: hessians[site.name].total_on_all() if owner is None else hessians[site.name].total(owner)
+        for site, owner in zip(sites, owners, strict=True)
+        if site.name in hessians
+    }
+    rounded: dict[str, QuantizedWeight] = {}
     for site, owner in zip(sites, owners, strict=True):
         hessian = totals.pop(site.name, None)
-        if owner == ranks.rank:
-            rounded |= round_site(layer, index, site, assembly, hessian, stored_dtype)
-    found: dict[str, QuantizedWeight] = {}
-    for owner in range(ranks.size):
-        found |= exchanged(rounded, ranks, owner, states.device)
-    return found
+        if owner is None or owner == ranks.rank:
+            rounded |= round_site(layer, index, site, assembly, hessian, stored_dtype, ALONE if by_site else ranks)
+    parts: dict[str, list[QuantizedWeight]] = {}
+    for rank in range(ranks.size):
+        for name, weight in exchanged(rounded, ranks, rank, states.device).items():
+            parts.setdefault(name, []).append(weight)
+    return {name: QuantizedWeight.joined(each) for name, each in parts.items()}
 
 
 def round_site(
@@ -140,17 +148,19 @@ def round_site(
     assembly: Assembly,
     hessian: HessianSum | None,
     stored_dtype: torch.dtype,
+    sharing: Ranks = ALONE,
 ) -> dict[str, QuantizedWeight]:
-    """The rounded weights of the linears that read at one site."""
+    """The rounded weights of the linears that read at one site, of their rows those of this rank among ``sharing``."""
     rounded: dict[str, QuantizedWeight] = {}
-    by_settings: dict[WeightSettings, list[str]] = {}
+    by_settings: dict[WeightSettings, dict[str, Tensor]] = {}
     for linear in site.linears:
         settings = assembly.recipe.weights_of(assembly.full_name(index, linear))
-        by_settings.setdefault(settings, []).append(linear)
-    for settings, linears in by_settings.items():
-        if settings.enabled:
-            modules = {name: _linear(layer, name) for name in linears}
-            rounded |= round_stack(modules, settings, hessian, stored_dtype)
+        weight = _linear(layer, linear).weight
+        start, stop = sharing.part(len(weight))
+        if settings.enabled and start < stop:
+            by_settings.setdefault(settings, {})[linear] = weight[start:stop]
+    for settings, weights in by_settings.items():
+        rounded |= round_stack(weights, settings, hessian, stored_dtype)
     return rounded
 
 
@@ -190,15 +200,14 @@ def hessians_of(
 
 
 def round_stack(
-    linears: dict[str, nn.Linear],
+    weights: dict[str, Tensor],
     settings: WeightSettings,
     hessian: HessianSum | None,
     stored_dtype: torch.dtype,
 ) -> dict[str, QuantizedWeight]:
-    """Round linears that share input and settings; small ones as one stacked matrix: their rows are independent."""
+    """Round weights that share input and settings; small ones as one stacked matrix: their rows are independent."""
     fmt, scales = settings.format, settings.scales(stored_dtype)
     assert fmt is not None
-    weights = {name: linear.weight for name, linear in linears.items()}
     rounding: Callable[[Tensor], QuantizedWeight]
     if settings.method == "rtn":
         rounding = partial(round_to_nearest, fmt=fmt, clip=settings.clip, scale_dtype=scales)
@@ -257,7 +266,7 @@ def round_head(
         hessian = shared.total(0)
         if hessian is None:
             return head
-        rounded = round_stack({"head": head}, settings, hessian, stored_dtype)["head"]
+        rounded = round_stack({"head": head.weight}, settings, hessian, stored_dtype)["head"]
     return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()
 
 
