@@ -111,6 +111,11 @@ class Bench:
         """Perplexity of the unquantized model."""
         return jointquant.evaluate(model, (str(test),), seqlen=256).perplexity[str(test)]
 
+    def beside(self, model: str | Path, artifact: Path, test: Path) -> tuple[float, float]:
+        """Perplexity of an artifact, and its KL divergence from the unquantized model."""
+        found = jointquant.evaluate(artifact, (str(test),), reference=model, seqlen=256)
+        return found.perplexity[str(test)], found.divergence[str(test)].mean
+
     def measure(
         self,
         tests: Mapping[Path, dict[str, str]],
@@ -119,11 +124,12 @@ class Bench:
         changes: Iterable[str],
         calibration: Path,
     ) -> None:
-        """Mean, least and largest perplexity of the reloaded artifacts over the seeds, and the seconds of a run.
+        """Mean, least and largest perplexity of the reloaded artifacts over the seeds, their divergence from the
+        unquantized model, and the seconds of a run.
 
         One row for each test, with its labels.
         """
-        values: dict[Path, list[float]] = {test: [] for test in tests}
+        values: dict[Path, list[tuple[float, float]]] = {test: [] for test in tests}
         seconds = []
         for seed in range(self.seeds):
             protocol = (f"calibration.source={calibration}", "calibration.num_samples=64", "calibration.seqlen=256")
@@ -131,9 +137,10 @@ class Bench:
             out = self.folder / "artifact"
             seconds.append(jointquant.quantize(model, out, settings, overwrite=True).seconds)
             for test in tests:
-                values[test].append(self.reference(out, test))
+                values[test].append(self.beside(model, out, test))
         for test, found in values.items():
-            self.add(tests[test], recipe, found, seconds)
+            perplexities, divergences = (list(each) for each in zip(*found, strict=True))
+            self.add(tests[test], recipe, perplexities, seconds, divergences)
 
     def peer(self, labels: dict[str, str], model: str | Path, calibration: Path, test: Path) -> None:
         """The same of auto-round; what it says it has quantized joins the labels."""
@@ -148,9 +155,19 @@ class Bench:
         values, seconds = ([each[key] for each in found] for key in ("perplexity", "seconds"))
         self.add({"what": f"{quantized} (all it quantizes)"} | labels, name, values, seconds)
 
-    def add(self, labels: dict[str, str], recipe: str, values: list[float], seconds: list[float]) -> None:
-        """A row of some seeds; all rows so far are written."""
+    def add(
+        self,
+        labels: dict[str, str],
+        recipe: str,
+        values: list[float],
+        seconds: list[float],
+        divergences: list[float] | None = None,
+    ) -> None:
+        """A row of some seeds; all rows so far are written. A peer's artifact has no divergence."""
         measured = {key: value for key, value in row("", recipe, values).items() if key != "width"}
+        if divergences is not None:
+            measured["divergence"] = sum(divergences) / len(divergences)
+            measured |= {"divergence_min": min(divergences), "divergence_max": max(divergences)}
         self.rows.append(labels | measured | {"seconds": sum(seconds) / len(seconds)})
         print(self.rows[-1], flush=True)
         self.path.write_text(json.dumps(self.result | {"rows": self.rows}, indent=2) + "\n")

@@ -234,13 +234,23 @@ def _made(result: dict[str, Any]) -> str:
 
 def accuracy(result: dict[str, Any]) -> list[str]:
     """Rows of one part of the accuracy benchmark."""
-    lines = ["| | unquantized | recipe | perplexity | min – max | seeds | seconds |", "|-|-|-|-|-|-|-|"]
+    apart = any("divergence" in row for row in result["rows"])
+    heads = ["", "unquantized", "recipe", "perplexity", "min – max", *(["KL divergence"] * apart), "seeds", "seconds"]
+    lines = [f"| {' | '.join(heads)} |", "|-" * len(heads) + "|"]
     for row in result["rows"]:
         spread = f"{row['min']:.2f} – {row['max']:.2f}" if row["seeds"] > 1 else ""
-        mean, seconds = f"{row['mean']:.2f}", f"{row['seconds']:.0f}"
-        cells = (row["what"], row["fp"], row["recipe"], mean, spread, str(row["seeds"]), seconds)
+        cells = [row["what"], row["fp"], row["recipe"], f"{row['mean']:.2f}", spread]
+        if apart:
+            cells.append(_divergence(row) if "divergence" in row else "")
+        cells += [str(row["seeds"]), f"{row['seconds']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
+
+
+def _divergence(row: dict[str, Any]) -> str:
+    """The mean over seeds, and how far these are from it."""
+    spread = (row["divergence_max"] - row["divergence_min"]) / 2
+    return f"{row['divergence']:.4f}" + (f" ± {spread:.4f}" if row["seeds"] > 1 else "")
 
 
 def inner_rotations(result: dict[str, Any]) -> list[str]:

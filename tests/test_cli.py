@@ -44,6 +44,21 @@ def test_quantize_eval_generate(save_model, tmp_path: Path, capsys) -> None:
     assert last_json(capsys)["new_tokens"] == 5
 
 
+def test_eval_beside_a_reference(save_model, tmp_path: Path, capsys) -> None:
+    model, out = str(save_model("llama")), str(tmp_path / "artifact")
+    assert run("quantize", model, "--out", out, *QUICK) == 0
+    flags = ["--reference", model, "--text", str(DEMO / "heldout.txt"), "--seqlen", "64", "--max-tokens", "640"]
+    capsys.readouterr()
+    assert run("eval", out, *flags, "--json") == 0
+    (found,) = last_json(capsys)["divergence"].values()  # type: ignore[attr-defined]
+    assert found["mean"] > 0
+    assert set(found) == {"mean", "stderr", "median", "p99", "maximum", "same_top"}
+    assert run("eval", out, *flags) == 0
+    shown = capsys.readouterr().out
+    assert "KL divergence" in shown
+    assert f"{found['same_top']:.2%}" in shown
+
+
 @pytest.mark.parametrize("verb", ["recipes", "models", "doctor"])
 def test_lists(verb: str, capsys) -> None:
     assert run(verb, "--json") == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.table import Table
 from jointquant.devices import DEVICE_HELP
 from jointquant.errors import InputError, printable
 from jointquant.ranks import leads, started_by_torchrun
+
+if TYPE_CHECKING:
+    from jointquant import EvaluationResult
 
 app = typer.Typer(
     name="jointquant",
@@ -91,6 +94,13 @@ def evaluate(
             help="Text: wikitext2, c4, ptb, hub:NAME…, or a file. Repeatable. Default: wikitext2, or none with --tasks."
         ),
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The unquantized model: also measure how far MODEL's predictions are from its (KL divergence).",
+        ),
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Tasks of lm-eval, or task files (.yaml), separated by commas."),
@@ -114,12 +124,16 @@ def evaluate(
     card: Annotated[bool, typer.Option("--card", help="Write the perplexities into the model card of MODEL.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Perplexity of a model or an artifact (windows without overlap, T − 1 predictions each), and scores on tasks."""
+    """Perplexity of a model or an artifact (windows without overlap, T − 1 predictions each), and scores on tasks.
+
+    Example: jointquant eval ./llama-int4 --reference meta-llama/Llama-3.2-1B --text wikitext2
+    """
     from jointquant import evaluate as run
 
     result = run(
         model,
         tuple(text) if text else None,
+        reference=reference,
         tasks=() if tasks is None else tuple(name.strip() for name in tasks.split(",")),
         num_fewshot=num_fewshot,
         limit=limit,
@@ -139,10 +153,7 @@ def evaluate(
 
         record_perplexity(Path(model), result.perplexity, result.seqlen)
     if result.perplexity:
-        table = Table("text", "perplexity", title=f"{model}, windows of {result.seqlen}")
-        for source, value in result.perplexity.items():
-            table.add_row(source, f"{value:.4f}")
-        _print(table, as_json)
+        _print(_text_table(model, result), as_json)
     if result.tasks:
         _print(_task_table(model, result.tasks), as_json)
     _finish(result.to_dict(), as_json)
@@ -263,6 +274,20 @@ def as_line(error: Exception) -> str:
     """What the user is told about an error that the input is at fault for."""
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return f"error: {printable(message)}"
+
+
+def _text_table(model: str, result: EvaluationResult) -> Table:
+    """One row a text; how far the predictions are from the reference's, where there is one."""
+    columns = ("KL divergence", "99 % of tokens below", "same top token") if result.divergence else ()
+    table = Table("text", "perplexity", *columns, title=f"{model}, windows of {result.seqlen}")
+    for source, value in result.perplexity.items():
+        found = result.divergence.get(source)
+        beside = []
+        if found is not None:
+            error = "" if found.stderr is None else f" ± {found.stderr:.5f}"
+            beside = [f"{found.mean:.5f}{error}", f"{found.p99:.4f}", f"{found.same_top:.2%}"]
+        table.add_row(source, f"{value:.4f}", *beside)
+    return table
 
 
 def _task_table(model: str, tasks: dict[str, dict[str, float]]) -> Table:

@@ -146,10 +146,10 @@ def _rounding(job: Job, speed: Speed) -> float:
             whole += 2.0 * size**3 / speed.float32 + size * speed.column
             by_rows += 2.0 * site.out_features * size**2 / speed.float32
         stages.setdefault(stage_of(site.name), []).append((whole, by_rows))
-    return shared + sum(_longest(of_sites, job.ranks) for of_sites in stages.values())
+    return shared + sum(busiest(of_sites, job.ranks) for of_sites in stages.values())
 
 
-def _longest(of_sites: list[tuple[float, float]], ranks: int) -> float:
+def busiest(of_sites: list[tuple[float, float]], ranks: int) -> float:
     """What the busiest of the ranks has to do for some sites: of each what is done as a whole, and row by row."""
     if len(of_sites) < ranks:
         return sum(whole + by_rows / ranks for whole, by_rows in of_sites)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jointquant.quantization.gptq import BAND, HessianSum, add_to_band
+from jointquant.devices import elements_at_once
+from jointquant.quantization.gptq import HessianSum, add_to_band, bands_of
 from jointquant.quantization.integer import Codes, IntFormat
 from jointquant.ranks import Ranks
 
@@ -33,12 +34,22 @@ class KeptTokens:
     dtype: torch.dtype
     wide: torch.dtype = torch.float32
 
-    def rows(self, size: int) -> Tensor:
-        """[tokens, in] in float32."""
+    @property
+    def numel(self) -> int:
+        """How many numbers there are."""
+        return self.tokens.numel() if isinstance(self.tokens, Tensor) else self.tokens.integers.numel()
+
+    def columns(self, size: int, start: int) -> Tensor:
+        """Those from ``start`` on: [tokens, in − start] in float32."""
         if isinstance(self.tokens, Tensor):
-            return self.tokens.float()
-        codes = replace(self.tokens, integers=self.tokens.integers.to(self.wide))
-        return codes.dequantize().to(self.dtype).reshape(-1, size).float()
+            return self.tokens[:, start:].float()
+        codes, left = self.tokens, start
+        if codes.integers.shape[-1] == size > 1:  # one group: only what is asked for becomes numbers
+            parts = (codes.integers, codes.scale, codes.zero_point)
+            codes, left = Codes(*(part[..., start:] if part.shape[-1] == size else part for part in parts)), 0
+        codes = replace(codes, integers=codes.integers.to(self.wide))
+        values = codes.dequantize().to(self.dtype).flatten(0, -2)
+        return values[:, left:].float()
 
 
 class SharedHessian:
@@ -88,18 +99,20 @@ class SharedHessian:
             return self.sum
         ranks, last = self.ranks, self.ranks.size - 1
         counts = ranks.ask(self.num_tokens)
-        starts = range(0, self.size, BAND)
         result = HessianSum(self.size, self.device) if ranks.rank == owner else None
+        bands = bands_of(torch.empty(self.size, self.size, device="meta") if result is None else result.total)
         coming = []
         if result is not None and owner != last:
-            coming = [ranks.receive(result.total[start : start + BAND], last) for start in starts]
+            coming = [ranks.receive(band, last) for _, band in bands]
         sent: list[tuple[Callable[[], None], Tensor]] = []
-        for start in starts:
-            band = self._added(start)
+        if sum(kept.numel for kept in self.kept) <= elements_at_once(self.device):  # once, not once a band
+            self.kept = [KeptTokens(kept.columns(self.size, 0), torch.float32) for kept in self.kept]
+        for start, place in bands:
+            band = self._added(start, len(place))
             if ranks.rank < last or owner != last:
                 sent.append((ranks.send(band, ranks.rank + 1 if ranks.rank < last else owner), band))
             elif result is not None:
-                result.total[start : start + BAND] = band
+                place.copy_(band)
         for wait, _ in sent:
             wait()
         for wait in coming:
@@ -109,11 +122,11 @@ class SharedHessian:
             result.num_tokens = sum(counts)
         return result
 
-    def _added(self, start: int) -> Tensor:
+    def _added(self, start: int, height: int) -> Tensor:
         """A band with this rank's tokens added to those of the ranks before."""
-        band = torch.zeros(min(BAND, self.size - start), self.size, device=self.device)
+        band = torch.zeros(height, self.size, device=self.device)
         if self.ranks.rank > 0:
             self.ranks.receive(band, self.ranks.rank - 1)()
         for kept in self.kept:
-            add_to_band(band, kept.rows(self.size), start)
+            add_to_band(band, kept.columns(self.size, start), start)
         return band

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -64,14 +65,16 @@ def assert_same(a: Path, b: Path) -> None:
     assert not different, different
 
 
-def test_two_ranks_make_the_same_tensors_and_perplexity(model: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_ranks_make_the_same_tensors_and_predictions(model: Path, alone: Path, tmp_path: Path) -> None:
     done = succeed(2, *quantized(model, tmp_path / "a"))
     assert not done["resumed"]
     assert_same(tmp_path / "a", alone)
     assert not partial_folder(tmp_path / "a").exists()
-    together = succeed(2, "eval", tmp_path / "a", *TEXT, "--seqlen", "32")["perplexity"]
-    result = jointquant.evaluate(tmp_path / "a", (str(DEMO / "heldout.txt"),), seqlen=32, max_tokens=9000)
-    assert together == pytest.approx(result.perplexity, rel=1e-9)
+    text = str(DEMO / "heldout.txt")
+    together = succeed(2, "eval", tmp_path / "a", "--reference", model, *TEXT, "--seqlen", "32")
+    result = jointquant.evaluate(tmp_path / "a", (text,), reference=model, seqlen=32, max_tokens=9000)
+    assert together["perplexity"] == pytest.approx(result.perplexity, rel=1e-9)
+    assert together["divergence"][text] == pytest.approx(asdict(result.divergence[text]), rel=1e-6)
 
 
 def test_everything_at_once(model: Path, tmp_path: Path) -> None:

@@ -12,11 +12,21 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 import jointquant
+from conftest import make_model, small
 from jointquant.cli import main
 from jointquant.errors import InputError
+from jointquant.estimate import busiest
+from jointquant.hessians import SharedHessian
 from jointquant.hidden_states import HiddenStates
+from jointquant.models.stream import Place, open_stream
+from jointquant.pipeline import assemble
+from jointquant.quantization.gptq import HessianSum, bands_of
+from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.ranges import DynamicRange, StaticRange
+from jointquant.quantization.weights import QuantizedWeight
 from jointquant.ranks import Ranks
 from jointquant.rotations.sampling import TokenSample
+from jointquant.rounding import round_site
 from jointquant.stores import HeldStates, Share
 
 sizes = st.integers(1, 9)
@@ -73,6 +83,63 @@ def test_work_is_shared_out_evenly(size: int, costs: list[float]) -> None:
     busy = [sum(c for c, o in zip(costs, owners, strict=True) if o == rank) for rank in range(size)]
     assert max(busy) <= sum(costs) / size + max(costs) + 1e-9
     assert Ranks(size=size).share_out(costs) == owners
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("size", [2, 3, 60])
+def test_ranks_share_rows(method: str, size: int) -> None:
+    """Together they round what one would; of 60, some have no row of the keys."""
+    stream = open_stream(make_model("llama"))
+    assembly = assemble(stream, jointquant.load_recipe("fp16", small("weights.num_bits=4", f"weights.method={method}")))
+    layer = stream.layer(0, Place(torch.device("cpu"), torch.float32))
+    site = assembly.layers[0].sites[0]
+    hessian = HessianSum(48, torch.device("cpu"))
+    hessian.update(torch.randn(200, 48, generator=torch.Generator().manual_seed(1)))
+
+    def rounded(ranks: Ranks) -> dict[str, QuantizedWeight]:
+        return round_site(layer, 0, site, assembly, hessian, torch.float32, ranks)
+
+    alone = rounded(Ranks())
+    assert list(alone) == list(site.linears)
+    shares = [rounded(Ranks(rank, size)) for rank in range(size)]
+    most = max(sum(len(weight.codes) for weight in share.values()) for share in shares)
+    assert most <= sum(len(weight.codes) for weight in alone.values()) / size + len(alone)
+    for name, whole in alone.items():
+        parts = [share[name] for share in shares if name in share]
+        together = QuantizedWeight.joined(parts)
+        assert torch.equal(together.codes, whole.codes)
+        assert torch.equal(together.scale, whole.scale)
+    assert any(len(share) < len(alone) for share in shares) == (size == 60)
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+@pytest.mark.parametrize("strategy", ["token", "channel"])
+@pytest.mark.parametrize("start", [0, 3, 11])
+def test_kept_tokens_come_back_in_columns(group_size: int | None, strategy: str, start: int) -> None:
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
+    fmt = IntFormat(4, symmetric=False, group_size=group_size if strategy == "token" else None)
+    quantizer = DynamicRange(fmt) if strategy == "token" else StaticRange(fmt, "channel")
+    low, high = x.flatten(0, 1).amin(0), x.flatten(0, 1).amax(0)
+    known = quantizer.found(low, high, 1.0) if isinstance(quantizer, StaticRange) else {}
+    hessian = SharedHessian(12, torch.device("cpu"), Ranks(0, 2))
+    hessian.update_codes(quantizer.encode(x, known), fmt, x.dtype)
+    hessian.update(x)
+    codes, values = (kept.columns(12, start) for kept in hessian.kept)
+    assert torch.equal(codes, quantizer.quantize(x, known).flatten(0, 1)[:, start:])
+    assert torch.equal(values, x.flatten(0, 1)[:, start:])
+
+
+@pytest.mark.parametrize("size", [1, 7, 128, 129, 1024, 1025, 5000])
+def test_bands_cover_a_hessian_once(size: int) -> None:
+    bands = bands_of(torch.empty(size, size, device="meta"))
+    assert [start for start, _ in bands] == [sum(len(b) for _, b in bands[:i]) for i in range(len(bands))]
+    assert sum(len(band) for _, band in bands) == size
+    assert all(128 <= len(band) <= 512 for _, band in bands[:-1])
+
+
+@pytest.mark.parametrize(("sites", "ranks", "expected"), [(1, 4, 1 + 8 / 4), (3, 4, 3 * (1 + 8 / 4)), (4, 2, 2 * 9.0)])
+def test_the_estimate_shares_rows_or_sites(sites: int, ranks: int, expected: float) -> None:
+    assert busiest([(1.0, 8.0)] * sites, ranks) == pytest.approx(expected)
 
 
 @pytest.fixture

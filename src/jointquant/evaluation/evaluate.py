@@ -1,8 +1,9 @@
-"""Evaluate a model or an artifact on texts and tasks."""
+"""Evaluate a model or an artifact on texts and tasks, and beside the model that it was made from."""
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant.errors import require
+from jointquant.evaluation.divergence import Divergence, compare
+from jointquant.evaluation.perplexity import perplexity
 from jointquant.evaluation.runners import Loaded, Runner, runner_of
 from jointquant.evaluation.tasks import Scores, TaskSet
 from jointquant.hub import locate
@@ -35,6 +38,7 @@ class EvaluationResult:
         seqlen: length of a window.
         seconds: wall time, loading excluded.
         tasks: by task: value by metric.
+        divergence: by text, how far the predictions are from the reference's; empty without one.
     """
 
     perplexity: dict[str, float]
@@ -42,6 +46,7 @@ class EvaluationResult:
     seqlen: int
     seconds: float
     tasks: Scores = field(default_factory=dict)
+    divergence: dict[str, Divergence] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
@@ -52,6 +57,7 @@ def evaluate(
     model: str | Path | PreTrainedModel,
     texts: tuple[str, ...] | None = None,
     *,
+    reference: str | Path | PreTrainedModel | None = None,
     tasks: tuple[str, ...] = (),
     num_fewshot: int | None = None,
     limit: int | None = None,
@@ -72,6 +78,8 @@ def evaluate(
     Args:
         model: what to evaluate.
         texts: sources, as for calibration, for perplexity; None: wikitext2, or none where there are tasks.
+        reference: another model over the same vocabulary, as a rule the unquantized one: how far the predictions are
+            from its is measured on each text. It is given and opened as ``model`` is.
         tasks: tasks of lm-eval, or task files (.yaml) of its form.
         num_fewshot: solved examples before each question of a task; None: what the task says.
         limit: use only so many questions of each task.
@@ -90,7 +98,8 @@ def evaluate(
         progress: where progress is shown; None: nowhere.
 
     Raises:
-        InputError: no such model, text or task, a text shorter than one window, or tasks without lm-eval.
+        InputError: no such model, text or task, a text shorter than one window, tasks without lm-eval, a reference of
+            another vocabulary or without a text.
     """
     progress, ranks = progress or Silent(), joined()
     require(ranks.size == 1 or not tasks, "tasks run in one process: expected jointquant without torchrun, or --text")
@@ -99,17 +108,27 @@ def evaluate(
     require(
         bool(tasks) or (num_fewshot is None and limit is None), "num_fewshot and limit are for tasks: expected some"
     )
+    require(reference is None or bool(texts), "a reference is for texts: expected some, or tasks alone")
     task_set = TaskSet(tasks) if tasks else None
-    runner: Runner
-    if isinstance(model, PreTrainedModel):
-        require(tokenizer is not None, "a model in memory needs its tokenizer: pass tokenizer=")
-        runner = Loaded(model, ranks)
-    else:
-        folder = locate(model, revision, hub, progress).folder
-        tokenizer = tokenizer or load_tokenizer(folder)
+    in_memory = isinstance(model, PreTrainedModel)
+    require(tokenizer is not None or not in_memory, "a model in memory needs its tokenizer: pass tokenizer=")
+
+    def opened(subject: str | Path | PreTrainedModel, revision: str | None) -> tuple[Runner, Path | None]:
+        if isinstance(subject, PreTrainedModel):
+            return Loaded(subject, ranks), None
+        folder = locate(subject, revision, hub, progress).folder
         runner = runner_of(folder, device, dtype, allow_pickle, memory_budget, kernels, ranks)
         check_alike(ranks, folder_identity(ranks, folder), folder)
+        return runner, folder
+
+    runner, folder = opened(model, revision)
+    if folder is not None:
+        tokenizer = tokenizer or load_tokenizer(folder)
     assert tokenizer is not None
+    beside = None
+    if reference is not None:
+        beside, other = opened(reference, None)
+        check_vocabulary(runner, beside, tokenizer, other)
     length = _window_length(runner.config, seqlen)
     encoder, sources = tokenizer, texts
 
@@ -124,7 +143,11 @@ def evaluate(
     for batch in windows.values():
         check_size(ranks.size, len(batch), "evaluation", "--max-tokens")
     start = time.perf_counter()
-    results = {name: runner.perplexity(batch, Path(name).name, progress) for name, batch in windows.items()}
+    results, divergences = {}, {}
+    for name, batch in windows.items():
+        results[name], divergence = measured(runner, beside, batch, Path(name).name, progress)
+        if divergence is not None:
+            divergences[name] = divergence
     scores: Scores = {}
     if task_set is not None:
         require(
@@ -137,7 +160,35 @@ def evaluate(
             runner.model, tokenizer, seqlen=length, num_fewshot=num_fewshot, limit=limit, progress=progress
         )
     count = sum(batch.numel() for batch in windows.values())
-    return EvaluationResult(results, count, length, time.perf_counter() - start, scores)
+    return EvaluationResult(results, count, length, time.perf_counter() - start, scores, divergences)
+
+
+def measured(
+    runner: Runner, reference: Runner | None, windows: Tensor, name: str, progress: Progress
+) -> tuple[float, Divergence | None]:
+    """The perplexity on windows [n, T] of the text called ``name``, and the divergence from a reference, if any."""
+    with ExitStack() as stack:
+        what = f"perplexity on {name}"
+        session = stack.enter_context(runner.session(windows, what, progress))
+        count = len(session.share.part())
+        if reference is None:
+            stage = stack.enter_context(progress.stage(what, count))
+            return perplexity(session.logits, windows, session.at_once, stage.advance, session.share), None
+        beside = stack.enter_context(reference.session(windows, f"the reference on {name}", progress))
+        stage = stack.enter_context(progress.stage(f"{what}, beside the reference", count))
+        at_once = min(session.at_once, beside.at_once)
+        return compare(session.logits, beside.logits, windows, at_once, stage.advance, session.share)
+
+
+def check_vocabulary(
+    runner: Runner, reference: Runner, tokenizer: PreTrainedTokenizerBase, folder: Path | None
+) -> None:
+    """Refuse a reference over other tokens; ``folder`` is its own, where it has one. Raises InputError."""
+    sizes = [each.config.vocab_size for each in (runner, reference)]
+    require(sizes[0] == sizes[1], f"the reference has a vocabulary of {sizes[1]}, the model one of {sizes[0]}")
+    if folder is not None:
+        same = load_tokenizer(folder).get_vocab() == tokenizer.get_vocab()
+        require(same, f"the tokenizer of the reference, {folder}, has other tokens than the model's")
 
 
 def _window_length(config: PretrainedConfig, seqlen: int | None) -> int:

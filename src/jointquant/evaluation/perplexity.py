@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -35,16 +35,36 @@ def perplexity(
         exp(mean NLL), each window counting the same.
     """
     total = 0.0
+    for row, target in predictions(logits, windows, batch_size, share):
+        total += negative_log_likelihood(row, target)
+        if advance is not None:
+            advance(1)
+    return perplexity_of(total, windows, share)
+
+
+def predictions(
+    logits: Logits, windows: Tensor, batch_size: int, share: Share | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a model predicts on its windows, one after another, for float32 logits are large.
+
+    Yields:
+        Logits, float32 [T − 1, vocabulary], and the tokens that came: [T − 1], on the same device.
+    """
     own = windows if share is None else windows[share.part().start : share.part().stop]
     for batch in own.split(batch_size):
         scores = logits(batch)[:, :-1]
-        targets = batch[:, 1:].to(scores.device)
-        for row, target in zip(scores, targets, strict=True):  # one window at a time: float32 logits are large
-            total += functional.cross_entropy(row.float(), target, reduction="sum").item()
-        if advance is not None:
-            advance(len(batch))
+        for row, target in zip(scores, batch[:, 1:].to(scores.device), strict=True):
+            yield row.float(), target
+
+
+def negative_log_likelihood(row: Tensor, target: Tensor) -> float:
+    """Of one window, summed: [T − 1, vocabulary], [T − 1] → a number."""
+    return functional.cross_entropy(row, target, reduction="sum").item()
+
+
+def perplexity_of(total: float, windows: Tensor, share: Share | None = None) -> float:
+    """The perplexity, from the sum of negative log-likelihoods over this rank's windows; all ranks call this."""
     if share is not None:
         total = sum(share.ranks.ask(total))
-    predictions = windows.shape[0] * (windows.shape[1] - 1)
-    mean = total / predictions
+    mean = total / (windows.shape[0] * (windows.shape[1] - 1))
     return math.exp(mean) if mean < 700 else math.inf

@@ -1,7 +1,9 @@
-"""Who computes a perplexity: a model that is in memory, or one that passes through it layer by layer."""
+"""Who predicts the tokens of a text: a model that is in memory, or one that passes through it layer by layer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,8 +12,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from jointquant.devices import check_own, resolve_device, resolve_dtype, tokens_at_once
-from jointquant.evaluation.perplexity import perplexity
-from jointquant.evaluation.streaming import streamed_perplexity
+from jointquant.evaluation.perplexity import Logits
+from jointquant.evaluation.streaming import streamed_logits
 from jointquant.hidden_states import micro_batch
 from jointquant.memory import Size, available, bytes_of_size, device_available, resident
 from jointquant.models.stream import ModelStream, Place
@@ -28,6 +30,21 @@ LOGITS_AT_ONCE = 4096 * 3
 """Tokens times copies of the logits that an evaluation in memory holds."""
 
 
+@dataclass(frozen=True)
+class Session:
+    """A model that is ready for the windows of one text.
+
+    Attributes:
+        logits: batches of this rank's windows, from the first to the last → their logits.
+        share: which windows these are.
+        at_once: windows that it takes at once.
+    """
+
+    logits: Logits
+    share: Share
+    at_once: int
+
+
 class Runner(Protocol):
     """Runs windows of a text through a model."""
 
@@ -35,8 +52,8 @@ class Runner(Protocol):
     def config(self) -> PretrainedConfig:
         """The model's."""
 
-    def perplexity(self, windows: Tensor, name: str, progress: Progress) -> float:
-        """On windows [n, T] of the text called ``name``."""
+    def session(self, windows: Tensor, name: str, progress: Progress) -> AbstractContextManager[Session]:
+        """Ready for windows [n, T], while open; ``name`` is of what progress shows."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +68,16 @@ class Loaded:
         """The model's."""
         return self.model.config
 
-    def perplexity(self, windows: Tensor, name: str, progress: Progress) -> float:
-        """On windows [n, T], as many tokens at once as suit the device."""
+    @contextmanager
+    def session(self, windows: Tensor, name: str, progress: Progress) -> Iterator[Session]:
+        """As many tokens at once as suit the device."""
 
         def logits(input_ids: Tensor) -> Tensor:
             scores: Tensor = self.model(input_ids=input_ids.to(self.model.device), use_cache=False).logits
             return scores
 
-        with progress.stage(f"perplexity on {name}", len(windows)) as stage:
-            batch_windows = micro_batch(windows.shape[1], tokens_at_once(self.model.device))
-            share = Share(self.ranks, len(windows), batch_windows)
-            return perplexity(logits, windows, batch_windows, stage.advance, share)
+        at_once = micro_batch(windows.shape[1], tokens_at_once(self.model.device))
+        yield Session(logits, Share(self.ranks, len(windows), at_once), at_once)
 
 
 @dataclass(frozen=True)
@@ -76,9 +92,11 @@ class Streamed:
         """The model's."""
         return self.stream.config
 
-    def perplexity(self, windows: Tensor, name: str, progress: Progress) -> float:
-        """On windows [n, T], all of them through one layer after another."""
-        return streamed_perplexity(self.stream, windows, self.workspace, progress, name)
+    @contextmanager
+    def session(self, windows: Tensor, name: str, progress: Progress) -> Iterator[Session]:
+        """All windows go through one layer after another first."""
+        with streamed_logits(self.stream, windows, self.workspace, progress, name) as (logits, share):
+            yield Session(logits, share, 1)
 
 
 def runner_of(

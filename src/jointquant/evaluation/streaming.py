@@ -1,8 +1,9 @@
-"""Perplexity of a model or an artifact that is larger than memory: layer by layer, all windows at once."""
+"""What a model or an artifact that is larger than memory predicts: layer by layer, all windows at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,28 +11,33 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from jointquant.evaluation.perplexity import Logits, perplexity
+from jointquant.evaluation.perplexity import Logits
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress
 from jointquant.propagation import advance, embed
+from jointquant.stores import Share
 from jointquant.workspace import Workspace
 
 TOKENS_AT_THE_HEAD = 2048
 """Tokens whose logits are computed at once: a vocabulary is wide."""
 
 
-def streamed_perplexity(
+@contextmanager
+def streamed_logits(
     stream: ModelStream, windows: Tensor, workspace: Workspace, progress: Progress, name: str
-) -> float:
-    """Perplexity on windows [n, T] by the protocol of ``perplexity``, one layer in memory at a time.
+) -> Iterator[tuple[Logits, Share]]:
+    """Run windows [n, T] through one layer after another; then their logits can be asked for, one window at a time.
 
     Args:
         stream: the model or artifact.
         windows: int64 [n, T].
         workspace: where layers run, and where hidden states are kept; files go to a temporary folder.
         progress: where progress is shown.
-        name: of the text, for it.
+        name: of what the stage is for.
+
+    Yields:
+        The logits of this rank's windows, in order, and which windows these are.
     """
     with TemporaryDirectory() as folder:
         workspace = replace(workspace, folder=Path(folder))
@@ -40,12 +46,12 @@ def streamed_perplexity(
         arguments = frontend.layer_arguments(windows)
         embed(frontend, windows, states)
         del frontend
-        with progress.stage(f"perplexity on {name}, layer by layer", stream.num_layers) as stage:
+        with progress.stage(f"{name}, layer by layer", stream.num_layers) as stage:
             for index, layer in stream.layers(workspace.place):
                 advance(layer, states, arguments[index])
                 del layer
                 stage.advance()
-        return perplexity(_tail(stream, workspace, states), windows, 1, share=states.share)
+        yield _tail(stream, workspace, states), states.share
 
 
 def _tail(stream: ModelStream, workspace: Workspace, states: HiddenStates) -> Logits:

@@ -22,8 +22,13 @@ MAX_DAMPING_TRIES = 8
 BLOCK, SMALL_BLOCK = 128, 16
 """Columns whose errors are carried on by one product; columns that are rounded one by one in between."""
 
-BAND = 512
-"""Rows of a Hessian that are summed by one product, from the diagonal on: what is left of it is their mirror image."""
+SMALLEST_BAND, LARGEST_BAND, BANDS = 128, 512, 8
+"""Rows of a Hessian that are summed by one product, and how many such bands there are between these sizes.
+
+More bands leave out more of what is the mirror image of the rest, and let several ranks work at once; small ones take
+longer a number. Measured on a CPU core, 1024 tokens, at 512, 256 and 128 rows: 768 inputs 9.6, 8.3 and 7.5 ms; 2048
+inputs 57, 53 and 53; 4096 inputs 204, 196 and 201.
+"""
 
 
 @dataclass(frozen=True)
@@ -172,8 +177,8 @@ class HessianSum:
     def update(self, x: Tensor) -> None:
         """Add the tokens of x: [..., in]."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        for start in range(0, len(self.total), BAND):
-            add_to_band(self.total[start : start + BAND], rows, start)
+        for start, band in bands_of(self.total):
+            add_to_band(band, rows[:, start:], start)
         self.num_tokens += rows.shape[0]
 
     def hessian(self) -> Tensor:
@@ -184,15 +189,25 @@ class HessianSum:
         """Σ xᵀx, [in, in], not a copy. Raises ValueError when no token was seen."""
         if not self.num_tokens:
             raise ValueError("a Hessian needs at least one token, got none")
-        for start in range(0, len(self.total), BAND):
-            stop = start + BAND
-            self.total[stop:, start:stop] = self.total[start:stop, stop:].t()
+        for start, band in bands_of(self.total):
+            stop = start + len(band)
+            self.total[stop:, start:stop] = band[:, stop:].t()
         return self.total
 
 
-def add_to_band(band: Tensor, rows: Tensor, start: int) -> None:
-    """Add to the rows of Σ xᵀx from ``start`` on, ``band`` [BAND or less, in], those of more tokens [tokens, in].
+def bands_of(total: Tensor) -> list[tuple[int, Tensor]]:
+    """The rows of Σ xᵀx [in, in] in bands, as views, each with the number of its first row."""
+    size = len(total)
+    height = min(max(1 << (size // BANDS - 1).bit_length(), SMALLEST_BAND), LARGEST_BAND)  # a power of two
+    return list(zip(range(0, size, height), total.split(height), strict=True))
 
-    Their columns before ``start`` stay as they are.
+
+def add_to_band(band: Tensor, columns: Tensor, start: int) -> None:
+    """Add to the rows of Σ xᵀx from ``start`` on, ``band`` [rows, in], those of more tokens.
+
+    Args:
+        band: its columns before ``start`` stay as they are.
+        columns: [tokens, in − start], those of the tokens from ``start`` on.
+        start: the first row, and the first column that is summed.
     """
-    band[:, start:].addmm_(rows[:, start : start + len(band)].t(), rows[:, start:])
+    band[:, start:].addmm_(columns[:, : len(band)].t(), columns)
