@@ -280,7 +280,7 @@ def distributed(result: dict[str, Any]) -> list[str]:
             cells = (str(row["ranks"]), f"{row['seconds']:.0f}", f"{predicted:.0f}", peak, sent, expected)
             lines.append(f"| {' | '.join(cells)} |")
         figures = (
-            f"{measured['times_faster']:.2f} times faster",
+            f"{measured['times_faster']:.2f} times faster (medians of {len(measured['rows'][0]['every_seconds'])})",
             f"{measured['share_of_peak_memory']:.2f} of the peak memory",
             f"{measured['equal_integers']:.4%} of the integers equal",
             f"perplexity {measured['perplexity_ratio']:.6f} times that of one rank",
