@@ -4,9 +4,9 @@
 
 Each run is a command of its own with one thread a rank, one rank and two by turns: seconds as it reports them, the
 largest peak memory of a rank, what went over the loopback network. Of several runs the one of median time counts (all
-times are in the file), for how fast a thread alone is depends on who else uses the processor. Then the integers of both artifacts and their perplexity. Writes
-benchmarks/results/distributed.json, with the cost model's figures beside those that were measured, and its predictions
-for two published shapes on paper (``quantize --dry-run --world-size N``).
+times are in the file), for how fast a thread alone is depends on who else uses the processor. Then the integers of both
+artifacts and their perplexity. Writes benchmarks/results/distributed.json, with the cost model's figures beside those
+that were measured, and its predictions for two published shapes on paper (``quantize --dry-run --world-size N``).
 """
 
 from __future__ import annotations

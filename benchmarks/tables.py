@@ -149,7 +149,7 @@ def kill_and_resume(result: dict[str, Any]) -> list[str]:
 def q4_0(result: dict[str, Any]) -> list[str]:
     """Perplexities in llama.cpp, and ours beside them."""
     heads = ["model", "F16", "llama.cpp's Q4_0", "the same, ends in F16", "our Q4_0", "our `eval`"]
-    lines = [f"| {' | '.join(heads)} |", "|-" * len(heads) + "|"]
+    lines = _headed(heads)
     for row in result["rows"]:
         cells = (f"{row[key]:.3f}" for key in ("original", "theirs", "theirs_ends", "ours", "eval"))
         lines.append(f"| {row['model']} | {' | '.join(cells)} |")
@@ -236,7 +236,7 @@ def accuracy(result: dict[str, Any]) -> list[str]:
     """Rows of one part of the accuracy benchmark."""
     apart = any("divergence" in row for row in result["rows"])
     heads = ["", "unquantized", "recipe", "perplexity", "min – max", *(["KL divergence"] * apart), "seeds", "seconds"]
-    lines = [f"| {' | '.join(heads)} |", "|-" * len(heads) + "|"]
+    lines = _headed(heads)
     for row in result["rows"]:
         spread = f"{row['min']:.2f} – {row['max']:.2f}" if row["seeds"] > 1 else ""
         cells = [row["what"], row["fp"], row["recipe"], f"{row['mean']:.2f}", spread]
@@ -245,6 +245,11 @@ def accuracy(result: dict[str, Any]) -> list[str]:
         cells += [str(row["seeds"]), f"{row['seconds']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
+
+
+def _headed(heads: list[str]) -> list[str]:
+    """The first two lines of a table; a head may be empty."""
+    return [f"|{'|'.join(f' {head} ' if head else ' ' for head in heads)}|", "|-" * len(heads) + "|"]
 
 
 def _divergence(row: dict[str, Any]) -> str:
