@@ -135,7 +135,9 @@ def phases_of(job: Job, batch: int) -> Iterator[Needs]:
         bytes_of_one = 1 if recipe.activations.enabled else width
         tokens = job.tokens * bytes_of_one
         widths = {name: [s.share * s.in_features for s in shape.sites if stage_of(s.name) == name] for name in hessians}
-        sums |= {"inputs": round(tokens * max(sum(stage) for stage in widths.values()))}
+        as_numbers = min(elements_at_once(job.device), round(job.tokens * max(max(stage) for stage in widths.values())))
+        kept = round(tokens * max(sum(stage) for stage in widths.values()))
+        sums |= {"inputs": kept, "inputs in float32": as_numbers * FLOAT}
     yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(job), ahead)
     part = min(elements_at_once(job.device), max(site.in_features * site.out_features for site in shape.sites))
     rounding = {"rounding": ROUNDING_COPIES * part * FLOAT}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jointquant.devices import double
 from jointquant.evaluation.perplexity import Logits, negative_log_likelihood, perplexity_of, predictions
 from jointquant.stores import Share
 
@@ -40,14 +41,14 @@ class Divergence:
     @classmethod
     def of(cls, divergences: Tensor, agreements: Tensor) -> Divergence:
         """Of both [windows, tokens]: each token's divergence, and whether its first is the same."""
-        every, means = divergences.flatten().double(), divergences.double().mean(1)
+        every, means = double(divergences).flatten(), double(divergences).mean(1)
         return cls(
             mean=means.mean().item(),
             stderr=(means.std() / len(means) ** 0.5).item() if len(means) > 1 else None,
             median=every.median().item(),
             p99=every.kthvalue(max(1, round(0.99 * len(every)))).values.item(),
             maximum=every.max().item(),
-            same_top=agreements.double().mean().item(),
+            same_top=double(agreements).mean().item(),
         )
 
 
