@@ -21,8 +21,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import compressed_tensors.compressors  # noqa: F401  what a run imports of libraries counts among the imports
 from large_checkpoint import generate
-from transformers import LlamaForCausalLM  # noqa: F401  what a run imports of transformers counts among the imports
+from transformers import LlamaForCausalLM  # noqa: F401
 
 import jointquant
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, MODEL, NUM_SAMPLES, SEQLEN

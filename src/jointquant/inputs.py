@@ -41,7 +41,8 @@ class Reading:
         linears: the linears.
         name: the first one's, relative to the layer.
         settings: theirs.
-        path: theirs.
+        path: theirs, when the model runs.
+        meanwhile: theirs, while the weights are rounded.
         mean: of the input, where it is subtracted.
         bounds: of the input's channels, where the range is static.
         search: for the clip ratio, where it is not given.
@@ -51,6 +52,7 @@ class Reading:
     name: str
     settings: ActivationSettings
     path: InputPath
+    meanwhile: InputPath
     mean: ChannelMean | None = None
     bounds: ChannelBounds | None = None
     search: ClipSearch | None = None
@@ -113,7 +115,7 @@ def calibrate_inputs(
         reading.search.share(states.ranks)
     for reading in readings:
         _store(reading.linears, reading.ranges())
-        _set_path(reading, reading.path)
+        _set_path(reading, reading.meanwhile)
 
 
 def readings_of(layer: nn.Module, index: int, assembly: Assembly) -> list[Reading]:
@@ -127,8 +129,9 @@ def readings_of(layer: nn.Module, index: int, assembly: Assembly) -> list[Readin
         for settings, names in by_settings.items():
             modules = [layer.get_submodule(name) for name in names]
             linears = [module for module in modules if isinstance(module, OnlineLinear)]
-            if linears and linears[0].path.calibrated:
-                readings.append(Reading(linears, names[0], settings, linears[0].path))
+            path = assembly.input_path(names[0], index, linears[0].in_features) if linears else InputPath()
+            if path.calibrated:
+                readings.append(Reading(linears, names[0], settings, path, linears[0].path))
     return readings
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.devices import double, linalg_device
+from jointquant.exact_activations import plain_inputs
 from jointquant.hidden_states import HiddenStates
 from jointquant.learners import training_of
 from jointquant.models.architecture import Architecture
@@ -28,7 +29,6 @@ from jointquant.rotations.objectives import Quantizer
 from jointquant.rotations.sampling import TokenSample
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.key_basis import KEY_BASIS, KEY_MEAN, QUERY_BASIS
-from jointquant.runtime.linear import InputPath, OnlineLinear
 from jointquant.seeds import generator
 from jointquant.stand_ins import unread
 
@@ -185,17 +185,6 @@ def sampled_share(recipe: Recipe, tokens: int) -> float:
     """The part of the keys that R3 is learned on; nothing is kept for an R3 that is not learned."""
     settings = recipe.rotations.r3
     return settings.num_tokens / tokens if isinstance(settings, LearnedRotation) else 0.0
-
-
-@contextmanager
-def plain_inputs(layer: nn.Module) -> Iterator[None]:
-    """While open, the layer's linears read their inputs as they are, behind online transforms."""
-    paths = {module: module.path for module in layer.modules() if isinstance(module, OnlineLinear)}
-    for module, path in paths.items():
-        module.path = InputPath(path.transform)
-    yield
-    for module, path in paths.items():
-        module.path = path
 
 
 @contextmanager

@@ -92,6 +92,11 @@ class Job:
         return self.recipe.refinement.steps > 0
 
     @property
+    def reads_codes(self) -> bool:
+        """Whether inputs are quantized while weights are rounded."""
+        return self.recipe.activations.enabled and self.recipe.calibration.activations == "quantized"
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of a step of refinement: whole windows, one at least."""
         return max(1, self.recipe.refinement.batch_tokens // self.seqlen) * self.seqlen
@@ -132,7 +137,7 @@ def phases_of(job: Job, batch: int) -> Iterator[Needs]:
     quantized = (QUANTIZED_ACTIVATIONS if recipe.activations.enabled else LAYER_ACTIVATIONS) * activation
     sums = {"Hessians": at_once} if hessians else {}
     if hessians and job.ranks > 1:  # a rank keeps its inputs until the Hessians come by
-        bytes_of_one = 1 if recipe.activations.enabled else width
+        bytes_of_one = 1 if job.reads_codes else width
         tokens = job.tokens * bytes_of_one
         widths = {name: [s.share * s.in_features for s in shape.sites if stage_of(s.name) == name] for name in hessians}
         as_numbers = min(elements_at_once(job.device), round(job.tokens * max(max(stage) for stage in widths.values())))

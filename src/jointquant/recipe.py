@@ -122,12 +122,16 @@ class RotationSettings(Settings):
 
 
 class CalibrationSettings(Settings):
-    """Which text calibrates, how much of it, and the seed of every random choice of the run."""
+    """Which text calibrates, how much of it, and the seed of every random choice of the run.
+
+    ``activations``: while weights are rounded, inputs and cache are ``quantized`` as they will be, or ``exact``.
+    """
 
     source: str = "wikitext2"
     num_samples: int = Field(default=128, ge=1, le=1_000_000_000)
     seqlen: int = Field(default=2048, ge=2, le=1_000_000_000)
     rotation_samples: int | None = Field(default=None, ge=1)
+    activations: Literal["quantized", "exact"] = "quantized"
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
     @property

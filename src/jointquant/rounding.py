@@ -45,7 +45,7 @@ def round_layer(
 ) -> Kept | None:
     """Round the weights of a layer whose paths are installed, in place.
 
-    The Hessians are those of the inputs that the quantized layers before this one, and the rounded linears before a
+    The Hessians are those of the inputs that the rounded layers before this one, and the rounded linears before a
     site, produce. With a reference, the recipe's refinement starts from there.
 
     Args:
@@ -72,7 +72,7 @@ def round_layer(
     draws = generator(recipe.calibration.seed, f"refinement {index}")
     refined = refine(layer, assembly.layers[index], weights, states, arguments, loss, recipe.refinement, draws)
     for name, weight in refined.items():
-        _install(layer, name, weight)
+        _install(layer, name, weight, index, assembly)
     return None
 
 
@@ -103,7 +103,7 @@ def round_in_order(
             kept = filled(stage, room, kept)
         weights = round_sites(layer, index, stage.sites, assembly, hessians, states, stored_dtype)
         for name, weight in weights.items():
-            _install(layer, name, weight)
+            _install(layer, name, weight, index, assembly)
         found |= weights
     return {name: found[name] for name in architecture.linears if name in found}, kept
 
@@ -294,12 +294,15 @@ def _as_read(linear: nn.Linear, hessian: SharedHessian) -> Callable[[Tensor], No
     return lambda x: hessian.update_codes(linear.codes(x), quantizer.fmt, x.dtype)
 
 
-def _install(layer: nn.Module, name: str, weight: QuantizedWeight) -> None:
+def _install(layer: nn.Module, name: str, weight: QuantizedWeight, index: int, assembly: Assembly) -> None:
+    """Put a rounded linear in the place of the unrounded one, which it reads as for now."""
     old = _linear(layer, name)
     path, site = (old.path, old.site) if isinstance(old, OnlineLinear) else (InputPath(), None)
-    known = {buffer: getattr(old, buffer) for buffer in path.buffers(old.in_features)}
-    mode: Mode = "reference" if default_mode() == "reference" else "integers"  # not by rows: ranks split them
-    layer.set_submodule(name, PackedLinear.of(weight, old.bias, path, known, site, mode).eval())
+    known, later = dict(old.named_buffers(recurse=False)), assembly.input_path(name, index, old.in_features)
+    mode: Mode = "reference" if default_mode() == "reference" else "dense"  # not by rows: ranks split them
+    new = PackedLinear.of(weight, old.bias, later, known, site, mode)
+    new.path = path
+    layer.set_submodule(name, new.eval())
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Linear:

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from jointquant.exact_activations import activations_of, plain_inputs
 from jointquant.hidden_states import HiddenStates
 from jointquant.inputs import calibrate_inputs
 from jointquant.inventory import Inventory, Starved, inventory_of
-from jointquant.keys import calibrate_cache, plain_inputs
+from jointquant.keys import calibrate_cache
 from jointquant.models.scaling import scale_sites
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
@@ -89,7 +90,7 @@ def quantize_layers(
             size = prepare(layer, index, stream, assembly, rotations)
             calibrate_cache(layer, index, assembly, states, arguments[index])
             few = starved_experts(layer, index, assembly, states, arguments[index])
-            with all_tokens_for(layer, few):
+            with all_tokens_for(layer, few), activations_of(layer, index, assembly):
                 calibrate_inputs(layer, index, assembly, states, arguments[index])
                 if witness is not None:
                     witness.merged(index, layer)
@@ -98,7 +99,7 @@ def quantize_layers(
                 witness.rounded(index, layer, states, arguments[index])
             ledger.settle()
             if index < last:
-                with replayed(layer, assembly.layers[index], kept):
+                with activations_of(layer, index, assembly), replayed(layer, assembly.layers[index], kept):
                     advance(layer, states, arguments[index])
             tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
             found = inventory_of(layer, architecture.layer_prefix(index), assembly.layers[index])

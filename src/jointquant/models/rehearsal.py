@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,14 +19,15 @@ NUM_LAYERS = 8
 
 
 def rehearse(skeleton: PreTrainedModel, architecture: Architecture) -> None:
-    """Run the first layers of a model on the meta device over two tokens.
+    """Run the first layers of a model, until every kind has come by, on the meta device over two tokens.
 
     Raises:
         InputError: settings of the configuration that pass for themselves but not together.
     """
     layers = skeleton.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList)
-    first: dict[int, Any] = {id(layers): nn.ModuleList(copy.deepcopy(layer) for layer in layers[:NUM_LAYERS])}
+    count = kinds_within(layers, getattr(skeleton.config, "layer_types", None) or ())
+    first: dict[int, Any] = {id(layers): nn.ModuleList(copy.deepcopy(layer) for layer in layers[:count])}
     model = copy.deepcopy(skeleton, first).to("meta")
     tokens = torch.zeros(1, 2, dtype=torch.long, device="meta")
     with (
@@ -34,3 +36,15 @@ def rehearse(skeleton: PreTrainedModel, architecture: Architecture) -> None:
         torch.no_grad(),
     ):
         model(input_ids=tokens, use_cache=False)
+
+
+def kinds_within(layers: nn.ModuleList, types: Sequence[str]) -> int:
+    """After how many layers those that follow, up to ``NUM_LAYERS``, are of kinds that have come before.
+
+    Args:
+        layers: of a model; layers of one kind are printed alike.
+        types: what its configuration calls the attention of each; empty, where it does not.
+    """
+    attention = dict(enumerate(types))
+    kinds = [(repr(layer), attention.get(index)) for index, layer in enumerate(layers[:NUM_LAYERS])]
+    return max(kinds.index(kind) for kind in kinds) + 1

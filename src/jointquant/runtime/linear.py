@@ -146,7 +146,7 @@ class PackedLinear(nn.Module):
         mode: Mode = "reference",
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.path, self.fmt = in_features, out_features, path, fmt
+        self.in_features, self.out_features, self._path, self.fmt = in_features, out_features, path, fmt
         self.site, self.mode = site or Site(), mode
         self._prepared: dict[tuple[str, torch.dtype], Any] = {}
         self._chosen: dict[tuple[Mode, int, torch.dtype, bool], Kernel] = {}
@@ -184,6 +184,16 @@ class PackedLinear(nn.Module):
         if bias is not None:
             linear.bias = nn.Parameter(bias, requires_grad=False)
         return linear
+
+    @property
+    def path(self) -> InputPath:
+        """What happens to the input before the product."""
+        return self._path
+
+    @path.setter
+    def path(self, path: InputPath) -> None:
+        self._path = path
+        self._forget()  # kernels were chosen, and weights prepared, for the old one
 
     def quantized_weight(self) -> QuantizedWeight:
         """The integers, scales and zero points, unpacked."""
@@ -248,7 +258,7 @@ class PackedLinear(nn.Module):
         return self._prepared[key]
 
     def _forget(self) -> None:
-        """The packed tensors have changed or moved."""
+        """The packed tensors have changed or moved, or another path leads to them."""
         self._prepared.clear()
         self._chosen.clear()
 

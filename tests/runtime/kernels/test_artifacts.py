@@ -79,7 +79,7 @@ def test_seen_forced_and_refused(tmp_path: Path, tokenizer, monkeypatch: pytest.
     (choice,) = kernel_choices(model, rows=(1,))[:1]
     assert choice.kernel == "int4_expanded"
     assert "bfloat16" in choice.reasons["int4_rows"] or not X86
-    with pytest.raises(InputError, match="expected one of auto, integers, reference"):
+    with pytest.raises(InputError, match="expected one of auto, integers, dense, reference"):
         jointquant.load(tmp_path / "a", kernels="cuda")
 
 

@@ -17,6 +17,7 @@ from jointquant.quantization.ranges import CLIP_RATIO, SCALE, ZERO_POINT, Dynami
 from jointquant.quantization.weights import round_to_nearest
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.kernels import selection
+from jointquant.runtime.kernels.dense import Dense
 from jointquant.runtime.kernels.int8_product import LARGEST_DIGIT, zero_point_columns
 from jointquant.runtime.kernels.interface import Kernel
 from jointquant.runtime.kernels.selection import KERNELS, choose, reasons
@@ -24,6 +25,7 @@ from jointquant.runtime.linear import InputPath, PackedLinear
 from jointquant.runtime.site import Site
 
 X86 = platform.machine() in ("x86_64", "AMD64")
+DENSE = Dense()
 BY_NAME: dict[str, Kernel] = {kernel.name: kernel for kernel in KERNELS}
 EPS = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of the largest result: a few roundings of the dtype."""
@@ -194,6 +196,34 @@ def test_integers_are_chosen_whatever_the_number_of_rows(rows: int) -> None:
         assert reasons(other, "reference") == {}
 
 
+@given(fmt=FORMATS | st.just(CodebookFormat(NF4, 64)), quantizer=RANGES, dtype=st.sampled_from(list(EPS)))
+def test_a_dense_weight_is_kept_and_gives_the_references_bits(fmt, quantizer, dtype) -> None:
+    linear, x = linear_of(16, 64, fmt, InputPath(None, quantizer), bias=True), tokens(5, 64, dtype)
+    problem = linear.problem(5, dtype)
+    found = choose(problem, "dense").name
+    assert found == ("int8_product" if selection.INTEGERS.refusal(problem) is None else "dense")
+    y = by_kernel(DENSE, linear, x)
+    assert torch.equal(y, by_kernel(selection.REFERENCE, linear, x))
+    linear.mode = "dense"
+    assert torch.equal(linear(x), linear(x))
+    (kept,) = linear.prepared_weights().values()
+    if found == "dense":
+        assert torch.equal(linear(x), y.add_(linear.bias))
+        assert kept.dtype == dtype
+
+
+def test_another_path_is_taken_at_once() -> None:
+    """Though a kernel was chosen for the old one."""
+    quantized = InputPath(None, DynamicRange(IntFormat(4, False)))
+    linear, x = linear_of(16, 64, IntFormat(4, True), quantized), tokens(5, 64, torch.float32)
+    linear.mode = "dense"
+    before = linear(x)
+    linear.path = InputPath()
+    torch.testing.assert_close(linear(x), exact(linear, x).float(), rtol=1e-5, atol=1e-4)
+    linear.path = quantized
+    assert torch.equal(linear(x), before)
+
+
 @pytest.mark.skipif(not X86, reason="oneDNN's product of integers is for x86")
 def test_a_token_has_the_same_product_whatever_runs_with_it() -> None:
     linear = linear_of(1100, 64, IntFormat(4, True), InputPath(None, DynamicRange(IntFormat(4, False))))
@@ -214,7 +244,7 @@ def test_gradients_go_through_the_reference() -> None:
 
 def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(selection.VARIABLE, "fastest")
-    with pytest.raises(InputError, match="expected one of auto, integers, reference"):
+    with pytest.raises(InputError, match="expected one of auto, integers, dense, reference"):
         selection.default_mode()
 
 

@@ -6,6 +6,7 @@ import os
 from typing import Literal, get_args
 
 from jointquant.errors import require
+from jointquant.runtime.kernels.dense import Dense
 from jointquant.runtime.kernels.int4_expanded import Int4Expanded
 from jointquant.runtime.kernels.int4_rows import Int4Rows
 from jointquant.runtime.kernels.int4_triton import Int4Triton
@@ -13,20 +14,25 @@ from jointquant.runtime.kernels.int8_product import Int8Product
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.reference import Reference
 
-Mode = Literal["auto", "integers", "reference"]
+Mode = Literal["auto", "integers", "dense", "reference"]
 VARIABLE = "JOINTQUANT_KERNELS"
 
 REFERENCE: Kernel = Reference()
 INTEGERS: Kernel = Int8Product()
 KERNELS: tuple[Kernel, ...] = (Int4Rows(), INTEGERS, Int4Expanded(), Int4Triton(), REFERENCE)
 """In the order in which they are asked."""
-ASKED: dict[Mode, tuple[Kernel, ...]] = {"auto": KERNELS, "integers": (INTEGERS, REFERENCE), "reference": (REFERENCE,)}
-"""The same, by mode. The sums of ``integers`` are exact: a token's results do not depend on how many run with it."""
+ASKED: dict[Mode, tuple[Kernel, ...]] = {
+    "auto": KERNELS,
+    "integers": (INTEGERS, REFERENCE),
+    "dense": (INTEGERS, Dense()),
+    "reference": (REFERENCE,),
+}
+"""The same, by mode. But for ``auto``, the choice does not depend on how many tokens run together."""
 
 
 def mode_named(name: str) -> Mode:
-    """``auto`` (the first kernel that does a problem), ``integers`` (products of integers, else the reference) or
-    ``reference``. Raises InputError for another name.
+    """``auto`` (the first kernel that does a problem), ``integers`` (products of integers, else the reference),
+    ``dense`` (else the weight expanded and kept) or ``reference``. Raises InputError for another name.
     """
     for mode in get_args(Mode):
         if name == mode:
