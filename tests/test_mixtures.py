@@ -24,7 +24,7 @@ from jointquant.routing import FEWEST, all_tokens_for, routed_tokens, starved
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.loading import load_tokenizer
 from jointquant.site_order import run_to, stages_of
-from jointquant.stand_ins import Kept
+from jointquant.stand_ins import Room
 from jointquant.workspace import Workspace
 from models.test_mixtures import MIXTURES
 
@@ -61,11 +61,11 @@ def test_hessians_are_those_of_the_tokens_that_arrive(family: str) -> None:
     counts = routed_tokens(layer, states, arguments)
     few = {0: 0}
     width = layer.get_submodule("self_attn.o_proj").in_features
-    sums, room = {}, Kept(Workspace(PLACE).states(WINDOWS, width))
+    sums, kept, room = {}, None, Room(Workspace(PLACE).states(WINDOWS, width))
     with all_tokens_for(layer, few):
         for stage in stages_of(assembly.layers[index]):
             found, observers = hessians_of(layer, index, stage.sites, assembly, states)
-            run_to(stage, layer, assembly.layers[index], observers, states, room, arguments)
+            kept = run_to(stage, layer, assembly.layers[index], observers, states, room, kept, arguments)
             sums |= found
     for number, count in enumerate(counts.tolist()):
         seen = WINDOWS.numel() if number in few else count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -20,7 +21,7 @@ from jointquant.rounding_pass import prepare
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 from jointquant.site_order import ORDER, needed, run_to, stages_of
-from jointquant.stand_ins import Kept, replayed
+from jointquant.stand_ins import Kept, Room, replayed
 from jointquant.workspace import Workspace
 
 PLACE = Place(torch.device("cpu"), torch.float32)
@@ -33,7 +34,7 @@ class Case(NamedTuple):
     index: int
     assembly: Assembly
     states: HiddenStates
-    room: Kept
+    room: Room
     arguments: LayerArguments
 
     def round(self) -> Kept | None:
@@ -51,7 +52,7 @@ def prepared(family: str, *changes: str) -> Case:
     layer = stream.layer(index, PLACE)
     prepare(layer, index, stream, assembly, Rotations())
     linears = (assembly.architecture.output, assembly.layers[index].downs[0])
-    room = Kept(*(workspace.states(WINDOWS, layer.get_submodule(n).in_features, aside=n) for n in linears))  # type: ignore[arg-type]
+    room = Room(*(workspace.states(WINDOWS, layer.get_submodule(n).in_features, aside=n) for n in linears))  # type: ignore[arg-type]
     return Case(layer, index, assembly, states, room, frontend.layer_arguments(WINDOWS)[index])
 
 
@@ -73,12 +74,12 @@ def test_a_stage_sees_what_the_whole_layer_would_show(family: str) -> None:
     """Behind linears that are rounded and others that are not yet, for every site and every expert."""
     case = prepared(family, *GPTQ)
     architecture = case.assembly.layers[case.index]
-    before = case.states.first(len(WINDOWS))
+    before, kept = case.states.first(len(WINDOWS)), None
     for stage in stages_of(architecture):
         seen: dict[str, list[Tensor]] = {site.linears[0]: [] for site in stage.sites}
         observers = {name: found.append for name, found in seen.items()}
         modules = dict(case.layer.named_modules())
-        run_to(stage, case.layer, architecture, observers, case.states, case.room, case.arguments)
+        kept = run_to(stage, case.layer, architecture, observers, case.states, case.room, kept, case.arguments)
         assert dict(case.layer.named_modules()) == modules
         for name, found in seen.items():
             assert found or architecture.experts
@@ -93,15 +94,17 @@ def test_a_layer_that_is_replayed_gives_the_same(family: str) -> None:
     """Its attention, and where it is dense its MLP, of which the last linears alone run."""
     case = prepared(family, *GPTQ, "kv_cache.num_bits=4")
     architecture = case.assembly.layers[case.index]
-    kept = case.round()
-    assert kept == Kept(case.room.attended, None if architecture.experts else case.room.inner)
+    kept, attended = case.round(), case.room.attended
+    inner = None if architecture.experts else case.room.inner
+    alike = attended.width == case.states.width
+    assert kept == (Kept(middle=attended, inner=inner) if alike else Kept(attended=attended, inner=inner))
     whole = HiddenStates.held(case.states.first(len(WINDOWS)), 2)
     advance(case.layer, whole, case.arguments)
-    for part in (kept, Kept(kept.attended)):
+    for part in (kept, replace(kept, inner=None)):
         parted = HiddenStates.held(case.states.first(len(WINDOWS)), 2)
         modules = dict(case.layer.named_modules())
-        with replayed(case.layer, architecture, part):
-            advance(case.layer, parted, case.arguments)
+        with replayed(case.layer, architecture, part, parted) as source:
+            advance(case.layer, parted, case.arguments, source)
         assert torch.equal(parted.first(len(WINDOWS)), whole.first(len(WINDOWS)))
         assert dict(case.layer.named_modules()) == modules
 
@@ -116,13 +119,13 @@ def test_later_linears_do_not_run() -> None:
         "attn_in": set(),
         "o_in": {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
         "mlp_in": {"self_attn.o_proj"},
-        "down_in": {"self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"},
+        "down_in": {"mlp.gate_proj", "mlp.up_proj"},
     }
-    architecture = case.assembly.layers[case.index]
+    architecture, kept = case.assembly.layers[case.index], None
     for stage in stages_of(architecture):
         calls.clear()
         observers = {stage.linears[0]: lambda x: None}
-        run_to(stage, case.layer, architecture, observers, case.states, case.room, case.arguments)
+        kept = run_to(stage, case.layer, architecture, observers, case.states, case.room, kept, case.arguments)
         assert set(calls) == expected[stage.name]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ class HiddenStates:
     def seqlen(self) -> int:
         """Tokens of a window."""
         return self.store.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Channels of a state."""
+        return self.store.shape[2]
 
     @classmethod
     def held(cls, states: Tensor, batch_windows: int | None = None) -> HiddenStates:
@@ -78,10 +83,6 @@ class HiddenStates:
         for number, (_, here) in enumerate(self.parts()):
             if here and number % every == 0:
                 yield self.store.read(here.start - offset, here.stop - offset).to(self.device)
-
-    def replace(self, function: Callable[[Tensor], Tensor]) -> None:
-        """States become what ``function`` makes of them, batch by batch."""
-        self.fill(function(batch) for batch in self.batches())
 
     def fill(self, batches: Iterator[Tensor]) -> None:
         """States become those of ``batches``, which follow each other from the first window to the last."""

@@ -22,9 +22,11 @@ def embed(frontend: Frontend, windows: Tensor, states: HiddenStates) -> None:
 
 
 @torch.no_grad()
-def advance(layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
-    """Run a layer over all windows: their states become those behind it."""
-    states.replace(lambda batch: run_layer(layer, batch, arguments))
+def advance(
+    layer: nn.Module, states: HiddenStates, arguments: LayerArguments, source: HiddenStates | None = None
+) -> None:
+    """Run a layer over all windows, on ``source`` (None: on the states): the states become those behind it."""
+    states.fill(run_layer(layer, batch, arguments) for batch in (source or states).batches())
 
 
 @torch.no_grad()

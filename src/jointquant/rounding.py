@@ -26,8 +26,8 @@ from jointquant.runtime.kernels.selection import Mode, default_mode
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.seeds import generator
 from jointquant.settings import EmbeddingSettings, WeightSettings
-from jointquant.site_order import filled, needed, run_to, stages_of
-from jointquant.stand_ins import Kept
+from jointquant.site_order import needed, run_to, stages_of
+from jointquant.stand_ins import Kept, Room
 
 ROUNDED = ("codes", "scale", "zero_point")
 """The tensors of a rounded weight."""
@@ -40,7 +40,7 @@ def round_layer(
     states: HiddenStates,
     arguments: LayerArguments,
     stored_dtype: torch.dtype,
-    room: Kept | None = None,
+    room: Room | None = None,
     reference: Reference | None = None,
 ) -> Kept | None:
     """Round the weights of a layer whose paths are installed, in place.
@@ -81,7 +81,7 @@ def round_in_order(
     index: int,
     assembly: Assembly,
     states: HiddenStates,
-    room: Kept | None,
+    room: Room | None,
     arguments: LayerArguments,
     stored_dtype: torch.dtype,
 ) -> tuple[dict[str, QuantizedWeight], Kept | None]:
@@ -99,8 +99,7 @@ def round_in_order(
         if needed(stage, observed):
             assert room is not None
             hessians, observers = hessians_of(layer, index, stage.sites, assembly, states)
-            run_to(stage, layer, architecture, observers, states, room, arguments)
-            kept = filled(stage, room, kept)
+            kept = run_to(stage, layer, architecture, observers, states, room, kept, arguments)
         weights = round_sites(layer, index, stage.sites, assembly, hessians, states, stored_dtype)
         for name, weight in weights.items():
             _install(layer, name, weight, index, assembly)

@@ -26,7 +26,7 @@ from jointquant.rounding import round_embedding, round_head, round_layer, store_
 from jointquant.routing import all_tokens_for, routed_tokens, starved
 from jointquant.runtime.assembly import Assembly
 from jointquant.settings import WeightSettings
-from jointquant.stand_ins import Kept, replayed
+from jointquant.stand_ins import Room, replayed
 from jointquant.workspace import Workspace, Write
 
 WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
@@ -99,8 +99,9 @@ def quantize_layers(
                 witness.rounded(index, layer, states, arguments[index])
             ledger.settle()
             if index < last:
-                with activations_of(layer, index, assembly), replayed(layer, assembly.layers[index], kept):
-                    advance(layer, states, arguments[index])
+                known = replayed(layer, assembly.layers[index], kept, states)
+                with activations_of(layer, index, assembly), known as source:
+                    advance(layer, states, arguments[index], source)
             tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
             found = inventory_of(layer, architecture.layer_prefix(index), assembly.layers[index])
             inventories.append(replace(found, starved=tuple(Starved(index, *each) for each in few.items())))
@@ -121,7 +122,7 @@ def quantize_layers(
     return Outcome(bits / parameters, Inventory.joined(inventories))
 
 
-def room_between_runs(stream: ModelStream, assembly: Assembly, windows: Tensor, workspace: Workspace) -> Kept | None:
+def room_between_runs(stream: ModelStream, assembly: Assembly, windows: Tensor, workspace: Workspace) -> Room | None:
     """Room for what the runs of a layer keep, where Hessians are asked for."""
     if not any(assembly.needs_hessian(index, layer.linears) for index, layer in enumerate(assembly.layers)):
         return None
@@ -133,7 +134,7 @@ def room_between_runs(stream: ModelStream, assembly: Assembly, windows: Tensor, 
 
     dense = (index for index, layer in enumerate(assembly.layers) if workspace.keep_inner and not layer.experts)
     inner = next((inputs_of(index, stream.architecture.down) for index in dense), None)
-    return Kept(inputs_of(0, stream.architecture.output), inner)
+    return Room(inputs_of(0, stream.architecture.output), inner)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 Sites are rounded in the order of the forward pass, each on what reaches it behind those before it as they are rounded.
 For each the layer runs that far and no further; where there are experts to its end, without the products that nobody
 reads. What the attention hands to its output projection is kept for all windows, so that it runs once: not again for
-the MLP, nor when the layer is left. So is what a dense layer's down projection reads, where there is room.
+the MLP, nor when the layer is left. In its place then come the states behind the attention, where they are as wide, so
+that the output projection runs once too. What a dense layer's down projection reads is kept where there is room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from jointquant.hidden_states import HiddenStates
 from jointquant.models.architecture import Architecture, Site, stage_of
 from jointquant.models.stream import LayerArguments, run_layer
 from jointquant.propagation import Observers, watching
-from jointquant.stand_ins import End, Kept, Reached, replayed, substituted, unread
+from jointquant.stand_ins import End, Kept, Reached, Room, replayed, substituted, unread
 
 ORDER = ("attn_in", "o_in", "mlp_in", "down_in")
 
@@ -71,9 +72,10 @@ def run_to(
     architecture: Architecture,
     observers: Observers,
     states: HiddenStates,
-    kept: Kept,
+    room: Room,
+    kept: Kept | None,
     arguments: LayerArguments,
-) -> None:
+) -> Kept | None:
     """Run a layer over all windows as far as a stage.
 
     Args:
@@ -82,9 +84,12 @@ def run_to(
         architecture: its family.
         observers: by the first linear of a site, who sees the site's input.
         states: those before the layer; they stay as they are.
-        kept: the inputs of the output projection are filled in the stage o_in and read in those behind it; those of the
-            down projection, where there is room for them, in the stage down_in of a dense layer.
+        room: for what is kept.
+        kept: of the runs before; the stages behind o_in go on from there.
         arguments: what the layer receives besides.
+
+    Returns:
+        What is kept now.
     """
     first, alone = stage.sites[0].linears[0], len(stage.sites) == 1
     with ExitStack() as stack:
@@ -94,29 +99,40 @@ def run_to(
             stack.enter_context(substituted(layer, {first: End()}))
         else:
             stack.enter_context(unread(layer, architecture, stage.pending))
-        if stage.name in ("mlp_in", "down_in"):
-            stack.enter_context(replayed(layer, architecture, Kept(kept.attended)))
-        room = _room(stage, kept)
-        if room is not None:
-            room.fill(_inputs_of(first, layer, observers, states, arguments))
-        else:
-            with watching(layer, {} if stage.name == "attn_in" else observers):
-                for batch in states.batches():
-                    _run(layer, batch, arguments)
+        source = stack.enter_context(replayed(layer, architecture, kept, states))
+        keeping = _keeping(stage, architecture, states, room, kept)
+        if keeping is not None:
+            keeping.store.fill(_inputs_of(keeping.module, layer, observers, source, arguments))
+            return keeping.kept
+        with watching(layer, {} if stage.name == "attn_in" else observers):
+            for batch in source.batches():
+                _run(layer, batch, arguments)
+    return kept
 
 
-def filled(stage: Stage, room: Kept, kept: Kept | None) -> Kept | None:
-    """What is kept once the layer has run to a stage, where ``kept`` was before."""
+@dataclass(frozen=True)
+class _Keeping:
+    """The inputs of a module that a stage's run passes go to a store; then this is kept."""
+
+    module: str
+    store: HiddenStates
+    kept: Kept
+
+
+def _keeping(
+    stage: Stage, architecture: Architecture, states: HiddenStates, room: Room, kept: Kept | None
+) -> _Keeping | None:
+    """What a stage's run keeps: of several experts' down projections nothing; the states behind the attention where
+    they are as wide as what the output projection reads, whose place they take.
+    """
+    first, norm = stage.sites[0].linears[0], architecture.residual_sites[-1].norm
     if stage.name == "o_in":
-        return Kept(room.attended)
-    return kept if kept is None or _room(stage, room) is None else Kept(kept.attended, room.inner)
-
-
-def _room(stage: Stage, kept: Kept) -> HiddenStates | None:
-    """Where what a stage's linear reads is kept; of several experts it is not."""
-    if stage.name == "o_in":
-        return kept.attended
-    return kept.inner if stage.name == "down_in" and len(stage.sites) == 1 else None
+        return _Keeping(first, room.attended, Kept(attended=room.attended))
+    if stage.name == "mlp_in" and norm is not None and room.attended.width == states.width:
+        return _Keeping(norm, room.attended, Kept(middle=room.attended))
+    if stage.name == "down_in" and len(stage.sites) == 1 and room.inner is not None and kept is not None:
+        return _Keeping(first, room.inner, replace(kept, inner=room.inner))
+    return None
 
 
 def _run(layer: nn.Module, batch: Tensor, arguments: LayerArguments) -> None:
@@ -125,11 +141,11 @@ def _run(layer: nn.Module, batch: Tensor, arguments: LayerArguments) -> None:
 
 
 def _inputs_of(
-    linear: str, layer: nn.Module, observers: Observers, states: HiddenStates, arguments: LayerArguments
+    module: str, layer: nn.Module, observers: Observers, states: HiddenStates, arguments: LayerArguments
 ) -> Iterator[Tensor]:
-    """What a linear of a layer reads, batch by batch, once the observers have seen it."""
+    """What a module of a layer reads, batch by batch, once the observers have seen what they watch."""
     seen: list[Tensor] = []
-    with watching(layer, observers, {linear: seen.append}):
+    with watching(layer, observers, {module: seen.append}):
         for batch in states.batches():
             _run(layer, batch, arguments)
             x = seen.pop()

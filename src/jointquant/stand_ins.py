@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +51,26 @@ class End(nn.Module):
 
 @dataclass(frozen=True)
 class Kept:
-    """What a layer's earlier runs leave to later ones, of all windows, or room for it.
+    """What a layer's earlier runs leave to later ones, of all windows.
 
     Attributes:
-        attended: the inputs of the attention's output projection.
-        inner: those of the down projection, where they are kept.
+        attended: the inputs of the attention's output projection, until the states behind it are known.
+        middle: the states behind the attention, where they are kept.
+        inner: the inputs of the down projection, where they are kept.
+    """
+
+    attended: HiddenStates | None = None
+    middle: HiddenStates | None = None
+    inner: HiddenStates | None = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where runs of a layer can keep something.
+
+    Attributes:
+        attended: as wide as the inputs of the attention's output projection.
+        inner: as wide as those of the down projection; None: they are not kept.
     """
 
     attended: HiddenStates
@@ -88,24 +103,45 @@ class ReplayedAttention(Replayed):
         return super().forward(hidden_states), None
 
 
-def replayed(layer: nn.Module, architecture: Architecture, kept: Kept | None) -> AbstractContextManager[None]:
+class PassedAttention(nn.Module):
+    """Stands for a layer's attention where the layer starts from the states behind it: it adds nothing."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        """Zeros."""
+        return hidden_states.new_zeros(()).expand_as(hidden_states), None
+
+
+@contextmanager
+def replayed(
+    layer: nn.Module, architecture: Architecture, kept: Kept | None, states: HiddenStates
+) -> Iterator[HiddenStates]:
     """While open, what is kept of a layer is not run again, in one run over all windows.
 
     Args:
         layer: the layer, the linears behind what is kept as they are to run.
         architecture: its family.
         kept: of the attention, and of a dense layer's MLP; None: everything runs.
+        states: those before the layer.
+
+    Yields:
+        The states that the layer is to run on.
     """
     if kept is None:
-        return nullcontext()
+        yield states
+        return
     known = ["attn_in"] if kept.inner is None else ["attn_in", "mlp_in"]
     passed = [site for site in architecture.sites if stage_of(site.name) in known]
     modules: dict[str, nn.Module] = {site.norm: nn.Identity() for site in passed if site.norm is not None}
     if kept.inner is not None:
         modules |= {name: Unread(0) for site in passed[1:] for name in site.linears}
         modules[architecture.down] = Replayed(layer.get_submodule(architecture.down), kept.inner)
-    output = layer.get_submodule(architecture.output)
-    return substituted(layer, modules | {architecture.attention: ReplayedAttention(output, kept.attended)})
+    if kept.middle is not None:
+        modules[architecture.attention] = PassedAttention()
+    elif kept.attended is not None:
+        output = layer.get_submodule(architecture.output)
+        modules[architecture.attention] = ReplayedAttention(output, kept.attended)
+    with substituted(layer, modules):
+        yield states if kept.middle is None else kept.middle
 
 
 @contextmanager
