@@ -52,13 +52,16 @@ def stories260k(result: dict[str, Any]) -> list[str]:
 def experiments(result: dict[str, Any]) -> list[str]:
     """Rows of a comparison on one text."""
     ((_, reference),) = result["reference"]["perplexity"].items()
-    lines = [f"| recipe | perplexity (unquantized {reference:.3f}) | min – max | size (MB) | seconds |", "|-|-|-|-|-|"]
+    head = f"recipe | perplexity (unquantized {reference:.3f}) | min – max | KL divergence | size (MB) | seconds"
+    lines = [f"| {head} |", "|-|-|-|-|-|-|"]
     for row in result["rows"]:
         (mean,), (low,), (high,) = (row[key].values() for key in ("perplexity", "perplexity_min", "perplexity_max"))
+        (divergence,) = row["divergence"].values()
         size, seconds = f"{row['size_bytes'] / 1e6:.2f}", f"{row['seconds']:.1f}"
-        cells = (row["recipe"], f"{mean:.3f}", f"{low:.3f} – {high:.3f}", size, seconds)
+        cells = (row["recipe"], f"{mean:.3f}", f"{low:.3f} – {high:.3f}", f"{divergence:.4f}", size, seconds)
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", f"Seeds: {', '.join(map(str, result['rows'][0]['seeds']))}."]
+    seeds = ", ".join(map(str, result["rows"][0]["seeds"]))
+    return [*lines, "", f"Seeds: {seeds}. `{result['command']}`; {_made(result)}"]
 
 
 def mixture(result: dict[str, Any]) -> list[str]:

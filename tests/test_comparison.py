@@ -55,7 +55,13 @@ def test_rows_and_files(tmp_path: Path, tokenizer) -> None:
         assert row["delta"][TEXT] == pytest.approx(row["perplexity"][TEXT] - stored["reference"]["perplexity"][TEXT])
         assert row["seconds"] > 0
         assert row["peak_rss_bytes"] > 0
+        distances = [r["divergence"][TEXT]["mean"] for r in runs]
+        assert row["divergence"][TEXT] == pytest.approx(sum(distances) / 2)
+        assert (row["divergence_min"][TEXT], row["divergence_max"][TEXT]) == (min(distances), max(distances))
+        assert row["same_top"][TEXT] == pytest.approx(sum(r["divergence"][TEXT]["same_top"] for r in runs) / 2)
     fp16, rtn, _ = stored["rows"]
+    assert fp16["divergence"][TEXT] < 1e-6 < 0.01 < rtn["divergence"][TEXT]
+    assert fp16["same_top"][TEXT] > 0.99
     assert fp16["perplexity"][TEXT] == pytest.approx(stored["reference"]["perplexity"][TEXT], rel=1e-4)
     assert rtn["bits"] < 16
     assert set(stored["details"]["quarot"]) == {"traces", "spreads", "errors", "transforms"}

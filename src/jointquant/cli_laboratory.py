@@ -85,10 +85,10 @@ def compare(
         progress=_progress(),
     )
     reference = result.reference
-    table = Table("recipe", "perplexity", "Δ", "bits", "size (MB)", "seconds", title=f"{model}, report in {out}")
+    table = Table("recipe", "perplexity", "Δ", "KL", "bits", "size (MB)", "seconds", title=f"{model}, report in {out}")
     for name, base in reference["perplexity"].items():
         size = f"{reference['size_bytes'] / 1e6:.2f}"
-        table.add_row(f"unquantized, {Path(name).name}", f"{base:.3f}", "", f"{reference['bits']:.2f}", size, "")
+        table.add_row(f"unquantized, {Path(name).name}", f"{base:.3f}", "", "", f"{reference['bits']:.2f}", size, "")
         for row in result.rows:
             low, high = row["perplexity_min"][name], row["perplexity_max"][name]
             spread = f" ({low:.3f}–{high:.3f})" if len(row["seeds"]) > 1 else ""
@@ -96,6 +96,7 @@ def compare(
                 row["recipe"],
                 f"{row['perplexity'][name]:.3f}{spread}",
                 f"{row['delta'][name]:+.3f}",
+                f"{row['divergence'][name]:.4f}",
                 f"{row['bits']:.2f}",
                 f"{row['size_bytes'] / 1e6:.2f}",
                 f"{row['seconds']:.1f}",

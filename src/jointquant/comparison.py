@@ -20,6 +20,7 @@ from jointquant._version import __version__
 from jointquant.calibration import Calibrated, calibrate_together
 from jointquant.devices import check_own
 from jointquant.errors import require
+from jointquant.evaluation.divergence import Divergence
 from jointquant.evaluation.evaluate import evaluate
 from jointquant.inspection import Inspector
 from jointquant.memory import peak_rss_bytes
@@ -41,11 +42,15 @@ RESULTS_NAME, REPORT_NAME, ARTIFACTS_NAME = "results.json", "report.html", "arti
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe with one seed. Seconds are those of ``quantize`` alone, without what the comparison measures."""
+    """One recipe with one seed: by text the perplexity, and the divergence from the unquantized model.
+
+    Seconds are those of ``quantize`` alone, without what the comparison measures.
+    """
 
     recipe: str
     seed: int
     perplexity: dict[str, float]
+    divergence: dict[str, Divergence]
     bits: float
     size_bytes: int
     seconds: float
@@ -77,13 +82,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How perplexity is measured; the fields are arguments of ``evaluate``."""
+    """How artifacts are measured; the fields are arguments of ``evaluate``."""
 
     texts: tuple[str, ...]
     seqlen: int | None
     max_tokens: int | None
     device: str
     dtype: str
+    allow_pickle: bool
 
 
 @dataclass
@@ -160,13 +166,13 @@ def compare(
         check_not_input(Path(out), subject)
     check_own(subject.place.device, ranks.on_host)
     candidates = [Candidate(label, recipe, assemble(subject.stream, recipe)) for label, recipe in loaded]
-    protocol = Protocol(texts, eval_seqlen, max_tokens, device, dtype)
+    protocol = Protocol(texts, eval_seqlen, max_tokens, device, dtype, allow_pickle)
     _check_alike(ranks, subject, candidates)
     with joined_output(Path(out), overwrite, ranks) as folder:
         windows = of_leader(ranks, lambda: _windows(subject, candidates, progress))
         for settings in windows:
             check_windows(ranks.size, settings)
-        reference, facts = _reference(subject, protocol, allow_pickle, Prefixed(progress, "unquantized"))
+        reference, facts = _reference(subject, protocol, Prefixed(progress, "unquantized"))
         runs: list[Run] = []
         details: dict[str, Any] = {}
         for settings, batch in windows.items():
@@ -219,20 +225,32 @@ def labelled(
 
 
 def row(label: str, runs: list[Run], reference: dict[str, Any]) -> dict[str, Any]:
-    """One recipe's line of the table: means over seeds, and the spread of its perplexities."""
-    values = {text: [run.perplexity[text] for run in runs] for text in runs[0].perplexity}
-    means = {text: mean(measured) for text, measured in values.items()}
+    """One recipe's line of the table: means over seeds, and the spread of its perplexities and divergences."""
+    perplexity = _over_seeds("perplexity", [run.perplexity for run in runs])
+    divergences = [run.divergence for run in runs]
+    by_text = [{text: divergence.mean for text, divergence in run.items()} for run in divergences]
+    tops = [{text: divergence.same_top for text, divergence in run.items()} for run in divergences]
     return {
         "recipe": label,
-        "perplexity": means,
-        "perplexity_min": {text: min(measured) for text, measured in values.items()},
-        "perplexity_max": {text: max(measured) for text, measured in values.items()},
-        "delta": {text: value - reference["perplexity"][text] for text, value in means.items()},
+        **perplexity,
+        "delta": {text: value - reference["perplexity"][text] for text, value in perplexity["perplexity"].items()},
+        **_over_seeds("divergence", by_text),
+        "same_top": _over_seeds("same_top", tops)["same_top"],
         "bits": mean(run.bits for run in runs),
         "size_bytes": max(run.size_bytes for run in runs),
         "seconds": mean(run.seconds for run in runs),
         "peak_rss_bytes": max(run.peak_rss_bytes for run in runs),
         "seeds": [run.seed for run in runs],
+    }
+
+
+def _over_seeds(key: str, runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """By text, the mean over runs under ``key``, the least and the largest under names made of it."""
+    values = {text: [run[text] for run in runs] for text in runs[0]}
+    return {
+        key: {text: mean(measured) for text, measured in values.items()},
+        f"{key}_min": {text: min(measured) for text, measured in values.items()},
+        f"{key}_max": {text: max(measured) for text, measured in values.items()},
     }
 
 
@@ -246,13 +264,9 @@ def _windows(subject: Subject, candidates: list[Candidate], progress: Progress) 
     return windows
 
 
-def _reference(
-    subject: Subject, protocol: Protocol, allow_pickle: bool, progress: Progress
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _reference(subject: Subject, protocol: Protocol, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
     """The unquantized model's figures, and facts about the evaluation."""
-    measured = evaluate(
-        subject.model, **vars(protocol), allow_pickle=allow_pickle, tokenizer=subject.tokenizer, progress=progress
-    )
+    measured = evaluate(subject.model, **vars(protocol), tokenizer=subject.tokenizer, progress=progress)
     source = subject.stream.source
     sizes = {name: torch.Size(shape).numel() * source.dtype(name).itemsize for name, shape in source.shapes().items()}
     figures = {
@@ -295,8 +309,9 @@ def _run(
     written = write_artifact(artifact, subject, candidate.assembly, rotations, windows, workspace, named, inspector)
     seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
     peak = max(ranks.ask(peak_rss_bytes()))  # asked of all: the artifact is there when they have answered
-    perplexity = evaluate(artifact, **vars(protocol), progress=named).perplexity
-    run = Run(candidate.label, candidate.seed, perplexity, written.bits_per_weight, written.size_bytes, seconds, peak)
+    found = evaluate(artifact, **vars(protocol), reference=subject.model, progress=named)
+    measured = found.perplexity, found.divergence
+    run = Run(candidate.label, candidate.seed, *measured, written.bits_per_weight, written.size_bytes, seconds, peak)
     return run, _details(rotations, inspector) | {"transforms": written.transforms}
 
 

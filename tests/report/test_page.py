@@ -16,7 +16,7 @@ from jointquant.report.page import comparison_page, size, statistics_page
 
 NASTY = '<script>alert("x")</script> & {{ 1 }}'
 SITES = ("attn_in", "o_in", "mlp_in", "down_in", "k_cache", "v_cache")
-PLOTS = {"perplexity", "loss", "angle", "histogram", "outliers", "kurtosis", "error"}
+PLOTS = {"perplexity", "divergence", "loss", "angle", "histogram", "outliers", "kurtosis", "error"}
 
 
 def spread(value: float) -> dict[str, Any]:
@@ -40,9 +40,8 @@ def detail(learned: bool) -> dict[str, Any]:
 
 def comparison(names: tuple[str, ...] = ("quarot", NASTY), texts: tuple[str, ...] = ("a/b.txt",)) -> dict[str, Any]:
     def row(name: str, value: float) -> dict[str, Any]:
-        by_text = {
-            key: dict.fromkeys(texts, value) for key in ("perplexity", "perplexity_min", "perplexity_max", "delta")
-        }
+        keys = [key + end for key in ("perplexity", "divergence") for end in ("", "_min", "_max")]
+        by_text = {key: dict.fromkeys(texts, value) for key in (*keys, "delta", "same_top")}
         return {
             "recipe": name,
             **by_text,
@@ -107,7 +106,16 @@ class Outline(HTMLParser):
 def test_every_plot_of_a_comparison() -> None:
     page = comparison_page(comparison(texts=("a/b.txt", "wikitext2")))
     outline = Outline(page)
-    counts = {"perplexity": 2, "loss": 2, "angle": 2, "histogram": 6, "outliers": 6, "kurtosis": 6, "error": 3}
+    counts = {
+        "perplexity": 2,
+        "divergence": 2,
+        "loss": 2,
+        "angle": 2,
+        "histogram": 6,
+        "outliers": 6,
+        "kurtosis": 6,
+        "error": 3,
+    }
     assert outline.plots == counts
     assert outline.unnamed == 0
     assert "+1.5" not in page  # the figures are the data's, not computed again

@@ -53,7 +53,7 @@ def comparison_figures(data: Data) -> list[Figure]:
     """All plots of a comparison."""
     names = [row["recipe"] for row in data["rows"]]
     style, details = styles(names), data["details"]
-    figures = [perplexity_figure(data, style)]
+    figures = [perplexity_figure(data, style), divergence_figure(data, style)]
     figures += training_figures({name: details[name]["traces"] for name in names}, style)
     figures += spread_figures({name: details[name]["spreads"] for name in names}, style)
     return figures + error_figures({name: details[name]["errors"] for name in names}, style)
@@ -68,29 +68,46 @@ def statistics_figures(data: Data) -> list[Figure]:
 
 def perplexity_figure(data: Data, style: dict[str, str]) -> Figure:
     """A dot per recipe, a bar over its seeds."""
-    panels = []
-    for text, reference in data["reference"]["perplexity"].items():
-        rows = [
-            Interval(
-                row["recipe"],
-                style[row["recipe"]],
-                row["perplexity"][text],
-                row["perplexity_min"][text],
-                row["perplexity_max"][text],
-            )
-            for row in data["rows"]
-        ]
-        alt = f"Perplexity on {short(text)}: " + ", ".join(f"{row.name} {row.value:.3f}" for row in rows)
-        alt += f"; unquantized {reference:.3f}"
-        panels.append((short(text), dot_chart(rows, alt, "perplexity", reference)))
     return Figure(
         "perplexity",
         "Perplexity",
         "Further left is better: a dot is the mean over seeds, its bar runs from the best seed to the worst, and the "
         "dashed line is the unquantized model.",
         (),
-        tuple(panels),
+        _dots(data, style, "perplexity", "perplexity", data["reference"]["perplexity"]),
     )
+
+
+def divergence_figure(data: Data, style: dict[str, str]) -> Figure:
+    """The same for the KL divergence from the unquantized model."""
+    return Figure(
+        "divergence",
+        "Divergence from the unquantized model",
+        "KL divergence of the predictions from the unquantized model's, in nats, mean over tokens: further left is "
+        "better, the dashed line is no difference. It tells recipes apart where perplexity depends on few tokens.",
+        (),
+        _dots(data, style, "divergence", "KL divergence", dict.fromkeys(data["reference"]["perplexity"], 0.0)),
+    )
+
+
+def _dots(
+    data: Data, style: dict[str, str], key: str, label: str, references: dict[str, float]
+) -> tuple[tuple[str, Markup], ...]:
+    """A panel per text."""
+    panels = []
+    for text, reference in references.items():
+        rows = [
+            Interval(
+                row["recipe"],
+                style[row["recipe"]],
+                *(row[name][text] for name in (key, f"{key}_min", f"{key}_max")),
+            )
+            for row in data["rows"]
+        ]
+        alt = f"{label} on {short(text)}: " + ", ".join(f"{row.name} {row.value:.3f}" for row in rows)
+        alt += f"; unquantized {reference:.3f}"
+        panels.append((short(text), dot_chart(rows, alt, label, reference)))
+    return tuple(panels)
 
 
 def training_figures(traces: dict[str, Data], style: dict[str, str]) -> list[Figure]:
