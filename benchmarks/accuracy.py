@@ -47,6 +47,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("values centred", ("kv_cache.centring=both",)),
     ("inputs centred", ("activations.centring=mean",)),
     ("clip ratios searched", ("activations.clip_ratio=search",)),
+    ("smoothed before the rotations", ("smoothing={alpha: 0.5, measure: rms}",)),
 )
 """From the ``jointquant`` preset at W4A4KV4, one after another."""
 

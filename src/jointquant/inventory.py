@@ -24,6 +24,7 @@ SHARED_GATE = "gate of the shared expert: one output"
 LEFT = "linear that the recipe leaves in floating point"
 EMBEDDING = "embedding that the recipe leaves in floating point"
 NORM = "norm that nothing can be merged with"
+SCALES = "norm that divides by the scales of smoothing"
 BASIS = "change of the residual stream's basis between layers"
 OTHER = "no linear of the decoder"
 
@@ -113,8 +114,9 @@ def inventory_of(module: nn.Module, prefix: str, architecture: Architecture) -> 
     for name, parameter in module.named_parameters():
         full_name = f"{prefix}.{name}"
         owner = name.rpartition(".")[0]
-        if owner not in merged and full_name.rpartition(".")[0] not in merged:
-            why = _reason(module.get_submodule(owner), owner, full_name, architecture)
+        fused = owner in merged or full_name.rpartition(".")[0] in merged
+        if not fused or parameter.min() < parameter.max():  # a fused norm has the same gain in all channels
+            why = SCALES if fused else _reason(module.get_submodule(owner), owner, full_name, architecture)
             kept.append(Inventory(kept=(Kept(NUMBER.sub("*", full_name), parameter.numel(), why),)))
     return Inventory.joined([Inventory(quantized), *kept])
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import jointquant
 from conftest import FAMILIES, WITHOUT_R1, make_model, possible, small
 from jointquant.errors import InputError
-from jointquant.inventory import OTHER, inventory_of
+from jointquant.inventory import OTHER, SCALES, inventory_of
 from jointquant.models.architecture import LinearSlice
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.models.source import Checkpoint
@@ -137,6 +137,11 @@ def test_nothing_is_skipped_silently(family: str, recipe: str, tmp_path: Path, t
     assert quantized == linears
     assert result.quantized_weights == sum(loaded[name].numel() for name in linears)
     assert all(NORMS.search(name) or "norm.bias" in name for name, what in fates.items() if what == "merged")
+    scaled = {
+        name for name in loaded if any(fnmatch(name, each["name"]) for each in result.kept if each["why"] == SCALES)
+    }
+    smoothed = recipe == "w4a4kv4" and family in WITHOUT_R1  # elsewhere R1 stands behind the norms
+    assert scaled == {name for name in loaded if smoothed and re.search(r"(input|pre_feedforward)_layernorm", name)}
     named = [name for name in written if any(fnmatch(name, each["name"]) for each in result.kept)]
     assert sum(each["parameters"] for each in result.kept) == sum(written[name].numel() for name in named)
     assert all(each["why"] != OTHER for each in result.kept)

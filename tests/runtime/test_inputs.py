@@ -103,8 +103,8 @@ def test_the_run_and_the_artifact_compute_the_same(family: str, tmp_path: Path, 
     hidden: list[HiddenStates] = []
     advance = jointquant.rounding_pass.advance
 
-    def watch(layer, states, arguments) -> None:
-        advance(layer, states, arguments)
+    def watch(layer, states, *arguments) -> None:
+        advance(layer, states, *arguments)
         hidden.append(states)
 
     monkeypatch.setattr(jointquant.rounding_pass.Assembly, "last_reader", lambda assembly: len(assembly.layers))
