@@ -62,7 +62,8 @@ def round_layer(
         What is kept of the rounded layer; None: nothing.
     """
     store_rest(layer, stored_dtype, but=assembly.rounded_linears(index))
-    exact = {name: layer.get_submodule(name) for name in assembly.layers[index].linears}
+    learned = () if reference is None else assembly.layers[index].linears  # else unrounded weights go one by one
+    exact = {name: layer.get_submodule(name) for name in learned}
     weights, kept = round_in_order(layer, index, assembly, states, room, arguments, stored_dtype)
     if reference is None:
         return kept
