@@ -69,7 +69,7 @@ MEANINGS = {
     "calibration.source": "wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file",
     "calibration.num_samples": "windows of text",
     "calibration.seqlen": "tokens of a window",
-    "calibration.activations": "inputs and cache while weights are rounded: as they will be, or exact (sooner, if small)",
+    "calibration.activations": "inputs and cache while weights are rounded: as they will be, or exact",
     "calibration.rotation_samples": "windows that rotations and smoothing are learned from, the first; null: all",
     "calibration.seed": "seed of every random choice of the run",
     "overrides": "a list of `{modules: PATTERN, weights: {…}, activations: {…}}` for linears by name; later ones win",
