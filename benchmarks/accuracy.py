@@ -9,8 +9,9 @@
     python benchmarks/accuracy.py weights MODEL TEXT.txt --peer-python PYTHON
 
 MODEL is the stories260k checkpoint, TEXT a TinyStories sample whose first 150,000 characters calibrate (64 windows of
-256 tokens) and whose rest tests. ``models`` also measures the embedded model, and MODEL with its residual stream turned
-onto its principal axes: the same function, with outlier channels. ``texts`` calibrates on one text and tests on others.
+256 tokens) and whose rest tests. ``models`` is MODEL with its residual stream turned onto its principal axes (the same
+function, with outlier channels), and the embedded model, as it is and so turned, calibrated on 64 windows, and on all
+that the demo's calibration text has. ``texts`` calibrates on one text and tests on others.
 ``sites`` quantizes inputs alone, those of the embedded model: all, or all but those of one site. ``smoothing`` is the
 default presets with scales before the rotations. ``weights`` is W4A16 alone, beside auto-round in the environment of
 PYTHON. Writes benchmarks/results/accuracy_<part>.json after every row.
@@ -37,6 +38,10 @@ from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT
 from jointquant.demo.story import MODEL as EMBEDDED
 
 RESULTS = Path(__file__).parent / "results"
+WINDOWS, SEQLEN = 64, 256
+ALL_WINDOWS = 222
+"""As many as the demo's calibration text has."""
+
 RANGE = "kind: learned, objective: range, optimizer: cayley, learning_rate: 1.0"
 PER_CHANNEL = "weights.group_size=null"
 STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -110,11 +115,11 @@ class Bench:
 
     def reference(self, model: str | Path, test: Path) -> float:
         """Perplexity of the unquantized model."""
-        return jointquant.evaluate(model, (str(test),), seqlen=256).perplexity[str(test)]
+        return jointquant.evaluate(model, (str(test),), seqlen=SEQLEN).perplexity[str(test)]
 
     def beside(self, model: str | Path, artifact: Path, test: Path) -> tuple[float, float]:
         """Perplexity of an artifact, and its KL divergence from the unquantized model."""
-        found = jointquant.evaluate(artifact, (str(test),), reference=model, seqlen=256)
+        found = jointquant.evaluate(artifact, (str(test),), reference=model, seqlen=SEQLEN)
         return found.perplexity[str(test)], found.divergence[str(test)].mean
 
     def measure(
@@ -124,6 +129,7 @@ class Bench:
         recipe: str,
         changes: Iterable[str],
         calibration: Path,
+        num_samples: int = WINDOWS,
     ) -> None:
         """Mean, least and largest perplexity of the reloaded artifacts over the seeds, their divergence from the
         unquantized model, and the seconds of a run.
@@ -133,8 +139,9 @@ class Bench:
         values: dict[Path, list[tuple[float, float]]] = {test: [] for test in tests}
         seconds = []
         for seed in range(self.seeds):
-            protocol = (f"calibration.source={calibration}", "calibration.num_samples=64", "calibration.seqlen=256")
-            settings = jointquant.load_recipe(recipe, [*protocol, f"calibration.seed={seed}", *changes])
+            given = {"source": calibration, "num_samples": num_samples, "seqlen": SEQLEN, "seed": seed}
+            protocol = [f"calibration.{key}={value}" for key, value in given.items()]
+            settings = jointquant.load_recipe(recipe, [*protocol, *changes])
             out = self.folder / "artifact"
             seconds.append(jointquant.quantize(model, out, settings, overwrite=True).seconds)
             for test in tests:
@@ -219,19 +226,20 @@ def ingredients(bench: Bench, model: str, given: list[Path]) -> None:
 
 
 def models(bench: Bench, model: str, given: list[Path]) -> None:
-    """``dartquant`` and ``w4a4kv4`` on three models more."""
+    """``dartquant`` and ``w4a4kv4`` on more models."""
     calibration, test = split(given[0], bench.folder)
     turned = turned_onto_principal_axes(model, calibration, bench.folder / "turned")
     embedded = turned_onto_principal_axes(EMBEDDED, CALIBRATION_TEXT, bench.folder / "turned embedded")
-    subjects = (
-        ("stories260k, principal axes", turned, calibration, test),
-        ("embedded", EMBEDDED, CALIBRATION_TEXT, HELDOUT_TEXT),
-        ("embedded, principal axes", embedded, CALIBRATION_TEXT, HELDOUT_TEXT),
-    )
-    for name, subject, source, heldout in subjects:
+    subjects = [("stories260k, principal axes", turned, calibration, test, WINDOWS)]
+    for num_samples in (WINDOWS, ALL_WINDOWS):
+        subjects += [
+            (f"embedded, {num_samples} windows", EMBEDDED, CALIBRATION_TEXT, HELDOUT_TEXT, num_samples),
+            (f"embedded, principal axes, {num_samples} windows", embedded, CALIBRATION_TEXT, HELDOUT_TEXT, num_samples),
+        ]
+    for name, subject, source, heldout, num_samples in subjects:
         fp = bench.reference(subject, heldout)
         for preset in ("dartquant", "w4a4kv4"):
-            bench.measure({heldout: {"what": name, "fp": f"{fp:.3f}"}}, subject, preset, (), source)
+            bench.measure({heldout: {"what": name, "fp": f"{fp:.3f}"}}, subject, preset, (), source, num_samples)
 
 
 def texts(bench: Bench, model: str, given: list[Path]) -> None:

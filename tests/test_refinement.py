@@ -118,6 +118,41 @@ def test_the_artifact_runs_and_is_the_same_again(family: str, tmp_path: Path, to
     assert torch.isfinite(loaded(input_ids=WINDOWS).logits).all()
 
 
+def test_rounds_ask_for_as_many_steps_as_they_take(tmp_path: Path, tokenizer) -> None:
+    windows = 4
+    names = {"rounds": ("refinement.steps=1", "refinement.rounds=2"), "steps": (f"refinement.steps={2 * windows}",)}
+    for name, steps in names.items():
+        changes = small(*FOUR, *steps, "refinement.batch_tokens=1", f"calibration.num_samples={windows}")
+        jointquant.quantize(
+            make_model("llama"), tmp_path / name, jointquant.load_recipe("fp16", changes), tokenizer=tokenizer
+        )
+    one, other = (load_shards(tmp_path / name) for name in names)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "num_windows", "expected"),
+    [
+        ({"steps": 75}, 1000, 75),
+        ({"steps": 75, "rounds": 1}, 64, 75),
+        ({"steps": 75, "rounds": 1}, 223, 111),  # two windows a step, the odd one in another round
+        ({"steps": 75, "rounds": 3}, 222, 333),
+        ({"steps": 1, "rounds": 5}, 1, 5),  # a set smaller than a batch is one
+        ({"steps": 0, "rounds": 5}, 100, 0),
+    ],
+)
+def test_steps_of_a_number_of_windows(given: dict[str, int], num_windows: int, expected: int) -> None:
+    settings = RefinementSettings(**given, batch_tokens=512)
+    assert settings.num_steps(num_windows, 256) == expected
+
+
+def test_the_rate_falls_with_the_number_of_steps() -> None:
+    null, fixed = RefinementSettings(steps=1), RefinementSettings(steps=1, learning_rate=0.3)
+    assert [null.rates(steps)[0] for steps in (1, 75, 150, 1500)] == [0.02, 0.02, 0.01, 0.001]
+    assert fixed.rates(1500)[0] == 0.3
+    assert null.rates(10)[1:] == (null.scale_learning_rate, null.clip_learning_rate)
+
+
 def load_shards(folder: Path) -> dict[str, Tensor]:
     return {k: v for path in sorted(folder.glob("model-*.safetensors")) for k, v in load_file(path).items()}
 

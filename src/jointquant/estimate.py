@@ -88,7 +88,7 @@ def _runs(job: Job) -> float:
     recipe, shape = job.recipe, job.shape
     cache = recipe.kv_cache.centring != "none" or recipe.kv_cache.balancing != "none"
     cache |= isinstance(recipe.rotations.r3, LearnedRotation)
-    if recipe.activations.calibrated or cache or recipe.refinement.steps > 0:
+    if recipe.activations.calibrated or cache or recipe.refinement.enabled:
         return 2
     if not recipe.weights.reads_inputs:
         return 1 if recipe.head.reads_inputs else 0
@@ -125,7 +125,7 @@ def _refining(job: Job, speed: Speed) -> float:
         return 0.0
     layers, forward = job.shape.num_layers, 2 * job.shape.active / speed.products
     windows = -(-(job.step_tokens // job.seqlen) // job.ranks)  # of a step, on the busiest rank
-    return layers * forward * (job.tokens + 6 * job.recipe.refinement.steps * windows * job.seqlen)
+    return layers * forward * (job.tokens + 6 * job.steps * windows * job.seqlen)
 
 
 def _rounding(job: Job, speed: Speed) -> float:

@@ -89,7 +89,7 @@ class Job:
     @property
     def refined(self) -> bool:
         """Whether rounding is learned."""
-        return self.recipe.refinement.steps > 0
+        return self.recipe.refinement.enabled
 
     @property
     def reads_codes(self) -> bool:
@@ -99,7 +99,12 @@ class Job:
     @property
     def step_tokens(self) -> int:
         """Tokens of a step of refinement: whole windows, one at least."""
-        return max(1, self.recipe.refinement.batch_tokens // self.seqlen) * self.seqlen
+        return self.recipe.refinement.batch_windows(self.seqlen) * self.seqlen
+
+    @property
+    def steps(self) -> int:
+        """Steps of refinement, a layer."""
+        return self.recipe.refinement.num_steps(self.num_windows, self.seqlen)
 
     @property
     def on_host(self) -> bool:

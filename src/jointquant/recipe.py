@@ -177,7 +177,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _refined_weights_are_integers(self) -> Recipe:
         every = (self.weights, *(merged(self.weights, override.weights) for override in self.overrides))
-        if self.refinement.steps > 0 and any(w.enabled and w.type != "int" for w in every):
+        if self.refinement.enabled and any(w.enabled and w.type != "int" for w in every):
             raise ValueError("refinement.steps above 0 learns integers: expected weights.type int")
         return self
 

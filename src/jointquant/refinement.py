@@ -97,9 +97,9 @@ class Trained:
         return [part for rounding in roundings for part in (rounding.offset, rounding.widening)] + self.clips
 
     @torch.no_grad()
-    def step(self, gradients: tuple[Tensor, ...], settings: RefinementSettings, left: float) -> None:
-        """Against the signs of the gradients of ``parameters``; ``left`` is the part of the rates that is left."""
-        rate, scale_rate, clip_rate = (left * rate for rate in settings.rates)
+    def step(self, gradients: tuple[Tensor, ...], rates: tuple[float, float, float]) -> None:
+        """Against the signs of the gradients of ``parameters``, at rates of offsets, scales and clip ratios."""
+        rate, scale_rate, clip_rate = rates
         for number, linear in enumerate(self.linears.values()):
             linear.rounding.step(gradients[2 * number], gradients[2 * number + 1], rate, scale_rate)
         for clip, gradient in zip(self.clips, gradients[2 * len(self.linears) :], strict=True):
@@ -125,20 +125,23 @@ def refine(
         states: those before the layer, of the quantized layers.
         arguments: what the layer receives besides.
         loss: of the layer's output.
-        settings: steps, batch and rates.
+        settings: steps, rounds, batch and rates.
         batches: orders the windows of each round.
 
     Returns:
         The weights by linear.
     """
-    draws = rounds(states.num_windows, max(1, settings.batch_tokens // states.seqlen), batches)
+    draws = rounds(states.num_windows, settings.batch_windows(states.seqlen), batches)
+    num_steps = settings.num_steps(states.num_windows, states.seqlen)
+    rate, scale_rate, clip_rate = settings.rates(num_steps)
     with training(layer, architecture, rounded) as trained:
-        for step in range(settings.steps):
+        for step in range(num_steps):
+            left = 1 - step / num_steps
             chosen = next(draws)
             batch = states.chosen(chosen)
             output = run_layer(layer, batch, arguments) if len(batch) else batch
             gradients = mean_gradients(loss(output, chosen), trained.parameters, len(batch) / len(chosen), states.ranks)
-            trained.step(gradients, settings, 1 - step / settings.steps)
+            trained.step(gradients, (left * rate, left * scale_rate, left * clip_rate))
         return {name: linear.rounding.rounded() for name, linear in trained.linears.items()}
 
 

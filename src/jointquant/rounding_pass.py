@@ -84,7 +84,7 @@ def quantize_layers(
         del frontend
         start = max(0, len(done) - 1)
         stage.advance(min(start, stream.num_layers))
-        refined = assembly.recipe.refinement.steps > 0 and start < stream.num_layers
+        refined = assembly.recipe.refinement.enabled and start < stream.num_layers
         reference = Reference(stream, rotations, windows, workspace, start) if refined else None
         for index, layer in stream.layers(place, start):
             size = prepare(layer, index, stream, assembly, rotations)

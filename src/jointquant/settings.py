@@ -193,19 +193,42 @@ class CacheSettings(RangeSettings):
         return RangeSettings.model_validate(shared | changes)
 
 
+LARGEST_RATE, WAY = 0.02, 1.5
+"""Of refinement: the rate of few steps; rate times steps of many, which is twice the way that an offset can go."""
+
+
 class RefinementSettings(Settings):
-    """Layer by layer, learning which way weights are rounded; ``steps: 0``: off, they stay as ``method`` left them."""
+    """Layer by layer, learning which way weights are rounded; ``steps: 0``: off, they stay as ``method`` left them.
+
+    There are ``steps`` of them, and more where it takes more to see each window ``rounds`` times.
+    """
 
     steps: int = Field(default=0, ge=0)
+    rounds: int = Field(default=0, ge=0, le=1_000_000)
     batch_tokens: int = Field(default=512, ge=1)
-    learning_rate: float = Field(default=0.01, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
     scale_learning_rate: float = Field(default=0.002, ge=0)
     clip_learning_rate: float = Field(default=0.006, ge=0)
 
     @property
-    def rates(self) -> tuple[float, float, float]:
-        """Of offsets, scales and clip ratios."""
-        return self.learning_rate, self.scale_learning_rate, self.clip_learning_rate
+    def enabled(self) -> bool:
+        """Whether anything is learned."""
+        return self.steps > 0
+
+    def batch_windows(self, seqlen: int) -> int:
+        """Windows of a step: whole ones, one at least."""
+        return max(1, self.batch_tokens // seqlen)
+
+    def num_steps(self, num_windows: int, seqlen: int) -> int:
+        """Steps a layer on so many windows of ``seqlen`` tokens."""
+        if not self.enabled:
+            return 0
+        return max(self.steps, self.rounds * (num_windows // min(num_windows, self.batch_windows(seqlen))))
+
+    def rates(self, num_steps: int) -> tuple[float, float, float]:
+        """Of offsets, scales and clip ratios, where there are so many steps."""
+        rate = min(LARGEST_RATE, WAY / num_steps) if self.learning_rate is None else self.learning_rate
+        return rate, self.scale_learning_rate, self.clip_learning_rate
 
 
 class SmoothingSettings(Settings):

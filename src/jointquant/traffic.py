@@ -32,7 +32,7 @@ def traffic_of(job: Job) -> Bytes:
         found["rounded weights"] = others * layers * shape.linears
     if job.refined:
         # gradients of offsets and of the scales' widenings, summed around a ring
-        found["gradients of refinement"] = 2 * others * layers * job.recipe.refinement.steps * shape.linears * FLOAT
+        found["gradients of refinement"] = 2 * others * layers * job.steps * shape.linears * FLOAT
     found["states to resume from"] = found.get("states to resume from", 0) + others * layers * saved
     return {kind: round(size) for kind, size in found.items()}
 

@@ -128,7 +128,7 @@ class Assembly:
         count, recipe = len(self.layers), self.recipe
         if recipe.head.reads_inputs:
             return count
-        if recipe.refinement.steps > 0 or self.calibrates_cache():
+        if recipe.refinement.enabled or self.calibrates_cache():
             return count - 1
         return max((index for index in range(count) if self.observes_inputs(index)), default=-1)
 
