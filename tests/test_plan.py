@@ -19,10 +19,11 @@ from jointquant.devices import HOST, ON_PAPER_DEVICE
 from jointquant.errors import InputError
 from jointquant.journal import partial_folder
 from jointquant.memory import bytes_of_size, words
+from jointquant.models.stream import open_stream
 from jointquant.needs import Job
 from jointquant.plan import Budget, Choice, choices, make_plan, plan_of, shortages
 from jointquant.planning import free_disk
-from jointquant.shape import shape_of
+from jointquant.shape import shape_of, shape_of_model
 
 GB = 10**9
 
@@ -43,7 +44,8 @@ SEVEN = {device: job(device) for device in (HOST, ON_PAPER_DEVICE)}
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sizes_are_those_of_the_model(family: str) -> None:
     model = make_model(family)
-    shape = shape_of(model.config)
+    shape, stream = shape_of(model.config), open_stream(model)
+    assert shape_of_model(stream.skeleton, stream.architecture, shape.dtype) == shape
     sizes = [
         sum(p.numel() for name, p in model.named_parameters() if f".layers.{index}." in name) for index in range(3)
     ]

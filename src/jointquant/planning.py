@@ -21,7 +21,7 @@ from jointquant.plan import Budget, Plan, make_plan
 from jointquant.progress import Progress, Silent
 from jointquant.ranks import ALONE, Ranks, check_size
 from jointquant.recipe import CalibrationSettings, Recipe, load_recipe
-from jointquant.shape import shape_of
+from jointquant.shape import shape_of, shape_of_model
 from jointquant.traffic import seconds_on_links, traffic_of
 
 CONTEXT_HOST, CONTEXT_DEVICE = 1_500_000_000, 600_000_000
@@ -124,7 +124,7 @@ def plan_run(
         device_budget is None or place.device.type != "cpu",
         "a device budget is for an accelerator: the device is the CPU, expected --memory-budget, or --dry-run",
     )
-    base, shape = base_of(place.device), shape_of(stream.config, stream.stored_dtype)
+    base, shape = base_of(place.device), shape_of_model(stream.skeleton, stream.architecture, stream.stored_dtype)
     num_windows, seqlen = windows.shape
     job = Job(shape, recipe, num_windows, seqlen, place.dtype, place.device, base, ranks.size)
     host = bytes_of_size(memory_budget) or available() // ranks.on_host + resident()

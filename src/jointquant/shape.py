@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.configuration import empty_model
@@ -93,7 +93,12 @@ def shape_of(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Mode
     architecture.check(config)
     model = empty_model(config)
     take_apart(model, architecture)
-    layers = model.get_submodule(architecture.layers)
+    return shape_of_model(model, architecture, dtype)
+
+
+def shape_of_model(model: PreTrainedModel, architecture: Architecture, dtype: torch.dtype | None = None) -> ModelShape:
+    """The sizes of a model of a family, its experts apart; ``dtype`` as for ``shape_of``."""
+    config, layers = model.config, model.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList)
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     stored = dtype or config.dtype or torch.float32
