@@ -6,7 +6,7 @@ PYTHON is an interpreter whose environment has llmcompressor. All run W4A4 (weig
 per token and asymmetric, KV cache and head untouched) with GPTQ on the same number of calibration windows, each in a
 process of its own, by turns; all compute in float32, or all in ``--dtype``. Seconds: ours from the call to the finished
 artifact; the peer's from loading to the quantized model in memory, without saving. Memory: the process's peak less its
-peak after the imports. 100M is a Llama of random weights, which has no perplexity worth the name. The peer's plain GPTQ
+peak after the imports; ours also on a single window, which is what the rest takes. 100M is a Llama of random weights, which has no perplexity worth the name. The peer's plain GPTQ
 runs once. A result file keeps the rows of the cases that are not run anew.
 """
 
@@ -48,10 +48,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--windows", type=int, default=NUM_SAMPLES, help=argparse.SUPPRESS)
     parser.add_argument("--evaluate", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        print(json.dumps(one_run(arguments.one, arguments.seed, arguments.dtype, arguments.evaluate)))
+        given = arguments.one, arguments.seed, arguments.dtype, arguments.windows
+        print(json.dumps(one_run(*given, arguments.evaluate)))
         return
     if arguments.peer_python is None:
         parser.error("--peer-python: expected an interpreter that has llmcompressor")
@@ -76,10 +78,11 @@ def compare(case: str, dtype: str, peer_python: Path, repeats: int) -> dict[str,
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ("jointquant", *PEERS)}
         for repeat in range(repeats):
             evaluated = test if repeat < 3 else None
-            runs["jointquant"].append(ours(model, repeat, dtype, evaluated is not None))
+            runs["jointquant"].append(ours(model, repeat, dtype, NUM_SAMPLES, evaluated is not None))
             for method in PEERS:
                 if repeat == 0 or method == PEERS[0]:
                     runs[method].append(peer(peer_python, model, method, dtype, evaluated))
+        one_window = statistics.median(ours(model, repeat, dtype, 1, False)["peak_bytes"] for repeat in range(repeats))
     summary = {name: summary_of(found) for name, found in runs.items()}
     own, rotated, plain = (summary[name] for name in ("jointquant", *PEERS))
     return {
@@ -91,6 +94,7 @@ def compare(case: str, dtype: str, peer_python: Path, repeats: int) -> dict[str,
         "recipe": RECIPE,
         "num_samples": NUM_SAMPLES,
         "seqlen": SEQLEN,
+        "one_window_peak_bytes": one_window,
         **summary,
     }
 
@@ -106,15 +110,16 @@ def summary_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def ours(model: Path, seed: int, dtype: str, evaluate: bool) -> dict[str, Any]:
+def ours(model: Path, seed: int, dtype: str, windows: int, evaluate: bool) -> dict[str, Any]:
     """A run of ours in a process of its own."""
-    flags = ["--one", str(model), "--seed", str(seed), "--dtype", dtype, *(["--evaluate"] if evaluate else [])]
-    return in_process([sys.executable, __file__, *flags])
+    given = {"--one": model, "--seed": seed, "--dtype": dtype, "--windows": windows}
+    flags = [str(part) for flag in given.items() for part in flag]
+    return in_process([sys.executable, __file__, *flags, *(["--evaluate"] if evaluate else [])])
 
 
-def one_run(model: Path, seed: int, dtype: str, evaluate: bool) -> dict[str, Any]:
+def one_run(model: Path, seed: int, dtype: str, windows: int, evaluate: bool) -> dict[str, Any]:
     """Quantize in this process, and evaluate the reloaded artifact."""
-    given = {"source": CALIBRATION_TEXT, "num_samples": NUM_SAMPLES, "seqlen": SEQLEN, "seed": seed}
+    given = {"source": CALIBRATION_TEXT, "num_samples": windows, "seqlen": SEQLEN, "seed": seed}
     recipe = jointquant.load_recipe(RECIPE, [f"calibration.{key}={value}" for key, value in given.items()])
     before = peak_rss_bytes()
     with tempfile.TemporaryDirectory() as folder:
