@@ -6,9 +6,9 @@ PYTHON is an interpreter whose environment has llmcompressor. All run W4A4 (weig
 per token and asymmetric, KV cache and head untouched) with GPTQ on the same number of calibration windows, each in a
 process of its own, by turns; all compute in float32, or all in ``--dtype``. Seconds: ours from the call to the finished
 artifact; the peer's from loading to the quantized model in memory, without saving. Memory: the process's peak less its
-peak after the imports; ours also with a single window, which takes what any run takes. 100M is a Llama of random weights,
-which has no perplexity worth the name. The peer's plain GPTQ runs once. A result file keeps the rows of the cases that
-are not run anew.
+peak after the imports; ours also with a single window, which takes what any run takes. 100M is a Llama of random
+weights, which has no perplexity worth the name. The peer's plain GPTQ runs once. A result file keeps the rows of the
+cases that are not run anew.
 """
 
 from __future__ import annotations

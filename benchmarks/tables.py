@@ -213,7 +213,7 @@ def quantization(result: dict[str, Any]) -> list[str]:
     ]
     for row in result["rows"]:
         runs = [row[name] for name in ("jointquant", "random-hadamard")]
-        seconds = " against ".join(f"{run['seconds']:.1f}" for run in runs)
+        seconds = " against ".join(f"{run['seconds']:.1f}{_spread(run['runs'], 'seconds')}" for run in runs)
         size = " against ".join(f"{run['peak_bytes'] / 1e6:.0f}" for run in runs)
         measured = [run["perplexity"] for run in runs if run["perplexity"] is not None]
         cells = [
@@ -229,6 +229,12 @@ def quantization(result: dict[str, Any]) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", _made(result)]
+
+
+def _spread(runs: list[dict[str, Any]], key: str) -> str:
+    """The least and the largest of several runs, in brackets."""
+    values = [run[key] for run in runs]
+    return f" ({min(values):.1f} – {max(values):.1f})" if len(values) > 1 else ""
 
 
 def _made(result: dict[str, Any]) -> str:
