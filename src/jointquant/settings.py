@@ -194,7 +194,7 @@ class CacheSettings(RangeSettings):
 
 
 LARGEST_RATE, WAY = 0.02, 1.5
-"""Of refinement: the rate of few steps; rate times steps of many, which is twice the way that an offset can go."""
+"""Of refinement's offsets: the rate of few steps; rate times steps of many, twice what all of them add up to."""
 
 
 class RefinementSettings(Settings):
