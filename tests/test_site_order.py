@@ -166,3 +166,15 @@ def test_one_linear_left_alone_leaves_the_others_as_they_are() -> None:
         "self_attn.v_proj",
     }
     assert kinds["mlp.down_proj"] is OnlineLinear
+
+
+def test_weights_before_what_is_kept_are_not_kept_expanded() -> None:
+    case = prepared("llama", "weights.method=gptq", "weights.num_bits=4")
+    kept = case.round()
+    assert kept is not None
+    assert kept.inner is not None
+    linears = {name: case.layer.get_submodule(name) for name in case.assembly.layers[case.index].linears}
+    assert all(isinstance(linear, PackedLinear) for linear in linears.values())
+    assert [name for name, linear in linears.items() if linear.prepared_weights()] == []
+    advance(case.layer, case.states, case.arguments)
+    assert all(linear.prepared_weights() for linear in linears.values())

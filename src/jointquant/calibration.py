@@ -15,6 +15,7 @@ from jointquant.errors import require
 from jointquant.hidden_states import HiddenStates
 from jointquant.journal import Entry, Journal
 from jointquant.learners import HeadLearner, Learner, ResidualLearner, heads_at_start
+from jointquant.memory import return_freed_memory
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
@@ -105,6 +106,7 @@ def walk(
                 learner.after(index)
             if workspace.journal is not None:
                 ledger.commit(index, write_records(workspace.journal, index, learners))
+            return_freed_memory()
             stage.advance()
 
 

@@ -39,17 +39,17 @@ class KeptTokens:
         """How many numbers there are."""
         return self.tokens.numel() if isinstance(self.tokens, Tensor) else self.tokens.integers.numel()
 
-    def columns(self, size: int, start: int) -> Tensor:
-        """Those from ``start`` on: [tokens, in − start] in float32."""
+    def channels(self, size: int, start: int) -> Tensor:
+        """Their channels from ``start`` on: [in − start, tokens] in float32."""
         if isinstance(self.tokens, Tensor):
-            return self.tokens[:, start:].float()
+            return self.tokens[:, start:].float().t()
         codes, left = self.tokens, start
         if codes.integers.shape[-1] == size > 1:  # one group: only what is asked for becomes numbers
             parts = (codes.integers, codes.scale, codes.zero_point)
             codes, left = Codes(*(part[..., start:] if part.shape[-1] == size else part for part in parts)), 0
         codes = replace(codes, integers=codes.integers.to(self.wide))
         values = codes.dequantize().to(self.dtype).flatten(0, -2)
-        return values[:, left:].float()
+        return values[:, left:].float().t()
 
 
 class SharedHessian:
@@ -106,7 +106,7 @@ class SharedHessian:
             coming = [ranks.receive(band, last) for _, band in bands]
         sent: list[tuple[Callable[[], None], Tensor]] = []
         if sum(kept.numel for kept in self.kept) <= elements_at_once(self.device):  # once, not once a band
-            self.kept = [KeptTokens(kept.columns(self.size, 0), torch.float32) for kept in self.kept]
+            self.kept = [KeptTokens(kept.channels(self.size, 0).t(), torch.float32) for kept in self.kept]
         for start, place in bands:
             band = self._added(start, len(place))
             if ranks.rank < last or owner != last:
@@ -128,5 +128,5 @@ class SharedHessian:
         if self.ranks.rank > 0:
             self.ranks.receive(band, self.ranks.rank - 1)()
         for kept in self.kept:
-            add_to_band(band, kept.columns(self.size, start), start)
+            add_to_band(band, kept.channels(self.size, start), start)
         return band

@@ -6,6 +6,7 @@ import ctypes
 import re
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -20,8 +21,11 @@ Size = int | str | None
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 CGROUP = Path("/sys/fs/cgroup")
-M_MMAP_THRESHOLD = -3
-RETURNED_AT_ONCE = 4 * 2**20
+PROCESS_STATUS = Path("/proc/self/status")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+RETURNED_AT_ONCE, KEPT_AT_THE_END = 2 * 2**20, 8 * 2**20
+"""Bytes of a tensor that has pages of its own; free bytes at the end of the heap that are not returned at once, for the
+next operation to find."""
 
 
 def parse_size(text: str) -> int:
@@ -71,17 +75,34 @@ def resident() -> int:
 
 def peak_rss_bytes() -> int:
     """Peak resident memory of this process."""
+    if PROCESS_STATUS.is_file():  # Linux: what getrusage tells may be the peak of the process that started this one
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", PROCESS_STATUS.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def return_freed_memory() -> None:
+@cache
+def glibc() -> ctypes.CDLL | None:
+    """The C library, where it is glibc."""
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return library if hasattr(library, "gnu_get_libc_version") else None
+
+
+def keep_little_freed_memory() -> None:
     """Let the C library give freed tensors back to the system at once, where it is glibc.
 
     It would keep those below 32 MB in its heaps, where they add up between others that are still in use.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
+    library = glibc()
+    if library is not None:
         library.mallopt(M_MMAP_THRESHOLD, RETURNED_AT_ONCE)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_END)
+
+
+def return_freed_memory() -> None:
+    """Give back what lies free between small tensors that are in use: worth it when a layer is done."""
+    library = glibc()
+    if library is not None:
+        library.malloc_trim(0)

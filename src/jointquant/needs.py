@@ -29,7 +29,7 @@ TRAINED_COPIES = 10
 """Copies of a layer's weights in float32 while their rounding is learned: starts, offsets, gradients, what is kept."""
 TRAINED_ACTIVATIONS = 40
 """Copies of the widest activation that a step keeps for its gradients."""
-FACTOR_COPIES = 3
+FACTOR_COPIES = 2
 """Matrices of a Hessian's size besides it while its factor is computed."""
 
 Bytes = dict[str, int]

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.architecture import Architecture
 from jointquant.models.stream import LayerArguments, run_layer
+from jointquant.products import linear_product
 from jointquant.quantization.learned_rounding import LearnedRounding
 from jointquant.quantization.ranges import CLIP_RATIO, InputRange
 from jointquant.quantization.straight_through import passable
@@ -75,7 +75,7 @@ class TrainedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        return functional.linear(self.shared.read(x), self.rounding.weight().to(x.dtype), self.bias)
+        return linear_product(self.shared.read(x), self.rounding.weight().to(x.dtype), self.bias)
 
 
 @dataclass(frozen=True)

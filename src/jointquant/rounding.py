@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from jointquant.devices import elements_at_once
 from jointquant.hessians import SharedHessian
 from jointquant.hidden_states import HiddenStates
+from jointquant.memory import return_freed_memory
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.stream import Frontend, LayerArguments
 from jointquant.models.transforms import linear_weight
 from jointquant.propagation import Observers
-from jointquant.quantization.gptq import HessianSum, factorize, gptq
+from jointquant.quantization.gptq import Factor, HessianSum, factorize, gptq
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
 from jointquant.ranks import ALONE, Ranks, broadcast_all
 from jointquant.reference import Reference
@@ -26,7 +27,7 @@ from jointquant.runtime.kernels.selection import Mode, default_mode
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.seeds import generator
 from jointquant.settings import EmbeddingSettings, WeightSettings
-from jointquant.site_order import needed, run_to, stages_of
+from jointquant.site_order import forget_passed, needed, run_to, stages_of
 from jointquant.stand_ins import Kept, Room
 
 ROUNDED = ("codes", "scale", "zero_point")
@@ -96,11 +97,14 @@ def round_in_order(
     observed = [s.name for s in stages_of(architecture) if assembly.needs_hessian(index, s.linears)]
     kept: Kept | None = None
     for stage in stages_of(architecture):
+        return_freed_memory()
         hessians: dict[str, SharedHessian] = {}
         if needed(stage, observed):
             assert room is not None
             hessians, observers = hessians_of(layer, index, stage.sites, assembly, states)
-            kept = run_to(stage, layer, architecture, observers, states, room, kept, arguments)
+            before, kept = kept, run_to(stage, layer, architecture, observers, states, room, kept, arguments)
+            if kept is not before:
+                forget_passed(stage, layer, architecture)
         weights = round_sites(layer, index, stage.sites, assembly, hessians, states, stored_dtype)
         for name, weight in weights.items():
             _install(layer, name, weight, index, assembly)
@@ -159,9 +163,20 @@ def round_site(
         start, stop = sharing.part(len(weight))
         if settings.enabled and start < stop:
             by_settings.setdefault(settings, {})[linear] = weight[start:stop]
+    factors = {settings: factor_of(hessian, settings) for settings in by_settings}
+    if hessian is not None:
+        hessian.release()  # it is as large as a factor
     for settings, weights in by_settings.items():
-        rounded |= round_stack(weights, settings, hessian, stored_dtype)
+        rounded |= round_stack(weights, settings, factors.pop(settings), stored_dtype)
     return rounded
+
+
+def factor_of(hessian: HessianSum | None, settings: WeightSettings) -> Factor | None:
+    """What rounding by some settings needs of a Hessian."""
+    if settings.method == "rtn":
+        return None
+    assert hessian is not None
+    return factorize(hessian.unscaled(), settings.damping, settings.activation_order)
 
 
 def rounding_cost(layer: nn.Module, site: Site) -> float:
@@ -202,18 +217,16 @@ def hessians_of(
 def round_stack(
     weights: dict[str, Tensor],
     settings: WeightSettings,
-    hessian: HessianSum | None,
+    factor: Factor | None,
     stored_dtype: torch.dtype,
 ) -> dict[str, QuantizedWeight]:
     """Round weights that share input and settings; small ones as one stacked matrix: their rows are independent."""
     fmt, scales = settings.format, settings.scales(stored_dtype)
     assert fmt is not None
     rounding: Callable[[Tensor], QuantizedWeight]
-    if settings.method == "rtn":
+    if factor is None:
         rounding = partial(round_to_nearest, fmt=fmt, clip=settings.clip, scale_dtype=scales)
     else:
-        assert hessian is not None
-        factor = factorize(hessian.unscaled(), settings.damping, settings.activation_order)
         rounding = partial(gptq, factor=factor, fmt=fmt, clip=settings.clip, scale_dtype=scales)
     device = next(iter(weights.values())).device
     if sum(weight.numel() for weight in weights.values()) > elements_at_once(device):
@@ -266,7 +279,7 @@ def round_head(
         hessian = shared.total(0)
         if hessian is None:
             return head
-        rounded = round_stack({"head": head.weight}, settings, hessian, stored_dtype)["head"]
+        rounded = round_stack({"head": head.weight}, settings, factor_of(hessian, settings), stored_dtype)["head"]
     return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()
 
 

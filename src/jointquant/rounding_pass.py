@@ -14,6 +14,7 @@ from jointquant.hidden_states import HiddenStates
 from jointquant.inputs import calibrate_inputs
 from jointquant.inventory import Inventory, Starved, inventory_of
 from jointquant.keys import calibrate_cache
+from jointquant.memory import return_freed_memory
 from jointquant.models.scaling import scale_sites
 from jointquant.models.stream import LayerArguments, ModelStream, Place
 from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
@@ -26,7 +27,7 @@ from jointquant.rounding import round_embedding, round_head, round_layer, store_
 from jointquant.routing import all_tokens_for, routed_tokens, starved
 from jointquant.runtime.assembly import Assembly
 from jointquant.settings import WeightSettings
-from jointquant.stand_ins import Room, replayed
+from jointquant.stand_ins import Kept, Room, replayed
 from jointquant.workspace import Workspace, Write
 
 WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
@@ -82,6 +83,7 @@ def quantize_layers(
             del tensors
             ledger.settle()  # its tensors are large: let them go before the first layer
         del frontend
+        return_freed_memory()
         start = max(0, len(done) - 1)
         stage.advance(min(start, stream.num_layers))
         refined = assembly.recipe.refinement.enabled and start < stream.num_layers
@@ -99,19 +101,19 @@ def quantize_layers(
                 witness.rounded(index, layer, states, arguments[index])
             ledger.settle()
             if index < last:
-                known = replayed(layer, assembly.layers[index], kept, states)
-                with activations_of(layer, index, assembly), known as source:
-                    advance(layer, states, arguments[index], source)
+                leave(layer, index, assembly, kept, states, arguments[index])
             tensors = stored_tensors(layer, architecture.layer_prefix(index), stored)
             found = inventory_of(layer, architecture.layer_prefix(index), assembly.layers[index])
             inventories.append(replace(found, starved=tuple(Starved(index, *each) for each in few.items())))
-            del layer
+            del layer, kept
             names = [assembly.full_name(index, name) for name in assembly.layers[index].linears]
             of_layer = 8 * sum(_weight_bytes(tensors, name) for name in names)
             bits, parameters = bits + of_layer, parameters + size
             write = shard(writer, tensors, inventories[-1], bits=of_layer, parameters=size)
             ledger.commit(index + 1, write, save_states=index < last)
+            return_freed_memory()
             stage.advance()
+        del room, reference
         if len(done) < stream.num_layers + 2:
             ledger.settle()
             norm, head = final_modules(stream, rotations.r1_of(-1), place, assembly.recipe.head, states)
@@ -135,6 +137,20 @@ def room_between_runs(stream: ModelStream, assembly: Assembly, windows: Tensor, 
     dense = (index for index, layer in enumerate(assembly.layers) if workspace.keep_inner and not layer.experts)
     inner = next((inputs_of(index, stream.architecture.down) for index in dense), None)
     return Room(inputs_of(0, stream.architecture.output), inner)
+
+
+def leave(
+    layer: nn.Module,
+    index: int,
+    assembly: Assembly,
+    kept: Kept | None,
+    states: HiddenStates,
+    arguments: LayerArguments,
+) -> None:
+    """Run a rounded layer, as far as what is kept does not spare it: the states become those behind it."""
+    known = replayed(layer, assembly.layers[index], kept, states)
+    with activations_of(layer, index, assembly), known as source:
+        advance(layer, states, arguments, source)
 
 
 @dataclass(frozen=True)

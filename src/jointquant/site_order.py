@@ -20,6 +20,7 @@ from jointquant.hidden_states import HiddenStates
 from jointquant.models.architecture import Architecture, Site, stage_of
 from jointquant.models.stream import LayerArguments, run_layer
 from jointquant.propagation import Observers, watching
+from jointquant.runtime.linear import PackedLinear
 from jointquant.stand_ins import End, Kept, Reached, Room, replayed, substituted, unread
 
 ORDER = ("attn_in", "o_in", "mlp_in", "down_in")
@@ -133,6 +134,14 @@ def _keeping(
     if stage.name == "down_in" and len(stage.sites) == 1 and room.inner is not None and kept is not None:
         return _Keeping(first, room.inner, replace(kept, inner=room.inner))
     return None
+
+
+def forget_passed(stage: Stage, layer: nn.Module, architecture: Architecture) -> None:
+    """Let go of what products keep of the weights before a stage whose inputs are kept: they do not run again."""
+    for name in architecture.linears:
+        linear = layer.get_submodule(name)
+        if name not in stage.pending and isinstance(linear, PackedLinear):
+            linear.forget()
 
 
 def _run(layer: nn.Module, batch: Tensor, arguments: LayerArguments) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jointquant.quantization import weights
-from jointquant.quantization.gptq import HessianSum, factorize, gptq
+from jointquant.quantization.gptq import HessianSum, factorize, gptq, lower_factor, turn_around_
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
 
@@ -170,3 +170,35 @@ def test_scales_are_rounded_before_they_are_used(dtype: torch.dtype) -> None:
     assert rounded.scale.dtype == dtype
     expected = torch.round(weight / rounded.scale.float()).clamp(-8, 7)
     assert torch.equal(rounded.codes.float(), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 255, 256, 257, 600])
+def test_a_matrix_is_turned_around_in_place(size: int) -> None:
+    matrix = torch.arange(float(size * size)).view(size, size)
+    wanted, place = matrix.flip(0, 1), matrix.data_ptr()
+    assert torch.equal(turn_around_(matrix), wanted)
+    assert torch.equal(matrix, wanted)
+    assert matrix.data_ptr() == place
+
+
+@pytest.mark.parametrize("size", [1, 5, 130])
+def test_the_lower_factor_of_a_damped_matrix(size: int) -> None:
+    x = torch.randn(size + 3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
+    hessian, order = x.T @ x, torch.randperm(size, generator=torch.Generator().manual_seed(11))
+    before, diagonal = hessian.clone(), hessian.diagonal()[order] + 0.5
+    lower = lower_factor(hessian, order, diagonal)
+    assert lower is not None
+    assert torch.equal(lower, lower.tril())
+    wanted = hessian[order][:, order]
+    wanted.diagonal().add_(0.5)
+    torch.testing.assert_close(lower @ lower.T, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(hessian, before)
+    assert lower_factor(hessian, order, -diagonal) is None
+
+
+def test_a_released_hessian_is_one_that_has_seen_nothing() -> None:
+    total = HessianSum(6, torch.device("cpu"))
+    total.update(torch.ones(3, 6))
+    total.release()
+    with pytest.raises(ValueError, match="at least one token"):
+        total.unscaled()

@@ -22,6 +22,7 @@ from jointquant.models.pickles import PickleCheckpoint
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint, InMemory, TensorSource
 from jointquant.models.transforms import centre_embeddings
+from jointquant.products import hasten
 from jointquant.trust.shard_index import PICKLE, SAFETENSORS, has_weights
 
 # Buffers that old checkpoints carry and that transformers computes itself.
@@ -60,6 +61,7 @@ class ModelStream:
         self.config._attn_implementation = attn_implementation
         self.skeleton: PreTrainedModel = empty_model(self.config)
         take_apart(self.skeleton, self.architecture)
+        hasten(self.skeleton)
         self.config = self.skeleton.config
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         self._check_heads()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jointquant.devices import elements_at_once, has_triton, is_nvidia, linalg_device
+from jointquant.products import add_product, multiplied_by_onednn
 from jointquant.quantization.integer import IntFormat, to_groups
 from jointquant.quantization.weights import ClipMethod, QuantizedWeight, WeightFormat, weight_parameters
 
@@ -69,17 +70,40 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
     )
     backwards = order.flip(0)  # H = L Lᵀ with both ends turned is H = V Vᵀ with V upper triangular
     diagonal = diagonal[backwards]
-    work = hessian[backwards.unsqueeze(1), backwards].to(linalg_device(hessian.device, "cholesky"))
     for _ in range(MAX_DAMPING_TRIES):
-        work.diagonal().copy_(diagonal + damping * diagonal.mean())
-        lower, failed = torch.linalg.cholesky_ex(work)
-        if not failed and torch.isfinite(lower.diagonal().sum()):
-            del work
+        lower = lower_factor(hessian, backwards, diagonal + damping * diagonal.mean())
+        if lower is not None:
             lower /= lower.diagonal().clone()
             lower.diagonal().zero_()
-            return Factor(lower.to(hessian.device).flip(0, 1), order, damping, dead)
+            return Factor(turn_around_(lower.to(hessian.device)), order, damping, dead)
         damping *= 10
     raise ValueError(f"the Hessian is not positive definite even with damping {damping:g}")
+
+
+def lower_factor(hessian: Tensor, order: Tensor, diagonal: Tensor) -> Tensor | None:
+    """L with LLᵀ = H, the rows and columns of H in an order, with another diagonal; None where there is no L.
+
+    It takes the place of one copy of H whose columns lie in a row, as LAPACK asks: no other is made.
+    """
+    lower = hessian[order.unsqueeze(1), order].to(linalg_device(hessian.device, "cholesky")).t()
+    lower.diagonal().copy_(diagonal)
+    failed = torch.empty((), dtype=torch.int32, device=lower.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))
+    return lower if not failed and torch.isfinite(lower.diagonal().sum()) else None
+
+
+def turn_around_(matrix: Tensor) -> Tensor:
+    """A square matrix with both ends turned, in place, some rows at a time."""
+    size = len(matrix)
+    for start in range(0, size // 2, BLOCK):
+        stop = min(start + BLOCK, size // 2)
+        above, below = matrix[start:stop], matrix[size - stop : size - start]
+        turned = above.flip(0, 1)
+        above.copy_(below.flip(0, 1))
+        below.copy_(turned)
+    if size % 2:
+        matrix[size // 2].copy_(matrix[size // 2].flip(0))
+    return matrix
 
 
 def gptq(
@@ -111,6 +135,7 @@ def _gptq_rows(
         x.t()[group_of] if x.shape[1] > 1 else x.t().expand(work.t().shape) for x in (scale, zero_point)
     )
     columns = Columns(work.t()[factor.order].contiguous(), scales, zero_points, factor.feedback, fmt)
+    del work
     codes = torch.empty_like(weight, dtype=torch.int8)
     codes[:, factor.order] = columns.round().t()
     return QuantizedWeight(codes, scale.to(scale_dtype), zero_point.to(torch.int8), fmt)
@@ -142,9 +167,10 @@ class Columns:
 
     def _moved(self, columns: Tensor, start: int, stop: int, first: int, last: int) -> Tensor:
         """``columns``, which are [first, last), where the errors of the columns [start, stop) put them."""
-        if start == stop:
-            return columns.clone()
-        return torch.addmm(columns, self.feedback[start:stop, first:last].t(), self.errors[start:stop])
+        moved = columns.clone()
+        if start < stop:
+            add_product(moved, self.feedback[start:stop, first:last].t(), self.errors[start:stop].t())
+        return moved
 
     def _round_one_by_one(self, near: Tensor, first: int, last: int) -> None:
         """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""
@@ -176,10 +202,16 @@ class HessianSum:
 
     def update(self, x: Tensor) -> None:
         """Add the tokens of x: [..., in]."""
-        rows = x.reshape(-1, x.shape[-1]).float()
+        channels = x.reshape(-1, x.shape[-1]).float().t()
+        if multiplied_by_onednn(channels, channels):
+            channels = channels.contiguous()  # once, not once a band
         for start, band in bands_of(self.total):
-            add_to_band(band, rows[:, start:], start)
-        self.num_tokens += rows.shape[0]
+            add_to_band(band, channels[start:], start)
+        self.num_tokens += channels.shape[1]
+
+    def release(self) -> None:
+        """Let go of the sum, and of what it has seen."""
+        self.total, self.num_tokens = self.total.new_zeros(self.total.shape[:0]), 0
 
     def hessian(self) -> Tensor:
         """[in, in]. Raises ValueError when no token was seen."""
@@ -202,12 +234,12 @@ def bands_of(total: Tensor) -> list[tuple[int, Tensor]]:
     return list(zip(range(0, size, height), total.split(height), strict=True))
 
 
-def add_to_band(band: Tensor, columns: Tensor, start: int) -> None:
+def add_to_band(band: Tensor, channels: Tensor, start: int) -> None:
     """Add to the rows of Σ xᵀx from ``start`` on, ``band`` [rows, in], those of more tokens.
 
     Args:
         band: its columns before ``start`` stay as they are.
-        columns: [tokens, in − start], those of the tokens from ``start`` on.
+        channels: [in − start, tokens], those of the tokens from ``start`` on.
         start: the first row, and the first column that is summed.
     """
-    band[:, start:].addmm_(columns[:, : len(band)].t(), columns)
+    add_product(band[:, start:], channels[: len(band)], channels)

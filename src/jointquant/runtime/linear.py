@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jointquant.products import Linear
 from jointquant.quantization.integer import Codes, num_groups
 from jointquant.quantization.packing import pack, packed_size, unpack
 from jointquant.quantization.ranges import InputRange, SearchedRange, StaticRange
@@ -72,7 +73,7 @@ class InputPath:
         return arrived if self.quantizer is None else self.quantizer.quantize(arrived, known)
 
 
-class OnlineLinear(nn.Linear):
+class OnlineLinear(Linear):
     """A linear with floating-point weights behind an input path.
 
     Attributes:
@@ -256,6 +257,10 @@ class PackedLinear(nn.Module):
         if key not in self._prepared:
             self._prepared[key] = kernel.prepare(self.quantized_weight(), self.path.quantizer, dtype)
         return self._prepared[key]
+
+    def forget(self) -> None:
+        """Let go of what kernels keep of the weight: it will not run for a while."""
+        self._prepared.clear()
 
     def _forget(self) -> None:
         """The packed tensors have changed or moved, or another path leads to them."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from jointquant.products import linear_product
 from jointquant.quantization.ranges import InputRange
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.kernels.interface import Problem
@@ -27,4 +27,4 @@ class Dense:
 
     def run(self, inputs: SiteInput, prepared: Tensor) -> Tensor:
         """[rows, out]."""
-        return functional.linear(inputs.values(), prepared)
+        return linear_product(inputs.values(), prepared)
