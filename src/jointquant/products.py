@@ -7,6 +7,7 @@ on the number of threads (``tests/test_products.py``), so parts of a product are
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+X86 = ("x86_64", "AMD64")
 
 LEAST_SUMMANDS, LEAST_OUTPUTS = 64, 16
 """Sizes of a weight [out, in] from which oneDNN's product is the faster one: in, and out."""
@@ -50,8 +53,12 @@ def multiplied_by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 @cache
 def has_onednn() -> bool:
-    """Whether this torch has oneDNN's product of float32 matrices."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether this torch has oneDNN's product of float32 matrices, on the processors that it was measured on."""
+    return (
+        platform.machine() in X86
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

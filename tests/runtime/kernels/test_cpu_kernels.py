@@ -197,13 +197,15 @@ def test_integers_are_chosen_whatever_the_number_of_rows(rows: int) -> None:
 
 
 @given(fmt=FORMATS | st.just(CodebookFormat(NF4, 64)), quantizer=RANGES, dtype=st.sampled_from(list(EPS)))
-def test_a_dense_weight_is_kept_and_gives_the_references_bits(fmt, quantizer, dtype) -> None:
+def test_a_dense_weight_is_kept_and_gives_what_the_reference_does(fmt, quantizer, dtype) -> None:
     linear, x = linear_of(16, 64, fmt, InputPath(None, quantizer), bias=True), tokens(5, 64, dtype)
     problem = linear.problem(5, dtype)
     found = choose(problem, "dense").name
     assert found == ("int8_product" if selection.INTEGERS.refusal(problem) is None else "dense")
     y = by_kernel(DENSE, linear, x)
-    assert torch.equal(y, by_kernel(selection.REFERENCE, linear, x))
+    reference = by_kernel(selection.REFERENCE, linear, x)
+    torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-5)
+    assert torch.equal(y, reference) or dtype == torch.float32  # whose products are summed in another order
     linear.mode = "dense"
     assert torch.equal(linear(x), linear(x))
     (kept,) = linear.prepared_weights().values()

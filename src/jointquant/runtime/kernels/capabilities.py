@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-X86 = ("x86_64", "AMD64")
+from jointquant.products import X86
 
 
 def _has_operator(namespace: str, name: str) -> bool:

@@ -1,4 +1,6 @@
-"""The reference's product with the weight expanded once and kept: fast, and no smaller than an unquantized linear."""
+"""The reference's weight expanded once and kept, and multiplied by whoever is fastest: no smaller than an unquantized
+linear.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from jointquant.runtime.site import SiteInput
 
 
 class Dense:
-    """Does everything, on every device, to the reference's own bits."""
+    """Does everything, on every device; within the rounding of a sum the same as the reference."""
 
     name = "dense"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from jointquant.products import linear_product
 from jointquant.quantization.integer import at_least_float
 from jointquant.quantization.ranges import InputRange
 from jointquant.quantization.weights import QuantizedWeight
@@ -54,10 +54,10 @@ class Nibbles:
             weight = self.integers(values.dtype)
             if self.zero_point.any():
                 weight.sub_(self.zero_point.to(weight))
-            return at_least_float(linear_product(values, weight)).mul_(self.scale.T)
+            return at_least_float(functional.linear(values, weight)).mul_(self.scale.T)
         weight = self.integers(torch.float32).unflatten(1, (groups, -1))
         weight.sub_(self.zero_point.float().unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
-        return linear_product(values, weight.flatten(1).to(values.dtype))
+        return functional.linear(values, weight.flatten(1).to(values.dtype))
 
     def integers(self, dtype: torch.dtype) -> Tensor:
         """[out, in]."""

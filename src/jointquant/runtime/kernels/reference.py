@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from jointquant.products import linear_product
 from jointquant.quantization.ranges import InputRange
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.kernels.interface import Problem
@@ -28,4 +28,4 @@ class Reference:
     def run(self, inputs: SiteInput, prepared: QuantizedWeight) -> Tensor:
         """[rows, out]."""
         values = inputs.values()
-        return linear_product(values, prepared.dequantize(values.dtype))
+        return functional.linear(values, prepared.dequantize(values.dtype))
