@@ -23,7 +23,7 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 CGROUP = Path("/sys/fs/cgroup")
 PROCESS_STATUS = Path("/proc/self/status")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-RETURNED_AT_ONCE, KEPT_AT_THE_END = 2 * 2**20, 8 * 2**20
+RETURNED_AT_ONCE, KEPT_AT_THE_END = 5 * 2**19, 8 * 2**20
 """Bytes of a tensor that has pages of its own; free bytes at the end of the heap that are not returned at once, for the
 next operation to find."""
 
