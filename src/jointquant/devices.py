@@ -20,6 +20,9 @@ OPERATIONS = ("float64", "qr", "cholesky", "solve", "eigh")
 
 DEVICE_HELP = "auto: the accelerator if there is one; or cpu, cuda:0, npu:0, xpu:0, mps"
 
+X86 = ("x86_64", "AMD64")
+"""What platform.machine() calls processors that torch has oneDNN's products for."""
+
 MISSING: dict[str, frozenset[str]] = {
     "mps": frozenset(OPERATIONS),  # no float64; the factorisations are partly there, by version of macOS
     "npu": frozenset(OPERATIONS),

@@ -30,7 +30,7 @@ TRAINED_COPIES = 10
 TRAINED_ACTIVATIONS = 40
 """Copies of the widest activation that a step keeps for its gradients."""
 FACTOR_COPIES = 2
-"""Matrices of a Hessian's size besides it while its factor is computed."""
+"""Matrices of a Hessian's size besides it while its factor is computed: two where the device has no Cholesky."""
 
 Bytes = dict[str, int]
 

@@ -1,7 +1,7 @@
 """Products with weights: on a CPU, float32 matrices are multiplied by oneDNN where this torch has it.
 
 torch itself asks the BLAS library that it was built with, MKL in most builds, which has no AVX-512 for processors of
-another maker: there oneDNN takes half the time. Rows of its products do not depend on how many others there are, nor
+another maker, where oneDNN has. Rows of its products do not depend on how many others there are, nor
 on the number of threads (``tests/test_products.py``), so parts of a product are the same bits wherever it is cut.
 """
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-X86 = ("x86_64", "AMD64")
+from jointquant.devices import X86
 
 LEAST_SUMMANDS, LEAST_OUTPUTS = 64, 16
-"""Sizes of a weight [out, in] from which oneDNN's product is the faster one: in, and out."""
+"""Sizes of a weight [out, in] from which oneDNN computes the product: calling it takes longer than torch's own."""
 
 
 def linear_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from jointquant.runtime.kernels.selection import Mode, default_mode
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
 from jointquant.seeds import generator
 from jointquant.settings import EmbeddingSettings, WeightSettings
-from jointquant.site_order import forget_passed, needed, run_to, stages_of
+from jointquant.site_order import needed, release_passed, run_to, stages_of
 from jointquant.stand_ins import Kept, Room
 
 ROUNDED = ("codes", "scale", "zero_point")
@@ -104,7 +104,7 @@ def round_in_order(
             hessians, observers = hessians_of(layer, index, stage.sites, assembly, states)
             before, kept = kept, run_to(stage, layer, architecture, observers, states, room, kept, arguments)
             if kept is not before:
-                forget_passed(stage, layer, architecture)
+                release_passed(stage, layer, architecture)
         weights = round_sites(layer, index, stage.sites, assembly, hessians, states, stored_dtype)
         for name, weight in weights.items():
             _install(layer, name, weight, index, assembly)

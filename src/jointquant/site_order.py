@@ -136,12 +136,12 @@ def _keeping(
     return None
 
 
-def forget_passed(stage: Stage, layer: nn.Module, architecture: Architecture) -> None:
+def release_passed(stage: Stage, layer: nn.Module, architecture: Architecture) -> None:
     """Let go of what products keep of the weights before a stage whose inputs are kept: they do not run again."""
     for name in architecture.linears:
         linear = layer.get_submodule(name)
         if name not in stage.pending and isinstance(linear, PackedLinear):
-            linear.forget()
+            linear.release_prepared()
 
 
 def _run(layer: nn.Module, batch: Tensor, arguments: LayerArguments) -> None:

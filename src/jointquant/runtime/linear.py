@@ -258,13 +258,13 @@ class PackedLinear(nn.Module):
             self._prepared[key] = kernel.prepare(self.quantized_weight(), self.path.quantizer, dtype)
         return self._prepared[key]
 
-    def forget(self) -> None:
-        """Let go of what kernels keep of the weight: it will not run for a while."""
+    def release_prepared(self) -> None:
+        """Let go of what kernels keep of the weight; it is made anew when the linear runs again."""
         self._prepared.clear()
 
     def _forget(self) -> None:
         """The packed tensors have changed or moved, or another path leads to them."""
-        self._prepared.clear()
+        self.release_prepared()
         self._chosen.clear()
 
     def _apply(self, *args: Any, **kwargs: Any) -> PackedLinear:

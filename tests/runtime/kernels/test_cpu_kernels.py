@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jointquant.errors import InputError
+from jointquant.products import linear_product
 from jointquant.quantization.codebook import NF4, CodebookFormat
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import CLIP_RATIO, SCALE, ZERO_POINT, DynamicRange, SearchedRange, StaticRange
@@ -203,6 +204,8 @@ def test_a_dense_weight_is_kept_and_gives_what_the_reference_does(fmt, quantizer
     found = choose(problem, "dense").name
     assert found == ("int8_product" if selection.INTEGERS.refusal(problem) is None else "dense")
     y = by_kernel(DENSE, linear, x)
+    weight = linear.quantized_weight().dequantize(dtype)
+    assert torch.equal(y, linear_product(linear.read(x), weight))
     reference = by_kernel(selection.REFERENCE, linear, x)
     torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-5)
     assert torch.equal(y, reference) or dtype == torch.float32  # whose products are summed in another order
