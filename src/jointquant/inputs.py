@@ -29,8 +29,8 @@ from jointquant.runtime.linear import InputPath, OnlineLinear
 from jointquant.settings import ActivationSettings
 from jointquant.stand_ins import unread
 
-SEARCHED = 4
-"""A clip ratio is searched on one batch of so many: it is one number, and there are thousands of tokens."""
+SEARCHED_TOKENS = 4096
+"""About as many tokens are enough for a clip ratio, which is one number: batches that lie evenly among all of them."""
 
 
 @dataclass
@@ -109,13 +109,18 @@ def calibrate_inputs(
     for reading in searched:
         assert reading.path.quantizer is not None
         reading.search = clip_search(reading.path.quantizer, reading.bounds)
-    watch({r.name: _arriving(r, r.search.update) for r in searched if r.search}, SEARCHED)
+    watch({r.name: _arriving(r, r.search.update) for r in searched if r.search}, searched_batches(states))
     for reading in searched:
         assert reading.search is not None
         reading.search.share(states.ranks)
     for reading in readings:
         _store(reading.linears, reading.ranges())
         _set_path(reading, reading.meanwhile)
+
+
+def searched_batches(states: HiddenStates) -> int:
+    """Clip ratios are searched on one batch of so many."""
+    return max(1, states.num_windows * states.seqlen // SEARCHED_TOKENS)
 
 
 def readings_of(layer: nn.Module, index: int, assembly: Assembly) -> list[Reading]:

@@ -47,3 +47,13 @@ def test_in_bfloat16(objective) -> None:
 def test_a_token_of_zeros_has_no_slope_in_kurtosis() -> None:
     _, gradient = loss_and_gradient(OBJECTIVES["kurtosis"](None), torch.zeros(2, 4))
     assert (gradient == 0).all()
+
+
+def test_tied_ends_of_a_range_share_its_slope() -> None:
+    y = torch.tensor([[2.0, -1.0, 2.0, -1.0, -1.0, 0.0], [3.0, 3.0, 3.0, 3.0, 3.0, 3.0]], dtype=torch.float64)
+    objective = OBJECTIVES["range"](None)
+    _, gradient = loss_and_gradient(objective, y)
+    assert gradient[0].tolist() == pytest.approx([1.5, -1.0, 1.5, -1.0, -1.0, 0.0])
+    leaf = y.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(objective(leaf), leaf)
+    torch.testing.assert_close(gradient, slope)

@@ -11,6 +11,7 @@ import jointquant
 from conftest import FAMILIES, make_model, possible, small
 from jointquant.errors import InputError
 from jointquant.hidden_states import HiddenStates
+from jointquant.inputs import SEARCHED_TOKENS, searched_batches
 from jointquant.quantization.integer import IntFormat, fake_quantize
 from jointquant.quantization.ranges import CLIP_RATIOS, ChannelBounds, DynamicRange, StaticRange, clip_search
 from jointquant.text.sources import load_text
@@ -47,6 +48,16 @@ def test_static_ranges_cover_what_was_seen(symmetric: bool) -> None:
     assert error(x, channel, per_channel) < error(x, tensor, tensor.found(*bounds.bounds(), 1.0))
     # One channel's static grid is the dynamic grid of that channel taken as one row.
     torch.testing.assert_close(restored[:, 3], fake_quantize(x[:, 3], fmt))
+
+
+@pytest.mark.parametrize(("windows", "seqlen"), [(3, 64), (64, 256), (222, 256), (128, 2048)])
+def test_clip_ratios_are_searched_on_some_thousand_tokens_from_everywhere(windows: int, seqlen: int) -> None:
+    numbers = torch.arange(windows, dtype=torch.float32).view(-1, 1, 1).expand(-1, seqlen, 1)
+    states = HiddenStates.held(numbers)
+    seen = [batch[0, 0, 0].item() for batch in states.batches(searched_batches(states))]
+    tokens = sum(batch.shape[0] * seqlen for batch in states.batches(searched_batches(states)))
+    assert min(SEARCHED_TOKENS, windows * seqlen) <= tokens <= 2 * SEARCHED_TOKENS
+    assert seen[-1] - seen[0] > 0.4 * (windows - 4)
 
 
 def test_the_search_finds_the_least_error() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.quantization.integer import IntFormat, to_groups
+from jointquant.quantization.straight_through import inside
 from jointquant.quantization.weights import QuantizedWeight, representable
 
 LARGEST_OFFSET = 0.5
@@ -31,20 +32,25 @@ class _Rounded(torch.autograd.Function):
         ctx: Any, offset: Tensor, widening: Tensor, start: Tensor, scale: Tensor, zero_point: Tensor, fmt: IntFormat
     ) -> Tensor:
         factor = 1 + widening
-        steps = (start / factor).add_(offset).add_(zero_point).round_()
-        codes = steps.clamp(fmt.q_min, fmt.q_max)
-        inside = codes == steps
-        centred = codes.sub_(zero_point)
-        ctx.save_for_backward(centred, inside, start, scale, factor)
-        return centred * (scale * factor)
+        steps = (start / factor).add_(offset)
+        steps = (steps if fmt.symmetric else steps.add_(zero_point)).round_()
+        ctx.save_for_backward(steps, zero_point, start, scale, factor)
+        ctx.fmt = fmt
+        return _centred(steps, zero_point, fmt).mul_(scale * factor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        centred, inside, start, scale, factor = ctx.saved_tensors
-        of_scale = (gradient * centred).sum(-1, keepdim=True) * scale
-        passed = (gradient * inside).mul_(scale * factor)
+        steps, zero_point, start, scale, factor = ctx.saved_tensors
+        of_scale = _centred(steps, zero_point, ctx.fmt).mul_(gradient).sum(-1, keepdim=True) * scale
+        passed = inside(gradient, steps, ctx.fmt).mul_(scale * factor)
         of_start = (passed * start).sum(-1, keepdim=True) / factor.square()
         return passed, of_scale - of_start, None, None, None, None
+
+
+def _centred(steps: Tensor, zero_point: Tensor, fmt: IntFormat) -> Tensor:
+    """Whole steps → the nearest integers of the grid, less the zero point."""
+    codes = steps.clamp(fmt.q_min, fmt.q_max)
+    return codes if fmt.symmetric else codes.sub_(zero_point)
 
 
 class LearnedRounding(nn.Module):

@@ -88,7 +88,7 @@ def weight_parameters(
         parts = groups.split(max(1, elements * len(groups) // groups.numel()))
         found = [weight_parameters(part, fmt, clip, scale_dtype) for part in parts]
         return torch.cat([scale for scale, _ in found]), torch.cat([zero_point for _, zero_point in found])
-    low, high = torch.aminmax(groups, dim=-1, keepdim=True)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)  # aminmax is 10 times slower on CPUs
 
     def parameters(ratio: float | Tensor) -> tuple[Tensor, Tensor]:
         scale, zero_point = fmt.parameters(ratio * low, ratio * high)

@@ -39,13 +39,13 @@ def whip_gradient(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def range_gradient(y: Tensor) -> tuple[Tensor, Tensor]:
-    """∂/∂y of (max y − min y)² is 2(max y − min y) at the maximum and its negative at the minimum."""
-    high, at_high = y.max(dim=-1, keepdim=True)
-    low, at_low = y.min(dim=-1, keepdim=True)
+    """∂/∂y of (max y − min y)² is 2(max y − min y) at the maximum and its negative at the minimum; tied, they share it."""
+    high, low = y.amax(-1, keepdim=True), y.amin(-1, keepdim=True)
     width = high.to(_wide(y)) - low.to(_wide(y))
     slope = (width * (2 / y.shape[-2])).to(y.dtype)
-    gradient = torch.zeros_like(y).scatter_add_(-1, at_high, slope).scatter_add_(-1, at_low, -slope)
-    return width.square().squeeze(-1).mean(-1), gradient
+    at_high, at_low = y.clone().eq_(high), y.clone().eq_(low)  # comparing into bools is not vectorised on CPUs
+    gradient = at_high.mul_(slope / at_high.sum(-1, keepdim=True))
+    return width.square().squeeze(-1).mean(-1), gradient.sub_(at_low.mul_(slope / at_low.sum(-1, keepdim=True)))
 
 
 def kurtosis_gradient(y: Tensor) -> tuple[Tensor, Tensor]:
