@@ -39,7 +39,7 @@ def whip_gradient(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def range_gradient(y: Tensor) -> tuple[Tensor, Tensor]:
-    """∂/∂y of (max y − min y)² is 2(max y − min y) at the maximum and its negative at the minimum; tied, they share it."""
+    """∂/∂y of (max y − min y)² is 2(max y − min y) at the maximum, its negative at the minimum; ties share it."""
     high, low = y.amax(-1, keepdim=True), y.amin(-1, keepdim=True)
     width = high.to(_wide(y)) - low.to(_wide(y))
     slope = (width * (2 / y.shape[-2])).to(y.dtype)
