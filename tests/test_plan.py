@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 import jointquant
 from conftest import COMMON, FAMILIES, SPECIAL, make_model, possible, small
 from jointquant.cli import main
-from jointquant.devices import HOST, ON_PAPER_DEVICE
+from jointquant.devices import HOST, ON_PAPER_DEVICE, tokens_at_once
 from jointquant.errors import InputError
 from jointquant.journal import partial_folder
 from jointquant.memory import bytes_of_size, words
@@ -95,11 +95,17 @@ def test_states_leave_memory_before_batches_shrink() -> None:
     spilled = make_plan(job, Budget(whole.host_peak - 1))
     assert (whole.choice.storage, spilled.choice.storage) == ("device", "disk")
     assert spilled.choice.batch_tokens == whole.choice.batch_tokens == 1024
-    order = [("device", 1024), ("disk", 1024), ("disk", 512), ("disk", 256)]
-    found = list(choices(job, None))
-    assert found[0] == Choice("device", 1024, keep_inner=True)
-    assert found[1:] == [Choice(storage, tokens) for storage, tokens in order]
+    kept = [(choice.storage, choice.batch_tokens, choice.keep_inner) for choice in choices(job, None)]
+    in_memory, in_files = ("device", 1024), ("disk", 1024)
+    assert kept[:4] == [(*in_memory, True), (*in_memory, False), (*in_files, True), (*in_files, False)]
+    assert kept[4:] == [("disk", 512, False), ("disk", 256, False)]
     assert not any(choice.keep_inner for choice in choices(replace(job, recipe=jointquant.load_recipe("rtn")), None))
+
+
+def test_an_accelerator_makes_again_what_would_lie_in_files() -> None:
+    assert [choice for choice in choices(SEVEN[ON_PAPER_DEVICE], None) if choice.keep_inner] == [
+        Choice("device", tokens_at_once(ON_PAPER_DEVICE), keep_inner=True)
+    ]
 
 
 def test_what_a_down_projection_reads_is_the_first_to_go() -> None:
@@ -107,6 +113,16 @@ def test_what_a_down_projection_reads_is_the_first_to_go() -> None:
     made_again = make_plan(SEVEN[HOST], Budget(kept.host_peak - 1))
     assert (kept.choice.keep_inner, made_again.choice) == (True, Choice("device", kept.choice.batch_tokens))
     assert kept.host_peak - made_again.host_peak == SEVEN[HOST].num_windows * SEVEN[HOST].seqlen * 11008 * 4
+
+
+def test_what_lies_in_files_is_room_on_the_disk() -> None:
+    job = SEVEN[HOST]
+    held, kept, made_again = (
+        plan_of(job, choice, Budget()).disk_total
+        for choice in (Choice("device", 1024), Choice("disk", 1024, keep_inner=True), Choice("disk", 1024))
+    )
+    tokens = job.num_windows * job.seqlen * 4
+    assert (made_again - held, kept - made_again) == (tokens * 4096, tokens * 11008)
 
 
 def test_what_would_fit_fits() -> None:

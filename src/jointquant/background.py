@@ -6,12 +6,28 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+import torch
+
+
+def worker(name: str) -> ThreadPoolExecutor:
+    """One thread, which computes on itself alone.
+
+    Threads of its own that it would share its tensors' operations out to would be more than there are processors; then
+    OpenMP's do not wait awake for the next operation, and each of the main thread's has to wake them.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    pool.submit(torch.get_num_threads).result()  # else its first operation would take the number that others have
+    pool.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(threads)  # what threads that begin later start with
+    return pool
+
 
 class Background:
     """One worker thread with at most one task ahead of it: what waits in memory is bounded."""
 
     def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._pool = worker(name)
         self._last: Future[None] | None = None
 
     def __enter__(self) -> Background:

@@ -71,10 +71,20 @@ class Job:
 
     @property
     def states(self) -> int:
-        """Bytes of the hidden states of all windows; where rounding is refined, of the unquantized model's too; with
-        GPTQ, of what a layer's attention hands on.
+        """Bytes of the hidden states of all windows, and of what is kept beside them."""
+        return self.travelling + self.beside
+
+    @property
+    def travelling(self) -> int:
+        """Bytes of the hidden states on their way through the layers."""
+        return self.tokens * self.shape.hidden_size * self.dtype.itemsize
+
+    @property
+    def beside(self) -> int:
+        """Where rounding is refined, bytes of the unquantized model's states; with GPTQ, of what a layer's attention
+        hands on.
         """
-        channels = (2 if self.refined else 1) * self.shape.hidden_size
+        channels = self.shape.hidden_size if self.refined else 0
         if hessian_bytes(self):
             channels += attended_size(self.shape)
         return self.tokens * channels * self.dtype.itemsize
@@ -220,14 +230,20 @@ def attended_size(shape: ModelShape) -> int:
     return next(site.in_features for site in shape.sites if site.name == "o_in")
 
 
-def disk_of(job: Job) -> Bytes:
-    """What lies beside the output folder while the run lasts; the artifact stays."""
+def disk_of(job: Job, spilled: int = 0) -> Bytes:
+    """What lies beside the output folder while the run lasts; the artifact stays.
+
+    Args:
+        job: what is to be done.
+        spilled: bytes of what one rank keeps there for a while besides the hidden states.
+    """
     shape, stored = job.shape, job.shape.dtype.itemsize
     bits = job.recipe.weights.num_bits if job.recipe.weights.enabled else 8 * stored
     linears = shape.num_layers * shape.linears * bits // 8
     rest = (shape.embeddings + shape.head) * stored
     return {
         "artifact": linears + rest,
-        "hidden states, twice": 2 * job.states * job.ranks,
+        "hidden states, twice": 2 * job.travelling * job.ranks,
         "samples and rotations": sum(sample_bytes(job).values()) + sum(rotation_bytes(job).values()),
+        **({"beside them": spilled * job.ranks} if spilled else {}),
     }

@@ -27,7 +27,7 @@ from jointquant.errors import require
 from jointquant.hub import Location
 from jointquant.identity import identity_of
 from jointquant.journal import begun, finished, join_journal, nearly_finished
-from jointquant.memory import Size, keep_little_freed_memory, peak_rss_bytes
+from jointquant.memory import Size, keep_little_freed_memory, peak_rss_bytes, return_freed_memory
 from jointquant.models.scaling import check_scalable
 from jointquant.models.stream import ModelStream
 from jointquant.models.writer import ShardWriter
@@ -144,6 +144,7 @@ def quantize(
     assembly = assemble(subject.stream, recipe)
     settings = recipe
     windows = of_leader(ranks, lambda: calibration_set(subject.stream, subject.tokenizer, settings, progress))
+    return_freed_memory()  # a tokenized text takes a hundred times its tokens
     check_windows(ranks.size, settings.calibration)
     unfinished = of_leader(ranks, lambda: None if overwrite else begun(Path(out)).get("batch_tokens"))
     budgets = memory_budget, device_budget

@@ -121,8 +121,10 @@ def choices(job: Job, batch_tokens: int | None) -> Iterator[Choice]:
     most = batch_tokens or tokens_at_once(job.device)
     if job.inner:
         yield Choice("device", most, keep_inner=True)
-    for storage in (*near, "disk"):
-        yield Choice(storage, most)
+    yield from (Choice(storage, most) for storage in near)
+    if job.inner and job.on_host:  # a processor takes longer to make them again than to read them
+        yield Choice("disk", most, keep_inner=True)
+    yield Choice("disk", most)
     if batch_tokens is None:
         tokens = most // 2
         while tokens >= job.seqlen:
@@ -170,7 +172,8 @@ def plan_of(job: Job, choice: Choice, budget: Budget) -> Plan:
     batch_windows = micro_batch(job.seqlen, choice.batch_tokens)
     batch = min(batch_windows, job.num_windows) * job.seqlen
     phases = tuple(_placed(job, choice, phase) for phase in phases_of(job, batch))
-    return Plan(choice, batch_windows, phases, disk_of(job), budget)
+    spilled = job.beside + (job.inner if choice.keep_inner else 0) if choice.storage == "disk" else 0
+    return Plan(choice, batch_windows, phases, disk_of(job, spilled), budget)
 
 
 def _placed(job: Job, choice: Choice, needs: Needs) -> Phase:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ SLOTS = ("hidden-0.bin", "hidden-1.bin")
 
 
 class Store(Protocol):
-    """Holds [windows, T, hidden]; what is written shows only after ``turn``, or at once: nobody reads in between."""
+    """Holds [windows, T, hidden]; what is written shows only after ``turn``, or at once: nobody reads it in between."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -98,19 +98,22 @@ class HeldStates:
 
 
 class SpilledStates:
-    """Two files: one is read while the other is written.
+    """Two files, one of which is read while the other is written; or one alone, which is written in place.
 
     Args:
         folder: where they lie.
         shape: [windows, T, hidden].
         dtype: of the states.
+        slots: their names; with two of them what was saved stays whole while the next states are written.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-        self.folder, self._shape, self.dtype = folder, shape, dtype
+    def __init__(
+        self, folder: Path, shape: tuple[int, int, int], dtype: torch.dtype, slots: Sequence[str] = SLOTS
+    ) -> None:
+        self.folder, self._shape, self.dtype, self._slots = folder, shape, dtype, slots
         self._slot = 0  # the one that is read
         self._bytes_per_window = shape[1] * shape[2] * dtype.itemsize
-        for name in SLOTS:
+        for name in slots:
             (folder / name).touch()
 
     @property
@@ -121,31 +124,35 @@ class SpilledStates:
     def read(self, start: int, stop: int) -> Tensor:
         """From the current file."""
         stop = min(stop, self._shape[0])
-        with (self.folder / SLOTS[self._slot]).open("rb") as file:
+        with (self.folder / self._slots[self._slot]).open("rb") as file:
             file.seek(start * self._bytes_per_window)
             return _from_file(file.fileno(), torch.Size((stop - start, *self._shape[1:])), self.dtype)
 
     def write(self, start: int, states: Tensor) -> None:
-        """Into the other file."""
-        path = self.folder / SLOTS[1 - self._slot]
+        """Into the next file."""
+        path = self.folder / self._slots[self._next]
         with room_needed(path, self._shape[0] * self._bytes_per_window), path.open("r+b") as file:
             file.seek(start * self._bytes_per_window)
             file.write(bytes_of(states.to(self.dtype).cpu().contiguous()))
 
     def turn(self) -> None:
         """Change files."""
-        self._slot = 1 - self._slot
+        self._slot = self._next
 
     def save(self) -> str:
         """Flush the current file."""
-        path = self.folder / SLOTS[self._slot]
+        path = self.folder / self._slots[self._slot]
         with path.open("rb") as file:
             os.fsync(file.fileno())
         return path.name
 
     def load(self, name: str) -> None:
         """Make a file the current one."""
-        self._slot = SLOTS.index(name)
+        self._slot = self._slots.index(name)
+
+    @property
+    def _next(self) -> int:
+        return (self._slot + 1) % len(self._slots)
 
 
 @dataclass(frozen=True)

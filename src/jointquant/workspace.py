@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from jointquant.hidden_states import HiddenStates, micro_batch
 from jointquant.journal import Entry, Journal
 from jointquant.models.stream import Place
 from jointquant.ranks import ALONE, Ranks, broadcast_all
-from jointquant.stores import HeldStates, Share, SharedStore, SpilledStates, Store
+from jointquant.stores import SLOTS, HeldStates, Share, SharedStore, SpilledStates, Store
 
 Storage = Literal["device", "memory", "disk"]
 """Where hidden states are: on the device that layers run on, in the host's memory, or in files."""
@@ -59,7 +59,8 @@ class Workspace:
     def states(self, windows: Tensor, hidden_size: int, aside: str | None = None) -> HiddenStates:
         """Room for the hidden states [n, T, hidden_size] of windows [n, T], not yet filled.
 
-        Those that travel beside others keep their files ``aside``, in a folder of their own of that name.
+        Those that travel beside others keep their file ``aside``, in a folder of their own of that name: nobody saves
+        them, so one is enough.
         """
         num_windows, seqlen = windows.shape
         tokens = self.batch_tokens or tokens_at_once(self.place.device)
@@ -69,15 +70,15 @@ class Workspace:
         if folder is not None and aside is not None:
             folder = folder / aside
             folder.mkdir(exist_ok=True)
-        store = self._store(folder, (len(share.part()), seqlen, hidden_size))
+        store = self._store(folder, (len(share.part()), seqlen, hidden_size), SLOTS if aside is None else SLOTS[:1])
         if self.ranks.size > 1 and aside is None:
             store = SharedStore(store, (num_windows, seqlen, hidden_size), share, saved)
         return HiddenStates(store, num_windows, share.batch_windows, self.place.device, self.ranks)
 
-    def _store(self, folder: Path | None, shape: tuple[int, int, int]) -> Store:
+    def _store(self, folder: Path | None, shape: tuple[int, int, int], slots: Sequence[str]) -> Store:
         if self.storage == "disk":
             assert folder is not None
-            return SpilledStates(folder, shape, self.place.dtype)
+            return SpilledStates(folder, shape, self.place.dtype, slots)
         device = self.place.device if self.storage == "device" else torch.device("cpu")
         return HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device), folder)
 

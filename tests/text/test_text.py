@@ -9,10 +9,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from jointquant.demo.story import CALIBRATION_TEXT, MODEL
 from jointquant.errors import InputError
 from jointquant.text.sources import load_text
-from jointquant.text.windows import calibration_windows, evaluation_windows
+from jointquant.text.windows import CACHED_WORDS, calibration_windows, evaluation_windows, tokenize
 
 
 def test_evaluation_windows_cover_the_text_in_order() -> None:
@@ -70,3 +72,37 @@ def test_bad_files(name: str, content: bytes | None, message: str, tmp_path: Pat
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_text(str(tmp_path / name), "evaluation")
+
+
+class RememberingModel:
+    """Writes down how many words it is told to remember, and when text came."""
+
+    def __init__(self) -> None:
+        self.told: list[int | str] = []
+
+    def _resize_cache(self, capacity: int) -> None:
+        self.told.append(capacity)
+
+
+def test_a_long_text_is_not_remembered_and_later_ones_are() -> None:
+    model = RememberingModel()
+
+    class Encoded:
+        input_ids = (3, 1, 2)
+
+    class Tokenizer:
+        backend_tokenizer = type("Backend", (), {"model": model})
+
+        def __call__(self, text: str, verbose: bool) -> Encoded:
+            model.told.append(text)
+            return Encoded()
+
+    assert tokenize(Tokenizer(), "a text").tolist() == [3, 1, 2]  # type: ignore[arg-type]
+    assert model.told == [0, "a text", CACHED_WORDS]
+
+
+def test_tokens_do_not_depend_on_what_is_remembered() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    text = CALIBRATION_TEXT.read_text()[:20000]
+    assert tokenize(tokenizer, text).tolist() == tokenizer(text).input_ids
+    assert hasattr(tokenizer.backend_tokenizer.model, "_resize_cache")  # else long texts leave their memory behind

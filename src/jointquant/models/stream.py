@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from jointquant.background import worker
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model, read_config
@@ -127,7 +127,7 @@ class ModelStream:
 
         A caller that lets go of a layer before it asks for the next has two layers in memory at most.
         """
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read ahead") as pool:
+        with worker("read ahead") as pool:
             ahead = pool.submit(self.read_layer, start) if start < self.num_layers else None
             for index in range(start, self.num_layers):
                 assert ahead is not None

@@ -23,6 +23,9 @@ MAX_DAMPING_TRIES = 8
 BLOCK, SMALL_BLOCK = 128, 16
 """Columns whose errors are carried on by one product; columns that are rounded one by one in between."""
 
+FAR = 512
+"""Columns whose errors are carried on by oneDNN, not fewer: of every shape of product it keeps half a megabyte."""
+
 SMALLEST_BAND, LARGEST_BAND, BANDS = 128, 512, 8
 """Rows of a Hessian that are summed by one product, and how many such bands there are between these sizes.
 
@@ -168,9 +171,8 @@ class Columns:
     def _moved(self, columns: Tensor, start: int, stop: int, first: int, last: int) -> Tensor:
         """``columns``, which are [first, last), where the errors of the columns [start, stop) put them."""
         moved = columns.clone()
-        if start < stop:
-            add_product(moved, self.feedback[start:stop, first:last].t(), self.errors[start:stop].t())
-        return moved
+        feedback, errors = self.feedback[start:stop, first:last].t(), self.errors[start:stop]
+        return moved.addmm_(feedback, errors) if stop - start < FAR else add_product(moved, feedback, errors.t())
 
     def _round_one_by_one(self, near: Tensor, first: int, last: int) -> None:
         """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""
