@@ -1,13 +1,14 @@
 """``quantize`` with learned rotations beside llm-compressor: seconds, peak memory, perplexity.
 
-    python benchmarks/quantization.py --peer-python PYTHON [--cases embedded,100M] [--dtype bfloat16] [--repeats 5]
+    python benchmarks/quantization.py --peer-python PYTHON [--cases embedded,embedded-80MB,100M] [--dtype bfloat16] [--repeats 5]
 
 PYTHON is an interpreter whose environment has llmcompressor. All run W4A4 (weights per channel and symmetric, inputs
 per token and asymmetric, KV cache and head untouched) with GPTQ on the same number of calibration windows, each in a
 process of its own, by turns; all compute in float32, or all in ``--dtype``. Seconds: ours from the call to the finished
 artifact; the peer's from loading to the quantized model in memory, without saving. Memory: the process's peak less its
-peak after the imports; ours also with a single window, which takes what any run takes. 100M is a Llama of random
-weights, which has no perplexity worth the name. The peer's plain GPTQ runs once. A result file keeps the rows of the
+peak after the imports; ours also with a single window, which takes what any run takes. embedded-80MB is the embedded
+model with a ``memory_budget`` of so much above the imports, within which ours keeps in files what it keeps in memory
+else. 100M is a Llama of random weights, which has no perplexity worth the name. The peer's plain GPTQ runs once. A result file keeps the rows of the
 cases that are not run anew.
 """
 
@@ -38,22 +39,26 @@ LARGE = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 1
 LARGE_LAYERS = 10
 """With 32,000 words in and out: 112 million parameters."""
 
+BUDGETS = {"embedded": None, "embedded-80MB": 80_000_000, "100M": None}
+"""Bytes that ours may take above the imports, by case; None: what is free."""
+
 
 def main() -> None:
     """Run the cases, or with --one a single run of ours in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", type=Path)
-    parser.add_argument("--cases", default="embedded,100M")
+    parser.add_argument("--cases", default=",".join(BUDGETS))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--windows", type=int, default=NUM_SAMPLES, help=argparse.SUPPRESS)
+    parser.add_argument("--budget", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--evaluate", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        given = arguments.one, arguments.seed, arguments.dtype, arguments.windows
+        given = arguments.one, arguments.seed, arguments.dtype, arguments.windows, arguments.budget
         print(json.dumps(one_run(*given, arguments.evaluate)))
         return
     if arguments.peer_python is None:
@@ -71,19 +76,20 @@ def main() -> None:
 
 def compare(case: str, dtype: str, peer_python: Path, repeats: int) -> dict[str, Any]:
     """One case: ratios first, then the medians and all runs."""
+    budget = BUDGETS[case]
     with tempfile.TemporaryDirectory() as folder:
         model, test = MODEL, HELDOUT_TEXT
-        if case != "embedded":
+        if case == "100M":
             model, test = Path(folder) / "model", None
             generate(model, LARGE_LAYERS, **LARGE)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ("jointquant", *PEERS)}
         for repeat in range(repeats):
             evaluated = test if repeat < 3 else None
-            runs["jointquant"].append(ours(model, repeat, dtype, NUM_SAMPLES, evaluated is not None))
+            runs["jointquant"].append(ours(model, repeat, dtype, NUM_SAMPLES, budget, evaluated is not None))
             for method in PEERS:
                 if repeat == 0 or method == PEERS[0]:
                     runs[method].append(peer(peer_python, model, method, dtype, evaluated))
-        one_window = statistics.median(ours(model, repeat, dtype, 1, False)["peak_bytes"] for repeat in range(repeats))
+        one_window = statistics.median(ours(model, repeat, dtype, 1, budget)["peak_bytes"] for repeat in range(repeats))
     summary = {name: summary_of(found) for name, found in runs.items()}
     own, rotated, plain = (summary[name] for name in ("jointquant", *PEERS))
     return {
@@ -93,6 +99,7 @@ def compare(case: str, dtype: str, peer_python: Path, repeats: int) -> dict[str,
         "times_faster_than_gptq": plain["seconds"] / own["seconds"],
         "share_of_peak_memory": own["peak_bytes"] / rotated["peak_bytes"],
         "recipe": RECIPE,
+        "memory_budget_above_imports": budget,
         "num_samples": NUM_SAMPLES,
         "seqlen": SEQLEN,
         "one_window_peak_bytes": one_window,
@@ -111,20 +118,26 @@ def summary_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def ours(model: Path, seed: int, dtype: str, windows: int, evaluate: bool) -> dict[str, Any]:
+def ours(
+    model: Path, seed: int, dtype: str, windows: int, budget: int | None, evaluate: bool = False
+) -> dict[str, Any]:
     """A run of ours in a process of its own."""
     given = {"--one": model, "--seed": seed, "--dtype": dtype, "--windows": windows}
+    given |= {} if budget is None else {"--budget": budget}
     flags = [str(part) for flag in given.items() for part in flag]
     return in_process([sys.executable, __file__, *flags, *(["--evaluate"] if evaluate else [])])
 
 
-def one_run(model: Path, seed: int, dtype: str, windows: int, evaluate: bool) -> dict[str, Any]:
+def one_run(
+    model: Path, seed: int, dtype: str, windows: int, budget: int | None, evaluate: bool
+) -> dict[str, Any]:
     """Quantize in this process, and evaluate the reloaded artifact."""
     given = {"source": CALIBRATION_TEXT, "num_samples": windows, "seqlen": SEQLEN, "seed": seed}
     recipe = jointquant.load_recipe(RECIPE, [f"calibration.{key}={value}" for key, value in given.items()])
     before = peak_rss_bytes()
     with tempfile.TemporaryDirectory() as folder:
-        done = jointquant.quantize(model, Path(folder) / "a", recipe, dtype=dtype)
+        limit = None if budget is None else before + budget
+        done = jointquant.quantize(model, Path(folder) / "a", recipe, dtype=dtype, memory_budget=limit)
         found: dict[str, Any] = {"seconds": done.seconds, "peak_bytes": peak_rss_bytes() - before}
         found["stage_seconds"] = done.stage_seconds
         if evaluate:

@@ -219,8 +219,8 @@ def quantization(result: dict[str, Any]) -> list[str]:
         cells = [
             row["case"],
             row["dtype"],
-            f"{row['times_faster_than_random_hadamard']:.1f} ×",
-            f"{row['times_faster_than_gptq']:.1f} ×",
+            f"{row['times_faster_than_random_hadamard']:.2f} ×",
+            f"{row['times_faster_than_gptq']:.2f} ×",
             f"{row['share_of_peak_memory']:.2f}",
             seconds,
             size,

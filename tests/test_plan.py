@@ -98,7 +98,7 @@ def test_states_leave_memory_before_batches_shrink() -> None:
     kept = [(choice.storage, choice.batch_tokens, choice.keep_inner) for choice in choices(job, None)]
     in_memory, in_files = ("device", 1024), ("disk", 1024)
     assert kept[:4] == [(*in_memory, True), (*in_memory, False), (*in_files, True), (*in_files, False)]
-    assert kept[4:] == [("disk", 512, False), ("disk", 256, False)]
+    assert kept[4:] == [("disk", tokens, keep) for tokens in (512, 256) for keep in (True, False)]
     assert not any(choice.keep_inner for choice in choices(replace(job, recipe=jointquant.load_recipe("rtn")), None))
 
 

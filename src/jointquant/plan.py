@@ -119,16 +119,15 @@ def choices(job: Job, batch_tokens: int | None) -> Iterator[Choice]:
     """From the fastest to the smallest."""
     near: tuple[Storage, ...] = ("device",) if job.on_host else ("device", "memory")
     most = batch_tokens or tokens_at_once(job.device)
+    kept = [True, False] if job.inner and job.on_host else [False]  # sooner read than made again, by a processor
     if job.inner:
         yield Choice("device", most, keep_inner=True)
     yield from (Choice(storage, most) for storage in near)
-    if job.inner and job.on_host:  # a processor takes longer to make them again than to read them
-        yield Choice("disk", most, keep_inner=True)
-    yield Choice("disk", most)
+    yield from (Choice("disk", most, keep) for keep in kept)
     if batch_tokens is None:
         tokens = most // 2
         while tokens >= job.seqlen:
-            yield Choice("disk", tokens)
+            yield from (Choice("disk", tokens, keep) for keep in kept)
             tokens //= 2
 
 

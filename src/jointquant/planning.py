@@ -27,6 +27,9 @@ from jointquant.traffic import seconds_on_links, traffic_of
 CONTEXT_HOST, CONTEXT_DEVICE = 1_500_000_000, 600_000_000
 """What an accelerator's libraries take of the host's and of its own memory."""
 
+CODE = 16_000_000
+"""Bytes of the libraries' code that the first layers bring into memory."""
+
 
 @dataclass(frozen=True)
 class DryRun:
@@ -135,8 +138,8 @@ def plan_run(
 
 
 def base_of(device: torch.device) -> int:
-    """Bytes of this process, and of an accelerator's libraries in it."""
-    return resident() + (0 if device.type == "cpu" else CONTEXT_HOST)
+    """Bytes of this process, and of libraries that it will need."""
+    return resident() + (CODE if device.type == "cpu" else CONTEXT_HOST)
 
 
 def device_limit(device: torch.device, budget: Size) -> int | None:

@@ -27,7 +27,8 @@ FAR = 512
 """Columns whose errors are carried on by oneDNN, not fewer: of every shape of product it keeps half a megabyte."""
 
 SMALLEST_BAND, LARGEST_BAND, BANDS = 128, 512, 8
-"""Rows of a Hessian that are summed by one product, and how many such bands there are between these sizes.
+"""Rows of a Hessian that are summed by one product, and how many such bands there are between these sizes; a Hessian of
+the largest or less is one band.
 
 More bands leave out more of what is the mirror image of the rest, and let several ranks work at once; small ones take
 longer a number. Measured on a CPU core, 1024 tokens, at 512, 256 and 128 rows: 768 inputs 9.6, 8.3 and 7.5 ms; 2048
@@ -232,7 +233,9 @@ class HessianSum:
 def bands_of(total: Tensor) -> list[tuple[int, Tensor]]:
     """The rows of Σ xᵀx [in, in] in bands, as views, each with the number of its first row."""
     size = len(total)
-    height = min(max(1 << (size // BANDS - 1).bit_length(), SMALLEST_BAND), LARGEST_BAND)  # a power of two
+    height = LARGEST_BAND
+    if size > LARGEST_BAND:
+        height = min(max(1 << (size // BANDS - 1).bit_length(), SMALLEST_BAND), LARGEST_BAND)  # a power of two
     return list(zip(range(0, size, height), total.split(height), strict=True))
 
 
