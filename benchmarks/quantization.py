@@ -1,6 +1,6 @@
 """``quantize`` with learned rotations beside llm-compressor: seconds, peak memory, perplexity.
 
-    python benchmarks/quantization.py --peer-python PYTHON [--cases embedded,embedded-80MB,100M] [--dtype bfloat16] [--repeats 5]
+    python benchmarks/quantization.py --peer-python PYTHON [--cases embedded,100M] [--dtype bfloat16] [--repeats 5]
 
 PYTHON is an interpreter whose environment has llmcompressor. All run W4A4 (weights per channel and symmetric, inputs
 per token and asymmetric, KV cache and head untouched) with GPTQ on the same number of calibration windows, each in a
@@ -8,8 +8,8 @@ process of its own, by turns; all compute in float32, or all in ``--dtype``. Sec
 artifact; the peer's from loading to the quantized model in memory, without saving. Memory: the process's peak less its
 peak after the imports; ours also with a single window, which takes what any run takes. embedded-80MB is the embedded
 model with a ``memory_budget`` of so much above the imports, within which ours keeps in files what it keeps in memory
-else. 100M is a Llama of random weights, which has no perplexity worth the name. The peer's plain GPTQ runs once. A result file keeps the rows of the
-cases that are not run anew.
+else. 100M is a Llama of random weights, which has no perplexity worth the name. The peer's plain GPTQ runs once. A
+result file keeps the rows of the cases that are not run anew.
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ def ours(
     return in_process([sys.executable, __file__, *flags, *(["--evaluate"] if evaluate else [])])
 
 
-def one_run(
-    model: Path, seed: int, dtype: str, windows: int, budget: int | None, evaluate: bool
-) -> dict[str, Any]:
+def one_run(model: Path, seed: int, dtype: str, windows: int, budget: int | None, evaluate: bool) -> dict[str, Any]:
     """Quantize in this process, and evaluate the reloaded artifact."""
     given = {"source": CALIBRATION_TEXT, "num_samples": windows, "seqlen": SEQLEN, "seed": seed}
     recipe = jointquant.load_recipe(RECIPE, [f"calibration.{key}={value}" for key, value in given.items()])
