@@ -144,7 +144,7 @@ def quantize(
     assembly = assemble(subject.stream, recipe)
     settings = recipe
     windows = of_leader(ranks, lambda: calibration_set(subject.stream, subject.tokenizer, settings, progress))
-    return_freed_memory()  # a tokenized text takes a hundred times its tokens
+    return_freed_memory()  # what tokenizing took
     check_windows(ranks.size, settings.calibration)
     unfinished = of_leader(ranks, lambda: None if overwrite else begun(Path(out)).get("batch_tokens"))
     budgets = memory_budget, device_budget

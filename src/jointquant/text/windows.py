@@ -23,7 +23,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
 
 @contextmanager
 def _remembering_nothing(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """While open, no word is cached: between cached ones the memory of a long text stays, 50 bytes a character."""
+    """While open, no word is cached: between cached ones much of what a long text took could not be given back."""
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     resize = getattr(model, "_resize_cache", lambda _: None)  # tokenizers 0.21 and later
     resize(0)
