@@ -5,8 +5,9 @@
 The models have random weights and some layers of real shapes, with as many words as give the head the part of the
 weights that it has in the whole model: a fifth in Llama 3.2 1B (16 layers, 128,256 words), a sixteenth in TinyLlama
 1.1B (22 layers, 32,000 words). Rounding is to nearest: what the integers are does not matter here. Ratios are medians
-over repetitions of bfloat16's time by the artifact's, the two run one after the other. Writes
-benchmarks/results/inference.json.
+over repetitions of bfloat16's time by the artifact's, the two run one after the other. Freed memory is kept for the
+next tensors (``memory.keep_freed_memory``): whether the C library would return it, and a model wait for new pages,
+hangs on what was allocated before. Writes benchmarks/results/inference.json.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 import jointquant
 from jointquant.demo.story import CALIBRATION_TEXT, MODEL
 from jointquant.devices import device_name, resolve_device, synchronize
+from jointquant.memory import keep_freed_memory
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.attention import CachePath
@@ -49,6 +51,7 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
     "W4A8": ("activations.num_bits=8",),
     "W4A8, head W4": ("activations.num_bits=8", HEAD),
     "W4A4 with R4": ("activations.num_bits=4", R4),
+    "W4A4 with R4, head W4": ("activations.num_bits=4", R4, HEAD),
     "W4A4KV4 with R3, R4": ("activations.num_bits=4", "kv_cache.num_bits=4", R4, "rotations.r3.kind=hadamard"),
 }
 Row = dict[str, Any]
@@ -96,6 +99,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name, changes in ARTIFACTS.items():
                 artifact = artifact_of(base, Path(folder) / "a", changes)
+                keep_freed_memory()
                 rows.append({"shape": shape, "artifact": name, **compared(base, artifact, arguments.repetitions)})
                 print(json.dumps(rows[-1]), flush=True)
                 del artifact

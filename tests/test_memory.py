@@ -1,18 +1,21 @@
 """What a process knows of its own memory."""
 
+import resource
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from jointquant.memory import keep_little_freed_memory, peak_rss_bytes, resident, return_freed_memory
+from jointquant.memory import little_freed_memory_kept, peak_rss_bytes, resident, return_freed_memory
 
 MEGABYTE = 10**6
 CHILD = "from jointquant.memory import peak_rss_bytes; print(peak_rss_bytes())"
 
 
 def test_the_peak_is_not_below_what_is_resident():
-    assert peak_rss_bytes() >= resident() > 10 * MEGABYTE
+    now = resident()  # first: asking takes pages itself
+    assert peak_rss_bytes() >= now > 10 * MEGABYTE
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere getrusage is asked")
@@ -27,10 +30,26 @@ def test_the_peak_is_not_that_of_the_process_that_started_this_one():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_freed_memory_between_small_tensors_is_returned():
-    keep_little_freed_memory()
-    blocks = [bytearray(MEGABYTE) for _ in range(300)]
-    del blocks[::2]
-    before = resident()
-    return_freed_memory()
-    assert resident() < before - 100 * MEGABYTE
-    assert len(blocks) == 150
+    with little_freed_memory_kept():
+        blocks = [bytearray(MEGABYTE) for _ in range(300)]
+        del blocks[::2]
+        before = resident()
+        return_freed_memory()
+        assert resident() < before - 100 * MEGABYTE
+        assert len(blocks) == 150
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_pages_are_new_for_each_tensor_only_while_little_is_kept():
+    with little_freed_memory_kept():
+        assert pages_made(10) > 10 * 1000
+    pages_made(1)
+    assert pages_made(10) < 1000
+
+
+def pages_made(times: int) -> int:
+    """Pages that the system makes for tensors of 8 MB (1,953 pages of 4 KiB), one after the other."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(2 * MEGABYTE)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

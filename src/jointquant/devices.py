@@ -211,7 +211,7 @@ def elements_at_once(device: torch.device) -> int:
 
 def elements_in_cache(device: torch.device) -> int:
     """Elements that many passes run over at a time: what the cores' caches hold, or many on accelerators."""
-    return 2**18 if device.type == "cpu" else elements_at_once(device)
+    return 2**19 if device.type == "cpu" else elements_at_once(device)
 
 
 def tokens_at_once(device: torch.device) -> int:

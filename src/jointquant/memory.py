@@ -6,6 +6,8 @@ import ctypes
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +28,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 RETURNED_AT_ONCE, KEPT_AT_THE_END = 5 * 2**19, 8 * 2**20
 """Bytes of a tensor that has pages of its own; free bytes at the end of the heap that are not returned at once, for the
 next operation to find."""
+LARGEST_MMAP_THRESHOLD, MUCH_KEPT_AT_THE_END = 2**25, 2**30
+"""The same for models that run: the most that glibc takes, and enough for the activations of a long prompt."""
 
 
 def parse_size(text: str) -> int:
@@ -90,15 +94,33 @@ def glibc() -> ctypes.CDLL | None:
     return library if hasattr(library, "gnu_get_libc_version") else None
 
 
-def keep_little_freed_memory() -> None:
-    """Let the C library give freed tensors back to the system at once, where it is glibc.
+@contextmanager
+def little_freed_memory_kept() -> Iterator[None]:
+    """Inside, the C library gives freed tensors back to the system at once, where it is glibc.
 
-    It would keep those below 32 MB in its heaps, where they add up between others that are still in use.
+    It would keep those below 32 MB in its heaps, where they add up between others that are still in use. What its
+    thresholds were before, it does not tell: afterwards they are those of ``keep_freed_memory``.
     """
+    _set_thresholds(RETURNED_AT_ONCE, KEPT_AT_THE_END)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed tensors below 32 MB for the next ones, where it is glibc: for models that run.
+
+    By itself it returns many to the system, which makes pages for each tensor anew.
+    """
+    _set_thresholds(LARGEST_MMAP_THRESHOLD, MUCH_KEPT_AT_THE_END)
+
+
+def _set_thresholds(mmap: int, trim: int) -> None:
     library = glibc()
     if library is not None:
-        library.mallopt(M_MMAP_THRESHOLD, RETURNED_AT_ONCE)
-        library.mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_END)
+        library.mallopt(M_MMAP_THRESHOLD, mmap)
+        library.mallopt(M_TRIM_THRESHOLD, trim)
 
 
 def return_freed_memory() -> None:

@@ -27,7 +27,7 @@ from jointquant.errors import require
 from jointquant.hub import Location
 from jointquant.identity import identity_of
 from jointquant.journal import begun, finished, join_journal, nearly_finished
-from jointquant.memory import Size, keep_little_freed_memory, peak_rss_bytes, return_freed_memory
+from jointquant.memory import Size, little_freed_memory_kept, peak_rss_bytes, return_freed_memory
 from jointquant.models.scaling import check_scalable
 from jointquant.models.stream import ModelStream
 from jointquant.models.writer import ShardWriter
@@ -91,6 +91,7 @@ class QuantizeResult:
         return asdict(self)
 
 
+@little_freed_memory_kept()
 def quantize(
     model: str | Path | PreTrainedModel,
     out: str | Path,
@@ -133,7 +134,6 @@ def quantize(
     start = time.perf_counter()
     recipe = load_recipe(recipe)
     progress = progress or Silent()
-    keep_little_freed_memory()
     ranks = joined()
     if ranks.leads:
         check_output(Path(out), overwrite or nearly_finished(Path(out)))

@@ -299,15 +299,19 @@ class HadamardTransform:
             TypeError: x is not a real floating tensor.
             ValueError: the last dimension of x is not `size`.
         """
+        return self.unrounded(x, inverse).to(x.dtype)
+
+    def unrounded(self, x: torch.Tensor, inverse: bool = False) -> torch.Tensor:
+        """As `apply`, in the dtype that it is computed in: float32 for types under 32 bits."""
         if not x.is_floating_point():
             raise TypeError(f"a Hadamard transform needs a real floating tensor, got {x.dtype}")
         if x.ndim == 0 or x.shape[-1] != self.size:
             raise ValueError(f"expected shape [..., {self.size}], got {tuple(x.shape)}")
-        if x.numel() == 0:
-            return x.clone()
         wide = x.to(torch.float32) if x.dtype.itemsize < 4 else x
+        if x.numel() == 0:
+            return wide.clone()
         with _without_autocast(x.device):
-            return self._product(wide, inverse).reshape(x.shape).to(x.dtype)
+            return self._product(wide, inverse).reshape(x.shape)
 
     def _product(self, x: torch.Tensor, inverse: bool) -> torch.Tensor:
         """`apply` on the dtype of x, in any shape; dims [..., 2^a, 2^b, ..., base], last one first."""
@@ -319,7 +323,8 @@ class HadamardTransform:
             if inner == 1:
                 x = x.reshape(-1, order) @ (matrix.T if inverse else matrix)
             else:
-                x = torch.matmul(matrix if inverse else matrix.T, x.reshape(-1, order, inner))
+                stacked = x.reshape(-1, order, inner)
+                x = torch.bmm((matrix if inverse else matrix.T).expand(len(stacked), -1, -1), stacked)
             inner *= order
         return x
 

@@ -58,8 +58,11 @@ class InputPath:
         return known
 
     def arrive(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """The input as the quantizer sees it: in the basis that the weight expects, less its mean."""
-        rotated = x if self.transform is None else self.transform.apply(x)
+        """The input as the quantizer sees it: in the basis that the weight expects, less its mean.
+
+        What was rotated is in float32 at least: no dtype of fewer bits rounds it before the quantizer does.
+        """
+        rotated = x if self.transform is None else self.transform.unrounded(x)
         return rotated - known[INPUT_MEAN].to(rotated) if self.centred else rotated
 
     def __call__(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
@@ -70,7 +73,7 @@ class InputPath:
             known: the linear's buffers, those of ``buffers`` among them.
         """
         arrived = self.arrive(x, known)
-        return arrived if self.quantizer is None else self.quantizer.quantize(arrived, known)
+        return (arrived if self.quantizer is None else self.quantizer.quantize(arrived, known)).to(x.dtype)
 
 
 class OnlineLinear(Linear):

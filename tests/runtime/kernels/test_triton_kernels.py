@@ -82,12 +82,13 @@ def agree(found: triton_tokens.Integers, expected: Codes) -> None:
 
 @pytest.mark.parametrize("size", [256, 768, 5632, 11008])
 @pytest.mark.parametrize("fmt", [IntFormat(4, False), IntFormat(8, True)])
-def test_hadamard_and_quantization(size: int, fmt: IntFormat) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hadamard_and_quantization(size: int, fmt: IntFormat, dtype: torch.dtype) -> None:
     transform = HadamardTransform.of_size(size)
     assert triton_tokens.fits(transform)
-    x = tokens(3, size, torch.float32)
+    x = tokens(3, size, dtype)
     found = triton_tokens.hadamard_integers(x, transform, fmt, 0.9)
-    agree(found, encode_rows(transform.apply(x), fmt, 0.9))
+    agree(found, encode_rows(transform.unrounded(x), fmt, 0.9))
 
 
 def test_rotated_inputs_go_through_one_program() -> None:

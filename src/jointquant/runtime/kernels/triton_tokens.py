@@ -44,7 +44,7 @@ def _store_integers(  # type: ignore[no-untyped-def]
 @triton.jit
 def _hadamard(  # type: ignore[no-untyped-def]
     x, left, right, codes, scale, zero_point, columns, factor_, clip_ratio,
-    dtype: tl.constexpr, a: tl.constexpr, b: tl.constexpr,
+    a: tl.constexpr, b: tl.constexpr,
     q_min: tl.constexpr, q_max: tl.constexpr, symmetric: tl.constexpr,
 ):  # fmt: skip
     """One token: x is [tokens, a·columns], left [a, a], right [b, b] (b is columns, padded to a power of two)."""
@@ -56,7 +56,7 @@ def _hadamard(  # type: ignore[no-untyped-def]
     signs_right = tl.load(right + k[:, None] * b + j[None, :])
     signs_left = tl.load(left + i[:, None] * a + i[None, :])
     y = tl.dot(signs_left, tl.dot(values, signs_right, input_precision="ieee"), input_precision="ieee")
-    y = (y * factor_).to(dtype).to(tl.float32)
+    y = y * factor_
     low = tl.min(tl.min(tl.where(inside, y, float("inf")), axis=1), axis=0)
     high = tl.max(tl.max(tl.where(inside, y, float("-inf")), axis=1), axis=0)
     _store_integers(y, inside, codes + place, low, high, clip_ratio, token, scale, zero_point, q_min, q_max, symmetric)
@@ -101,7 +101,7 @@ def hadamard_integers(x: Tensor, transform: HadamardTransform, fmt: IntFormat, c
     found = _empty(x)
     _hadamard[(len(x),)](
         x.contiguous(), left, right, *found, transform.size // len(left), transform.size**-0.5, clip_ratio,
-        dtype=DTYPES[x.dtype], a=len(left), b=len(right), **_grid(fmt),
+        a=len(left), b=len(right), **_grid(fmt),
     )  # fmt: skip
     return found
 
