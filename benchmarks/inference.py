@@ -50,6 +50,7 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
     "W4A16, head W4": (HEAD,),
     "W4A8": ("activations.num_bits=8",),
     "W4A8, head W4": ("activations.num_bits=8", HEAD),
+    "W4A4": ("activations.num_bits=4",),
     "W4A4 with R4": ("activations.num_bits=4", R4),
     "W4A4 with R4, head W4": ("activations.num_bits=4", R4, HEAD),
     "W4A4KV4 with R3, R4": ("activations.num_bits=4", "kv_cache.num_bits=4", R4, "rotations.r3.kind=hadamard"),

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from jointquant.devices import X86
 
-LEAST_SUMMANDS, LEAST_OUTPUTS = 64, 16
+LEAST_SUMMANDS, LEAST_OUTPUTS = 32, 16
 """Sizes of a weight [out, in] from which oneDNN computes the product: calling it takes longer than torch's own."""
 
 

@@ -22,6 +22,7 @@ from functools import lru_cache, partial, reduce
 
 import torch
 
+from jointquant.products import linear_product
 from jointquant.rotations.williamson import WILLIAMSON_LENGTHS, williamson_matrix
 
 _SYLVESTER_LOG2_LIMIT = 6
@@ -321,7 +322,7 @@ class HadamardTransform:
             scale_of = self.block_size if inner == 1 else 1
             matrix = _factor_on(order, scale_of, x.dtype, x.device)
             if inner == 1:
-                x = x.reshape(-1, order) @ (matrix.T if inverse else matrix)
+                x = linear_product(x.reshape(-1, order), matrix if inverse else matrix.T)
             else:
                 stacked = x.reshape(-1, order, inner)
                 x = torch.bmm((matrix if inverse else matrix.T).expand(len(stacked), -1, -1), stacked)
