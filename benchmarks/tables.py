@@ -277,7 +277,7 @@ def inner_rotations(result: dict[str, Any]) -> list[str]:
     plain = result["rows"][0]["noise"]
     for row in result["rows"]:
         ratios = [row["noise"][layer] / plain[layer] for layer in layers]
-        stored = 16 * row["numbers"] / result["weights_of_a_layer"]
+        stored = 8 * row["numbers"] / result["weights_of_a_layer"]
         cells = [row["rotation"], *(f"{ratio:.2f}" for ratio in (*ratios, sum(ratios) / len(ratios))), f"{stored:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]

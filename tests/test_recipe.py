@@ -72,7 +72,7 @@ def test_overrides_apply_by_pattern_and_the_later_wins() -> None:
         (["weights.group_size=0"], "weights.group_size"),
         (["activations.clip_ratio=0"], "activations.clip_ratio"),
         (["rotations.r1.kind=spin"], "rotations.r1"),
-        (["rotations.r4.kind=learned"], "rotations.r4"),
+        (["rotations.r4.kind=learned", "rotations.r4.init=hadamard"], "rotations.r4"),
         (["calibration.seed=-1"], "calibration.seed"),
         (["weights"], "expected key=value"),
         (["weights.num_bits.x=1"], "single value"),

@@ -13,7 +13,7 @@ from jointquant.models.architecture import stage_of
 from jointquant.needs import Job
 from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
 from jointquant.ranks import Ranks
-from jointquant.recipe import LearnedResidualRotation, LearnedRotation
+from jointquant.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
 
 SECONDS_PER_MEASUREMENT = 0.1
 PASSES_PER_RATIO = 12
@@ -83,16 +83,17 @@ def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
 def _runs(job: Job) -> float:
     """How often a layer runs over all windows: for what is asked of it and on to the next, or not at all.
 
-    For Hessians alone, what stands before the down projections runs once more.
+    For Hessians alone, what stands before the down projections runs once more; it does for an R4 that is learned.
     """
     recipe, shape = job.recipe, job.shape
+    before = [s.share * s.in_features * s.out_features for s in shape.sites if stage_of(s.name) == "mlp_in"]
+    learned = sum(before) / shape.active if isinstance(recipe.rotations.r4, LearnedInnerRotation) else 0.0
     cache = recipe.kv_cache.centring != "none" or recipe.kv_cache.balancing != "none"
     cache |= isinstance(recipe.rotations.r3, LearnedRotation)
     if recipe.activations.calibrated or cache or recipe.refinement.enabled:
-        return 2
-    if not recipe.weights.reads_inputs:
+        return 2 + learned
+    if not recipe.weights.reads_inputs and not learned:
         return 1 if recipe.head.reads_inputs else 0
-    before = [s.share * s.in_features * s.out_features for s in shape.sites if stage_of(s.name) == "mlp_in"]
     return 1 + sum(before) / shape.active
 
 
@@ -106,6 +107,10 @@ def _learning(job: Job, speed: Speed) -> float:
     if isinstance(r2, LearnedRotation):
         heads = shape.num_layers * -(-shape.num_key_value_heads // job.ranks)
         flops += heads * r2.steps * _step(min(r2.batch_tokens, job.all_tokens), shape.head_dim)
+    if isinstance(r4 := job.recipe.rotations.r4, LearnedInnerRotation):
+        downs = sum(site.name.startswith("down_in") for site in shape.sites)
+        tokens = downs * min(r4.batch_tokens, job.all_tokens)
+        flops += shape.num_layers * r4.steps * 6.0 * tokens * shape.intermediate_size * r4.most
     return flops / speed.float32
 
 

@@ -18,7 +18,7 @@ def plain_inputs(layer: nn.Module) -> Iterator[None]:
     """While open, the layer's linears read their inputs as they are, behind online transforms."""
     paths = {module: module.path for module in layer.modules() if isinstance(module, OnlineLinear)}
     for module, path in paths.items():
-        module.path = InputPath(path.transform)
+        module.path = InputPath(path.transform, inner=path.inner)
     yield
     for module, path in paths.items():
         module.path = path

@@ -12,7 +12,7 @@ import torch
 
 from jointquant.devices import elements_at_once
 from jointquant.models.architecture import stage_of
-from jointquant.recipe import LearnedResidualRotation, LearnedRotation, Recipe
+from jointquant.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation, Recipe
 from jointquant.shape import ModelShape
 
 FLOAT = 4
@@ -29,6 +29,8 @@ TRAINED_COPIES = 10
 """Copies of a layer's weights in float32 while their rounding is learned: starts, offsets, gradients, what is kept."""
 TRAINED_ACTIVATIONS = 40
 """Copies of the widest activation that a step keeps for its gradients."""
+SAMPLE_COPIES, TRAINED_BATCHES = 3, 8
+"""Of the tokens that a layer's R4 is learned on, while they are put in order; of a batch of them in a step."""
 FACTOR_COPIES = 2
 """Matrices of a Hessian's size besides it while its factor is computed: two where the device has no Cholesky."""
 
@@ -146,6 +148,10 @@ def phases_of(job: Job, batch: int) -> Iterator[Needs]:
     if samples:
         yield Needs("calibrate a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | samples, ahead)
         yield Needs("learn R1", learning_bytes(job) | samples, {})
+    if inner := inner_sample_bytes(job):
+        yield Needs(
+            "learn R4", layer | {"activations": LAYER_ACTIVATIONS * activation} | inner | rotation_bytes(job), ahead
+        )
     hessians = hessian_bytes(job)
     at_once = max((sum(stage.values()) for stage in hessians.values()), default=0)
     largest = max((max(stage.values()) for stage in hessians.values()), default=0)
@@ -181,6 +187,16 @@ def sample_bytes(job: Job) -> Bytes:
     if isinstance(r2, LearnedRotation):
         found["sample for R2"] = 2 * min(r2.num_tokens, job.all_tokens) * attended_size(job.shape) * FLOAT
     return found
+
+
+def inner_sample_bytes(job: Job) -> Bytes:
+    """Sampled tokens of one layer's R4, of all its down projections, where blocks of it are learned."""
+    r4 = job.recipe.rotations.r4
+    if not isinstance(r4, LearnedInnerRotation):
+        return {}
+    sampled = min(r4.num_tokens, job.all_tokens) * round(job.shape.inner_channels)
+    training = TRAINED_BATCHES * min(r4.batch_tokens, job.all_tokens) * job.shape.intermediate_size
+    return {"samples for R4": SAMPLE_COPIES * sampled * FLOAT, "training": training * FLOAT}
 
 
 def learning_bytes(job: Job) -> Bytes:

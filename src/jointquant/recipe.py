@@ -102,9 +102,26 @@ class LearnedResidualRotation(LearnedRotation):
         return STRATEGIES[self.strategy].per_layer
 
 
+class LearnedInnerRotation(LearnedRotation):
+    """R4 that is learned behind a plain Hadamard matrix: a rotation for each block of at most ``most`` channels.
+
+    ``block_size`` is that of the Hadamard matrix, as where it is not learned.
+    """
+
+    block_size: int | None = Field(default=None, ge=2)
+    most: int = Field(default=64, ge=2, le=1024)
+    objective: Annotated[str, one_of(OBJECTIVES)] = "range"
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "newton_schulz"
+    init: Literal["identity"] = "identity"
+    num_tokens: int = Field(default=16384, ge=1, le=1_000_000_000)
+    batch_tokens: int = Field(default=1024, ge=1, le=1_000_000_000)
+    steps: int = Field(default=100, ge=1, le=1_000_000)
+    momentum: float = Field(default=0.85, ge=0, lt=1)
+
+
 Residual = Annotated[NoRotation | HadamardRotation | LearnedResidualRotation, Field(discriminator="kind")]
 PerHead = Annotated[NoRotation | HadamardRotation | LearnedRotation, Field(discriminator="kind")]
-Inner = Annotated[NoRotation | BlockHadamardRotation, Field(discriminator="kind")]
+Inner = Annotated[NoRotation | BlockHadamardRotation | LearnedInnerRotation, Field(discriminator="kind")]
 
 
 class RotationSettings(Settings):

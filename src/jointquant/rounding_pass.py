@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jointquant.exact_activations import activations_of, plain_inputs
 from jointquant.hidden_states import HiddenStates
+from jointquant.inner_rotations import learn_inner_rotations
 from jointquant.inputs import calibrate_inputs
 from jointquant.inventory import Inventory, Starved, inventory_of
 from jointquant.keys import calibrate_cache
@@ -26,12 +27,13 @@ from jointquant.rotations.bundle import Rotations
 from jointquant.rounding import round_embedding, round_head, round_layer, store_rest
 from jointquant.routing import all_tokens_for, routed_tokens, starved
 from jointquant.runtime.assembly import Assembly
+from jointquant.runtime.inner_rotation import INPUT_ROTATION
 from jointquant.settings import WeightSettings
 from jointquant.stand_ins import Kept, Room, replayed
 from jointquant.workspace import Workspace, Write
 
-WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
-"""What a linear's weight is stored as."""
+WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point", INPUT_ROTATION)
+"""What a linear's weight is stored as, and the basis that it expects its input in."""
 
 
 class Witness(Protocol):
@@ -93,6 +95,7 @@ def quantize_layers(
             calibrate_cache(layer, index, assembly, states, arguments[index])
             few = starved_experts(layer, index, assembly, states, arguments[index])
             with all_tokens_for(layer, few), activations_of(layer, index, assembly):
+                learn_inner_rotations(layer, index, assembly, states, arguments[index])
                 calibrate_inputs(layer, index, assembly, states, arguments[index])
                 if witness is not None:
                     witness.merged(index, layer)

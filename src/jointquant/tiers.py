@@ -112,6 +112,8 @@ def online(facts: Facts) -> list[Obstacle]:
     if isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer:
         what = f"rotations.r1.strategy {rotations.r1.strategy} changes the basis after each layer"
         found.append(Obstacle(what, "rotations.r1.strategy=pooled"))
+    if rotations.r4.kind == "learned":
+        found.append(Obstacle("R4 is learned", "rotations.r4.kind=hadamard"))
     if rotations.r3.kind != "none":
         found.append(Obstacle("R3 is online", "rotations.r3.kind=none"))
     if cache.balancing != "none":

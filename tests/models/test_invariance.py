@@ -21,6 +21,7 @@ LEARNED = [
     *(f"rotations.{r}.kind=hadamard" for r in ("r3", "r4")),
 ]
 CENTRED = ["activations.centring=mean", "kv_cache.centring=both"]
+R4_LEARNED = ["rotations.r4.kind=learned", "rotations.r4.steps=5", "rotations.r4.most=16"]
 R3_LEARNED = ["rotations.r3.kind=learned", "rotations.r3.steps=5"]
 ROTATIONS = {
     "none": [],
@@ -28,6 +29,7 @@ ROTATIONS = {
     "r2": ["rotations.r2.kind=hadamard"],
     "r3": ["rotations.r3.kind=hadamard"],
     "r4": ["rotations.r4.kind=hadamard"],
+    "r4 learned": R4_LEARNED,
     "all": [f"rotations.{r}.kind=hadamard" for r in ("r1", "r2", "r3", "r4")],
     "learned": LEARNED,
     "greedy": [*LEARNED, "rotations.r1.strategy=greedy"],
@@ -42,6 +44,7 @@ ROTATIONS = {
         *LEARNED,
         "kv_cache.balancing=full",
         *R3_LEARNED,
+        *R4_LEARNED,
         "kv_cache.centring=both",
         "activations.centring=mean",
     ],

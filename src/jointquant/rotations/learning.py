@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from jointquant.ranks import ALONE, Ranks
+from jointquant.rotations.blocks import block_products, rotate_blocks
+from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.objectives import Objective, whip
 from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
@@ -90,6 +92,40 @@ def learn_heads(
     start, stop = ranks.part(len(initial))
     own = learn(samples[start:stop], initial[start:stop], training, generator) if start < stop else None
     return joined_heads(ranks.ask(own), ranks.ask(stop - start))
+
+
+def learn_blocks(
+    sample: Tensor, initial: Tensor, training: Training, generator: torch.Generator, ranks: Ranks = ALONE
+) -> Learned:
+    """Train a rotation for each block of consecutive channels, for what becomes of whole tokens.
+
+    Unlike the matrices of a stack in ``learn``, which have samples and a loss of their own each, blocks share them.
+
+    Args:
+        sample: [tokens, n].
+        initial: [blocks, b, b], n = blocks · b.
+        training: how; one rate serves all blocks.
+        generator: orders the tokens.
+        ranks: all have the sample, and take every step.
+    """
+    scale, start, objective = unit_scale(sample), initial.to(sample), training.objective
+    batches = Batches(sample, scale, training.batch_tokens, generator)
+
+    def loss(rotations: Tensor, _: int) -> Tensor:
+        return objective(rotate_blocks(scale * batches.draw(), rotations))
+
+    def closed(rotations: Tensor, _: int) -> tuple[Tensor, Tensor]:
+        batch, left = batches.lowered(rotations.dtype)
+        y = rotate_blocks(batch, rotations if left is None else left * rotations)
+        value, slope = loss_and_gradient(objective, y)
+        return value, block_products(y, slope, start.shape[-1])
+
+    units = torch.ones(())
+    if objective is not whip:
+        few = scale * spread(sample, training.batch_tokens)
+        per_block = whip_units(lambda r: objective(rotate_blocks(few, r)), lambda r: whip(rotate_blocks(few, r)), start)
+        units = per_block.mean()
+    return agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks)
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:

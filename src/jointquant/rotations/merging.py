@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jointquant.devices import double
+from jointquant.devices import double, linalg_device
+from jointquant.rotations.blocks import rotate_blocks
 from jointquant.rotations.hadamard import HadamardTransform
 
 
@@ -70,6 +71,16 @@ def rotate_rows(rows: Tensor, rotation: Tensor) -> Tensor:
 def transform_input(weight: Tensor, transform: HadamardTransform) -> Tensor:
     """W H for an input that arrives as xH: weight [out, in] → float64 [out, in], without a dense H."""
     return transform.apply(double(weight))
+
+
+def transform_input_blocks(weight: Tensor, matrices: Tensor) -> Tensor:
+    """W A⁻ᵀ for an input that arrives as xA, A of blocks: weight [out, in], [blocks, b, b] → float64 [out, in].
+
+    The matrices need not be orthogonal: for rotations that were rounded, this is exact too.
+    """
+    work = double(weight)
+    inverse = torch.linalg.inv(double(matrices).to(linalg_device(weight.device, "solve"))).mT
+    return rotate_blocks(work, inverse.to(work))
 
 
 def rotate_head_outputs(weight: Tensor, rotations: Tensor) -> Tensor:

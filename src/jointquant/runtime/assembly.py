@@ -14,11 +14,18 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.stream import head_dim_of, inner_sizes_of
 from jointquant.models.transforms import give_bias, shape_as_fused
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
-from jointquant.recipe import BlockHadamardRotation, LearnedResidualRotation, NoRotation, Recipe
+from jointquant.recipe import (
+    BlockHadamardRotation,
+    LearnedInnerRotation,
+    LearnedResidualRotation,
+    NoRotation,
+    Recipe,
+)
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import BasisChanges, install_basis_change
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
+from jointquant.runtime.inner_rotation import InnerRotation
 from jointquant.runtime.kernels.selection import default_mode
 from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
@@ -32,11 +39,13 @@ class OnlineTransforms:
     """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input, R1's basis changes.
 
     Where the keys' basis is dense, it holds R3, and there is no transform besides. R4 is given by the size of the
-    input: down projections that read the same size share it, all experts of a layer among them.
+    input: down projections that read the same size share it, all experts of a layer among them. Where it is learned,
+    each down projection turns blocks of channels behind it (``inner``).
     """
 
     r3: HadamardTransform | None = None
     r4: Mapping[int, HadamardTransform] = field(default_factory=dict)
+    inner: InnerRotation | None = None
     basis: BasisChanges | None = None
     keys: KeyBasis | None = None
 
@@ -54,12 +63,13 @@ class OnlineTransforms:
             basis=BasisChanges(config.num_hidden_layers - 1, config.hidden_size) if per_layer else None,
             r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" and not dense else None,
             r4=inner_transforms(rotations.r4, inner_sizes),
+            inner=InnerRotation(rotations.r4.most) if isinstance(rotations.r4, LearnedInnerRotation) else None,
             keys=keys if keys.centred or keys.dense else None,
         )
 
 
 def inner_transforms(
-    settings: NoRotation | BlockHadamardRotation, sizes: tuple[int, ...]
+    settings: NoRotation | BlockHadamardRotation | LearnedInnerRotation, sizes: tuple[int, ...]
 ) -> dict[int, HadamardTransform]:
     """R4 at each size; empty where there is none. Raises InputError for blocks that do not fit."""
     if isinstance(settings, NoRotation):
@@ -102,14 +112,18 @@ class Assembly:
     def input_path(self, linear: str, index: int, in_features: int) -> InputPath:
         """The input path of ``linear`` (relative to layer ``index``), which reads ``in_features``."""
         settings = self.recipe.activations_of(self.full_name(index, linear))
-        transform = self.online.r4.get(in_features) if linear in self.layers[index].downs else None
-        return InputPath(transform, input_range(settings), centred=settings.centring != "none")
+        quantizer, centred = input_range(settings), settings.centring != "none"
+        if linear not in self.layers[index].downs:
+            return InputPath(None, quantizer, centred)
+        return InputPath(self.online.r4.get(in_features), quantizer, centred, self.online.inner)
 
     def observes_inputs(self, index: int) -> bool:
         """Whether quantizing layer ``index`` takes statistics of what its linears read."""
         names = [self.full_name(index, linear) for linear in self.layers[index].linears]
-        recipe = self.recipe
-        return any(recipe.weights_of(name).reads_inputs or recipe.activations_of(name).calibrated for name in names)
+        recipe, learned = self.recipe, self.online.inner is not None
+        return learned or any(
+            recipe.weights_of(name).reads_inputs or recipe.activations_of(name).calibrated for name in names
+        )
 
     def rounded_linears(self, index: int) -> tuple[str, ...]:
         """The linears of layer ``index`` whose weights are rounded, relative to it."""

@@ -15,6 +15,7 @@ from jointquant.quantization.packing import pack, packed_size, unpack
 from jointquant.quantization.ranges import InputRange, SearchedRange, StaticRange
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.inner_rotation import InnerRotation
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.selection import Mode, choose
 from jointquant.runtime.site import Site, SiteInput
@@ -29,19 +30,26 @@ class InputPath:
     Attributes:
         transform: the online Hadamard transform (R4), or None.
         quantizer: what the activations are quantized with, or None.
-        centred: whether the mean input is subtracted between the two; the linear's bias makes up for it.
+        centred: whether the mean input is subtracted before that; the linear's bias makes up for it.
+        inner: the learned rotation of blocks right behind the transform, or None.
     """
 
     transform: HadamardTransform | None = None
     quantizer: InputRange | None = None
     centred: bool = False
+    inner: InnerRotation | None = None
 
     def __bool__(self) -> bool:
-        return self.transform is not None or self.quantizer is not None or self.centred
+        return self.quantizer is not None or self.centred or not self.basis_is_plain
+
+    @property
+    def basis_is_plain(self) -> bool:
+        """Whether the weight expects the input in the basis in which it comes."""
+        return self.transform is None and self.inner is None
 
     @property
     def calibrated(self) -> bool:
-        """Whether anything has to be known from a calibration set."""
+        """Whether means or ranges have to be known from a calibration set."""
         return self.centred or isinstance(self.quantizer, (SearchedRange, StaticRange))
 
     def buffers(
@@ -55,7 +63,7 @@ class InputPath:
         if self.centred:
             exact = torch.promote_types(dtype, torch.float32)
             known[INPUT_MEAN] = torch.full((in_features,), torch.nan, device=device, dtype=exact)
-        return known
+        return known if self.inner is None else known | self.inner.buffers(in_features, device)
 
     def arrive(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         """The input as the quantizer sees it: in the basis that the weight expects, less its mean.
@@ -63,6 +71,7 @@ class InputPath:
         What was rotated is in float32 at least: no dtype of fewer bits rounds it before the quantizer does.
         """
         rotated = x if self.transform is None else self.transform.unrounded(x)
+        rotated = rotated if self.inner is None else self.inner.apply(rotated, known)
         return rotated - known[INPUT_MEAN].to(rotated) if self.centred else rotated
 
     def __call__(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
@@ -84,6 +93,7 @@ class OnlineLinear(Linear):
     """
 
     input_mean: Tensor
+    input_rotation: Tensor
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool, path: InputPath, site: Site | None = None

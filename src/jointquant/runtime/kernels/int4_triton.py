@@ -103,7 +103,8 @@ def token_codes(inputs: SiteInput) -> TokenCodes:
     from jointquant.runtime.kernels.triton_tokens import fits, hadamard_integers
 
     transform, quantizer = inputs.path.transform, inputs.path.quantizer
-    if transform is None or not isinstance(quantizer, DynamicRange) or not fits(transform):
+    alone = inputs.path.inner is None
+    if transform is None or not alone or not isinstance(quantizer, DynamicRange) or not fits(transform):
         return inputs.signed_codes()
 
     def make() -> TokenCodes:

@@ -1,0 +1,178 @@
+"""The learned part of R4: which tokens it is learned on, what it lowers, that the function stays, where it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import jointquant
+from conftest import make_model, small
+from jointquant.errors import InputError
+from jointquant.export.export import export_artifact
+from jointquant.inner_rotations import DrawnTokens, turn_input
+from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.ranges import DynamicRange
+from jointquant.ranks import Ranks
+from jointquant.rotations.blocks import block_products, largest_block, rotate_blocks
+from jointquant.rotations.hadamard import HadamardTransform, random_hadamard
+from jointquant.rotations.learning import Training, learn_blocks
+from jointquant.rotations.objectives import token_range
+from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
+from jointquant.runtime.inner_rotation import INPUT_ROTATION, InnerRotation, as_integers, matrices
+from jointquant.runtime.linear import InputPath, OnlineLinear
+
+LEARNED = ("rotations.r4.kind=learned", "rotations.r4.steps=10")
+FOUR = ("weights.num_bits=4", "activations.num_bits=4", "activations.centring=mean")
+INPUT_IDS = torch.randint(0, 2048, (2, 20), generator=torch.Generator().manual_seed(3))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def rotations(blocks: int, size: int, seed: int = 0) -> Tensor:
+    return torch.linalg.qr(torch.randn(blocks, size, size, generator=seeded(seed), dtype=torch.float64)).Q
+
+
+@given(blocks=st.integers(1, 6), size=st.integers(1, 9), rows=st.integers(0, 5), seed=st.integers(0, 99))
+def test_blocks_are_a_block_diagonal_matrix(blocks: int, size: int, rows: int, seed: int) -> None:
+    x, y = torch.randn(2, rows, blocks * size, generator=seeded(seed), dtype=torch.float64)
+    turns = rotations(blocks, size, seed)
+    dense = torch.block_diag(*turns)
+    torch.testing.assert_close(rotate_blocks(x, turns), x @ dense, rtol=0, atol=1e-12)
+    parts = [(x.T @ y)[i : i + size, i : i + size] for i in range(0, blocks * size, size)]
+    torch.testing.assert_close(block_products(x, y, size), torch.stack(parts), rtol=0, atol=1e-12)
+
+
+@given(size=st.integers(1, 5000), most=st.integers(1, 200))
+def test_a_block_is_the_largest_that_divides(size: int, most: int) -> None:
+    found = largest_block(size, most)
+    assert size % found == 0
+    assert all(size % other for other in range(found + 1, min(size, most) + 1))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_ranges_of_whole_tokens_fall(optimizer: str) -> None:
+    """Blocks share one loss; a closed-form gradient and autograd's lead to much the same."""
+    x = torch.randn(512, 96, generator=seeded()) * torch.logspace(-1, 1, 96)
+    start = torch.eye(16).repeat(6, 1, 1)
+    training = Training(token_range, OPTIMIZERS[optimizer], Schedule(30, 0.3, 0.85), 128)
+    found = learn_blocks(x, start, training, seeded()).rotation
+    assert found.shape == start.shape
+    assert (found.mT @ found - torch.eye(16)).abs().max() < 1e-9
+    assert token_range(rotate_blocks(x, found.float())) < 0.85 * token_range(x)
+
+
+def test_a_linear_reads_what_its_weight_expects() -> None:
+    """Rounded matrices are not orthogonal; the weight makes up for that."""
+    path = InputPath(HadamardTransform.of_size(48), inner=InnerRotation(16))
+    with torch.device("cpu"):
+        linear = OnlineLinear(48, 7, True, path).double()
+    x = torch.randn(5, 48, generator=seeded(), dtype=torch.float64)
+    with torch.no_grad():
+        before = linear(x)
+        turn_input(linear, rotations(3, 16))
+        kept = matrices(linear.input_rotation, torch.float64)
+        assert linear.input_rotation.dtype == torch.int8
+        assert 1e-4 < (kept.mT @ kept - torch.eye(16)).abs().max() < 0.1
+        torch.testing.assert_close(linear(x), before, rtol=0, atol=1e-12)
+
+
+def test_identities_and_hadamard_matrices_are_kept_as_they_are() -> None:
+    identity = InnerRotation(8).buffers(24)[INPUT_ROTATION]
+    assert torch.equal(matrices(identity, torch.float64), torch.eye(8, dtype=torch.float64).repeat(3, 1, 1))
+    turned = random_hadamard(8, seeded())
+    assert (matrices(as_integers(turned), torch.float64) - turned).abs().max() < 0.5 / 127 + 1e-12
+
+
+def test_the_path_turns_before_it_centres_and_quantizes() -> None:
+    quantizer = DynamicRange(IntFormat(4, symmetric=False))
+    path = InputPath(HadamardTransform.of_size(32), quantizer, centred=True, inner=InnerRotation(16))
+    x, mean = torch.randn(6, 32, generator=seeded()), torch.randn(32, generator=seeded(1))
+    known = {INPUT_ROTATION: as_integers(rotations(2, 16)), "input_mean": mean}
+    turned = path.transform.apply(x) @ torch.block_diag(*matrices(known[INPUT_ROTATION], torch.float32))
+    torch.testing.assert_close(path.arrive(x, known), turned - mean, rtol=1e-5, atol=1e-5)
+    assert path(x, known).unique().numel() <= 6 * 16
+    assert path(x.bfloat16(), known).dtype == torch.bfloat16
+
+
+@given(cut=st.integers(1, 199), share=st.floats(0.05, 1.0), seed=st.integers(0, 9))
+def test_the_same_tokens_however_they_come(cut: int, share: float, seed: int) -> None:
+    x = torch.randn(200, 6, generator=seeded(seed))
+    whole, parts = DrawnTokens(share, seed), DrawnTokens(share, seed)
+    whole.update(x)
+    for part in (x[cut:], x[:cut]):
+        parts.update(part.unsqueeze(0))
+    found, same = whole.take(), parts.take()
+    assert (found is None and same is None) or torch.equal(found, same)
+
+
+def test_about_as_many_tokens_as_asked_for_and_others_with_another_seed() -> None:
+    x = torch.randn(20000, 5, generator=seeded())
+    kept = {}
+    for seed in (0, 1):
+        drawn = DrawnTokens(0.1, seed)
+        drawn.update(x)
+        kept[seed] = drawn.take()
+        assert 1800 < len(kept[seed]) < 2200
+    assert len(torch.unique(torch.cat([kept[0], kept[1]]), dim=0)) > 3500
+    everything = DrawnTokens(3.0, 0)
+    everything.update(x)
+    assert len(everything.take()) == 20000
+    assert DrawnTokens(1.0, 0).take() is None
+
+
+class TwoRanks(Ranks):
+    """One of two, whose other's answer is known."""
+
+    size = 2
+
+    def __init__(self, other: list[tuple[Tensor, Tensor]]) -> None:
+        self.other = other
+
+    def ask(self, own):  # type: ignore[no-untyped-def]
+        return [own, self.other]
+
+
+def test_ranks_have_the_tokens_of_all() -> None:
+    x = torch.randn(100, 6, generator=seeded())
+    whole, own, other = (DrawnTokens(0.5, 4) for _ in range(3))
+    whole.update(x)
+    own.update(x[70:])
+    other.update(x[:70])
+    assert torch.equal(own.take(TwoRanks(other.kept)), whole.take())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
+def test_an_artifact_is_what_was_quantized(family: str, tmp_path: Path, tokenizer) -> None:
+    """All kernels agree, most down projections have turned their blocks, and a rerun makes the same bytes."""
+    model = make_model(family)
+    recipe = jointquant.load_recipe("fp16", small(*FOUR, *LEARNED))
+    result = jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
+    assert "then blocks of at most 64 channels" in result.transforms["r4"]
+    reference = jointquant.load(tmp_path / "a", kernels="reference")
+    turned = {n: b for n, b in reference.named_buffers() if n.endswith(INPUT_ROTATION)}
+    assert turned
+    assert all("down_proj" in name and buffer.dtype == torch.int8 for name, buffer in turned.items())
+    moved = [n for n, b in turned.items() if (b - torch.eye(b.shape[-1], dtype=torch.int8) * 127).any()]
+    assert len(moved) >= len(turned) / 2
+    with torch.no_grad():
+        expected = reference(INPUT_IDS).logits
+        actual = jointquant.load(tmp_path / "a", kernels="auto")(INPUT_IDS).logits
+    assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
+    again = jointquant.quantize(model, tmp_path / "b", recipe, tokenizer=tokenizer)
+    assert again.size_bytes == result.size_bytes
+    for file in sorted((tmp_path / "a").glob("*.safetensors")):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_other_runtimes_refuse_it(tmp_path: Path, tokenizer) -> None:
+    recipe = jointquant.load_recipe("fp16", small("weights.num_bits=4", *LEARNED))
+    jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
+    with pytest.raises(InputError, match="R4 is learned"):
+        export_artifact(tmp_path / "a", "compressed-tensors", tmp_path / "b")
