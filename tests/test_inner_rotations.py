@@ -171,6 +171,17 @@ def test_an_artifact_is_what_was_quantized(family: str, tmp_path: Path, tokenize
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
+def test_one_token_teaches_nothing(tmp_path: Path, tokenizer, monkeypatch) -> None:
+    take = DrawnTokens.take
+    monkeypatch.setattr(DrawnTokens, "take", lambda self, ranks: take(self, ranks)[:1])
+    recipe = jointquant.load_recipe("fp16", small(*FOUR, *LEARNED))
+    jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
+    found = [b for n, b in jointquant.load(tmp_path / "a").named_buffers() if n.endswith(INPUT_ROTATION)]
+    assert len(found) == 3
+    for buffer in found:
+        assert torch.equal(buffer, InnerRotation(64).buffers(80)[INPUT_ROTATION])
+
+
 def test_other_runtimes_refuse_it(tmp_path: Path, tokenizer) -> None:
     recipe = jointquant.load_recipe("fp16", small("weights.num_bits=4", *LEARNED))
     jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)

@@ -37,7 +37,8 @@ def learn_inner_rotations(
     """Learn the rotations of a layer's down projections, fill their buffers and turn their weights, in place.
 
     The inputs are those that the quantized layers before this one lead to, not quantized themselves; where inputs are
-    centred, so are the tokens that are learned on. A down projection that no token reaches keeps the identity.
+    centred, so are the tokens that are learned on. A down projection that no token reaches, or one alone, keeps the
+    identities.
 
     Args:
         layer: the layer, its paths installed, its weights not yet rounded.
@@ -56,26 +57,19 @@ def learn_inner_rotations(
     with plain_inputs(layer), unread(layer, assembly.layers[index], downs), watching(layer, watched):
         observe(layer, states, arguments)
     for name, down in downs.items():
+        assert isinstance(down, OnlineLinear)
+        full_name = assembly.full_name(index, name)
+        activations = assembly.recipe.activations_of(full_name)
         sample = samples.pop(name).take(states.ranks)
-        if sample is not None:
-            assert isinstance(down, OnlineLinear)
-            full_name = assembly.full_name(index, name)
-            centred = assembly.recipe.activations_of(full_name).centring != "none"
-            sample = sample.sub_(sample.mean(0)) if centred else sample
+        if sample is not None and activations.centring != "none":
+            sample = sample.sub_(sample.mean(0))
+        if sample is None or not sample.any():  # of one token, less its mean, nothing is left
+            continue
+        training, start = training_of(settings, quantizer_of(activations)), matrices(down.input_rotation, sample.dtype)
+        with torch.enable_grad():
             batches = generator(seed, f"r4 {full_name} batches")
-            turn_input(down, block_rotations(sample, down, assembly, full_name, batches, states.ranks))
-
-
-def block_rotations(
-    sample: Tensor, down: OnlineLinear, assembly: Assembly, name: str, batches: torch.Generator, ranks: Ranks
-) -> Tensor:
-    """The rotations [blocks, b, b] float64 that suit tokens [tokens, in] best."""
-    settings = assembly.recipe.rotations.r4
-    assert isinstance(settings, LearnedInnerRotation)
-    training = training_of(settings, quantizer_of(assembly.recipe.activations_of(name)))
-    with torch.enable_grad():
-        start = matrices(down.input_rotation, sample.dtype)
-        return learn_blocks(sample, start, training, batches, ranks).rotation
+            found = learn_blocks(sample, start, training, batches, states.ranks).rotation
+        turn_input(down, found)
 
 
 @torch.no_grad()
