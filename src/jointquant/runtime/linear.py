@@ -40,12 +40,7 @@ class InputPath:
     inner: InnerRotation | None = None
 
     def __bool__(self) -> bool:
-        return self.quantizer is not None or self.centred or not self.basis_is_plain
-
-    @property
-    def basis_is_plain(self) -> bool:
-        """Whether the weight expects the input in the basis in which it comes."""
-        return self.transform is None and self.inner is None
+        return self.centred or any(part is not None for part in (self.transform, self.quantizer, self.inner))
 
     @property
     def calibrated(self) -> bool:
