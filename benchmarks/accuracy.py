@@ -53,6 +53,7 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("inputs centred", ("activations.centring=mean",)),
     ("clip ratios searched", ("activations.clip_ratio=search",)),
     ("smoothed before the rotations", ("smoothing={alpha: 0.5, measure: rms}",)),
+    ("R4 learned", ("rotations.r4={kind: learned}",)),
 )
 """From the ``jointquant`` preset at W4A4KV4, one after another."""
 
