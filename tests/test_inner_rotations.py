@@ -14,7 +14,7 @@ import jointquant
 from conftest import make_model, small
 from jointquant.errors import InputError
 from jointquant.export.export import export_artifact
-from jointquant.inner_rotations import DrawnTokens, turn_input
+from jointquant.inner_rotations import turn_input
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.ranks import Ranks
@@ -23,6 +23,7 @@ from jointquant.rotations.hadamard import HadamardTransform, random_hadamard
 from jointquant.rotations.learning import Training, learn_blocks
 from jointquant.rotations.objectives import token_range
 from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
+from jointquant.rotations.sampling import DrawnTokens
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, InnerRotation, as_integers, matrices
 from jointquant.runtime.linear import InputPath, OnlineLinear
 
@@ -58,7 +59,7 @@ def test_a_block_is_the_largest_that_divides(size: int, most: int) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_ranges_of_whole_tokens_fall(optimizer: str) -> None:
-    """Blocks share one loss; a closed-form gradient and autograd's lead to much the same."""
+    """Blocks share one loss, whether its gradient is in closed form (newton_schulz) or autograd's (the others)."""
     x = torch.randn(512, 96, generator=seeded()) * torch.logspace(-1, 1, 96)
     start = torch.eye(16).repeat(6, 1, 1)
     training = Training(token_range, OPTIMIZERS[optimizer], Schedule(30, 0.3, 0.85), 128)
@@ -71,8 +72,7 @@ def test_ranges_of_whole_tokens_fall(optimizer: str) -> None:
 def test_a_linear_reads_what_its_weight_expects() -> None:
     """Rounded matrices are not orthogonal; the weight makes up for that."""
     path = InputPath(HadamardTransform.of_size(48), inner=InnerRotation(16))
-    with torch.device("cpu"):
-        linear = OnlineLinear(48, 7, True, path).double()
+    linear = OnlineLinear(48, 7, True, path).double()
     x = torch.randn(5, 48, generator=seeded(), dtype=torch.float64)
     with torch.no_grad():
         before = linear(x)
@@ -83,7 +83,7 @@ def test_a_linear_reads_what_its_weight_expects() -> None:
         torch.testing.assert_close(linear(x), before, rtol=0, atol=1e-12)
 
 
-def test_identities_and_hadamard_matrices_are_kept_as_they_are() -> None:
+def test_identities_are_kept_as_they_are_and_others_to_half_a_step() -> None:
     identity = InnerRotation(8).buffers(24)[INPUT_ROTATION]
     assert torch.equal(matrices(identity, torch.float64), torch.eye(8, dtype=torch.float64).repeat(3, 1, 1))
     turned = random_hadamard(8, seeded())
@@ -169,6 +169,16 @@ def test_an_artifact_is_what_was_quantized(family: str, tmp_path: Path, tokenize
     assert again.size_bytes == result.size_bytes
     for file in sorted((tmp_path / "a").glob("*.safetensors")):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_the_matrices_count_among_the_bits_per_weight(tmp_path: Path, tokenizer) -> None:
+    bits, model = {}, make_model("llama")
+    for kind in ("hadamard", "learned"):
+        recipe = jointquant.load_recipe("fp16", small("weights.num_bits=4", f"rotations.r4.kind={kind}"))
+        bits[kind] = jointquant.quantize(model, tmp_path / kind, recipe, tokenizer=tokenizer).bits_per_weight
+    linears = [m.weight for n, m in model.named_modules() if n.endswith("_proj")]
+    stored = 3 * 2 * 40 * 40 * 8  # layers, blocks of the 80 channels, their entries, bits
+    assert bits["learned"] - bits["hadamard"] == pytest.approx(stored / sum(w.numel() for w in linears), rel=1e-6)
 
 
 def test_one_token_teaches_nothing(tmp_path: Path, tokenizer, monkeypatch) -> None:

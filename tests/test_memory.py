@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+import jointquant
+from jointquant import memory
+from jointquant.errors import InputError
 from jointquant.memory import little_freed_memory_kept, peak_rss_bytes, resident, return_freed_memory
 
 MEGABYTE = 10**6
@@ -60,3 +63,12 @@ def test_pages_are_new_for_each_tensor_only_while_little_is_kept():
     inside, behind = map(int, done.stdout.split())
     assert inside > 10 * 1000
     assert behind < 1000
+
+
+def test_quantize_keeps_freed_memory_behind_it_even_when_it_refuses(tmp_path, monkeypatch):
+    thresholds = []
+    monkeypatch.setattr(memory, "_set_thresholds", lambda *pair: thresholds.append(pair))
+    with pytest.raises(InputError):
+        jointquant.quantize(tmp_path / "missing", tmp_path / "out", "rtn")
+    little, much = thresholds
+    assert little < much == (memory.LARGEST_MMAP_THRESHOLD, memory.MUCH_KEPT_AT_THE_END)

@@ -1,4 +1,7 @@
-"""A seeded sample of the tokens that pass a site: whole activations are never kept."""
+"""Seeded samples of the tokens that pass a site: whole activations are never kept.
+
+``TokenSample`` counts on every token of a batch passing; ``DrawnTokens`` does not, so experts' inputs can be sampled.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ import torch
 from torch import Tensor
 
 from jointquant.ranks import ALONE, Ranks
+
+KEY_BITS, KEY_CHANNELS = 62, 4
+MULTIPLIER, INCREMENT = 6364136223846793005, 1442695040888963407
+"""D. Knuth's (MMIX) of a linear congruential generator modulo 2^64."""
 
 Part = tuple[int, int, int]
 """Rows of a batch, and from which on to which they are this rank's."""
@@ -85,3 +92,47 @@ class TokenSample:
             whole[start : start + length] = self.ranks.broadcast(piece, rank)
             start += length
         return whole
+
+
+class DrawnTokens:
+    """Keeps the tokens whose own digits say so: the same ones however they are batched, routed or shared out.
+
+    Args:
+        share: the part of the tokens that is kept, on average; 1 or more keeps all.
+        seed: with another one, others are kept.
+    """
+
+    def __init__(self, share: float, seed: int) -> None:
+        self.share, self.seed = share, seed
+        self.kept: list[tuple[Tensor, Tensor]] = []  # keys and rows
+
+    def update(self, x: Tensor) -> None:
+        """Take in the tokens of x: [..., n]."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        keys = token_keys(rows, self.seed)
+        if self.share < 1:
+            chosen = (keys < int(self.share * 2**KEY_BITS)).nonzero().squeeze(-1)
+            keys, rows = keys[chosen], rows[chosen]
+        self.kept.append((keys, rows.clone()))
+
+    def take(self, ranks: Ranks = ALONE) -> Tensor | None:
+        """Tokens of all ranks, [tokens, n] float32 in the order of their keys, on each rank; None: there are none."""
+        kept, self.kept = self.kept, []
+        if ranks.size > 1:
+            device = kept[0][1].device if kept else torch.device("cpu")
+            every = ranks.ask([(keys.cpu(), rows.cpu()) for keys, rows in kept])
+            kept = [(keys.to(device), rows.to(device)) for own in every for keys, rows in own]
+        if not sum(len(keys) for keys, _ in kept):
+            return None
+        order = torch.cat([keys for keys, _ in kept]).argsort(stable=True)
+        return torch.cat([rows for _, rows in kept])[order]
+
+
+def token_keys(rows: Tensor, seed: int) -> Tensor:
+    """int64 [tokens] in [0, 2^62), as good as random, of the first channels of tokens [tokens, n] float32."""
+    digits = rows[:, :KEY_CHANNELS].contiguous().view(torch.int32).to(torch.int64)
+    keys = torch.full((len(rows),), seed + 1, dtype=torch.int64, device=rows.device)
+    for column in digits.unbind(1):
+        keys = (keys ^ column) * MULTIPLIER + INCREMENT  # wraps around
+        keys = keys ^ (keys >> 29)
+    return keys & (2**KEY_BITS - 1)

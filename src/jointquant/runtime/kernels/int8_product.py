@@ -26,7 +26,7 @@ COPIES_MULTIPLE = 32
 MIDDLE = 128
 """What the integers of x are moved up by, to be unsigned."""
 BLOCK_ROWS, BLOCK_OUT = 512, 2048
-"""The product is made in blocks, whose float32 values are scaled while they are in a core's cache."""
+"""The product is made in blocks, whose float32 values are scaled while they are in the cores' caches."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
