@@ -32,6 +32,7 @@ import torch
 import transformers
 from stories260k import CALIBRATION_CHARACTERS, row
 from turned import turned_onto_principal_axes
+from widened import widened
 
 import jointquant
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT
@@ -84,10 +85,19 @@ SMOOTHINGS = {
     "root mean squares": "smoothing={alpha: 0.5, measure: rms}",
 }
 
+SMOOTHED = (
+    "weights.symmetric=false",
+    "rotations.r1.kind=none",
+    "rotations.r2.kind=none",
+    "smoothing={alpha: 0.5, measure: rms}",
+    "refinement.steps=600",
+)
+
 WEIGHTS = (
     ("all linears", "gptq", ("activations.num_bits=16", "kv_cache.num_bits=16")),
     ("all linears", "w4a16", (PER_CHANNEL,)),
     ("all linears, asymmetric", "w4a16", (PER_CHANNEL, "weights.symmetric=false")),
+    ("all linears, asymmetric, smoothed and not rotated, 600 steps", "w4a16", (PER_CHANNEL, *SMOOTHED)),
     ("attention's linears", "w4a16", (PER_CHANNEL, ATTENTION)),
     ("attention's linears, asymmetric", "w4a16", (PER_CHANNEL, ATTENTION, "weights.symmetric=false")),
 )
@@ -152,7 +162,7 @@ class Bench:
             self.add(tests[test], recipe, perplexities, seconds, divergences)
 
     def peer(self, labels: dict[str, str], model: str | Path, calibration: Path, test: Path) -> None:
-        """The same of auto-round; what it says it has quantized joins the labels."""
+        """The same of auto-round; what it says it has quantized goes into the labels."""
         script = Path(__file__).parent / "peer_auto_round.py"
         command = [self.peer_python, script, model, "--calib", calibration, "--test", test]
         found = []
@@ -162,7 +172,7 @@ class Bench:
         (quantized,) = {", ".join(each["quantized"]) for each in found}
         name = f"auto-round {found[0]['versions']['auto-round']}"
         values, seconds = ([each[key] for each in found] for key in ("perplexity", "seconds"))
-        self.add({"what": f"{quantized} (all it quantizes)"} | labels, name, values, seconds)
+        self.add(labels | {"what": labels["what"].format(quantized)}, name, values, seconds)
 
     def add(
         self,
@@ -276,12 +286,17 @@ def smoothing(bench: Bench, model: str, given: list[Path]) -> None:
 
 
 def weights(bench: Bench, model: str, given: list[Path]) -> None:
-    """W4A16 per channel beside auto-round, of all linears and of those alone that auto-round quantizes."""
+    """W4A16 per channel beside auto-round, of all linears and of those alone that auto-round quantizes.
+
+    It quantizes all of them too where the MLP has channels of zeros besides, so that 32 divides its size.
+    """
     calibration, test = split(given[0], bench.folder)
     fp = {"fp": f"{bench.reference(model, test):.3f}"}
     for what, preset, changes in WEIGHTS:
         bench.measure({test: {"what": what} | fp}, model, preset, changes, calibration)
-    bench.peer(fp, model, calibration, test)
+    bench.peer({"what": "all it quantizes: {}"} | fp, model, calibration, test)
+    wide = widened(model, bench.folder / "widened")
+    bench.peer({"what": "all linears, the MLP widened by zeros"} | fp, wide, calibration, test)
 
 
 PARTS = {
