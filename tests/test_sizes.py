@@ -14,6 +14,7 @@ from jointquant.recipe import LearnedRotation, load_recipe, preset_names
 from jointquant.sizes import read_size, size_names
 
 PER_TRAINING = {"num_tokens", "batch_tokens", "steps"}
+SIZED = ("r1", "r2", "r4")
 
 
 def test_the_sizes() -> None:
@@ -22,7 +23,7 @@ def test_the_sizes() -> None:
         size = read_size(name)
         assert set(size) == {"description", "calibration", "rotations"}
         assert set(size["calibration"]) == {"num_samples"}
-        assert all(set(size["rotations"][rotation]) == PER_TRAINING for rotation in ("r1", "r2"))
+        assert all(set(size["rotations"][rotation]) == PER_TRAINING for rotation in SIZED)
 
 
 @pytest.mark.parametrize("size", size_names())
@@ -31,7 +32,7 @@ def test_a_size_changes_how_much_and_never_what(preset: str, size: str) -> None:
     plain, sized = load_recipe(preset), load_recipe(preset, size=size)
     settings = read_size(size)
     assert sized.calibration.num_samples == settings["calibration"]["num_samples"]
-    for name in ("r1", "r2"):
+    for name in SIZED:
         before, after = getattr(plain.rotations, name), getattr(sized.rotations, name)
         if isinstance(before, LearnedRotation):
             assert after == before.model_copy(update=settings["rotations"][name])

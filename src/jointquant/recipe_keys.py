@@ -112,11 +112,11 @@ def key_table() -> list[str]:
 def size_table() -> list[str]:
     """The lines of the table of sizes, in Markdown."""
     columns = [("calibration", "num_samples")]
-    columns += [(f"rotations.{rotation}", key) for rotation in ("r1", "r2") for key in PER_TRAINING]
+    columns += [(f"rotations.{rotation}", key) for rotation in ("r1", "r2", "r4") for key in PER_TRAINING]
     heads = ["`--size`", "models of", *(f"`{part.rpartition('.')[2]}.{key}`" for part, key in columns)]
     lines = [f"| {' | '.join(heads)} |", "|-" * len(heads) + "|"]
     for name in size_names():
-        recipe = load_recipe("dartquant", size=name)
+        recipe = load_recipe("w4a4kv4", size=name)
         values = [str(getattr(attrgetter(part)(recipe), key)) for part, key in columns]
         lines.append(f"| {' | '.join([name, read_size(name)['description'], *values])} |")
     return lines
