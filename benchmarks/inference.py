@@ -45,6 +45,8 @@ RESULT = Path(__file__).parent / "results" / "inference.json"
 PROMPT, STEPS, PREFILL = 64, 16, 512
 HEAD = "head.num_bits=4"
 R4 = "rotations.r4.kind=hadamard"
+LEARNED_R4 = ("rotations.r4.kind=learned", "rotations.r4.steps=1")
+"""One step: what is learned does not change what it costs."""
 ARTIFACTS: dict[str, tuple[str, ...]] = {
     "W4A16": (),
     "W4A16, head W4": (HEAD,),
@@ -53,6 +55,7 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
     "W4A4": ("activations.num_bits=4",),
     "W4A4 with R4": ("activations.num_bits=4", R4),
     "W4A4 with R4, head W4": ("activations.num_bits=4", R4, HEAD),
+    "W4A4 with learned R4": ("activations.num_bits=4", *LEARNED_R4),
     "W4A4KV4 with R3, R4": ("activations.num_bits=4", "kv_cache.num_bits=4", R4, "rotations.r3.kind=hadamard"),
 }
 Row = dict[str, Any]

@@ -128,15 +128,18 @@ def test_about_as_many_tokens_as_asked_for_and_others_with_another_seed() -> Non
 
 
 class TwoRanks(Ranks):
-    """One of two, whose other's answer is known."""
+    """The first of two, whose other's tensors are known."""
 
     size = 2
 
-    def __init__(self, other: list[tuple[Tensor, Tensor]]) -> None:
-        self.other = other
+    def __init__(self, other: dict[str, Tensor]) -> None:
+        self.left = list(other.items())
 
-    def ask(self, own):  # type: ignore[no-untyped-def]
-        return [own, self.other]
+    def tell(self, value, source=0):  # type: ignore[no-untyped-def]
+        return {name: (x.shape, x.dtype) for name, x in self.left} if source else value
+
+    def broadcast(self, tensor, source=0):  # type: ignore[no-untyped-def]
+        return self.left.pop(0)[1] if source else tensor
 
 
 def test_ranks_have_the_tokens_of_all() -> None:
@@ -145,7 +148,45 @@ def test_ranks_have_the_tokens_of_all() -> None:
     whole.update(x)
     own.update(x[70:])
     other.update(x[:70])
-    assert torch.equal(own.take(TwoRanks(other.kept)), whole.take())
+    ((keys, rows),) = other.kept
+    assert torch.equal(own.take(TwoRanks({"keys": keys, "rows": rows})), whole.take())
+    for drawn in (own, whole):
+        drawn.update(x)
+    assert torch.equal(own.take(TwoRanks({})), whole.take())  # the other has none
+
+
+def test_an_opened_expert_keeps_no_more_tokens_than_others(tmp_path: Path, tokenizer, monkeypatch) -> None:
+    kept: list[int] = []
+    take = DrawnTokens.take
+
+    def counted(self, ranks, device):  # type: ignore[no-untyped-def]
+        kept.append(sum(len(keys) for keys, _ in self.kept))
+        return take(self, ranks, device)
+
+    monkeypatch.setattr(DrawnTokens, "take", counted)
+    model, num_tokens = make_model("mixtral"), 2 * 32
+    experts, passed = model.config.num_local_experts, model.config.num_experts_per_tok
+    recipe = jointquant.load_recipe("fp16", small(*FOUR, *LEARNED, "calibration.num_samples=2"))
+    result = jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
+    assert len(result.starved_experts) > len(kept) / 2  # the others keep what is routed to them
+    assert len(kept) == model.config.num_hidden_layers * experts
+    assert 0.5 < sum(kept) / (len(kept) * num_tokens * passed / experts) < 1.3
+
+
+def test_matrices_are_kept_until_they_are_let_go_of(tmp_path: Path, tokenizer) -> None:
+    recipe = jointquant.load_recipe("fp16", small(*FOUR, *LEARNED))
+    jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
+    loaded = jointquant.load(tmp_path / "a", kernels="auto")
+    down = loaded.model.layers[0].mlp.down_proj
+    with torch.no_grad():
+        before = loaded(INPUT_IDS).logits
+        assert [kept.dtype for kept in down._matrices.values()] == [torch.float32]
+        assert down.input_rotation.dtype == torch.int8
+        down.release_prepared()
+        assert not down._matrices
+        assert torch.equal(loaded(INPUT_IDS).logits, before)
+        down.load_state_dict(down.state_dict() | {INPUT_ROTATION: -down.input_rotation})
+        assert not torch.equal(loaded(INPUT_IDS).logits, before)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
@@ -183,7 +224,7 @@ def test_the_matrices_count_among_the_bits_per_weight(tmp_path: Path, tokenizer)
 
 def test_one_token_teaches_nothing(tmp_path: Path, tokenizer, monkeypatch) -> None:
     take = DrawnTokens.take
-    monkeypatch.setattr(DrawnTokens, "take", lambda self, ranks: take(self, ranks)[:1])
+    monkeypatch.setattr(DrawnTokens, "take", lambda self, ranks, device: take(self, ranks, device)[:1])
     recipe = jointquant.load_recipe("fp16", small(*FOUR, *LEARNED))
     jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
     found = [b for n, b in jointquant.load(tmp_path / "a").named_buffers() if n.endswith(INPUT_ROTATION)]

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,3 +74,29 @@ def test_quantize_keeps_freed_memory_behind_it_even_when_it_refuses(tmp_path, mo
         jointquant.quantize(tmp_path / "missing", tmp_path / "out", "rtn")
     little, much = thresholds
     assert little < much == (memory.LARGEST_MMAP_THRESHOLD, memory.MUCH_KEPT_AT_THE_END)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_files_only_cache_can_still_be_taken(version: int, tmp_path: Path, monkeypatch) -> None:
+    """A control group counts the pages of files that were read, a checkpoint's for one; they are given up on demand."""
+    limit, used, cached = 4 * 10**9, 3 * 10**9, 2 * 10**9
+    found = {
+        1: ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file")
+    }
+    found[2] = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+    limit_file, used_file, stat, name = (tmp_path / part for part in found[version])
+    stat.parent.mkdir(exist_ok=True)
+    limit_file.write_text(f"{limit}\n")
+    used_file.write_text(f"{used}\n")
+    stat.write_text(f"anon 7\n{name.name} {cached}\nworkingset_nodes 5\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
+    assert memory.available() == limit - used + cached
+    limit_file.write_text({1: f"{2**63 - 4096}\n", 2: "max\n"}[version])
+    assert memory.available() == 10**12
+
+
+def test_without_a_control_group_it_is_the_machine(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=123))
+    assert memory.available() == 123

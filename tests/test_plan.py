@@ -24,6 +24,7 @@ from jointquant.needs import Job
 from jointquant.plan import Budget, Choice, choices, make_plan, plan_of, shortages
 from jointquant.planning import free_disk
 from jointquant.shape import shape_of, shape_of_model
+from jointquant.traffic import traffic_of
 
 GB = 10**9
 
@@ -223,3 +224,17 @@ def test_refinement_that_does_not_fit() -> None:
     budget = Budget(plan_of(refined, Choice("disk", 512), Budget()).host_peak - 1)
     with pytest.raises(InputError, match=r"a larger budget, or --set refinement\.steps=0"):
         make_plan(refined, budget)
+
+
+def test_ranks_send_each_other_the_tokens_of_a_learned_r4() -> None:
+    alike = replace(job(recipe="w4a4kv4"), ranks=8)
+    rotations = alike.recipe.rotations
+    r4 = jointquant.load_recipe("quarot").rotations.r4
+    plain = replace(
+        alike, recipe=alike.recipe.model_copy(update={"rotations": rotations.model_copy(update={"r4": r4})})
+    )
+    more = {kind: size - traffic_of(plain).get(kind, 0) for kind, size in traffic_of(alike).items()}
+    tokens, layers = rotations.r4.num_tokens, 32  # type: ignore[union-attr]
+    assert {kind: size for kind, size in more.items() if size} == {
+        "samples for R4": tokens * 11008 * 4 * layers * 7 // 8
+    }

@@ -157,12 +157,24 @@ def load_shards(folder: Path) -> dict[str, Tensor]:
     return {k: v for path in sorted(folder.glob("model-*.safetensors")) for k, v in load_file(path).items()}
 
 
+R4_ERROR = "rotations.r4={kind: learned, objective: quant_error}"
+FLOATING = "overrides=[{modules: '*.down_proj', activations: {num_bits: 16}}]"
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
         ("gemma2", ["kv_cache.centring=keys"], "caps its attention scores"),
         ("llama", ["weights.num_bits=4", "weights.type=nf4", "refinement.steps=1"], "expected weights.type int"),
         ("llama", ["rotations.r3={kind: learned, objective: quant_error}"], "keys of less than 16 bits"),
+        ("llama", [R4_ERROR], "r4.objective quant_error needs activations.num_bits below 16"),
+        ("llama", [R4_ERROR, *FOUR, "activations.clip_ratio=search"], "a number as activations.clip_ratio"),
+        ("llama", [R4_ERROR, *FOUR, FLOATING], "inputs below 16 bits in overrides too"),
+        (
+            "llama",
+            ["rotations.r1={kind: learned, objective: kl, batch_tokens: 1}"],
+            "objective kl needs num_tokens and",
+        ),
         ("llama", ["refinement.steps=-1"], "refinement.steps"),
         ("llama", ["kv_cache.balancing=half"], "kv_cache.balancing"),
         ("llama", ["activations.centring=median"], "activations.centring"),

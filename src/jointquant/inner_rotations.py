@@ -18,6 +18,7 @@ from jointquant.recipe import LearnedInnerRotation
 from jointquant.rotations import merging
 from jointquant.rotations.learning import learn_blocks
 from jointquant.rotations.sampling import DrawnTokens
+from jointquant.routing import opened_experts
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.inner_rotation import as_integers, matrices
 from jointquant.runtime.linear import OnlineLinear
@@ -45,19 +46,23 @@ def learn_inner_rotations(
     settings, seed = assembly.recipe.rotations.r4, assembly.recipe.calibration.seed
     if not isinstance(settings, LearnedInnerRotation):
         return
-    share = settings.num_tokens / (states.num_windows * states.seqlen)
+    share = min(1.0, settings.num_tokens / (states.num_windows * states.seqlen))
     downs = {name: _online(layer, name) for name in assembly.layers[index].downs}
-    samples = {name: DrawnTokens(share, seed) for name in downs}
+    opened = opened_experts(layer, assembly.architecture)  # read all tokens: no more of them than others keep
+    shares = {name: share * (assembly.routed[index] if name.startswith(opened) else 1.0) for name in downs}
+    samples = {name: DrawnTokens(shares[name], seed) for name in downs}
     watched = {name: _rotated(downs[name], sample.update) for name, sample in samples.items()}
     with plain_inputs(layer), unread(layer, assembly.layers[index], downs), watching(layer, watched):
         observe(layer, states, arguments)
     for name, down in downs.items():
         full_name = assembly.full_name(index, name)
         activations = assembly.recipe.activations_of(full_name)
-        sample = samples.pop(name).take(states.ranks)
-        if sample is not None and activations.centring != "none":
+        sample = samples.pop(name).take(states.ranks, states.device)
+        if sample is None or len(sample) == 1:
+            continue
+        if activations.centring != "none":
             sample = sample.sub_(sample.mean(0))
-        if sample is None or not sample.any():  # of one token, less its mean, nothing is left
+        if not sample.any():
             continue
         training, start = training_of(settings, quantizer_of(activations)), matrices(down.input_rotation, sample.dtype)
         with torch.enable_grad():

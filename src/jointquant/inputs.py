@@ -105,7 +105,7 @@ def calibrate_inputs(
     for reading in static:
         assert reading.bounds is not None
         reading.bounds.share(states.ranks)
-    searched = [reading for reading in readings if reading.settings.clip_ratio == "search"]
+    searched = [r for r in readings if r.path.quantizer is not None and r.settings.clip_ratio == "search"]
     for reading in searched:
         assert reading.path.quantizer is not None
         reading.search = clip_search(reading.path.quantizer, reading.bounds)

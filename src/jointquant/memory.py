@@ -23,6 +23,11 @@ Size = int | str | None
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 CGROUP = Path("/sys/fs/cgroup")
+CGROUPS = (
+    ("", "memory.max", "memory.current", ("inactive_file", "slab_reclaimable")),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file",)),
+)
+"""Of both versions of control groups: the folder, the limit, what is used, and what of that files only cache."""
 PROCESS_STATUS = Path("/proc/self/status")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 RETURNED_AT_ONCE, KEPT_AT_THE_END = 5 * 2**19, 8 * 2**20
@@ -58,12 +63,16 @@ def words(size: float) -> str:
 def available() -> int:
     """Bytes that this process could still take: of the machine, and of its control group where it is limited."""
     free = int(psutil.virtual_memory().available)
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-    except OSError:
-        return free
-    return free if limit == "max" else min(free, max(0, int(limit) - used))
+    for folder, limit_file, used_file, reclaimable in CGROUPS:
+        try:
+            limit = (CGROUP / folder / limit_file).read_text().strip()
+            used = int((CGROUP / folder / used_file).read_text())
+            kept = (CGROUP / folder / "memory.stat").read_text()
+        except OSError:
+            continue
+        freed = sum(int(size) for name, size in map(str.split, kept.splitlines()) if name in reclaimable)
+        return free if limit == "max" else min(free, max(0, int(limit) - used + freed))
+    return free
 
 
 def device_available(device: torch.device) -> int | None:

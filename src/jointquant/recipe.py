@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from jointquant.errors import InputError
 from jointquant.rotations.learning import INITS
-from jointquant.rotations.objectives import OBJECTIVES
+from jointquant.rotations.objectives import FEWEST_TOKENS, OBJECTIVES
 from jointquant.rotations.optimizers import OPTIMIZERS
 from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS
 from jointquant.settings import (
@@ -77,6 +77,13 @@ class LearnedRotation(Settings):
     learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
     momentum: float = Field(default=0.9, ge=0, lt=1)
     tolerance: float = Field(default=0.0, ge=0, lt=1, description="end when the loss falls by less than this part")
+
+    @model_validator(mode="after")
+    def _enough_tokens(self) -> LearnedRotation:
+        fewest = FEWEST_TOKENS.get(self.objective, 1)
+        if min(self.num_tokens, self.batch_tokens) < fewest:
+            raise ValueError(f"objective {self.objective} needs num_tokens and batch_tokens of at least {fewest}")
+        return self
 
 
 class LearnedResidualRotation(LearnedRotation):
@@ -203,13 +210,16 @@ class Recipe(Settings):
         """What is measured through the activation quantizer needs one, with a range that each token brings along."""
         if self._learns_error("r3") and not self.kv_cache.of_keys.enabled:
             raise ValueError("rotations.r3.objective quant_error needs keys of less than 16 bits in kv_cache")
-        measures = [f"rotations.{name}.objective quant_error" for name in ("r1", "r2") if self._learns_error(name)]
+        erring = [name for name in ("r1", "r2", "r4") if self._learns_error(name)]
+        measures = [f"rotations.{name}.objective quant_error" for name in erring]
         if isinstance(self.rotations.r1, LearnedResidualRotation) and self.rotations.r1.weights == "sensitivity":
             measures.append("rotations.r1.weights sensitivity")
         for measure in measures:
             if not self.activations.enabled:
                 raise ValueError(f"{measure} needs activations.num_bits below 16")
             for settings in (self.activations, *(merged(self.activations, o.activations) for o in self.overrides)):
+                if not settings.enabled and "r4" in erring:
+                    raise ValueError("rotations.r4.objective quant_error needs inputs below 16 bits in overrides too")
                 if settings.strategy in ("tensor", "channel"):
                     raise ValueError(f"{measure} needs activations.strategy token or group")
                 if settings.clip_ratio == "search":

@@ -70,7 +70,9 @@ def round_layer(
         return kept
     for name in weights:
         layer.set_submodule(name, exact[name])
-    loss, recipe = reference.loss_of(index), assembly.recipe
+    loss, recipe = reference.loss_of(index), assembly.recipe  # also takes the reference a layer on
+    if not weights:
+        return kept
     draws = generator(recipe.calibration.seed, f"refinement {index}")
     refined = refine(layer, assembly.layers[index], weights, states, arguments, loss, recipe.refinement, draws)
     for name, weight in refined.items():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.hidden_states import HiddenStates
+from jointquant.models.architecture import Architecture
 from jointquant.models.experts import Experts
 from jointquant.models.stream import LayerArguments
 from jointquant.propagation import observe
@@ -52,6 +53,14 @@ def starved(layer: nn.Module, counts: Tensor) -> dict[int, int]:
         return {}
     gate: Any = experts[0].gate_proj
     return {number: count for number, count in enumerate(counts.tolist()) if count < FEWEST * gate.in_features}
+
+
+def opened_experts(layer: nn.Module, architecture: Architecture) -> tuple[str, ...]:
+    """What the names of those experts' linears begin with that read every token now."""
+    experts, mixture = experts_of(layer), architecture.mixture
+    if experts is None or mixture is None:
+        return ()
+    return tuple(f"{mixture.experts}.{number}." for number in sorted(experts.open_to_all))
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def shape_of_model(model: PreTrainedModel, architecture: Architecture, dtype: to
 def _share(site: Site, layer: nn.Module, architecture: Architecture, config: PretrainedConfig) -> float:
     mixture = architecture.mixture
     routed = mixture is not None and site.linears[0].startswith(f"{mixture.experts}.")
-    return getattr(config, mixture.chosen) / mixture.count(layer) if routed and mixture is not None else 1.0
+    return mixture.routed_share(layer, config) if routed and mixture is not None else 1.0
 
 
 def _weight(module: nn.Module, name: str) -> torch.Tensor:

@@ -5,7 +5,7 @@ For each kind the bytes that one rank receives over the whole run, the one that 
 
 from __future__ import annotations
 
-from jointquant.needs import FLOAT, Bytes, Job, hessian_bytes, sample_bytes
+from jointquant.needs import FLOAT, SAMPLE_COPIES, Bytes, Job, hessian_bytes, inner_sample_bytes, sample_bytes
 from jointquant.recipe import LearnedResidualRotation
 
 LINKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
@@ -27,6 +27,8 @@ def traffic_of(job: Job) -> Bytes:
     if isinstance(r1, LearnedResidualRotation):
         step = r1.batch_tokens * shape.hidden_size + shape.hidden_size**2
         found["training of R1"] = others * r1.steps * step * FLOAT
+    if inner := inner_sample_bytes(job):
+        found["samples for R4"] = others * layers * inner["samples for R4"] / SAMPLE_COPIES
     if job.recipe.weights.enabled:
         found["Hessians"] = layers * sum(sum(stage.values()) for stage in hessian_bytes(job).values())
         found["rounded weights"] = others * layers * shape.linears

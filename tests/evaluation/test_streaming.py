@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import jointquant
-from conftest import FAMILIES, possible, small
+from conftest import FAMILIES, make_model, possible, small
 from jointquant.evaluation.runners import Loaded, Streamed, runner_of
+from jointquant.models.stream import Place, open_stream
 
 NOTHING = "1MB"  # less than the process itself
 
@@ -24,6 +27,25 @@ def test_the_figure_is_that_of_the_loaded_model(family: str, save_model, tmp_pat
         streamed = jointquant.evaluate(folder, (calibration_text,), memory_budget=NOTHING, **options)
         assert streamed.tokens == whole.tokens
         assert streamed.perplexity[calibration_text] == pytest.approx(whole.perplexity[calibration_text], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
+def test_the_factor_of_embeddings_is_that_of_the_dtype(
+    family: str, tmp_path: Path, tokenizer, calibration_text
+) -> None:
+    """A model stored in bfloat16 that computes in float32 has it in float32."""
+    make_model(family, torch.bfloat16).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    for dtype in ("float32", "bfloat16"):
+        frontend = open_stream(tmp_path / "m").frontend(Place(torch.device("cpu"), getattr(torch, dtype)))
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=getattr(torch, dtype))
+        factor = frontend.module("model.embed_tokens").embed_scale
+        assert factor.dtype == loaded.model.embed_tokens.embed_scale.dtype
+        assert torch.equal(factor, loaded.model.embed_tokens.embed_scale)
+    options = {"seqlen": 32, "max_tokens": 200, "dtype": "float32"}
+    whole = jointquant.evaluate(tmp_path / "m", (calibration_text,), **options)
+    streamed = jointquant.evaluate(tmp_path / "m", (calibration_text,), memory_budget=NOTHING, **options)
+    assert streamed.perplexity[calibration_text] == pytest.approx(whole.perplexity[calibration_text], rel=1e-5)
 
 
 def test_what_fits_is_loaded(save_model) -> None:

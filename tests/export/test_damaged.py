@@ -42,6 +42,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         in_shard(lambda t: t.update({f"{Q}.weight_packed": t[f"{Q}.weight_packed"][:, 1:].contiguous()})),
         "weight_packed",
     ),
+    "wider integers": (
+        in_shard(lambda t: t.update({f"{Q}.weight_packed": t[f"{Q}.weight_packed"].long()})),
+        "weight_packed .* is I64",
+    ),
     "another width": (
         in_config(lambda d: d["quantization_config"]["recipe"]["weights"].update({"num_bits": 3})),
         "its recipe makes it",

@@ -44,6 +44,11 @@ ARTIFACTS: dict[str, tuple[Damage, str]] = {
         f"tensor {PACKED} of the artifact is I32 [3, ",
     ),
     "artifact of another dtype": (tensors(lambda t: t.update({PACKED: t[PACKED].float()}), LAYER), "is F32"),
+    "artifact of wider integers": (tensors(lambda t: t.update({PACKED: t[PACKED].long()}), LAYER), "is I64"),
+    "artifact of small floats": (
+        tensors(lambda t: t.update({SCALE: t[SCALE].to(torch.float8_e4m3fn)}), LAYER),
+        "is F8_E4M3",
+    ),
     "artifact with NaN scales": (tensors(lambda t: t[SCALE].fill_(torch.nan), LAYER), f"{SCALE} holds NaN"),
     "artifact whose shard is cut": (write(LAYER, b"\x08\0\0\0\0\0\0\0{}"), "not a whole safetensors file"),
     "artifact without a shard": (remove(LAYER), "is missing"),

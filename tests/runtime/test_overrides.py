@@ -49,6 +49,31 @@ def test_an_excluded_layer_stays_in_floating_point(family: str, tmp_path: Path, 
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-3, atol=1e-3)
 
 
+DOCUMENTED = (
+    "overrides=[" + EXCLUDED + ", {modules: '*.down_proj', weights: {num_bits: 8}, activations: {num_bits: 8}}]"
+)
+FLOATING_INPUTS = "overrides=[{modules: '*.down_proj', activations: {num_bits: 16}}]"
+FLOATING_WEIGHTS = "overrides=[{modules: '*.layers.0.*', weights: {num_bits: 16}}]"
+
+
+@pytest.mark.parametrize(
+    "changes", [(DOCUMENTED,), (FLOATING_INPUTS,), (FLOATING_WEIGHTS,), ("activations.num_bits=16",)]
+)
+@pytest.mark.parametrize("preset", ["w4a4kv4", "fast"])
+def test_a_default_preset_leaves_out_what_it_is_told_to(
+    preset: str, changes: tuple[str, ...], tmp_path: Path, tokenizer
+) -> None:
+    """Searched clip ratios, centring, learned rotations and refinement, where there is nothing for them to do."""
+    learned = [name for name in ("r1", "r2", "r3", "r4") if preset == "w4a4kv4" or name in ("r1", "r2")]
+    quick = [f"rotations.{name}.steps=2" for name in learned] + ["refinement.steps=2"] * (preset == "w4a4kv4")
+    recipe = jointquant.load_recipe(preset, small(*quick, *changes))
+    jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
+    loaded = {kernels: jointquant.load(tmp_path / "a", kernels=kernels) for kernels in ("reference", "auto")}
+    with torch.no_grad():
+        expected, actual = (loaded[kernels](INPUT_IDS).logits for kernels in ("reference", "auto"))
+    assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
 def test_other_settings_are_packed_as_such(tmp_path: Path, tokenizer) -> None:
     overrides = [
         "{modules: '*.down_proj', weights: {num_bits: 8, group_size: 16}, activations: {num_bits: 8}}",

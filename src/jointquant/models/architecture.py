@@ -120,6 +120,10 @@ class Mixture:
             return 0
         return len(experts) if isinstance(experts, nn.ModuleList) else int(experts.num_experts)  # type: ignore[arg-type]
 
+    def routed_share(self, layer: nn.Module, config: PretrainedConfig) -> float:
+        """The part of the tokens that an expert of a layer sees, if all of them see as many."""
+        return float(getattr(config, self.chosen) / self.count(layer))
+
     @property
     def kept(self) -> tuple[str, ...]:
         """What reads the residual stream and stays in high precision."""

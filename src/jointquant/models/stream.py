@@ -203,6 +203,10 @@ class Frontend:
         # Copies, as in ``read_layer``.
         tensors = {name: stream.cast(name, stream.source.load(f"{root}.{name}").clone(), place) for name in names}
         self.backbone.load_state_dict(tensors, assign=True)
+        for module in self.backbone.modules():
+            factor = getattr(module, "scalar_embed_scale", None)
+            if factor is not None:  # as a model that is loaded in this dtype has it, not in that of the skeleton
+                module.embed_scale = torch.tensor(factor, dtype=place.dtype)
         stream.prepare(self)
         self.backbone.to(place.device).eval().requires_grad_(False)
 

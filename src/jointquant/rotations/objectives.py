@@ -155,6 +155,9 @@ def _quant_error(quantizer: Quantizer | None) -> Objective:
     return QuantError(quantizer)
 
 
+FEWEST_TOKENS = {"kl": 2}
+"""That an objective needs in a batch, where one is not enough."""
+
 OF_WHOLE_BATCHES: tuple[Objective, ...] = (swd, kl)
 """Objectives of which the mean over two batches is not that of both: they compare a batch's tokens with each other."""
 

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from jointquant.ranks import ALONE, Ranks
+from jointquant.ranks import ALONE, Ranks, broadcast_all
 
 KEY_BITS, KEY_CHANNELS = 62, 4
 MULTIPLIER, INCREMENT = 6364136223846793005, 1442695040888963407
 """D. Knuth's (MMIX) of a linear congruential generator modulo 2^64."""
+
+KEYS, ROWS = "keys", "rows"
 
 Part = tuple[int, int, int]
 """Rows of a batch, and from which on to which they are this rank's."""
@@ -115,17 +117,26 @@ class DrawnTokens:
             keys, rows = keys[chosen], rows[chosen]
         self.kept.append((keys, rows.clone()))
 
-    def take(self, ranks: Ranks = ALONE) -> Tensor | None:
-        """Tokens of all ranks, [tokens, n] float32 in the order of their keys, on each rank; None: there are none."""
-        kept, self.kept = self.kept, []
-        if ranks.size > 1:
-            device = kept[0][1].device if kept else torch.device("cpu")
-            every = ranks.ask([(keys.cpu(), rows.cpu()) for keys, rows in kept])
-            kept = [(keys.to(device), rows.to(device)) for own in every for keys, rows in own]
-        if not sum(len(keys) for keys, _ in kept):
-            return None
-        order = torch.cat([keys for keys, _ in kept]).argsort(stable=True)
-        return torch.cat([rows for _, rows in kept])[order]
+    def take(self, ranks: Ranks = ALONE, device: torch.device | None = None) -> Tensor | None:
+        """Tokens of all ranks, [tokens, n] float32 in the order of their keys, on each rank; None: there are none.
+
+        Args:
+            ranks: all of them call this.
+            device: where tokens of others are wanted.
+        """
+        own, self.kept = _joined(self.kept), []
+        every = [broadcast_all(ranks, own, rank, device) for rank in range(ranks.size)]
+        del own
+        whole = _joined([(part[KEYS], part[ROWS]) for part in every if part])
+        del every
+        return whole[ROWS][whole[KEYS].argsort(stable=True)] if whole else None
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Keys [tokens] and rows [tokens, n] of all parts; nothing where these have no token."""
+    if not sum(len(keys) for keys, _ in parts):
+        return {}
+    return {KEYS: torch.cat([keys for keys, _ in parts]), ROWS: torch.cat([rows for _, rows in parts])}
 
 
 def token_keys(rows: Tensor, seed: int) -> Tensor:

@@ -89,12 +89,14 @@ class Assembly:
         recipe: all settings.
         online: what runs with the model.
         layers: the architecture of each layer: those of experts name them one by one.
+        routed: the part of the tokens that an expert of each layer sees, if all of them see as many; 1 in a dense one.
     """
 
     architecture: Architecture
     recipe: Recipe
     online: OnlineTransforms
     layers: tuple[Architecture, ...]
+    routed: tuple[float, ...]
 
     @classmethod
     def of(cls, model: PreTrainedModel, architecture: Architecture, recipe: Recipe) -> Assembly:
@@ -105,7 +107,13 @@ class Assembly:
         """
         head_dim, layers = head_dim_of(model.config), list(model.get_submodule(architecture.layers).children())
         online = OnlineTransforms.of(recipe, model.config, head_dim, inner_sizes_of(model, architecture))
-        assembly = cls(architecture, recipe, online, tuple(architecture.of_layer(layer) for layer in layers))
+        mixture = architecture.mixture
+        sparse = [mixture if mixture is not None and mixture.count(layer) else None for layer in layers]
+        routed = tuple(
+            1.0 if each is None else each.routed_share(layer, model.config)
+            for each, layer in zip(sparse, layers, strict=True)
+        )
+        assembly = cls(architecture, recipe, online, tuple(architecture.of_layer(layer) for layer in layers), routed)
         assembly.check(layers, head_dim)
         return assembly
 

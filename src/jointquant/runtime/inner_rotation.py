@@ -41,8 +41,9 @@ class InnerRotation:
         return {INPUT_ROTATION: identity.repeat(in_features // size, 1, 1)}
 
     def apply(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """[..., in] → [..., in]; ``known`` are the linear's buffers."""
-        return rotate_blocks(x, matrices(known[INPUT_ROTATION], x.dtype))
+        """[..., in] → [..., in]; ``known`` are the linear's buffers, their integers perhaps made matrices already."""
+        kept = known[INPUT_ROTATION]
+        return rotate_blocks(x, kept.to(x.dtype) if kept.is_floating_point() else matrices(kept, x.dtype))
 
 
 def as_integers(rotations: Tensor) -> Tensor:

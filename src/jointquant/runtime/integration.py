@@ -7,6 +7,7 @@ runtime's modules in before the weights are loaded.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
 from jointquant.models.registry import ARCHITECTURES, architecture_of
-from jointquant.models.source import Checkpoint
+from jointquant.models.source import DTYPES, Checkpoint
 from jointquant.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.assembly import Assembly
@@ -32,6 +33,8 @@ from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.safetensors_header import Entry, read_header
 from jointquant.trust.strict_json import read_object
 
+INTEGERS = {torch.int8: "I8", torch.int32: "I32"}
+"""What artifacts have, as files call them."""
 QUANT_METHOD = "jointquant"
 FORMAT_VERSION = 1
 MODEL_TYPE_PREFIX = "jointquant_"
@@ -131,12 +134,17 @@ def check_complete(model: PreTrainedModel, files: list[str]) -> None:
         require(name in have, f"the artifact lacks tensor {name}: it is incomplete")
         found, shape = have[name], tuple(tensor.shape)
         require(
-            found.shape == shape and found.dtype.startswith("I") != tensor.is_floating_point(),
+            found.shape == shape and found.dtype in _stored_as(tensor.dtype),
             f"tensor {name} of the artifact is {found.dtype} {list(found.shape)}: its recipe makes it "
             f"{str(tensor.dtype).removeprefix('torch.')} {list(shape)}",
         )
     for name in have:
         require(name in want, f"unexpected tensor {name} in the artifact: its recipe makes none")
+
+
+def _stored_as(dtype: torch.dtype) -> Container[str]:
+    """The dtypes that a tensor may have in a file: integers their own, numbers any of the floats that models are of."""
+    return DTYPES if dtype.is_floating_point else (INTEGERS[dtype],)
 
 
 def check_artifact(folder: Path, config: PretrainedConfig) -> None:

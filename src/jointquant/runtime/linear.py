@@ -15,7 +15,7 @@ from jointquant.quantization.packing import pack, packed_size, unpack
 from jointquant.quantization.ranges import InputRange, SearchedRange, StaticRange
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.runtime.inner_rotation import InnerRotation
+from jointquant.runtime.inner_rotation import INPUT_ROTATION, InnerRotation, matrices
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.selection import Mode, choose
 from jointquant.runtime.site import Site, SiteInput
@@ -158,6 +158,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features, self._path, self.fmt = in_features, out_features, path, fmt
         self.site, self.mode = site or Site(), mode
         self._prepared: dict[tuple[str, torch.dtype], Any] = {}
+        self._matrices: dict[torch.dtype, Tensor] = {}
         self._chosen: dict[tuple[Mode, int, torch.dtype, bool], Kernel] = {}
         groups, words = num_groups(in_features, fmt), packed_size(in_features, fmt.num_bits)
         self.register_buffer("weight_packed", torch.zeros(out_features, words, dtype=torch.int32))
@@ -235,7 +236,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        inputs = self.site.read(x, self.path, self.known())
+        inputs = self.site.read(x, self.path, self._ready(x.dtype))
         kernel = self._kernel(inputs)
         y = kernel.run(inputs, self._weight_for(kernel, x.dtype))
         if self.bias is not None:
@@ -266,9 +267,19 @@ class PackedLinear(nn.Module):
             self._prepared[key] = kernel.prepare(self.quantized_weight(), self.path.quantizer, dtype)
         return self._prepared[key]
 
+    def _ready(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The buffers of the input path; a learned rotation's as matrices, which all but the reference keep."""
+        known, exact = self.known(), torch.promote_types(dtype, torch.float32)
+        if self.path.inner is None or self.mode == "reference":
+            return known
+        if exact not in self._matrices:
+            self._matrices[exact] = matrices(known[INPUT_ROTATION], exact)
+        return known | {INPUT_ROTATION: self._matrices[exact]}
+
     def release_prepared(self) -> None:
-        """Let go of what kernels keep of the weight; it is made anew when the linear runs again."""
+        """Let go of what is kept of the weight and of the rotation before it; made anew when the linear runs again."""
         self._prepared.clear()
+        self._matrices.clear()
 
     def _forget(self) -> None:
         """The packed tensors have changed or moved, or another path leads to them."""

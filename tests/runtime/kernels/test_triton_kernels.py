@@ -91,12 +91,14 @@ def test_hadamard_and_quantization(size: int, fmt: IntFormat, dtype: torch.dtype
     agree(found, encode_rows(transform.unrounded(x), fmt, 0.9))
 
 
-def test_rotated_inputs_go_through_one_program() -> None:
-    path = InputPath(HadamardTransform.of_size(256), DynamicRange(IntFormat(8, False)))
+@pytest.mark.parametrize("centred", [False, True])
+def test_rotated_inputs_go_through_one_program_unless_they_are_centred(centred: bool) -> None:
+    path = InputPath(HadamardTransform.of_size(256), DynamicRange(IntFormat(8, False)), centred)
+    known = {"input_mean": 3 * tokens(1, 256, torch.float32)[0]} if centred else {}
     rounded = round_to_nearest(torch.randn(32, 256).to(DEVICE), IntFormat(4, True), "none", torch.float32)
     x, kernel = tokens(5, 256, torch.float32), Int4Triton()
-    y = kernel.run(Site().read(x, path, {}), kernel.prepare(rounded, path.quantizer, x.dtype))
-    expected = path(x, {}) @ rounded.dequantize().T
+    y = kernel.run(Site().read(x, path, known), kernel.prepare(rounded, path.quantizer, x.dtype))
+    expected = path(x, known) @ rounded.dequantize().T
     assert (y - expected).abs().max() < 1e-2 * expected.abs().max()
 
 

@@ -103,7 +103,7 @@ def token_codes(inputs: SiteInput) -> TokenCodes:
     from jointquant.runtime.kernels.triton_tokens import fits, hadamard_integers
 
     transform, quantizer = inputs.path.transform, inputs.path.quantizer
-    alone = inputs.path.inner is None
+    alone = inputs.path.inner is None and not inputs.path.centred  # that program knows neither
     if transform is None or not alone or not isinstance(quantizer, DynamicRange) or not fits(transform):
         return inputs.signed_codes()
 
