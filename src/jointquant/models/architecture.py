@@ -121,8 +121,9 @@ class Mixture:
         return len(experts) if isinstance(experts, nn.ModuleList) else int(experts.num_experts)  # type: ignore[arg-type]
 
     def routed_share(self, layer: nn.Module, config: PretrainedConfig) -> float:
-        """The part of the tokens that an expert of a layer sees, if all of them see as many."""
-        return float(getattr(config, self.chosen) / self.count(layer))
+        """The part of the tokens that an expert of a layer sees, if all of them see as many; 1 in a dense layer."""
+        count = self.count(layer)
+        return getattr(config, self.chosen) / count if count else 1.0
 
     @property
     def kept(self) -> tuple[str, ...]:

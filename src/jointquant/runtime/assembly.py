@@ -108,11 +108,7 @@ class Assembly:
         head_dim, layers = head_dim_of(model.config), list(model.get_submodule(architecture.layers).children())
         online = OnlineTransforms.of(recipe, model.config, head_dim, inner_sizes_of(model, architecture))
         mixture = architecture.mixture
-        sparse = [mixture if mixture is not None and mixture.count(layer) else None for layer in layers]
-        routed = tuple(
-            1.0 if each is None else each.routed_share(layer, model.config)
-            for each, layer in zip(sparse, layers, strict=True)
-        )
+        routed = tuple(1.0 if mixture is None else mixture.routed_share(layer, model.config) for layer in layers)
         assembly = cls(architecture, recipe, online, tuple(architecture.of_layer(layer) for layer in layers), routed)
         assembly.check(layers, head_dim)
         return assembly
