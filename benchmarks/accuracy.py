@@ -7,6 +7,7 @@
     python benchmarks/accuracy.py sites MODEL TEXT.txt
     python benchmarks/accuracy.py smoothing MODEL TEXT.txt --seeds 6
     python benchmarks/accuracy.py weights MODEL TEXT.txt --peer-python PYTHON
+    python benchmarks/accuracy.py seen MODEL TEXT.txt
 
 MODEL is the stories260k checkpoint, TEXT a TinyStories sample whose first 150,000 characters calibrate (64 windows of
 256 tokens) and whose rest tests. ``models`` is MODEL with its residual stream turned onto its principal axes (the same
@@ -14,7 +15,7 @@ function, with outlier channels), and the embedded model, as it is and so turned
 that the demo's calibration text has. ``texts`` calibrates on one text and tests on others.
 ``sites`` quantizes inputs alone, those of the embedded model: all, or all but those of one site. ``smoothing`` is the
 default presets with scales before the rotations. ``weights`` is W4A16 alone, beside auto-round in the environment of
-PYTHON. Writes benchmarks/results/accuracy_<part>.json after every row.
+PYTHON. ``seen`` calibrates on the beginning of a text and measures divergence there too. Writes benchmarks/results/accuracy_<part>.json after every row.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 import torch
 import transformers
 from stories260k import CALIBRATION_CHARACTERS, row
+from transformers import AutoTokenizer
 from turned import turned_onto_principal_axes
 from widened import widened
 
@@ -299,6 +301,34 @@ def weights(bench: Bench, model: str, given: list[Path]) -> None:
     bench.peer({"what": "all linears, the MLP widened by zeros"} | fp, wide, calibration, test)
 
 
+def seen(bench: Bench, model: str, given: list[Path]) -> None:
+    """How close an artifact is on the windows that calibrated it, and on text that it has not seen."""
+    calibration, test = split(given[0], bench.folder)
+    for name, subject, source, heldout, recipes, amounts in (
+        ("stories260k", model, calibration, test, ("dartquant", "w4a4kv4", "w4a16"), (WINDOWS, 256)),
+        ("embedded", str(EMBEDDED), CALIBRATION_TEXT, HELDOUT_TEXT, ("dartquant", "w4a4kv4"), (WINDOWS, ALL_WINDOWS)),
+    ):
+        for windows in amounts:
+            shown = beginning(source, subject, windows, bench.folder / f"{name} {windows}.txt")
+            texts = {"those windows": shown, "other text": heldout}
+            labels = {
+                text: {"what": f"{name}, first {windows} windows: {where}", "fp": f"{bench.reference(subject, text):.3f}"}
+                for where, text in texts.items()
+            }
+            for recipe in recipes:
+                changes = (PER_CHANNEL,) if recipe == "w4a16" else ()
+                bench.measure(labels, subject, recipe, changes, shown, windows)
+
+
+def beginning(text: Path, model: str, windows: int, out: Path) -> Path:
+    """Write as much of a text as has so many windows, and a few tokens more."""
+    characters = text.read_text()
+    tokenized = AutoTokenizer.from_pretrained(model)(characters, return_offsets_mapping=True)
+    last = min(windows * SEQLEN + SEQLEN // 8, len(tokenized.input_ids) - 1)
+    out.write_text(characters[: tokenized.offset_mapping[last][1]])
+    return out
+
+
 PARTS = {
     "presets": presets,
     "ingredients": ingredients,
@@ -307,6 +337,7 @@ PARTS = {
     "sites": sites,
     "smoothing": smoothing,
     "weights": weights,
+    "seen": seen,
 }
 
 if __name__ == "__main__":

@@ -326,6 +326,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy_sites": accuracy,
     "accuracy_smoothing": accuracy,
     "accuracy_weights": accuracy,
+    "accuracy_seen": accuracy,
     "inner_rotations": inner_rotations,
     "plans": plans,
     "distributed": distributed,
