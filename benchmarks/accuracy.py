@@ -14,8 +14,9 @@ MODEL is the stories260k checkpoint, TEXT a TinyStories sample whose first 150,0
 function, with outlier channels), and the embedded model, as it is and so turned, calibrated on 64 windows, and on all
 that the demo's calibration text has. ``texts`` calibrates on one text and tests on others.
 ``sites`` quantizes inputs alone, those of the embedded model: all, or all but those of one site. ``smoothing`` is the
-default presets with scales before the rotations. ``weights`` is W4A16 alone, beside auto-round in the environment of
-PYTHON. ``seen`` calibrates on the beginning of a text and measures divergence there too. Writes benchmarks/results/accuracy_<part>.json after every row.
+default presets with scales before the rotations.
+``weights`` is W4A16 alone, beside auto-round in the environment of PYTHON. ``seen`` calibrates on the beginning of a
+text and measures divergence there too. Writes benchmarks/results/accuracy_<part>.json after every row.
 """
 
 from __future__ import annotations
@@ -311,8 +312,9 @@ def seen(bench: Bench, model: str, given: list[Path]) -> None:
         for windows in amounts:
             shown = beginning(source, subject, windows, bench.folder / f"{name} {windows}.txt")
             texts = {"those windows": shown, "other text": heldout}
+            what = f"{name}, first {windows} windows"
             labels = {
-                text: {"what": f"{name}, first {windows} windows: {where}", "fp": f"{bench.reference(subject, text):.3f}"}
+                text: {"what": f"{what}: {where}", "fp": f"{bench.reference(subject, text):.3f}"}
                 for where, text in texts.items()
             }
             for recipe in recipes:
