@@ -65,6 +65,12 @@ def test_exports_that_compute_the_same_take_them_over(artifact: Path, tmp_path: 
     assert "rotated, not rounded" in (tmp_path / "rotated" / CARD_NAME).read_text(encoding="utf-8")
 
 
+def test_an_export_in_another_dtype_takes_none_over(artifact: Path, tmp_path: Path) -> None:
+    record_perplexity(artifact, {"wikitext2": 9.5}, 128)
+    export_artifact(artifact, "dense", tmp_path / "dense", dequantized=True, dtype="bfloat16")
+    assert read_measured(tmp_path / "dense") == []
+
+
 def test_what_is_no_card_is_said(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no artifact and no export of one"):
         record_perplexity(DEMO / "model", {"wikitext2": 9.5}, 128)

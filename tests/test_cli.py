@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from conftest import DEMO
-from jointquant.cli import main
+from jointquant import InputError, evaluate
+from jointquant.cli import _finish, main
 
 QUICK = ["--recipe", "rtn", "--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
 
@@ -57,6 +59,41 @@ def test_eval_beside_a_reference(save_model, tmp_path: Path, capsys) -> None:
     shown = capsys.readouterr().out
     assert "KL divergence" in shown
     assert f"{found['same_top']:.2%}" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--card", "--text", "TEXT"], "is no artifact and no export of one"),
+        (["--card", "--text", "TEXT", "--max-tokens", "640"], "expected no --max-tokens"),
+        (["--card", "--tasks", "anything"], "expected some --text"),
+        (["--text", "TEXT", "--seqlen", "0"], "seqlen must be at least 2, got 0"),
+    ],
+)
+def test_eval_refuses_before_it_measures(flags: list[str], message: str, save_model, tmp_path: Path, capsys) -> None:
+    given = [str(DEMO / "heldout.txt") if flag == "TEXT" else flag for flag in flags]
+    model = str(save_model("llama"))
+    assert_refused(["eval", model, *given], message, capsys, tmp_path)
+
+
+def test_json_has_no_infinite_number(capsys) -> None:
+    _finish({"perplexity": {"t": math.inf}, "rows": [1.5, math.nan, None, True]}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"perplexity": {"t": None}, "rows": [1.5, None, None, True]}
+
+
+def test_the_demo_replaces_nothing(tmp_path: Path, capsys) -> None:
+    (tmp_path / "rtn-0").mkdir()
+    assert_refused(["demo", "--out", str(tmp_path)], "is not empty", capsys, tmp_path)
+
+
+def test_a_temperature_that_overflows(save_model, tmp_path: Path, capsys) -> None:
+    arguments = ["generate", str(save_model("llama")), "--prompt", "a", "--temperature", "1e-310"]
+    assert_refused(arguments, "expected 0, or a number from 1e-06 on", capsys, tmp_path)
+
+
+def test_texts_are_several(save_model) -> None:
+    with pytest.raises(InputError, match="texts is one string"):
+        evaluate(save_model("llama"), "wikitext2")
 
 
 @pytest.mark.parametrize("verb", ["recipes", "models", "doctor"])

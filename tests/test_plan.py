@@ -185,6 +185,28 @@ def test_a_dry_run_needs_the_configuration_alone(tmp_path: Path, capsys) -> None
     assert "device memory of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--set", "weights.group_size=48"], "does not divide"),
+        (["--seqlen", "100000"], "is longer than the model's"),
+        (["--calib", "nosuch.txt"], "no such text file"),
+        (["--overwrite", "--out", "OUT"], "holds no earlier output"),
+        (["--out", "OUT"], "is not empty"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(flags: list[str], message: str, tmp_path: Path, capsys) -> None:
+    config().save_pretrained(tmp_path / "m")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "mine").write_text("")
+    given = [str(tmp_path / "o") if flag == "OUT" else flag for flag in flags]
+    target = [] if "--out" in given else ["--out", str(tmp_path / "new")]
+    with pytest.raises(SystemExit) as end:
+        main(["quantize", str(tmp_path / "m"), *target, "--dry-run", *given])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
 def test_a_device_budget_is_for_an_accelerator(save_model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the device is the CPU"):

@@ -85,6 +85,13 @@ def test_a_family_whose_norms_changed_runs_here_only() -> None:
     assert "opt's LayerNorms" in str(OBSTACLES["dense"](facts)[0])
 
 
+@pytest.mark.parametrize("clip", ["0.7", "search"])
+def test_a_clipped_range_is_none_of_llama_cpp(clip: str) -> None:
+    assert OBSTACLES["gguf"](facts_of("gguf")) == []
+    (found,) = OBSTACLES["gguf"](facts_of("gguf", f"activations.clip_ratio={clip}"))
+    assert found.change == "activations.clip_ratio=1.0"
+
+
 CHANGES = st.lists(
     st.sampled_from(
         [
@@ -98,6 +105,7 @@ CHANGES = st.lists(
             "embeddings.num_bits=8",
             "activations.num_bits=8",
             "activations.clip_ratio=0.9",
+            "activations.clip_ratio=search",
             "activations={num_bits: 8, strategy: group, group_size: 32}",
             "kv_cache.num_bits=4",
             "kv_cache.keys={num_bits: 8}",

@@ -103,6 +103,11 @@ def write_card(folder: Path, quantization: dict[str, Any], kind: Kind, *, carrie
     _render(folder, quantization, kind, measured)
 
 
+def check_carded(folder: Path) -> None:
+    """Raises InputError when a folder is neither an artifact nor an export of one."""
+    _identify(folder)
+
+
 def record_perplexity(folder: Path, perplexity: dict[str, float], seqlen: int) -> None:
     """Write measured perplexities into the card of an artifact or an export of one, beside those it has.
 

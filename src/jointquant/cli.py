@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jointquant.devices import DEVICE_HELP
-from jointquant.errors import InputError, printable
+from jointquant.errors import InputError, printable, require
 from jointquant.ranks import leads, started_by_torchrun
 
 if TYPE_CHECKING:
@@ -129,7 +130,12 @@ def evaluate(
     Example: jointquant eval ./llama-int4 --reference meta-llama/Llama-3.2-1B --text wikitext2
     """
     from jointquant import evaluate as run
+    from jointquant.card import check_carded, record_perplexity
 
+    if card:
+        require(max_tokens is None, "--card is for perplexities of whole texts: expected no --max-tokens")
+        require(bool(text) or tasks is None, "--card is for perplexities: expected some --text beside --tasks")
+        check_carded(Path(model))
     result = run(
         model,
         tuple(text) if text else None,
@@ -149,8 +155,6 @@ def evaluate(
         progress=_progress(),
     )
     if card and leads():
-        from jointquant.card import record_perplexity
-
         record_perplexity(Path(model), result.perplexity, result.seqlen)
     if result.perplexity:
         _print(_text_table(model, result), as_json)
@@ -331,4 +335,13 @@ def _print(table: Table, to_stderr: bool) -> None:
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
     if as_json and leads():
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(data: Any) -> Any:
+    """Plain data as JSON has it: a number that is none, or infinite, is null."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

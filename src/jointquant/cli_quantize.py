@@ -75,7 +75,9 @@ def quantize(
     """
     from jointquant import dry_run, load_recipe
     from jointquant import quantize as run
-    from jointquant.journal import partial_folder
+    from jointquant.journal import nearly_finished, partial_folder
+    from jointquant.output import check_output
+    from jointquant.text.sources import check_source
 
     flags = {"source": calib, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
     given = [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
@@ -83,6 +85,8 @@ def quantize(
     if world_size > 1 and not only_plan:
         raise InputError("--world-size is for --dry-run: expected torchrun --nproc-per-node N -m jointquant quantize …")
     if only_plan:
+        check_output(out, overwrite or nearly_finished(out))
+        check_source(settings.calibration.source)
         dry = dry_run(
             model,
             settings,

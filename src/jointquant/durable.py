@@ -19,7 +19,7 @@ from torch import Tensor
 from jointquant.errors import ResumableError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_ROOM_WORDS = ("No space left", "quota exceeded", "File too large")
+NO_ROOM_WORDS = ("No space left", "quota exceeded", "File too large", "requested and")  # the last: numpy's
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def room_needed(path: Path, size: int) -> Iterator[None]:
         free = shutil.disk_usage(path.parent).free
         raise ResumableError(
             f"the disk is full: no room for {path.name} of {size / 1e6:.1f} MB in {path.parent} "
-            f"({free / 1e6:.1f} MB free), make room and run the same command again: it goes on where it was"
+            f"({free / 1e6:.1f} MB free), make room and run the same command again"
         ) from None
 
 

@@ -14,6 +14,9 @@ from jointquant.hub import locate
 from jointquant.progress import Progress
 from jointquant.runtime.loading import load, load_tokenizer
 
+LOWEST_TEMPERATURE = 1e-6
+"""Below it, float32 logits divided by it overflow."""
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -49,7 +52,10 @@ def generate_text(
     Raises:
         InputError: no such model, a prompt without tokens, or more tokens than the model has positions.
     """
-    require(math.isfinite(temperature) and temperature >= 0, f"temperature {temperature}: expected a number from 0 on")
+    require(
+        temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf,
+        f"temperature {temperature}: expected 0, or a number from {LOWEST_TEMPERATURE} on",
+    )
     model = locate(model, revision, hub, progress).folder
     tokenizer = load_tokenizer(model)
     loaded = load(model, device=device, dtype=dtype, allow_pickle=allow_pickle)

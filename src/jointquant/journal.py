@@ -16,21 +16,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from jointquant.aside import discard, empty, locked, make_working_folder
 from jointquant.durable import flush, room_needed, save_json
 from jointquant.errors import InputError, ResumableError, require
 from jointquant.ranks import Ranks
-from jointquant.trust.permissions import make_folders, seal
+from jointquant.trust.permissions import seal
 
-RUN_NAME, JOURNAL_NAME, LOCK_NAME = "run.json", "journal.jsonl", "lock"
+RUN_NAME, JOURNAL_NAME = "run.json", "journal.jsonl"
 COMPLETE_NAME = "complete.json"
 SHOWN = 3
 """Differences that an error message names."""
@@ -145,17 +143,15 @@ def open_journal(out: Path, identity: dict[str, Any], overwrite: bool) -> Iterat
         InputError: an unfinished run that differs or is damaged, or one that is at work.
     """
     folder = partial_folder(out)
-    new_parents = [parent for parent in out.absolute().parents if not parent.exists()]
-    make_folders(out.absolute().parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with _locked(folder, out):
+    new_parents = make_working_folder(folder)
+    with locked(folder, out):
         journal = Journal(folder, _entries(folder, out, identity, overwrite))
         try:
             yield journal
         except BaseException as error:
             stays = isinstance(error, ResumableError) or not isinstance(error, InputError)
             if not (stays and journal.started):
-                _discard(folder, new_parents)
+                discard(folder, new_parents)
             raise
         seal(journal.artifact)
         if out.exists():
@@ -196,30 +192,13 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     folder = partial_folder(out)
     if not nearly_finished(out):
         return None
-    with _locked(folder, out):
+    with locked(folder, out):
         found = _load(folder / COMPLETE_NAME)
         if differences(found.get("identity"), _plain(identity)):
             return None
         _clear(folder)
     report: dict[str, Any] = found["report"]
     return report
-
-
-@contextmanager
-def _locked(folder: Path, out: Path) -> Iterator[None]:
-    lock = FileLock(folder / LOCK_NAME, timeout=0, mode=0o600)
-    owner = folder / "owner"
-    try:
-        lock.acquire()
-    except Timeout:
-        who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
-        raise InputError(f"another run is filling {out} ({who}): wait for it, or choose another --out") from None
-    try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
 
 
 def _entries(folder: Path, out: Path, identity: dict[str, Any], overwrite: bool) -> list[Entry]:
@@ -238,10 +217,7 @@ def _entries(folder: Path, out: Path, identity: dict[str, Any], overwrite: bool)
             f"an unfinished run for {out} {what}, "
             "expected the same command, another --out, or --overwrite to discard it",
         )
-    for path in folder.iterdir():
-        if path.name in (LOCK_NAME, "owner"):
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    empty(folder)
     save_json(run, wanted)
     return []
 
@@ -305,10 +281,3 @@ def _clear(folder: Path) -> None:
     for path in sorted(folder.iterdir(), key=lambda path: path.name == COMPLETE_NAME):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.rmdir()
-
-
-def _discard(folder: Path, new_parents: list[Path]) -> None:
-    shutil.rmtree(folder)
-    for parent in new_parents:
-        if not any(parent.iterdir()):
-            parent.rmdir()

@@ -1,4 +1,8 @@
-"""The output folder: filled aside, and given its name only when it is complete."""
+"""The output folder: filled aside, and given its name only when it is complete.
+
+``.NAME.writing`` beside it holds a lock and what is being written. A run with a journal works elsewhere
+(``journal.py``), so that neither removes what the other has begun.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jointquant.aside import discard, empty, locked, make_working_folder
 from jointquant.ranks import Ranks
-from jointquant.trust.permissions import current_umask, make_folders, seal
+from jointquant.trust.permissions import current_umask, seal
 from jointquant.trust.target import check_file_target, check_target
 
 
@@ -19,25 +24,19 @@ def check_output(out: Path, overwrite: bool) -> None:
 
 @contextmanager
 def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill; it becomes ``out`` when the block ends well, and vanishes when it does not."""
+    """A folder to fill; it becomes ``out`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: ``out`` is no place for output, or another process is writing it.
+    """
     check_output(out, overwrite)
-    new_parents = [parent for parent in out.absolute().parents if not parent.exists()]
-    make_folders(out.parent)
-    partial = partial_of(out)
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(mode=0o700)
-    try:
+    with _written_aside(out) as partial:
+        partial.mkdir(mode=0o700)
         yield partial
         seal(partial)
-    except BaseException:
-        shutil.rmtree(partial)
-        for parent in new_parents:
-            parent.rmdir()
-        raise
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
 
 
 @contextmanager
@@ -50,25 +49,36 @@ def joined_output(out: Path, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
         yield folder
 
 
-def partial_of(out: Path) -> Path:
-    """Where output is filled before it gets its name."""
-    return out.with_name(f".{out.name}.partial")
-
-
 @contextmanager
 def output_file(out: Path, overwrite: bool) -> Iterator[Path]:
     """A file to write; it becomes ``out`` when the block ends well, and vanishes when it does not.
 
     Raises:
-        InputError: ``out`` is no place for a file, or exists and may not be overwritten.
+        InputError: ``out`` is no place for a file, or exists and may not be overwritten, or another process is
+            writing it.
     """
     check_file_target(out, overwrite)
-    make_folders(out.parent)
-    partial = partial_of(out)
-    try:
+    with _written_aside(out) as partial:
         yield partial
         partial.chmod(0o644 & ~current_umask())
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(out)
+        partial.replace(out)
+
+
+def partial_of(out: Path) -> Path:
+    """Where output is written before it gets its name."""
+    return out.with_name(f".{out.name}.writing") / "output"
+
+
+@contextmanager
+def _written_aside(out: Path) -> Iterator[Path]:
+    """Where ``out`` is to be written; what a process that was killed left there is removed."""
+    partial = partial_of(out)
+    parents = make_working_folder(partial.parent)
+    with locked(partial.parent, out):
+        empty(partial.parent)
+        try:
+            yield partial
+        except BaseException:
+            discard(partial.parent, parents)
+            raise
+        discard(partial.parent, [])

@@ -24,11 +24,11 @@ from jointquant.card import write_card
 from jointquant.devices import check_own
 from jointquant.durable import save_tensors
 from jointquant.errors import require
+from jointquant.fitting import assembled, check_positions
 from jointquant.hub import Location
 from jointquant.identity import identity_of
 from jointquant.journal import begun, finished, join_journal, nearly_finished
 from jointquant.memory import Size, little_freed_memory_kept, peak_rss_bytes, return_freed_memory
-from jointquant.models.scaling import check_scalable
 from jointquant.models.stream import ModelStream
 from jointquant.models.writer import ShardWriter
 from jointquant.output import check_output
@@ -262,25 +262,7 @@ def write_artifact(
 
 def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
     """How the layers will be built. Raises InputError when the recipe does not fit the model's sizes."""
-    if recipe.smoothing.alpha is not None:
-        check_scalable(stream.architecture, stream.config)
-    assembly = Assembly.of(stream.skeleton, stream.architecture, recipe)
-    check_centring(stream, recipe)
-    return assembly
-
-
-def check_centring(stream: ModelStream, recipe: Recipe) -> None:
-    """Refuse to centre keys whose scores are capped: tanh sees the constant that softmax does not.
-
-    Raises:
-        InputError: names the setting.
-    """
-    cap = getattr(stream.config, "attn_logit_softcapping", None)
-    require(
-        cap is None or not recipe.kv_cache.centres_keys,
-        f"kv_cache.centring {recipe.kv_cache.centring}: {stream.architecture.model_type} caps its attention scores at "
-        f"{cap}, which does not pass over a constant, expected none or values",
-    )
+    return assembled(stream.skeleton, stream.architecture, recipe)
 
 
 def calibration_set(
@@ -288,11 +270,7 @@ def calibration_set(
 ) -> Tensor:
     """The calibration windows [num_samples, seqlen] of token ids."""
     settings = recipe.calibration
-    limit = getattr(stream.config, "max_position_embeddings", None) or settings.seqlen
-    require(
-        settings.seqlen <= limit,
-        f"seqlen {settings.seqlen} is longer than the model's {limit} positions: pass a smaller --seqlen",
-    )
+    check_positions(stream.config, settings)
     text = load_text(settings.source, "calibration", progress)
     tokens = tokenize(tokenizer, text)
     vocabulary = stream.config.vocab_size

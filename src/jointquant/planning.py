@@ -11,6 +11,7 @@ import torch
 from jointquant.devices import ON_PAPER_DEVICE, resolve_device, resolve_dtype
 from jointquant.errors import require
 from jointquant.estimate import ON_PAPER, measure, seconds_of
+from jointquant.fitting import assembled, check_positions
 from jointquant.hub import locate_configuration
 from jointquant.journal import partial_folder
 from jointquant.memory import Size, available, bytes_of_size, device_available, resident
@@ -21,7 +22,7 @@ from jointquant.plan import Budget, Plan, make_plan
 from jointquant.progress import Progress, Silent
 from jointquant.ranks import ALONE, Ranks, check_size
 from jointquant.recipe import CalibrationSettings, Recipe, load_recipe
-from jointquant.shape import shape_of, shape_of_model
+from jointquant.shape import model_of, shape_of_model
 from jointquant.traffic import seconds_on_links, traffic_of
 
 CONTEXT_HOST, CONTEXT_DEVICE = 1_500_000_000, 600_000_000
@@ -88,11 +89,14 @@ def dry_run(
         progress: where a download is shown.
 
     Raises:
-        InputError: an unknown model or family, or a run that does not fit.
+        InputError: an unknown model or family, a recipe that does not fit the model, or a run that does not fit.
     """
     settings = load_recipe(recipe)
     config = read_config(locate_configuration(model, revision, hub, progress or Silent()))
-    shape = shape_of(config)
+    model_without_values, architecture = model_of(config)
+    assembled(model_without_values, architecture, settings)
+    check_positions(config, settings.calibration)
+    shape = shape_of_model(model_without_values, architecture)
     where = resolve_device(device)
     paper = where.type == "cpu" and device_budget is not None
     where = ON_PAPER_DEVICE if paper else where

@@ -89,11 +89,20 @@ def shape_of(config: PretrainedConfig, dtype: torch.dtype | None = None) -> Mode
     Raises:
         InputError: an unknown family, or a variant of it that is not supported.
     """
+    return shape_of_model(*model_of(config), dtype)
+
+
+def model_of(config: PretrainedConfig) -> tuple[PreTrainedModel, Architecture]:
+    """The model of a configuration, its experts apart and without values, and its family.
+
+    Raises:
+        InputError: an unknown family, or a variant of it that is not supported.
+    """
     architecture: Architecture = architecture_of(config.model_type)
     architecture.check(config)
     model = empty_model(config)
     take_apart(model, architecture)
-    return shape_of_model(model, architecture, dtype)
+    return model, architecture
 
 
 def shape_of_model(model: PreTrainedModel, architecture: Architecture, dtype: torch.dtype | None = None) -> ModelShape:

@@ -208,6 +208,9 @@ def _expert_obstacles(facts: Facts) -> list[Obstacle]:
     return found
 
 
+CLIPPED = Obstacle("the activations' range is clipped", "activations.clip_ratio=1.0")
+
+
 def _activation_obstacles(settings: ActivationSettings) -> list[Obstacle]:
     """Activations have 8 bits and the range of each token, or are not quantized."""
     if not settings.enabled:
@@ -220,7 +223,7 @@ def _activation_obstacles(settings: ActivationSettings) -> list[Obstacle]:
         what = "activations have other ranges than one a token"
         found.append(Obstacle(what, "activations.strategy=token --set activations.group_size=null"))
     elif settings.clip_ratio != 1.0:
-        found.append(Obstacle("the activations' range is clipped", "activations.clip_ratio=1.0"))
+        found.append(CLIPPED)
     return found
 
 
@@ -248,6 +251,8 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
         if activations.enabled and activations.format != IntFormat(8, True, GGUF_GROUP):
             what = f"llama.cpp quantizes activations itself, to 8 bits in groups of {GGUF_GROUP}"
             found.append(Obstacle(what, "activations.num_bits=16"))
+        elif activations.enabled and activations.clip_ratio != 1.0:
+            found.append(CLIPPED)
     return found
 
 

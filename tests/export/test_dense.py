@@ -63,7 +63,14 @@ def test_the_base_model_is_asked_for_and_checked(workshop: Workshop, tmp_path: P
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="is not the one that this artifact was made of"):
         export_artifact(artifact, "dense", tmp_path / "a", base=tmp_path / "other")
+    base = AutoModelForCausalLM.from_pretrained(DEMO / "model")
+    for layer in base.model.layers[1:]:
+        layer.mlp.gate_proj.weight.data = layer.mlp.gate_proj.weight.data.flip(0)
+    base.save_pretrained(tmp_path / "alike")
+    with pytest.raises(InputError, match=r"its rotated model\.layers\.1\.mlp\.gate_proj differs"):
+        export_artifact(artifact, "dense", tmp_path / "a", base=tmp_path / "alike")
     assert not (tmp_path / "a").exists()
+    assert not list(tmp_path.glob(".a*"))
 
 
 def test_an_artifact_without_rounding_needs_no_base(workshop: Workshop, tmp_path: Path) -> None:
@@ -86,7 +93,10 @@ def test_norms_that_became_others_are_refused(workshop: Workshop, tmp_path: Path
         ("onnx", {}, "unknown format 'onnx': expected one of dense, compressed-tensors, gguf, native"),
         ("dense", {"dtype": "int8"}, "unknown dtype 'int8'"),
         ("gguf", {"dequantized": True}, "no part of gguf"),
-        ("compressed-tensors", {"dtype": "float32"}, "expected --dtype auto"),
+        ("compressed-tensors", {"dtype": "float32"}, "--dtype are no part of compressed-tensors"),
+        ("gguf", {"dtype": "float32"}, "--dtype are no part of gguf"),
+        ("native", {"dtype": "bfloat16"}, "--dtype are no part of native"),
+        ("dense", {"dequantized": True, "base": DEMO / "model"}, "expected no --base"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(

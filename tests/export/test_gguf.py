@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType
 from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +17,10 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from conftest import DEMO
 from export.artifacts import Workshop
 from jointquant import InputError, export_artifact
+from jointquant.errors import ResumableError
 from jointquant.export.artifact import Artifact
 from jointquant.export.gguf_blocks import blocks_of, integers_of
-from jointquant.export.gguf_metadata import interleave, rope_factors
+from jointquant.export.gguf_metadata import FAMILIES, add_hyperparameters, interleave, rope_factors
 from jointquant.export.gguf_tokenizer import PRE_TOKENIZERS, read_vocabulary
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import QuantizedWeight
@@ -153,6 +154,36 @@ def tokenizer_of(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> o
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("normalizer", "Lowercase", "changes text first"),
+        ("pre_tokenizer", "Digits", "splits by Digits"),
+        ("ignore_merges", True, "ignore_merges"),
+    ],
+)
+def test_what_a_tokenizer_does_besides_is_refused(part: str, value: object, words: str) -> None:
+    """llama.cpp would not do it, and the file could not say so."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    sentencepiece = tokenizer_of({"<unk>": 0, "<s>": 1, "</s>": 2, "<0x41>": 3, "▁": 4, "a": 5}, [])
+    byte_level = AutoTokenizer.from_pretrained(DEMO / "model")
+    for tokenizer in (sentencepiece, byte_level):
+        read_vocabulary(tokenizer, 2048)
+        backend = tokenizer.backend_tokenizer
+        if part == "ignore_merges":
+            backend.model.ignore_merges = value
+        elif part == "normalizer":
+            steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
+            backend.normalizer = normalizers.Sequence(steps)
+        elif backend.pre_tokenizer is None:
+            backend.pre_tokenizer = pre_tokenizers.Digits()
+        else:
+            continue
+        with pytest.raises(InputError, match=words):
+            read_vocabulary(tokenizer, 2048)
+
+
 def test_a_split_that_llama_cpp_has_no_name_for_is_refused(tmp_path: Path) -> None:
     from tokenizers import Regex, pre_tokenizers
 
@@ -188,6 +219,29 @@ def test_what_a_file_cannot_hold_is_refused(
     with pytest.raises(InputError, match=words):
         export_artifact(artifact, "gguf", tmp_path / "a.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_in_one_line(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = workshop.of_demo("gguf")
+
+    def full(self: GGUFWriter, tensor: object) -> None:
+        raise OSError("6192 requested and 2592 written")  # as numpy words it, without a number
+
+    monkeypatch.setattr(GGUFWriter, "write_tensor_data", full)
+    with pytest.raises(ResumableError, match=r"the disk is full: no room for .* run the same command again$"):
+        export_artifact(artifact, "gguf", tmp_path / "a.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_yarn_without_its_defaults_is_refused() -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+    for change, words in (({}, None), ({"truncate": False}, "truncate: false"), ({"beta_fast": 16}, "beta_fast")):
+        writer, given = GGUFWriter(None, "llama"), LlamaConfig(rope_parameters=rope | change)
+        if words is None:
+            add_hyperparameters(writer, given, FAMILIES["llama"])
+        else:
+            with pytest.raises(InputError, match=f"yarn with {words}"):
+                add_hyperparameters(writer, given, FAMILIES["llama"])
 
 
 def test_float32_scales_are_refused_with_the_setting_that_helps(workshop: Workshop, tmp_path: Path) -> None:

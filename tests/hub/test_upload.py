@@ -35,7 +35,7 @@ def session(hub: LoopbackHub, machine: Machine) -> Session:
     jointquant.quantize(make_model("llama"), artifact, recipe, tokenizer=load_tokenizer(DEMO / "model"))
     text = machine.folder / "heldout.txt"
     text.write_text((DEMO / "heldout.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
-    evaluation = ["--text", str(text), "--seqlen", "32", "--max-tokens", "256", "--device", "cpu"]
+    evaluation = ["--text", str(text), "--seqlen", "32", "--device", "cpu"]
     commands = {
         "card": ["eval", str(artifact), *evaluation, "--card"],
         "push": ["push", str(artifact), "me/int4", "--private", "--message", "first", "--json"],
@@ -44,6 +44,7 @@ def session(hub: LoopbackHub, machine: Machine) -> Session:
         "eval": ["eval", "me/int4", *evaluation, "--json"],
         "no artifact": ["push", str(DEMO / "model"), "me/int4"],
         "no id": ["push", str(artifact), "int4"],
+        "no name": ["push", str(artifact), "me/a--b"],
         "a revision": ["push", str(artifact), "me/int4@v1"],
         "denied": ["push", str(artifact), "others/int4"],
         "card of a model": ["eval", str(DEMO / "model"), *evaluation, "--card"],
@@ -86,6 +87,7 @@ def test_what_was_pushed_runs(session: Session) -> None:
     [
         ("no artifact", "is no artifact and no export of one: expected a folder that jointquant wrote"),
         ("no id", "'int4' is no hub id: expected owner/name"),
+        ("no name", "me/a--b can be no name of a repository"),
         ("a revision", "names a revision: expected owner/name"),
         ("denied", "does not let you write to others/int4: log in with `hf auth login`, or set HF_TOKEN"),
         ("card of a model", "is no artifact and no export of one"),

@@ -53,6 +53,8 @@ def test_files_of_each_kind(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
     texts = {load_text(str(tmp_path / f"a.{kind}"), "evaluation") for kind in ("txt", "jsonl", "parquet")}
     assert texts == {"first row\n\nsecond row"}
+    pyarrow.parquet.write_table(pyarrow.table({"text": [rows[0], None, rows[1]]}), tmp_path / "a.parquet")
+    assert {load_text(str(tmp_path / "a.parquet"), "evaluation")} == texts
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,8 @@ def test_files_of_each_kind(tmp_path: Path) -> None:
         ("broken.jsonl", b"{", "cannot be read"),
         ("other.jsonl", b'{"body": "x"}', "has no .text."),
         ("broken.parquet", b"PAR1", "cannot be read"),
+        ("nulls.jsonl", b'{"text": null}\n{"text": null}', "is empty"),
+        ("lists.jsonl", b'{"text": "a"}\n{"text": ["b"]}', "row 1 of the text's column is no text but list"),
     ],
 )
 def test_bad_files(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:

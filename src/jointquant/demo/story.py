@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jointquant.evaluation.evaluate import evaluate
+from jointquant.output import check_output
 from jointquant.pipeline import QuantizeResult, quantize
 from jointquant.progress import Progress
 from jointquant.recipe import load_recipe
@@ -60,7 +61,12 @@ def run_demo(out: Path | None, seed: int, progress: Progress) -> list[Row]:
         out: where the artifacts stay, in folders RECIPE-SEED; None: they are thrown away.
         seed: the first of the seeds.
         progress: where progress is shown.
+
+    Raises:
+        InputError: ``out`` is no place for output, or not empty.
     """
+    if out is not None:
+        check_output(out, overwrite=False)
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return [_row(name, range(seed, seed + count), folder, progress) for name, count in RECIPES.items()]

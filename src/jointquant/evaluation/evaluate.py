@@ -103,6 +103,7 @@ def evaluate(
     """
     progress, ranks = progress or Silent(), joined()
     require(ranks.size == 1 or not tasks, "tasks run in one process: expected jointquant without torchrun, or --text")
+    require(not isinstance(texts, str), f"texts is one string, {texts!r}: expected several, such as ({texts!r},)")
     if texts is None:
         texts = () if tasks else ("wikitext2",)
     require(
@@ -194,7 +195,7 @@ def check_vocabulary(
 def _window_length(config: PretrainedConfig, seqlen: int | None) -> int:
     """The window asked for, or the default. Raises InputError when the model has fewer positions."""
     limit = getattr(config, "max_position_embeddings", None) or DEFAULT_SEQLEN
-    length = seqlen or min(DEFAULT_SEQLEN, limit)
+    length = min(DEFAULT_SEQLEN, limit) if seqlen is None else seqlen
     require(length >= 2, f"seqlen must be at least 2, got {length}")
     require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions")
     return length

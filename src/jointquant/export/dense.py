@@ -6,16 +6,26 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from jointquant.errors import require
 from jointquant.export.artifact import Artifact
 from jointquant.models.architecture import Architecture
 from jointquant.models.expert_tensors import stored_name
 from jointquant.models.stream import ModelStream, Place
-from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
+from jointquant.models.transforms import (
+    fuse_norm,
+    fuse_norms,
+    linear_weight,
+    merge_rotations,
+    rotate_embeddings,
+    rotate_reader,
+)
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
 
 CPU = torch.device("cpu")
+LEAST_SIMILAR = 0.5
+"""Cosine between a weight and what it was rounded to: 2 bits leave more than that, another model nothing."""
 
 
 def dequantized_shards(artifact: Artifact, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
@@ -58,6 +68,7 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
         layer = base.layer(index, place)
         fuse_norms(layer, architecture)
         merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), {})
+        _check_layer(artifact, layer, index)
         yield as_stored(_tensors(layer, architecture.layer_prefix(index), dtype), architecture)
     norm, head = base.final_norm(place), base.head(place)
     norm = fuse_norm(norm, [head], architecture.norm)
@@ -83,6 +94,26 @@ def _check_base(artifact: Artifact, shard: dict[str, Tensor]) -> None:
     stored, made = artifact.load(name).float(), shard[name].float()
     same = stored.shape == made.shape and bool((stored - made).abs().max() <= 0.02 * stored.abs().max())
     require(same, "the base model is not the one that this artifact was made of: its rotated embedding differs")
+
+
+def _check_layer(artifact: Artifact, layer: nn.Module, index: int) -> None:
+    """What the artifact's linears were rounded from must be the rotated layer's: all but those that R4 turns.
+
+    Smoothing scales them besides; there the embedding has to do.
+    """
+    if artifact.recipe.smoothing.alpha is not None:
+        return
+    own = artifact.architecture.of_layer(layer)
+    for name in (name for site in own.sites for name in site.linears if name not in own.downs):
+        module = f"{own.layer_prefix(index)}.{name}"
+        if f"{module}.weight_packed" not in artifact.source.shapes():
+            continue
+        stored = artifact.quantized_weight(module).dequantize(torch.float32)
+        made = linear_weight(layer.get_submodule(name)).float()
+        alike = stored.shape == made.shape and cosine_similarity(stored.flatten(), made.flatten(), 0) > LEAST_SIMILAR
+        require(
+            bool(alike), f"the base model is not the one that this artifact was made of: its rotated {module} differs"
+        )
 
 
 def is_plain(artifact: Artifact) -> bool:

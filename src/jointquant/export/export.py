@@ -91,8 +91,10 @@ def export_artifact(
     require(format in EXPORTS, f"unknown format {format!r}: expected one of {', '.join(EXPORTS)}")
     require(dtype == "auto" or dtype in DTYPES, f"unknown dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
     require(
-        format == "dense" or (not dequantized and base is None), f"--dequantized and --base are no part of {format}"
+        format == "dense" or (not dequantized and base is None and dtype == "auto"),
+        f"--dequantized, --base and --dtype are no part of {format}, which holds the artifact's values as they are",
     )
+    require(not dequantized or base is None, "--dequantized is of the artifact alone: expected no --base")
     source, target, progress = Path(artifact), Path(out), progress or Silent()
     check_apart(target, source)
     if format == "native":
@@ -132,12 +134,12 @@ def _checkpoint(
 ) -> int:
     """A dense or compressed-tensors folder; bytes of its tensors."""
     check_output(out, overwrite)
-    config = artifact.plain_config
+    config, same_values = artifact.plain_config, True
     if format == "compressed-tensors":
-        require(dtype == "auto", "compressed-tensors keeps the artifact's scales as they are: expected --dtype auto")
         shards, config = compressed_shards(artifact), compressed_config(artifact)
     else:
         as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
+        same_values = as_dtype == artifact.dtype
         config = config | {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.quantization.to_dict()}
         stream = None if whole else open_stream(_base_folder(artifact, base, progress))
         shards = (
@@ -153,7 +155,7 @@ def _checkpoint(
             folder,
             artifact.quantization.to_dict() | reach(artifact.facts).to_dict(),
             cast("Kind", kind),
-            carried_from=artifact.folder,
+            carried_from=artifact.folder if same_values else None,
         )
     return size
 

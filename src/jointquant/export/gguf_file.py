@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jointquant._version import __version__
+from jointquant.durable import room_needed
 from jointquant.errors import require
 from jointquant.export.artifact import Artifact
 from jointquant.export.gguf_blocks import GROUP, blocks_of, half_or_full
@@ -62,17 +63,19 @@ def write_gguf(artifact: Artifact, file: Path, progress: Progress) -> int:
     for planned in plans:
         dtype = numpy.dtype(planned.dtype)
         writer.add_tensor_info(planned.name, planned.shape, dtype, planned.nbytes, raw_dtype=planned.kind)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        with progress.stage("export", len(plans)) as stage:
-            for planned in plans:
-                writer.write_tensor_data(planned.make())
-                stage.advance()
-    finally:
-        writer.close()
-    return sum(planned.nbytes for planned in plans)
+    size = sum(planned.nbytes for planned in plans)
+    with room_needed(file, size):
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            with progress.stage("export", len(plans)) as stage:
+                for planned in plans:
+                    writer.write_tensor_data(planned.make())
+                    stage.advance()
+        finally:
+            writer.close()
+    return size
 
 
 def family_name(artifact: Artifact) -> str:

@@ -78,6 +78,7 @@ def _add_rope(writer: GGUFWriter, rope: dict[str, Any]) -> None:
         unusual = {"attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow"} & {
             k for k in rope if rope[k]
         }
+        unusual |= {"truncate: false"} if rope.get("truncate") is False else set()
         require(not unusual, f"no GGUF export of yarn with {', '.join(sorted(unusual))}: expected its defaults")
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])

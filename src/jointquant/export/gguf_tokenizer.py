@@ -27,6 +27,16 @@ PRE_TOKENIZERS = {
 }
 """How byte-level BPE splits text beforehand (a regular expression; "": GPT-2's own) → llama.cpp's name for that."""
 
+IGNORES_MERGES = ("llama-bpe", "tekken")
+"""Splits with which llama.cpp looks a whole word up before it merges."""
+
+
+SPACES = (
+    {"type": "Prepend", "prepend": "▁"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+)
+"""What sentencepiece does with spaces, and llama.cpp too."""
+
 
 @dataclass
 class Vocabulary:
@@ -98,6 +108,8 @@ def _byte_level(data: dict[str, Any], size: int) -> Vocabulary:
         f"no GGUF export of a tokenizer that splits text by {split!r}: llama.cpp knows splits by name, and this one is "
         f"none of {', '.join(PRE_TOKENIZERS.values())}",
     )
+    _check_normalizers(data, ({"type": "NFC"},))
+    _check_merges(data, PRE_TOKENIZERS[split])
     tokens, types = _tokens(data, size)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in data["model"]["merges"]]
     return Vocabulary("gpt2", PRE_TOKENIZERS[split], tokens, types, merges=merges)
@@ -105,6 +117,12 @@ def _byte_level(data: dict[str, Any], size: int) -> Vocabulary:
 
 def _sentencepiece(data: dict[str, Any], size: int) -> Vocabulary:
     """BPE over characters with a byte for each unknown one; llama.cpp merges the pair with the highest score."""
+    _check_normalizers(data, SPACES)
+    _check_merges(data, "default")
+    for step in _steps(data["pre_tokenizer"], "pretokenizers"):
+        require(
+            step["type"] == "Metaspace", f"no GGUF export of a tokenizer of this kind that splits by {step['type']}"
+        )
     tokens, types = _tokens(data, size)
     ranks: dict[str, int] = {}
     for rank, pair in enumerate(data["model"]["merges"]):
@@ -136,6 +154,20 @@ def _steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
     if part is None:
         return []
     return part[name] if part["type"] == "Sequence" else [part]
+
+
+def _check_normalizers(data: dict[str, Any], known: tuple[dict[str, Any], ...]) -> None:
+    """Refuse a change to text before it is split that a GGUF file cannot tell of. Raises InputError."""
+    for step in _steps(data["normalizer"], "normalizers"):
+        require(step in known, f"no GGUF export of a tokenizer that changes text first: {json.dumps(step)[:200]}")
+
+
+def _check_merges(data: dict[str, Any], pre: str) -> None:
+    """Refuse whole words before merges where llama.cpp always merges. Raises InputError."""
+    require(
+        not data["model"].get("ignore_merges") or pre in IGNORES_MERGES,
+        "no GGUF export of a tokenizer that looks up whole words before it merges (ignore_merges), with this split",
+    )
 
 
 def _has_byte_level(data: dict[str, Any]) -> bool:

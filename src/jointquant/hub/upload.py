@@ -63,6 +63,8 @@ def _is_ours(folder: Path) -> bool:
         data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    if not isinstance(data, dict):
+        return False
     return "jointquant" in data or (data.get("quantization_config") or {}).get("quant_method") == "jointquant"
 
 
@@ -71,6 +73,8 @@ def _one_line(name: str) -> Iterator[None]:
     """Failures of the hub's client as InputError; others are ours, and pass."""
     try:
         yield
+    except errors.HFValidationError as error:
+        raise InputError(f"{name} can be no name of a repository: {brief(error)}") from None
     except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError, HTTPError, ConnectionError, TimeoutError) as error:
         raise InputError(_describe(name, error)) from None
 

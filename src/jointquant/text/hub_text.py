@@ -16,6 +16,7 @@ from jointquant.hub.huggingface import HuggingFace
 from jointquant.hub.location import parse_repository
 from jointquant.hub.repository import Repository
 from jointquant.progress import Progress
+from jointquant.text.rows import joined, texts
 
 Split = Literal["calibration", "evaluation"]
 
@@ -115,7 +116,7 @@ def hub_text(source: str, split: Split) -> str:
             raise InputError(f"text {source} cannot be loaded: {brief(error)}{hint}") from None
     columns = list(rows.column_names)
     require(field in columns, f"text {source} has no column {field!r}: expected one of {', '.join(columns)}")
-    return "\n\n".join(map(str, rows[field]))
+    return joined(rows[field])
 
 
 def _parquet_rows(path: Path, field: str) -> Iterator[str]:
@@ -123,11 +124,10 @@ def _parquet_rows(path: Path, field: str) -> Iterator[str]:
 
     with pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=[field]):
-            yield from map(str, batch[field].to_pylist())
+            yield from texts(batch[field].to_pylist())
 
 
 def _json_rows(path: Path, field: str) -> Iterator[str]:
     """Rows of a gzipped file of JSON lines, as they are asked for: the rest is not unpacked."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield str(json.loads(line)[field])
+        yield from texts(json.loads(line)[field] for line in lines)

@@ -10,6 +10,7 @@ from pathlib import Path
 from jointquant.errors import InputError, require
 from jointquant.progress import Progress, Silent
 from jointquant.text.hub_text import NAMED_TEXTS, Split, hub_text, named_text
+from jointquant.text.rows import joined
 from jointquant.trust.files import open_regular
 
 DEFAULT_FIELD = "text"
@@ -37,11 +38,14 @@ def load_text(source: str, split: Split, progress: Progress | None = None) -> st
     return text
 
 
+def check_source(source: str) -> None:
+    """Raises InputError when text can come from no such source, as far as that is known without a hub."""
+    if source not in NAMED_TEXTS and not source.startswith("hub:"):
+        _file_and_field(source)
+
+
 def _file_text(source: str) -> str:
     path, field = _file_and_field(source)
-    known = ", ".join([*NAMED_TEXTS, "hub:NAME", *(f"a {suffix} file" for suffix in READERS)])
-    require(path.suffix in READERS, f"unknown text {source[:200]!r}: expected one of {known}")
-    require(os.path.exists(path), f"no such text file: {source[:200]}")
     os.close(open_regular(path))  # a pipe would wait for its writer
     try:
         return READERS[path.suffix](path, field)
@@ -52,11 +56,14 @@ def _file_text(source: str) -> str:
 
 
 def _file_and_field(source: str) -> tuple[Path, str]:
-    """A file of rows may be followed by its column's name: FILE.jsonl:FIELD."""
+    """A file that is there; one of rows may be followed by its column's name: FILE.jsonl:FIELD."""
     name, _, field = source.rpartition(":")
-    if field and Path(name).suffix in ROW_READERS:
-        return Path(name), field
-    return Path(source), DEFAULT_FIELD
+    named = bool(field) and Path(name).suffix in ROW_READERS
+    path = Path(name if named else source)
+    known = ", ".join([*NAMED_TEXTS, "hub:NAME", *(f"a {suffix} file" for suffix in READERS)])
+    require(path.suffix in READERS, f"unknown text {source[:200]!r}: expected one of {known}")
+    require(os.path.exists(path), f"no such text file: {source[:200]}")
+    return path, field if named else DEFAULT_FIELD
 
 
 def _read_text(path: Path, field: str) -> str:
@@ -65,14 +72,14 @@ def _read_text(path: Path, field: str) -> str:
 
 def _read_jsonl(path: Path, field: str) -> str:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    return "\n\n".join(str(row[field]) for row in rows)
+    return joined(row[field] for row in rows)
 
 
 def _read_parquet(path: Path, field: str) -> str:
     import pyarrow.parquet  # comes with datasets
 
     column = pyarrow.parquet.read_table(path, columns=[field])[field]
-    return "\n\n".join(str(value) for value in column.to_pylist())
+    return joined(column.to_pylist())
 
 
 ROW_READERS: dict[str, Callable[[Path, str], str]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
