@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from conftest import DEMO, make_model, small
 from jointquant import InputError, export_artifact, load_recipe, quantize
-from jointquant.card import CARD_NAME, read_measured, record_perplexity
+from jointquant.card import CARD_NAME, check_carded, read_measured, record_perplexity
 from jointquant.runtime.loading import load_tokenizer
 
 
@@ -69,6 +69,12 @@ def test_an_export_in_another_dtype_takes_none_over(artifact: Path, tmp_path: Pa
     record_perplexity(artifact, {"wikitext2": 9.5}, 128)
     export_artifact(artifact, "dense", tmp_path / "dense", dequantized=True, dtype="bfloat16")
     assert read_measured(tmp_path / "dense") == []
+
+
+def test_texts_that_a_card_cannot_tell_apart(artifact: Path) -> None:
+    check_carded(artifact, ("/a/x.txt", "/b/y.txt", "wikitext2"))
+    with pytest.raises(InputError, match=r"two texts are called x\.txt"):
+        check_carded(artifact, ("/a/x.txt", "/b/x.txt"))
 
 
 def test_what_is_no_card_is_said(artifact: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +103,16 @@ def write_card(folder: Path, quantization: dict[str, Any], kind: Kind, *, carrie
     _render(folder, quantization, kind, measured)
 
 
-def check_carded(folder: Path) -> None:
-    """Raises InputError when a folder is neither an artifact nor an export of one."""
+def check_carded(folder: Path, texts: Sequence[str]) -> None:
+    """Refuse what could not be recorded, before it is measured.
+
+    Raises:
+        InputError: the folder is neither an artifact nor an export of one, or two texts have one name on a card.
+    """
     _identify(folder)
+    names = [_public(text) for text in texts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    require(not twice, f"two texts are called {', '.join(twice)} on a card: expected other names, or one at a time")
 
 
 def record_perplexity(folder: Path, perplexity: dict[str, float], seqlen: int) -> None:

@@ -135,7 +135,7 @@ def evaluate(
     if card:
         require(max_tokens is None, "--card is for perplexities of whole texts: expected no --max-tokens")
         require(bool(text) or tasks is None, "--card is for perplexities: expected some --text beside --tasks")
-        check_carded(Path(model))
+        check_carded(Path(model), text or ())
     result = run(
         model,
         tuple(text) if text else None,
