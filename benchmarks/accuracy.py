@@ -45,6 +45,8 @@ RESULTS = Path(__file__).parent / "results"
 WINDOWS, SEQLEN = 64, 256
 ALL_WINDOWS = 222
 """As many as the demo's calibration text has."""
+MANY_WINDOWS = 256
+"""Of TEXT, for ``seen``."""
 
 RANGE = "kind: learned, objective: range, optimizer: cayley, learning_rate: 1.0"
 PER_CHANNEL = "weights.group_size=null"
@@ -306,7 +308,7 @@ def seen(bench: Bench, model: str, given: list[Path]) -> None:
     """How close an artifact is on the windows that calibrated it, and on text that it has not seen."""
     calibration, test = split(given[0], bench.folder)
     for name, subject, source, heldout, recipes, amounts in (
-        ("stories260k", model, calibration, test, ("dartquant", "w4a4kv4", "w4a16"), (WINDOWS, 256)),
+        ("stories260k", model, calibration, test, ("dartquant", "w4a4kv4", "w4a16"), (WINDOWS, MANY_WINDOWS)),
         ("embedded", str(EMBEDDED), CALIBRATION_TEXT, HELDOUT_TEXT, ("dartquant", "w4a4kv4"), (WINDOWS, ALL_WINDOWS)),
     ):
         for windows in amounts:

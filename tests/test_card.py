@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from conftest import DEMO, make_model, small
@@ -65,10 +66,14 @@ def test_exports_that_compute_the_same_take_them_over(artifact: Path, tmp_path: 
     assert "rotated, not rounded" in (tmp_path / "rotated" / CARD_NAME).read_text(encoding="utf-8")
 
 
-def test_an_export_in_another_dtype_takes_none_over(artifact: Path, tmp_path: Path) -> None:
-    record_perplexity(artifact, {"wikitext2": 9.5}, 128)
-    export_artifact(artifact, "dense", tmp_path / "dense", dequantized=True, dtype="bfloat16")
-    assert read_measured(tmp_path / "dense") == []
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_an_export_that_is_rounded_once_more_takes_none_over(stored: torch.dtype, tmp_path: Path) -> None:
+    recipe, model = load_recipe("w4a16", small("weights.group_size=16")), make_model("llama").to(stored)
+    quantize(model, tmp_path / "a", recipe, tokenizer=load_tokenizer(DEMO / "model"))
+    record_perplexity(tmp_path / "a", {"wikitext2": 9.5}, 128)
+    for dtype, count in (("bfloat16", 0), ("float32", 1)):
+        export_artifact(tmp_path / "a", "dense", tmp_path / dtype, dequantized=True, dtype=dtype)
+        assert len(read_measured(tmp_path / dtype)) == count
 
 
 def test_texts_that_a_card_cannot_tell_apart(artifact: Path) -> None:

@@ -11,9 +11,10 @@ import jointquant
 from conftest import FAMILIES, make_model, possible, small
 from jointquant.calibration import calibrate
 from jointquant.evaluation.statistics import SpreadSum
+from jointquant.fitting import assemble
 from jointquant.inspection import CACHES, Inspector, inspect_activations, rotate_heads
 from jointquant.models.stream import Place, open_stream
-from jointquant.pipeline import assemble, quantize_layers
+from jointquant.pipeline import quantize_layers
 from jointquant.progress import Silent
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import random_hadamard
@@ -35,7 +36,7 @@ def inspected(family: str, preset: str, *changes: str) -> Inspector:
     recipe = jointquant.load_recipe(preset, small(*possible(family, *changes)))
     stream, place = open_stream(make_model(family), ATTENTION_NAME), Place(CPU, torch.float32)
     windows = torch.randint(0, 2048, (4, 24), generator=torch.Generator().manual_seed(1))
-    assembly = assemble(stream, recipe)
+    assembly = assemble(stream.skeleton, stream.architecture, recipe)
     rotations = calibrate(stream, recipe, windows, Workspace(place), Silent())
     inspector = Inspector(stream, assembly, rotations, windows, place)
     quantize_layers(stream, assembly, rotations, windows, Workspace(place), Nowhere(), Silent(), inspector)  # type: ignore[arg-type]

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 import jointquant
 from conftest import DEMO, make_model, small, token_by_token
 from jointquant.calibration import calibrate
+from jointquant.fitting import assemble
 from jointquant.models.architecture import Architecture
 from jointquant.models.stream import Place, open_stream
 from jointquant.models.transforms import fuse_norms
-from jointquant.pipeline import assemble
 from jointquant.progress import Silent
 from jointquant.propagation import embed
 from jointquant.rotations.bundle import Rotations
@@ -36,7 +36,7 @@ WINDOWS = torch.randint(0, 2048, (4, 32), generator=torch.Generator().manual_see
 def first_mixture(model, recipe):  # type: ignore[no-untyped-def]
     """The first layer of experts, prepared, with the states before it."""
     stream = open_stream(model)
-    assembly, rotations = assemble(stream, recipe), Rotations()
+    assembly, rotations = assemble(stream.skeleton, stream.architecture, recipe), Rotations()
     index = next(i for i, layer in enumerate(assembly.layers) if layer.experts)
     frontend, states = stream.frontend(PLACE), Workspace(PLACE).states(WINDOWS, 48)
     arguments = frontend.layer_arguments(WINDOWS)[index]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import jointquant
 from conftest import FAMILIES, make_model, possible, small
+from jointquant.fitting import assemble
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import LayerArguments, Place, open_stream
-from jointquant.pipeline import assemble
 from jointquant.propagation import advance, embed, observe, watching
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding import round_layer
@@ -45,7 +45,8 @@ class Case(NamedTuple):
 def prepared(family: str, *changes: str) -> Case:
     """The last layer of a model: one of experts where it has any. Two windows run at once, and then one."""
     stream = open_stream(make_model(family))
-    assembly, index = assemble(stream, jointquant.load_recipe("fp16", small(*possible(family, *changes)))), 2
+    recipe = jointquant.load_recipe("fp16", small(*possible(family, *changes)))
+    assembly, index = assemble(stream.skeleton, stream.architecture, recipe), 2
     workspace = Workspace(PLACE, batch_tokens=64)
     frontend, states = stream.frontend(PLACE), workspace.states(WINDOWS, stream.config.hidden_size)
     embed(frontend, WINDOWS, states)

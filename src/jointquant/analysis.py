@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant._version import __version__
 from jointquant.calibration import calibrate
+from jointquant.fitting import assemble
 from jointquant.inspection import SiteSpread, inspect_activations
 from jointquant.output import check_output, output_folder
-from jointquant.pipeline import assemble, base_facts, calibration_set
+from jointquant.pipeline import base_facts, calibration_set
 from jointquant.progress import Progress, Silent
 from jointquant.recipe import Recipe, load_recipe
 from jointquant.report.page import statistics_page
@@ -89,7 +90,7 @@ def stats(
     subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress, allow_pickle)
     check_not_input(Path(out), subject)
     stream, place = subject.stream, subject.place
-    assembly = assemble(stream, settings)
+    assembly = assemble(stream.skeleton, stream.architecture, settings)
     with output_folder(Path(out), overwrite) as folder:
         windows = calibration_set(stream, subject.tokenizer, settings, progress)
         rotations = calibrate(stream, settings, windows, Workspace(place), progress)

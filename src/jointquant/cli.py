@@ -68,7 +68,9 @@ AllowPickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read a 
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(help="Keep the artifacts here (default: a temporary folder).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the artifacts in this new folder (default: a temporary one).")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The first of the seeds.")] = 0,
     as_json: JsonOption = False,
 ) -> None:

@@ -22,10 +22,11 @@ from jointquant.devices import check_own
 from jointquant.errors import require
 from jointquant.evaluation.divergence import Divergence
 from jointquant.evaluation.evaluate import evaluate
+from jointquant.fitting import assemble
 from jointquant.inspection import Inspector
 from jointquant.memory import peak_rss_bytes
 from jointquant.output import check_output, joined_output
-from jointquant.pipeline import assemble, base_facts, calibration_set, write_artifact
+from jointquant.pipeline import base_facts, calibration_set, write_artifact
 from jointquant.planning import check_windows
 from jointquant.process_group import check_alike, joined
 from jointquant.progress import Prefixed, Progress, Silent
@@ -165,7 +166,10 @@ def compare(
     if ranks.leads:
         check_not_input(Path(out), subject)
     check_own(subject.place.device, ranks.on_host)
-    candidates = [Candidate(label, recipe, assemble(subject.stream, recipe)) for label, recipe in loaded]
+    candidates = [
+        Candidate(label, recipe, assemble(subject.stream.skeleton, subject.stream.architecture, recipe))
+        for label, recipe in loaded
+    ]
     protocol = Protocol(texts, eval_seqlen, max_tokens, device, dtype, allow_pickle)
     _check_alike(ranks, subject, candidates)
     with joined_output(Path(out), overwrite, ranks) as folder:

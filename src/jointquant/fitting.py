@@ -11,7 +11,7 @@ from jointquant.recipe import CalibrationSettings, Recipe
 from jointquant.runtime.assembly import Assembly
 
 
-def assembled(model: PreTrainedModel, architecture: Architecture, recipe: Recipe) -> Assembly:
+def assemble(model: PreTrainedModel, architecture: Architecture, recipe: Recipe) -> Assembly:
     """How the layers of a model will be built, of which no weight is read.
 
     Raises:

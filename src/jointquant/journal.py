@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jointquant.aside import discard, empty, locked, make_working_folder
 from jointquant.durable import flush, room_needed, save_json
 from jointquant.errors import InputError, ResumableError, require
 from jointquant.ranks import Ranks
 from jointquant.trust.permissions import seal
+from jointquant.working_folder import discard, empty, locked, make_working_folder
 
 RUN_NAME, JOURNAL_NAME = "run.json", "journal.jsonl"
 COMPLETE_NAME = "complete.json"

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jointquant.aside import discard, empty, locked, make_working_folder
 from jointquant.ranks import Ranks
 from jointquant.trust.permissions import current_umask, seal
 from jointquant.trust.target import check_file_target, check_target
+from jointquant.working_folder import discard, empty, locked, make_working_folder
 
 
 def check_output(out: Path, overwrite: bool) -> None:

@@ -24,7 +24,7 @@ from jointquant.card import write_card
 from jointquant.devices import check_own
 from jointquant.durable import save_tensors
 from jointquant.errors import require
-from jointquant.fitting import assembled, check_positions
+from jointquant.fitting import assemble, check_positions
 from jointquant.hub import Location
 from jointquant.identity import identity_of
 from jointquant.journal import begun, finished, join_journal, nearly_finished
@@ -141,7 +141,7 @@ def quantize(
     if ranks.leads:
         check_not_input(Path(out), subject)
     check_own(subject.place.device, ranks.on_host)
-    assembly = assemble(subject.stream, recipe)
+    assembly = assemble(subject.stream.skeleton, subject.stream.architecture, recipe)
     settings = recipe
     windows = of_leader(ranks, lambda: calibration_set(subject.stream, subject.tokenizer, settings, progress))
     return_freed_memory()  # what tokenizing took
@@ -258,11 +258,6 @@ def write_artifact(
         about = {"transforms": transforms} | inventory | reached.to_dict()
         write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, about)
     return Written(writer.total_size, outcome.bits_per_weight, transforms, reached, inventory)
-
-
-def assemble(stream: ModelStream, recipe: Recipe) -> Assembly:
-    """How the layers will be built. Raises InputError when the recipe does not fit the model's sizes."""
-    return assembled(stream.skeleton, stream.architecture, recipe)
 
 
 def calibration_set(

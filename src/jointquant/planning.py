@@ -11,7 +11,7 @@ import torch
 from jointquant.devices import ON_PAPER_DEVICE, resolve_device, resolve_dtype
 from jointquant.errors import require
 from jointquant.estimate import ON_PAPER, measure, seconds_of
-from jointquant.fitting import assembled, check_positions
+from jointquant.fitting import assemble, check_positions
 from jointquant.hub import locate_configuration
 from jointquant.journal import partial_folder
 from jointquant.memory import Size, available, bytes_of_size, device_available, resident
@@ -94,7 +94,7 @@ def dry_run(
     settings = load_recipe(recipe)
     config = read_config(locate_configuration(model, revision, hub, progress or Silent()))
     model_without_values, architecture = model_of(config)
-    assembled(model_without_values, architecture, settings)
+    assemble(model_without_values, architecture, settings)
     check_positions(config, settings.calibration)
     shape = shape_of_model(model_without_values, architecture)
     where = resolve_device(device)

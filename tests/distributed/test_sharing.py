@@ -16,10 +16,10 @@ from conftest import make_model, small
 from jointquant.cli import main
 from jointquant.errors import InputError
 from jointquant.estimate import busiest
+from jointquant.fitting import assemble
 from jointquant.hessians import SharedHessian
 from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import Place, open_stream
-from jointquant.pipeline import assemble
 from jointquant.quantization.gptq import HessianSum, bands_of
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange, StaticRange
@@ -90,7 +90,11 @@ def test_work_is_shared_out_evenly(size: int, costs: list[float]) -> None:
 def test_ranks_share_rows(method: str, size: int) -> None:
     """Together they round what one would; of 60, some have no row of the keys."""
     stream = open_stream(make_model("llama"))
-    assembly = assemble(stream, jointquant.load_recipe("fp16", small("weights.num_bits=4", f"weights.method={method}")))
+    assembly = assemble(
+        stream.skeleton,
+        stream.architecture,
+        jointquant.load_recipe("fp16", small("weights.num_bits=4", f"weights.method={method}")),
+    )
     layer = stream.layer(0, Place(torch.device("cpu"), torch.float32))
     site = assembly.layers[0].sites[0]
 

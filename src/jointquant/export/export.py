@@ -139,7 +139,7 @@ def _checkpoint(
         shards, config = compressed_shards(artifact), compressed_config(artifact)
     else:
         as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
-        same_values = as_dtype == artifact.dtype
+        same_values = as_dtype == DTYPES["float32"]  # what `eval` computes with
         config = config | {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.quantization.to_dict()}
         stream = None if whole else open_stream(_base_folder(artifact, base, progress))
         shards = (

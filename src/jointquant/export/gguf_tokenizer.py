@@ -30,7 +30,6 @@ PRE_TOKENIZERS = {
 IGNORES_MERGES = ("llama-bpe", "tekken")
 """Splits with which llama.cpp looks a whole word up before it merges."""
 
-
 SPACES = (
     {"type": "Prepend", "prepend": "▁"},
     {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},

@@ -16,7 +16,7 @@ from jointquant.hub.huggingface import HuggingFace
 from jointquant.hub.location import parse_repository
 from jointquant.hub.repository import Repository
 from jointquant.progress import Progress
-from jointquant.text.rows import joined, texts
+from jointquant.text.rows import strings, text_of
 
 Split = Literal["calibration", "evaluation"]
 
@@ -116,18 +116,18 @@ def hub_text(source: str, split: Split) -> str:
             raise InputError(f"text {source} cannot be loaded: {brief(error)}{hint}") from None
     columns = list(rows.column_names)
     require(field in columns, f"text {source} has no column {field!r}: expected one of {', '.join(columns)}")
-    return joined(rows[field])
+    return text_of(rows[field])
 
 
 def _parquet_rows(path: Path, field: str) -> Iterator[str]:
     import pyarrow.parquet  # comes with datasets
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=[field]):
-            yield from texts(batch[field].to_pylist())
+        batches = file.iter_batches(columns=[field])
+        yield from strings(row for batch in batches for row in batch[field].to_pylist())
 
 
 def _json_rows(path: Path, field: str) -> Iterator[str]:
     """Rows of a gzipped file of JSON lines, as they are asked for: the rest is not unpacked."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from texts(json.loads(line)[field] for line in lines)
+        yield from strings(json.loads(line)[field] for line in lines)

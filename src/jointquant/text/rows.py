@@ -8,7 +8,7 @@ from typing import Any
 from jointquant.errors import InputError
 
 
-def texts(rows: Iterable[Any]) -> Iterator[str]:
+def strings(rows: Iterable[Any]) -> Iterator[str]:
     """The rows that are text; empty (null) ones are left out.
 
     Raises:
@@ -21,6 +21,6 @@ def texts(rows: Iterable[Any]) -> Iterator[str]:
             raise InputError(f"row {number} of the text's column is no text but {type(row).__name__}: {row!r:.100}")
 
 
-def joined(rows: Iterable[Any]) -> str:
-    """All rows that are text, with blank lines between them. Raises InputError as ``texts``."""
-    return "\n\n".join(texts(rows))
+def text_of(rows: Iterable[Any]) -> str:
+    """All rows that are text, with blank lines between them. Raises InputError as ``strings``."""
+    return "\n\n".join(strings(rows))

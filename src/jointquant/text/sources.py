@@ -10,7 +10,7 @@ from pathlib import Path
 from jointquant.errors import InputError, require
 from jointquant.progress import Progress, Silent
 from jointquant.text.hub_text import NAMED_TEXTS, Split, hub_text, named_text
-from jointquant.text.rows import joined
+from jointquant.text.rows import text_of
 from jointquant.trust.files import open_regular
 
 DEFAULT_FIELD = "text"
@@ -72,14 +72,14 @@ def _read_text(path: Path, field: str) -> str:
 
 def _read_jsonl(path: Path, field: str) -> str:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    return joined(row[field] for row in rows)
+    return text_of(row[field] for row in rows)
 
 
 def _read_parquet(path: Path, field: str) -> str:
     import pyarrow.parquet  # comes with datasets
 
     column = pyarrow.parquet.read_table(path, columns=[field])[field]
-    return joined(column.to_pylist())
+    return text_of(column.to_pylist())
 
 
 ROW_READERS: dict[str, Callable[[Path, str], str]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
