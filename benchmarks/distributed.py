@@ -27,13 +27,13 @@ from safetensors import safe_open
 from transformers import LlamaConfig, Qwen3MoeConfig
 
 import jointquant
+from jointquant.backend.devices import HOST, ON_PAPER_DEVICE
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, NUM_SAMPLES, SEQLEN
-from jointquant.devices import HOST, ON_PAPER_DEVICE
-from jointquant.estimate import ON_PAPER, measure, seconds_of
 from jointquant.models.configuration import read_config
-from jointquant.needs import Job
-from jointquant.shape import ModelShape, shape_of
-from jointquant.traffic import seconds_on_links, traffic_of
+from jointquant.planning.needs import Job
+from jointquant.planning.shape import ModelShape, shape_of
+from jointquant.planning.speed import ON_PAPER, measure, seconds_of
+from jointquant.planning.traffic import seconds_on_links, traffic_of
 from quantization import LARGE, LARGE_LAYERS
 from report import machine
 

@@ -24,12 +24,12 @@ from large_checkpoint import generate
 from torch import Tensor
 
 import jointquant
+from jointquant.backend.devices import resolve_device, synchronize
 from jointquant.demo.story import CALIBRATION_TEXT
-from jointquant.devices import resolve_device, synchronize
-from jointquant.learners import training_of
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.integer import IntFormat
-from jointquant.recipe import LearnedRotation
+from jointquant.recipe.recipe import LearnedRotation
+from jointquant.recipe.training import training_of
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import learn, unit_scale
 from jointquant.rotations.objectives import whip

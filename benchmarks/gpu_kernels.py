@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jointquant.devices import device_name, resolve_device, synchronize
+from jointquant.backend.devices import device_name, resolve_device, synchronize
 from jointquant.errors import require
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.quantization.weights import round_to_nearest
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.int4_triton import Int4Triton
 from jointquant.runtime.kernels.reference import Reference
-from jointquant.runtime.linear import InputPath
 from jointquant.runtime.site import SiteInput
 
 RESULT = Path(__file__).parent / "results" / "gpu_kernels.json"

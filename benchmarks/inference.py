@@ -31,9 +31,9 @@ import transformers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import jointquant
+from jointquant.backend.devices import device_name, resolve_device, synchronize
+from jointquant.backend.memory import keep_freed_memory
 from jointquant.demo.story import CALIBRATION_TEXT, MODEL
-from jointquant.devices import device_name, resolve_device, synchronize
-from jointquant.memory import keep_freed_memory
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.attention import CachePath

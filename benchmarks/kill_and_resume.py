@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import jointquant
 import jointquant.demo
-from jointquant.journal import partial_folder
+from jointquant.run.journal import partial_folder
 from jointquant.runtime.loading import load_tokenizer
 from report import machine
 

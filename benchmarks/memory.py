@@ -20,7 +20,7 @@ from pathlib import Path
 import jointquant
 import jointquant.demo
 from jointquant.models.configuration import read_config
-from jointquant.shape import shape_of
+from jointquant.planning.shape import shape_of
 from report import machine
 
 RESULT = Path(__file__).parent / "results" / "memory.json"

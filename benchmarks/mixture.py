@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 from turned import turned_onto_principal_axes
 
 import jointquant
-from jointquant import routing
+from jointquant.activations import routing
 from jointquant.demo import corpus, train
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT
 from jointquant.demo.story import MODEL as EMBEDDED

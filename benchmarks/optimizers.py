@@ -27,18 +27,19 @@ import torch
 from torch import Tensor
 
 import jointquant
-from jointquant.calibration import walk
+from jointquant.calibration.calibrate import walk
+from jointquant.calibration.learners import ResidualLearner
+from jointquant.calibration.windows import calibration_set
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, MODEL, NUM_SAMPLES, SEQLEN
-from jointquant.learners import ResidualLearner, training_of
-from jointquant.pipeline import calibration_set
 from jointquant.progress import Silent
-from jointquant.recipe import LearnedRotation, Recipe
+from jointquant.recipe.recipe import LearnedRotation, Recipe
+from jointquant.recipe.training import training_of
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, learn, unit_scale
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, Problem, Schedule
-from jointquant.subject import open_subject
-from jointquant.workspace import Workspace
+from jointquant.run.opening import open_subject
+from jointquant.run.workspace import Workspace
 from report import machine
 
 RESULT = Path(__file__).parent / "results" / "optimizers.json"

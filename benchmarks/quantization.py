@@ -28,8 +28,8 @@ from large_checkpoint import generate
 from transformers import LlamaForCausalLM  # noqa: F401
 
 import jointquant
+from jointquant.backend.memory import peak_rss_bytes
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, MODEL, NUM_SAMPLES, SEQLEN
-from jointquant.memory import peak_rss_bytes
 from report import machine
 
 RESULT = Path(__file__).parent / "results" / "quantization.json"

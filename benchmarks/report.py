@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from jointquant.devices import device_name
+from jointquant.backend.devices import device_name
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

@@ -21,16 +21,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import jointquant
-from jointquant.calibration import walk
+from jointquant.calibration.calibrate import walk
+from jointquant.calibration.learners import ResidualLearner
+from jointquant.calibration.windows import calibration_set
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, MODEL, NUM_SAMPLES, SEQLEN
-from jointquant.learners import ResidualLearner
-from jointquant.pipeline import calibration_set
 from jointquant.progress import Silent
-from jointquant.recipe import Recipe
+from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.rotations.objectives import whip
-from jointquant.subject import open_subject
-from jointquant.workspace import Workspace
+from jointquant.run.opening import open_subject
+from jointquant.run.workspace import Workspace
 
 RESULT = Path(__file__).parent / "results" / "strategies.json"
 STRATEGIES = {

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jointquant.models.expert_tensors import stored_name
-from jointquant.models.stream import Place, open_stream
-from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_embeddings, rotate_reader
+from jointquant.models.frontend import rotate_embeddings
+from jointquant.models.layer import Place
+from jointquant.models.stream import open_stream
+from jointquant.models.transforms import fuse_norm, fuse_norms, merge_rotations, rotate_reader
 
 TOKENS = 4096
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from jointquant.background import Background, worker
+from jointquant.backend.background import Background, worker
 
 
 @pytest.fixture

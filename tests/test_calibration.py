@@ -9,21 +9,22 @@ import torch
 from torch import Tensor, nn
 
 import jointquant
-import jointquant.calibration
+import jointquant.calibration.calibrate
 from conftest import make_model, small
-from jointquant.calibration import walk
+from jointquant.activations.hidden_states import HiddenStates
+from jointquant.activations.propagation import Observers
+from jointquant.calibration.calibrate import walk
+from jointquant.calibration.sensitivity import Sensitivity
 from jointquant.errors import InputError
-from jointquant.hidden_states import HiddenStates
-from jointquant.models.stream import Place, open_stream
+from jointquant.models.layer import Place
+from jointquant.models.stream import open_stream
 from jointquant.progress import Silent
-from jointquant.propagation import Observers
 from jointquant.quantization.integer import fake_quantize
-from jointquant.recipe import Recipe
+from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.strategies import STRATEGIES
-from jointquant.sensitivity import Sensitivity
-from jointquant.workspace import Workspace
+from jointquant.run.workspace import Workspace
 
 QUICK = ("rotations.r1.steps=6", "rotations.r2.steps=6")
 
@@ -43,7 +44,7 @@ def test_reused_rotations_give_the_same_shards(
     """And pass 1 does not run."""
     model, change = make_model("llama"), f"rotations.r1.strategy={strategy}"
     jointquant.quantize(model, tmp_path / "a", quick("dartquant", change), tokenizer=tokenizer)
-    monkeypatch.setattr(jointquant.calibration, "walk", None)
+    monkeypatch.setattr(jointquant.calibration.calibrate, "walk", None)
     for name, source in (("b", tmp_path / "a"), ("c", tmp_path / "a" / "rotations.safetensors")):
         recipe = quick("dartquant", change, f"rotations.from={source}")
         jointquant.quantize(model, tmp_path / name, recipe, tokenizer=tokenizer)
@@ -105,7 +106,7 @@ def test_rotations_are_learned_from_the_first_windows() -> None:
     for few, given in ((2, windows), (None, windows[:2]), (None, windows)):
         recipe = quick("dartquant", f"calibration.rotation_samples={'null' if few is None else few}")
         stream = open_stream(make_model("llama"))
-        rotations = jointquant.calibration.calibrate(stream, recipe, given, Workspace(place), Silent())
+        rotations = jointquant.calibration.calibrate.calibrate(stream, recipe, given, Workspace(place), Silent())
         r1 = rotations.r1_of(0)
         assert r1 is not None
         learned.append(r1)

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from conftest import DEMO, make_model, small
 from jointquant import InputError, export_artifact, load_recipe, quantize
-from jointquant.card import CARD_NAME, check_carded, read_measured, record_perplexity
+from jointquant.artifact.card import CARD_NAME, check_carded, read_measured, record_perplexity
 from jointquant.runtime.loading import load_tokenizer
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from conftest import DEMO
 from jointquant import InputError, evaluate
-from jointquant.cli import _finish, main
+from jointquant.cli.main import main
+from jointquant.cli.output import finish
 
 QUICK = ["--recipe", "rtn", "--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
 
@@ -77,7 +78,7 @@ def test_eval_refuses_before_it_measures(flags: list[str], message: str, save_mo
 
 
 def test_json_has_no_infinite_number(capsys) -> None:
-    _finish({"perplexity": {"t": math.inf}, "rows": [1.5, math.nan, None, True]}, as_json=True)
+    finish({"perplexity": {"t": math.inf}, "rows": [1.5, math.nan, None, True]}, as_json=True)
     assert json.loads(capsys.readouterr().out) == {"perplexity": {"t": None}, "rows": [1.5, None, None, True]}
 
 

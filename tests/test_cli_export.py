@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DEMO
-from jointquant.cli import main
+from jointquant.cli.main import main
 
 QUICK = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32", "--device", "cpu"]
 LIGHT = ["--set", "rotations.r1.kind=hadamard", "--set", "rotations.r2.kind=hadamard"]

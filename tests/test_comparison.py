@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import jointquant
-import jointquant.calibration
+import jointquant.calibration.calibrate
 from conftest import DEMO, make_model, small
-from jointquant.comparison import Comparison
+from jointquant.analysis.compare import Comparison
 from jointquant.errors import InputError
 from test_cli import assert_refused, last_json, run
 
@@ -30,8 +30,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_one_walk_and_the_bytes_of_lone_runs(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    walks, walk = [], jointquant.calibration.walk
-    monkeypatch.setattr(jointquant.calibration, "walk", lambda *a: (walks.append(1), walk(*a)))
+    walks, walk = [], jointquant.calibration.calibrate.walk
+    monkeypatch.setattr(jointquant.calibration.calibrate, "walk", lambda *a: (walks.append(1), walk(*a)))
     compared(tmp_path / "all", tokenizer, LEARNED, *QUICK, keep_artifacts=True)
     assert len(walks) == 1
     for name in LEARNED:

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jointquant import devices, doctor
-from jointquant.devices import HOST, MISSING, OPERATIONS, linalg_device, resolve_device, resolve_dtype
+from jointquant.backend import devices
+from jointquant.backend.devices import HOST, MISSING, OPERATIONS, linalg_device, resolve_device, resolve_dtype
 from jointquant.errors import InputError
+from jointquant.planning import doctor
 from jointquant.quantization.balancing import power
 from jointquant.quantization.gptq import factorize
 from jointquant.rotations.merging import rotate_input

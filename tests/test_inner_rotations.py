@@ -12,20 +12,21 @@ from torch import Tensor
 
 import jointquant
 from conftest import make_model, small
+from jointquant.distributed.ranks import Ranks
 from jointquant.errors import InputError
 from jointquant.export.export import export_artifact
-from jointquant.inner_rotations import turn_input
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
-from jointquant.ranks import Ranks
 from jointquant.rotations.blocks import block_products, largest_block, rotate_blocks
 from jointquant.rotations.hadamard import HadamardTransform, random_hadamard
 from jointquant.rotations.learning import Training, learn_blocks
 from jointquant.rotations.objectives import token_range
 from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
 from jointquant.rotations.sampling import DrawnTokens
+from jointquant.rounding.inner_rotations import turn_input
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, InnerRotation, as_integers, matrices
-from jointquant.runtime.linear import InputPath, OnlineLinear
+from jointquant.runtime.input_path import InputPath
+from jointquant.runtime.linear import OnlineLinear
 
 LEARNED = ("rotations.r4.kind=learned", "rotations.r4.steps=10")
 FOUR = ("weights.num_bits=4", "activations.num_bits=4", "activations.centring=mean")

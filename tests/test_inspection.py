@@ -9,18 +9,19 @@ import torch
 
 import jointquant
 from conftest import FAMILIES, make_model, possible, small
-from jointquant.calibration import calibrate
-from jointquant.evaluation.statistics import SpreadSum
-from jointquant.fitting import assemble
-from jointquant.inspection import CACHES, Inspector, inspect_activations, rotate_heads
-from jointquant.models.stream import Place, open_stream
+from jointquant.analysis.inspection import CACHES, Inspector, inspect_activations, rotate_heads
+from jointquant.analysis.moments import SpreadSum
+from jointquant.calibration.calibrate import calibrate
+from jointquant.models.layer import Place
+from jointquant.models.stream import open_stream
 from jointquant.pipeline import quantize_layers
 from jointquant.progress import Silent
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import random_hadamard
-from jointquant.runtime.assembly import OnlineTransforms
+from jointquant.run.fitting import assemble
+from jointquant.run.workspace import Workspace
 from jointquant.runtime.attention import ATTENTION_NAME
-from jointquant.workspace import Workspace
+from jointquant.runtime.online import OnlineTransforms
 
 CPU = torch.device("cpu")
 

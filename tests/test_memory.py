@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 import jointquant
-from jointquant import memory
+from jointquant.backend import memory
+from jointquant.backend.memory import little_freed_memory_kept, peak_rss_bytes, resident, return_freed_memory
 from jointquant.errors import InputError
-from jointquant.memory import little_freed_memory_kept, peak_rss_bytes, resident, return_freed_memory
 
 MEGABYTE = 10**6
 PAGES = """
 import resource, torch
-from jointquant.memory import little_freed_memory_kept
+from jointquant.backend.memory import little_freed_memory_kept
 
 def pages_made(times):
     "Pages that the system makes for tensors of 8 MB (1,953 pages of 4 KiB), one after the other."
@@ -29,7 +29,7 @@ with little_freed_memory_kept():
 pages_made(1)
 print(pages_made(10))
 """
-CHILD = "from jointquant.memory import peak_rss_bytes; print(peak_rss_bytes())"
+CHILD = "from jointquant.backend.memory import peak_rss_bytes; print(peak_rss_bytes())"
 
 
 def test_the_peak_is_not_below_what_is_resident():

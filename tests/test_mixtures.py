@@ -10,22 +10,23 @@ from transformers import AutoModelForCausalLM
 
 import jointquant
 from conftest import DEMO, make_model, small, token_by_token
-from jointquant.calibration import calibrate
-from jointquant.fitting import assemble
+from jointquant.activations.propagation import embed
+from jointquant.activations.routing import FEWEST, all_tokens_for, routed_tokens, starved
+from jointquant.calibration.calibrate import calibrate
 from jointquant.models.architecture import Architecture
-from jointquant.models.stream import Place, open_stream
+from jointquant.models.layer import Place
+from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Silent
-from jointquant.propagation import embed
 from jointquant.rotations.bundle import Rotations
-from jointquant.rounding import hessians_of
-from jointquant.rounding_pass import prepare, starved_experts
-from jointquant.routing import FEWEST, all_tokens_for, routed_tokens, starved
+from jointquant.rounding.layers import prepare, starved_experts
+from jointquant.rounding.site_runs import run_to, stages_of
+from jointquant.rounding.stand_ins import Room
+from jointquant.rounding.weights import hessians_of
+from jointquant.run.fitting import assemble
+from jointquant.run.workspace import Workspace
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.loading import load_tokenizer
-from jointquant.site_order import run_to, stages_of
-from jointquant.stand_ins import Room
-from jointquant.workspace import Workspace
 from models.test_mixtures import MIXTURES
 
 INPUT_IDS = torch.randint(0, 2048, (2, 24), generator=torch.Generator().manual_seed(1))

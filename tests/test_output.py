@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jointquant import InputError
-from jointquant.journal import open_journal, partial_folder
-from jointquant.output import output_file, output_folder, partial_of
+from jointquant.files.output import output_file, output_folder, partial_of
+from jointquant.run.journal import open_journal, partial_folder
 
 
 def writing(kind: str, out: Path) -> AbstractContextManager[Path]:

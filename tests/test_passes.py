@@ -11,7 +11,8 @@ from torch import Tensor
 
 import jointquant
 from conftest import make_model, small
-from jointquant import rounding, rounding_pass
+from jointquant.rounding import layers as rounding_pass
+from jointquant.rounding import weights as rounding
 from jointquant.runtime.kernels.capabilities import exact_weight_bits
 from jointquant.runtime.kernels.selection import VARIABLE
 from jointquant.runtime.linear import PackedLinear

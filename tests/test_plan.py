@@ -14,17 +14,17 @@ from transformers import LlamaConfig
 
 import jointquant
 from conftest import COMMON, FAMILIES, SPECIAL, make_model, possible, small
-from jointquant.cli import main
-from jointquant.devices import HOST, ON_PAPER_DEVICE, tokens_at_once
+from jointquant.backend.devices import HOST, ON_PAPER_DEVICE, tokens_at_once
+from jointquant.backend.memory import bytes_of_size, words
+from jointquant.cli.main import main
 from jointquant.errors import InputError
-from jointquant.journal import partial_folder
-from jointquant.memory import bytes_of_size, words
 from jointquant.models.stream import open_stream
-from jointquant.needs import Job
-from jointquant.plan import Budget, Choice, choices, make_plan, plan_of, shortages
-from jointquant.planning import free_disk
-from jointquant.shape import shape_of, shape_of_model
-from jointquant.traffic import traffic_of
+from jointquant.planning.budget import free_disk
+from jointquant.planning.needs import Job
+from jointquant.planning.plan import Budget, Choice, choices, make_plan, plan_of, shortages
+from jointquant.planning.shape import shape_of, shape_of_model
+from jointquant.planning.traffic import traffic_of
+from jointquant.run.journal import partial_folder
 
 GB = 10**9
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from jointquant.products import (
+from jointquant.backend.products import (
     LEAST_OUTPUTS,
     LEAST_SUMMANDS,
     Linear,

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from jointquant.errors import InputError
-from jointquant.recipe import Recipe, load_recipe, preset_names
+from jointquant.recipe.recipe import Recipe, load_recipe, preset_names
 
 
 def test_presets_load_and_are_described() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jointquant.recipe import load_recipe
-from jointquant.recipe_keys import MEANINGS, Key, key_table, keys, size_table
+from jointquant.recipe.recipe import load_recipe
+from jointquant.recipe.reference_table import MEANINGS, Key, key_table, keys, size_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 LEARNED = [*(f"rotations.{r}.kind=learned" for r in ("r1", "r2", "r3", "r4"))]

@@ -12,18 +12,19 @@ from transformers import AutoModelForCausalLM
 
 import jointquant
 from conftest import make_model, possible, small
+from jointquant.activations.hidden_states import HiddenStates
 from jointquant.errors import InputError
-from jointquant.hidden_states import HiddenStates
-from jointquant.models.stream import Place, open_stream, run_layer
+from jointquant.models.layer import Place, run_layer
+from jointquant.models.stream import open_stream
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import round_to_nearest
-from jointquant.reference import Reference
-from jointquant.refinement import refine
+from jointquant.recipe.settings import RefinementSettings
 from jointquant.rotations.bundle import Rotations
-from jointquant.rounds import rounds
+from jointquant.rounding.reference import Reference
+from jointquant.rounding.refinement import refine
+from jointquant.run.workspace import Workspace
 from jointquant.runtime.cache import PackedCache
-from jointquant.settings import RefinementSettings
-from jointquant.workspace import Workspace
+from jointquant.seeds import rounds
 
 PLACE = Place(torch.device("cpu"), torch.float32)
 WINDOWS = torch.randint(0, 2048, (6, 32), generator=torch.Generator().manual_seed(4))

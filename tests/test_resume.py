@@ -19,8 +19,8 @@ from filelock import FileLock
 import jointquant
 from conftest import small
 from jointquant.errors import InputError, ResumableError
-from jointquant.journal import partial_folder
 from jointquant.models.stream import ModelStream
+from jointquant.run.journal import partial_folder
 
 ROOT = Path(__file__).parents[1]
 TINY = ("rotations.r1.steps=3", "rotations.r2.steps=3", "smoothing.alpha=0.5")

@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 import jointquant
 from conftest import FAMILIES, make_model, possible, small
-from jointquant.fitting import assemble
-from jointquant.hidden_states import HiddenStates
-from jointquant.models.stream import LayerArguments, Place, open_stream
-from jointquant.propagation import advance, embed, observe, watching
+from jointquant.activations.hidden_states import HiddenStates
+from jointquant.activations.propagation import advance, embed, observe, watching
+from jointquant.models.layer import LayerArguments, Place
+from jointquant.models.stream import open_stream
 from jointquant.rotations.bundle import Rotations
-from jointquant.rounding import round_layer
-from jointquant.rounding_pass import prepare
+from jointquant.rounding.layers import prepare
+from jointquant.rounding.site_runs import ORDER, needed, run_to, stages_of
+from jointquant.rounding.stand_ins import Kept, Room, replayed
+from jointquant.rounding.weights import round_layer
+from jointquant.run.fitting import assemble
+from jointquant.run.workspace import Workspace
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
-from jointquant.site_order import ORDER, needed, run_to, stages_of
-from jointquant.stand_ins import Kept, Room, replayed
-from jointquant.workspace import Workspace
 
 PLACE = Place(torch.device("cpu"), torch.float32)
 WINDOWS = torch.randint(0, 2048, (5, 32), generator=torch.Generator().manual_seed(2))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from conftest import DEMO
-from jointquant.cli import main
+from jointquant.cli.main import main
 from jointquant.errors import InputError
-from jointquant.recipe import LearnedRotation, load_recipe, preset_names
-from jointquant.sizes import read_size, size_names
+from jointquant.recipe.recipe import LearnedRotation, load_recipe, preset_names
+from jointquant.recipe.sizes import read_size, size_names
 
 PER_TRAINING = {"num_tokens", "batch_tokens", "steps"}
 SIZED = ("r1", "r2", "r4")

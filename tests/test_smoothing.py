@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 import jointquant
 from conftest import FAMILIES, make_model, possible, small
-from jointquant.calibration import calibrate
+from jointquant.activations.propagation import watching
+from jointquant.activations.routing import experts_of
+from jointquant.calibration.calibrate import calibrate
 from jointquant.errors import InputError
+from jointquant.models.layer import Place, run_layer
 from jointquant.models.scaling import scale_sites
-from jointquant.models.stream import Place, open_stream, run_layer
+from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Silent
-from jointquant.propagation import watching
 from jointquant.quantization.smoothing import MEASURES, smoothing_scales
 from jointquant.rotations.bundle import Rotations
-from jointquant.routing import experts_of
-from jointquant.workspace import Workspace
+from jointquant.run.workspace import Workspace
 
 PLACE = Place(torch.device("cpu"), torch.float64)
 WINDOWS = torch.randint(0, 2048, (3, 16), generator=torch.Generator().manual_seed(5))

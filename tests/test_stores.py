@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jointquant.stores import SLOTS, SpilledStates
+from jointquant.activations.stores import SLOTS, SpilledStates
 
 
 @pytest.mark.parametrize("slots", [SLOTS, SLOTS[:1]])

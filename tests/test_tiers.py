@@ -11,10 +11,10 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from jointquant import load_recipe
+from jointquant.artifact.tiers import FORMATS, OBSTACLES, Facts, reach
 from jointquant.errors import InputError
-from jointquant.recipe import preset_names
+from jointquant.recipe.recipe import preset_names
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.tiers import FORMATS, OBSTACLES, Facts, reach
 
 LINEARS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj")
 SIZE = 14336  # 2^9 · 28: the intermediate size of Llama 3 8B

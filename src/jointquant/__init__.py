@@ -4,14 +4,15 @@ After ``import jointquant``, artifacts load with ``transformers.AutoModelForCaus
 """
 
 from jointquant._version import __version__
-from jointquant.analysis import Statistics, stats
-from jointquant.comparison import Comparison, compare
+from jointquant.analysis.compare import Comparison, compare
+from jointquant.analysis.stats import Statistics, stats
+from jointquant.artifact.result import QuantizeResult
 from jointquant.errors import InputError, ResumableError
 from jointquant.evaluation.evaluate import EvaluationResult, evaluate
 from jointquant.export import ExportResult, export_artifact
-from jointquant.pipeline import QuantizeResult, quantize
-from jointquant.planning import DryRun, dry_run
-from jointquant.recipe import Recipe, load_recipe
+from jointquant.pipeline import quantize
+from jointquant.planning.dry_run import DryRun, dry_run
+from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.runtime.integration import register_families
 from jointquant.runtime.loading import load
 

@@ -1,6 +1,6 @@
 """``python -m jointquant``."""
 
-from jointquant.cli import main
+from jointquant.cli.main import main
 
 if __name__ == "__main__":
     main()

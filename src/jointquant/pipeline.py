@@ -7,88 +7,40 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from jointquant._version import __version__
-from jointquant.calibration import calibrate
-from jointquant.card import write_card
-from jointquant.devices import check_own
-from jointquant.durable import save_tensors
-from jointquant.errors import require
-from jointquant.fitting import assemble, check_positions
-from jointquant.hub import Location
-from jointquant.identity import identity_of
-from jointquant.journal import begun, finished, join_journal, nearly_finished
-from jointquant.memory import Size, little_freed_memory_kept, peak_rss_bytes, return_freed_memory
+from jointquant.artifact.metadata import describe_transforms, write_metadata
+from jointquant.artifact.result import QuantizeResult
+from jointquant.artifact.tiers import Reach, facts_of, reach
+from jointquant.backend.devices import check_own
+from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_bytes, return_freed_memory
+from jointquant.calibration.calibrate import calibrate
+from jointquant.calibration.windows import calibration_set
+from jointquant.distributed.process_group import joined, spill_folder
+from jointquant.distributed.ranks import of_leader
+from jointquant.files.durable import save_tensors
+from jointquant.files.output import check_output
 from jointquant.models.stream import ModelStream
 from jointquant.models.writer import ShardWriter
-from jointquant.output import check_output
-from jointquant.plan import Plan
-from jointquant.planning import check_windows, plan_run
-from jointquant.process_group import check_alike, joined, spill_folder
+from jointquant.planning.budget import plan_run
+from jointquant.planning.plan import Plan
 from jointquant.progress import Progress, Silent
-from jointquant.ranks import of_leader
-from jointquant.recipe import Recipe, load_recipe
+from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, layered
-from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.rounding_pass import Witness, quantize_layers
-from jointquant.runtime.assembly import Assembly, OnlineTransforms
-from jointquant.runtime.integration import artifact_config
-from jointquant.runtime.key_basis import KeyBasis
-from jointquant.runtime.loading import generation_config_of, save_tokenizer
-from jointquant.subject import Subject, check_not_input, open_subject
-from jointquant.text.sources import load_text
-from jointquant.text.windows import calibration_windows, tokenize
-from jointquant.tiers import Reach, reach
-from jointquant.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class QuantizeResult:
-    """What a run did.
-
-    Attributes:
-        artifact: the folder.
-        seconds: wall time, per stage and in total.
-        peak_rss_bytes: the process's peak resident memory; of several ranks, the largest.
-        size_bytes: bytes of all tensors of the artifact.
-        bits_per_weight: bits per parameter of the decoder's linears, scales included.
-        transforms: what R1 to R4 are, in words, and the basis changes between layers where each has an R1.
-        tier: where the artifact loads (see ``jointquant.tiers``): 1 anywhere, 2 where R4 can run, 3 with this package.
-        runtimes: who can run it, in words, each with the export it takes.
-        quantized_weights: how many weights are quantized.
-        kept: the parameters that are not, nor merged into others: ``name`` (* for numbers), ``parameters``, ``why``.
-        starved_experts: ``layer``, ``expert`` and ``tokens`` of experts that too few calibration tokens reached; their
-            statistics were taken on all tokens of their layer.
-        resumed: whether a run before had done a part; the seconds are those of this one alone.
-    """
-
-    artifact: str
-    seconds: float
-    stage_seconds: dict[str, float]
-    peak_rss_bytes: int
-    size_bytes: int
-    bits_per_weight: float
-    transforms: dict[str, str]
-    tier: int
-    runtimes: list[str]
-    quantized_weights: int
-    kept: list[dict[str, Any]]
-    starved_experts: list[dict[str, Any]]
-    resumed: bool = False
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain data."""
-        return asdict(self)
+from jointquant.rounding.layers import Witness, quantize_layers
+from jointquant.run.fitting import assemble, check_windows
+from jointquant.run.identity import check_alike, identity_of
+from jointquant.run.journal import begun, finished, join_journal, nearly_finished
+from jointquant.run.opening import Subject, check_not_input, open_subject
+from jointquant.run.workspace import Workspace
+from jointquant.runtime.assembly import Assembly
 
 
 @little_freed_memory_kept()
@@ -245,7 +197,7 @@ def write_artifact(
     writer = ShardWriter(folder, stream.num_layers + 2)
     outcome = quantize_layers(stream, assembly, rotations, windows, workspace, writer, progress, witness)
     transforms = describe_transforms(assembly.recipe, rotations, assembly.online, stream.stored_dtype)
-    reached = reach(assembly.facts(stream.stored_dtype))
+    reached = reach(facts_of(assembly, stream.stored_dtype))
     found = outcome.inventory.to_dict()
     inventory = {
         "quantized_weights": found["quantized"],
@@ -258,81 +210,3 @@ def write_artifact(
         about = {"transforms": transforms} | inventory | reached.to_dict()
         write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, about)
     return Written(writer.total_size, outcome.bits_per_weight, transforms, reached, inventory)
-
-
-def calibration_set(
-    stream: ModelStream, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, progress: Progress
-) -> Tensor:
-    """The calibration windows [num_samples, seqlen] of token ids."""
-    settings = recipe.calibration
-    check_positions(stream.config, settings)
-    text = load_text(settings.source, "calibration", progress)
-    tokens = tokenize(tokenizer, text)
-    vocabulary = stream.config.vocab_size
-    require(int(tokens.max()) < vocabulary, f"the tokenizer has ids beyond the model's vocabulary of {vocabulary}")
-    return calibration_windows(tokens, settings.num_samples, settings.seqlen, settings.seed, settings.source)
-
-
-def describe_transforms(
-    recipe: Recipe, rotations: Rotations, online: OnlineTransforms, dtype: torch.dtype
-) -> dict[str, str]:
-    """What R1 to R4 are, in words; a block-diagonal fallback and the cost of basis changes show here.
-
-    Args:
-        recipe: what was asked for.
-        rotations: what was merged.
-        online: what runs with the model.
-        dtype: of the stored matrices.
-    """
-    words: dict[str, str] = {"r1": recipe.rotations.r1.kind, "r2": recipe.rotations.r2.kind}
-    if rotations.r1:
-        words["r1"] += f", {HadamardTransform.of_size(rotations.r1[0].shape[-1]).describe()}"
-    if rotations.r2:
-        words["r2"] += f", {HadamardTransform.of_size(rotations.r2[0].shape[-1]).describe()}"
-    if rotations.scales:
-        sites = ", ".join(sorted(rotations.scales[0]))
-        words["smoothing"] = f"alpha {recipe.smoothing.alpha:g}, {recipe.smoothing.measure}, merged, at {sites}"
-    words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
-    if online.keys is not None:
-        words |= describe_keys(recipe, online.keys)
-    words["r4"] = f"online, {'; '.join(r4.describe() for r4 in online.r4.values())}" if online.r4 else "none"
-    if online.inner is not None:
-        words["r4"] += f", then blocks of at most {online.inner.most} channels, learned for each down projection"
-    if online.basis is not None:
-        words["basis_change"] = online.basis.describe(dtype)
-    return words
-
-
-def describe_keys(recipe: Recipe, keys: KeyBasis) -> dict[str, str]:
-    """The basis of the keys in words."""
-    cost = f"online, dense of order {keys.head_dim} per KV head, with R3" if keys.dense else "online"
-    parts = [f"balancing {recipe.kv_cache.balancing}", *(["less the mean key"] if keys.centred else [])]
-    words = {"keys": f"{cost}: {', '.join(parts)}"}
-    return words | ({"r3": f"{recipe.rotations.r3.kind}, in the basis of the keys"} if keys.dense else {})
-
-
-def write_metadata(
-    folder: Path,
-    stream: ModelStream,
-    model: str | Path | PreTrainedModel,
-    origin: Location | None,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    about: dict[str, object],
-) -> None:
-    """config.json with what is to be said ``about`` the artifact, the generation settings, tokenizer and model card."""
-    facts = {**base_facts(stream.config.name_or_path, origin), **about, "jointquant_version": __version__}
-    config = artifact_config(stream.config, stream.architecture, recipe, stream.stored_dtype, facts)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    generation = generation_config_of(model)
-    if generation is not None:
-        generation.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
-    write_card(folder, config["quantization_config"], "native")
-
-
-def base_facts(name_or_path: str, origin: Location | None) -> dict[str, str]:
-    """Which model an artifact was made of: a hub id and its commit, or the name of a folder."""
-    if origin is None:
-        return {"base_model": Path(name_or_path).name if Path(name_or_path).exists() else name_or_path}
-    return {"base_model": origin.name} | ({"base_revision": origin.revision} if origin.revision else {})

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes import environment, launcher, told, wait_for_steps
 from test_ranks import alone, assert_same, model, quantized  # noqa: F401
 
-from jointquant.journal import partial_folder
+from jointquant.run.journal import partial_folder
 
 ADDRESS = "10.213.77.1"
 

@@ -13,7 +13,7 @@ import torch
 
 import jointquant
 from conftest import DEMO, SHARED, small  # noqa: F401
-from jointquant.journal import partial_folder
+from jointquant.run.journal import partial_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import (

@@ -13,21 +13,22 @@ from transformers import LlamaConfig
 
 import jointquant
 from conftest import make_model, small
-from jointquant.cli import main
+from jointquant.activations.hidden_states import HiddenStates
+from jointquant.activations.stores import HeldStates, Share
+from jointquant.cli.main import main
+from jointquant.distributed.ranks import Ranks
 from jointquant.errors import InputError
-from jointquant.estimate import busiest
-from jointquant.fitting import assemble
-from jointquant.hessians import SharedHessian
-from jointquant.hidden_states import HiddenStates
-from jointquant.models.stream import Place, open_stream
+from jointquant.models.layer import Place
+from jointquant.models.stream import open_stream
+from jointquant.planning.speed import busiest
 from jointquant.quantization.gptq import HessianSum, bands_of
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange, StaticRange
 from jointquant.quantization.weights import QuantizedWeight
-from jointquant.ranks import Ranks
 from jointquant.rotations.sampling import TokenSample
-from jointquant.rounding import round_site
-from jointquant.stores import HeldStates, Share
+from jointquant.rounding.hessians import SharedHessian
+from jointquant.rounding.weights import round_site
+from jointquant.run.fitting import assemble
 
 sizes = st.integers(1, 9)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jointquant.evaluation.statistics import BINS, LIMIT, ErrorSum, SpreadSum, histogram
+from jointquant.analysis.moments import BINS, LIMIT, ErrorSum, SpreadSum, histogram
 
 MATRICES = arrays(
     np.float32,

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 import jointquant
 from conftest import FAMILIES, make_model, possible, small
 from jointquant.evaluation.runners import Loaded, Streamed, runner_of
-from jointquant.models.stream import Place, open_stream
+from jointquant.models.layer import Place
+from jointquant.models.stream import open_stream
 
 NOTHING = "1MB"  # less than the process itself
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DEMO
-from jointquant.cli import main
+from jointquant.cli.main import main
 from jointquant.errors import InputError
 from jointquant.evaluation.tasks import TaskSet
 

@@ -20,7 +20,7 @@ DRIVER = """
 import json, sys, time
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from jointquant.cli import main
+from jointquant.cli.main import main
 
 results = []
 for command in json.load(sys.stdin):

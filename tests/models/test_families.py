@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import jointquant
 from conftest import FAMILIES, WITHOUT_R1, make_model, possible, small
+from jointquant.artifact.inventory import OTHER, SCALES, inventory_of
 from jointquant.errors import InputError
-from jointquant.inventory import OTHER, SCALES, inventory_of
 from jointquant.models.architecture import LinearSlice
+from jointquant.models.layer import Place, run_layer
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.models.source import Checkpoint
-from jointquant.models.stream import Place, open_stream, run_layer
+from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms
 
 ALL = [f"rotations.{r}.kind=hadamard" for r in ("r1", "r2", "r3", "r4")]

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import jointquant
 from conftest import FAMILIES, WITHOUT_R1, make_model, possible, small
-from jointquant.models.stream import Place, open_stream, run_layer
+from jointquant.models.layer import Place, run_layer
+from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms
 from jointquant.runtime.attention import ATTENTION_NAME
 

@@ -18,8 +18,9 @@ from jointquant.errors import InputError
 from jointquant.models.architecture import Site
 from jointquant.models.expert_tensors import StoredNames
 from jointquant.models.experts import Experts
+from jointquant.models.layer import Place
 from jointquant.models.registry import ARCHITECTURES
-from jointquant.models.stream import Place, open_stream
+from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms, merge_rotations
 from jointquant.rotations.hadamard import random_hadamard
 from models.test_invariance import ROTATIONS, exact

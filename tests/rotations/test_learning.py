@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointquant.learners import training_of
 from jointquant.quantization.integer import IntFormat
-from jointquant.recipe import LearnedRotation
+from jointquant.recipe.recipe import LearnedRotation
+from jointquant.recipe.training import training_of
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, head_samples, initial_heads, learn
 from jointquant.rotations.objectives import OBJECTIVES, Quantizer, whip

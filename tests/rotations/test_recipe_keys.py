@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jointquant.errors import InputError
-from jointquant.recipe import Recipe, load_recipe
+from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.rotations.learning import INITS
 from jointquant.rotations.objectives import OBJECTIVES
 from jointquant.rotations.optimizers import OPTIMIZERS

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jointquant.errors import InputError, printable
-from jointquant.recipe import PRESETS
+from jointquant.recipe.recipe import PRESETS
 from jointquant.trust.files import boundary, check_entries, is_plain_name
 from jointquant.trust.permissions import make_folders, seal
 from jointquant.trust.strict_json import parse_object

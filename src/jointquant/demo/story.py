@@ -8,11 +8,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from jointquant.artifact.result import QuantizeResult
 from jointquant.evaluation.evaluate import evaluate
-from jointquant.output import check_output
-from jointquant.pipeline import QuantizeResult, quantize
+from jointquant.files.output import check_output
+from jointquant.pipeline import quantize
 from jointquant.progress import Progress
-from jointquant.recipe import load_recipe
+from jointquant.recipe.recipe import load_recipe
 
 HERE = Path(__file__).parent
 MODEL = HERE / "model"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jointquant.devices import double
+from jointquant.activations.stores import Share
+from jointquant.backend.devices import double
 from jointquant.evaluation.perplexity import Logits, negative_log_likelihood, perplexity_of, predictions
-from jointquant.stores import Share
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,17 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from jointquant.backend.memory import Size
+from jointquant.distributed.process_group import joined
+from jointquant.distributed.ranks import check_size, of_leader
 from jointquant.errors import require
 from jointquant.evaluation.divergence import Divergence, compare
 from jointquant.evaluation.perplexity import perplexity
 from jointquant.evaluation.runners import Loaded, Runner, runner_of
 from jointquant.evaluation.tasks import Scores, TaskSet
 from jointquant.hub import locate
-from jointquant.memory import Size
-from jointquant.process_group import check_alike, folder_identity, joined
 from jointquant.progress import Progress, Silent
-from jointquant.ranks import check_size, of_leader
+from jointquant.run.identity import check_alike, folder_identity
 from jointquant.runtime.loading import load_tokenizer
 from jointquant.text.hub_text import max_windows
 from jointquant.text.sources import load_text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jointquant.stores import Share
+from jointquant.activations.stores import Share
 
 Logits = Callable[[Tensor], Tensor]
 

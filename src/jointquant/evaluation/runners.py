@@ -11,20 +11,21 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from jointquant.devices import check_own, resolve_device, resolve_dtype, tokens_at_once
+from jointquant.activations.hidden_states import micro_batch
+from jointquant.activations.stores import Share
+from jointquant.backend.devices import check_own, resolve_device, resolve_dtype, tokens_at_once
+from jointquant.backend.memory import Size, available, bytes_of_size, device_available, resident
+from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.evaluation.perplexity import Logits
 from jointquant.evaluation.streaming import streamed_logits
-from jointquant.hidden_states import micro_batch
-from jointquant.memory import Size, available, bytes_of_size, device_available, resident
-from jointquant.models.stream import ModelStream, Place
+from jointquant.models.layer import Place
+from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress
-from jointquant.ranks import ALONE, Ranks
+from jointquant.run.workspace import Storage, Workspace
 from jointquant.runtime.kernels.choices import use_kernels
 from jointquant.runtime.kernels.selection import mode_named
 from jointquant.runtime.loading import load
 from jointquant.runtime.streaming import open_any_stream
-from jointquant.stores import Share
-from jointquant.workspace import Storage, Workspace
 
 LOGITS_AT_ONCE = 4096 * 3
 """Tokens times copies of the logits that an evaluation in memory holds."""

@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from jointquant.activations.hidden_states import HiddenStates
+from jointquant.activations.propagation import advance, embed
+from jointquant.activations.stores import Share
 from jointquant.evaluation.perplexity import Logits
-from jointquant.hidden_states import HiddenStates
 from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress
-from jointquant.propagation import advance, embed
-from jointquant.stores import Share
-from jointquant.workspace import Workspace
+from jointquant.run.workspace import Workspace
 
 TOKENS_AT_THE_HEAD = 2048
 """Tokens whose logits are computed at once: a vocabulary is wide."""

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from jointquant.artifact.tiers import Facts, facts_of
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import blamed, read_config
@@ -24,7 +25,7 @@ from jointquant.models.source import Checkpoint
 from jointquant.quantization.integer import IntFormat, num_groups
 from jointquant.quantization.packing import unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
-from jointquant.recipe import Recipe
+from jointquant.recipe.recipe import Recipe
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.integration import (
     JointQuantConfig,
@@ -33,7 +34,6 @@ from jointquant.runtime.integration import (
     check_complete,
     is_artifact,
 )
-from jointquant.tiers import Facts
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.strict_json import read_object
 
@@ -137,7 +137,7 @@ class Artifact:
     @cached_property
     def facts(self) -> Facts:
         """What decides where it loads."""
-        return self.assembly.facts(self.dtype)
+        return facts_of(self.assembly, self.dtype)
 
     @property
     def num_layers(self) -> int:

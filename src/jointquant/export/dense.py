@@ -12,15 +12,10 @@ from jointquant.errors import require
 from jointquant.export.artifact import Artifact
 from jointquant.models.architecture import Architecture
 from jointquant.models.expert_tensors import stored_name
-from jointquant.models.stream import ModelStream, Place
-from jointquant.models.transforms import (
-    fuse_norm,
-    fuse_norms,
-    linear_weight,
-    merge_rotations,
-    rotate_embeddings,
-    rotate_reader,
-)
+from jointquant.models.frontend import rotate_embeddings
+from jointquant.models.layer import Place
+from jointquant.models.stream import ModelStream
+from jointquant.models.transforms import fuse_norm, fuse_norms, linear_weight, merge_rotations, rotate_reader
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
 
 CPU = torch.device("cpu")

@@ -11,23 +11,23 @@ from typing import Literal, cast
 
 from torch import Tensor
 
-from jointquant.card import Kind, write_card
+from jointquant.artifact.card import Kind, write_card
+from jointquant.artifact.tiers import OBSTACLES, Obstacle, online, reach, words
 from jointquant.errors import InputError, require
 from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.native import CompressedExport
+from jointquant.files.output import check_output, output_file, output_folder
 from jointquant.hub import locate
 from jointquant.hub.location import may_be_id
 from jointquant.models.configuration import blamed
 from jointquant.models.stream import open_stream
 from jointquant.models.writer import ShardWriter
-from jointquant.output import check_output, output_file, output_folder
 from jointquant.progress import Progress, Silent
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.loading import load_tokenizer, save_tokenizer
-from jointquant.tiers import OBSTACLES, Obstacle, online, reach, words
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.target import check_apart
 
@@ -42,7 +42,7 @@ class ExportResult:
     Attributes:
         out: the folder, or the file.
         format: which one.
-        tier: of the artifact (see ``jointquant.tiers``).
+        tier: of the artifact (see ``jointquant.artifact.tiers``).
         runtimes: who can run the artifact, in words.
         size_bytes: of all tensors that were written.
         seconds: wall time.

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jointquant._version import __version__
-from jointquant.durable import room_needed
 from jointquant.errors import require
 from jointquant.export.artifact import Artifact
 from jointquant.export.gguf_blocks import GROUP, blocks_of, half_or_full
 from jointquant.export.gguf_metadata import FAMILIES, add_hyperparameters, interleave, rope_factors
 from jointquant.export.gguf_tokenizer import add_vocabulary, read_vocabulary
+from jointquant.files.durable import room_needed
 from jointquant.progress import Progress
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.loading import load_tokenizer

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from jointquant.errors import require
-from jointquant.models.stream import head_dim_of
+from jointquant.models.layer import head_dim_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jointquant.export.compressed import GUARDS, native_tensors
 from jointquant.models.expert_tensors import our_name
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint
-from jointquant.recipe import Recipe
+from jointquant.recipe.recipe import Recipe
 from jointquant.runtime.integration import JointQuantConfig, artifact_config
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.strict_json import read_object

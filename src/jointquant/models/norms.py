@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from jointquant.devices import double
+from jointquant.backend.devices import double
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from jointquant.devices import double
+from jointquant.backend.devices import double
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import linear_bias, linear_weight, map_rows, set_bias, set_rows, set_weight

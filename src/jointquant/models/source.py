@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from jointquant.durable import bytes_of
 from jointquant.errors import InputError, ResumableError, require
+from jointquant.files.durable import bytes_of
 from jointquant.trust.safetensors_header import Entry, read_header
 from jointquant.trust.shard_index import SAFETENSORS, read_index
 

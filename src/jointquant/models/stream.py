@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from jointquant.background import worker
+from jointquant.backend.background import worker
+from jointquant.backend.products import hasten
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model, read_config
 from jointquant.models.expert_tensors import ExpertTensors
 from jointquant.models.experts import take_apart
+from jointquant.models.frontend import Frontend, centre_embeddings
+from jointquant.models.layer import Place, head_dim_of
 from jointquant.models.pickles import PickleCheckpoint
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint, InMemory, TensorSource
-from jointquant.models.transforms import centre_embeddings
-from jointquant.products import hasten
 from jointquant.trust.shard_index import PICKLE, SAFETENSORS, has_weights
 
 # Buffers that old checkpoints carry and that transformers computes itself.
 LEGACY_BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
-
-LayerArguments = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a module is materialised, and in which dtype it computes."""
-
-    device: torch.device
-    dtype: torch.dtype
 
 
 class ModelStream:
@@ -176,111 +165,6 @@ class ModelStream:
         return fresh.to(place.device).eval().requires_grad_(False)
 
 
-class Frontend:
-    """The model's own forward up to the first decoder layer: embeddings, positions, masks.
-
-    The decoder layers are stand-ins that record what the model hands to each of them, so families whose layers
-    differ (sliding windows, several rotary embeddings) need no code here. Where the family's norms subtract the mean,
-    the embeddings are mean-centred: the norms see no difference, fused or not.
-    """
-
-    def __init__(self, stream: ModelStream, place: Place) -> None:
-        architecture = stream.architecture
-        root = architecture.layers.partition(".")[0]
-        skeleton = stream.skeleton.get_submodule(root)
-        layers = _relative(architecture.layers, root)
-        norm = _relative(architecture.final_norm, root)
-        memo: dict[int, Any] = {id(stream.config): stream.config}
-        memo[id(skeleton.get_submodule(layers))] = nn.ModuleList(
-            Recorder(layer) for layer in skeleton.get_submodule(layers)
-        )
-        memo[id(skeleton.get_submodule(norm))] = nn.Identity()
-        self.root = root
-        self.place = place
-        self.backbone = copy.deepcopy(skeleton, memo)
-        self.recorders: list[Recorder] = list(self.backbone.get_submodule(layers))
-        names = list(self.backbone.state_dict())
-        # Copies, as in ``read_layer``.
-        tensors = {name: stream.cast(name, stream.source.load(f"{root}.{name}").clone(), place) for name in names}
-        self.backbone.load_state_dict(tensors, assign=True)
-        for module in self.backbone.modules():
-            factor = getattr(module, "scalar_embed_scale", None)
-            if factor is not None:  # as a model that is loaded in this dtype has it, not in that of the skeleton
-                module.embed_scale = torch.tensor(factor, dtype=place.dtype)
-        stream.prepare(self)
-        self.backbone.to(place.device).eval().requires_grad_(False)
-
-    def module(self, name: str) -> nn.Module:
-        """A module of the frontend by its full name in the model."""
-        return self.backbone.get_submodule(_relative(name, self.root))
-
-    def replace(self, name: str, module: nn.Module) -> None:
-        """Put another module in the place of one, by its full name in the model."""
-        self.backbone.set_submodule(_relative(name, self.root), module)
-
-    @torch.no_grad()
-    def hidden_states(self, input_ids: Tensor) -> Tensor:
-        """What reaches the first decoder layer: input_ids [windows, tokens] → [windows, tokens, hidden]."""
-        self.backbone(input_ids=input_ids.to(self.place.device), use_cache=False)
-        return self.recorders[0].take()[0]
-
-    @torch.no_grad()
-    def layer_arguments(self, input_ids: Tensor) -> list[LayerArguments]:
-        """What each decoder layer receives besides its hidden states, for windows of the length of ``input_ids``.
-
-        Taken from a single window, so that it broadcasts over any number of them.
-        """
-        self.backbone(input_ids=input_ids[:1].to(self.place.device), use_cache=False)
-        return [recorder.take()[1] for recorder in self.recorders]
-
-
-class Recorder(nn.Module):
-    """Stands for a decoder layer: records its arguments and passes the hidden states through."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        for name, value in vars(layer).items():
-            if isinstance(value, (str, int, float, bool)):
-                setattr(self, name, value)  # e.g. attention_type, which some models read off their layers
-        self._recorded: tuple[Tensor, LayerArguments] | None = None
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Record and pass through."""
-        self._recorded = (hidden_states, kwargs)
-        return hidden_states
-
-    def take(self) -> tuple[Tensor, LayerArguments]:
-        """The last call's hidden states and arguments; forgets them."""
-        if self._recorded is None:
-            raise RuntimeError("the model's forward never reached this decoder layer")
-        recorded, self._recorded = self._recorded, None
-        return recorded
-
-
-def run_layer(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> Tensor:
-    """One decoder layer: [windows, tokens, hidden] → the same shape."""
-    output = layer(hidden_states, **arguments)
-    return output[0] if isinstance(output, tuple) else output
-
-
-def head_dim_of(config: PretrainedConfig) -> int:
-    """Size of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def inner_sizes_of(model: nn.Module, architecture: Architecture) -> tuple[int, ...]:
-    """The sizes that the down projections of a whole model read, and R4 acts on: one, or several where experts differ
-    from dense layers or from a shared expert. Taken from the modules: configurations name them variously.
-    """
-    sizes: set[int] = set()
-    for layer in model.get_submodule(architecture.layers).children():
-        for name in architecture.of_layer(layer).downs:
-            down = layer.get_submodule(name)
-            assert isinstance(down, nn.Linear)
-            sizes.add(down.in_features)
-    return tuple(sorted(sizes))
-
-
 def open_stream(
     model: str | Path | PreTrainedModel, attn_implementation: str | None = None, allow_pickle: bool = False
 ) -> ModelStream:
@@ -321,7 +205,3 @@ def open_weights(folder: Path, allow_pickle: bool = False) -> TensorSource:
         "or --allow-pickle (allow_pickle=True) if you trust who made them",
     )
     return PickleCheckpoint(folder)
-
-
-def _relative(name: str, root: str) -> str:
-    return name.removeprefix(f"{root}.")

@@ -15,7 +15,7 @@ from jointquant.rotations import merging
 from jointquant.rotations.hadamard import HadamardTransform
 
 if TYPE_CHECKING:
-    from jointquant.models.stream import Frontend
+    pass
 
 ELEMENTS_AT_ONCE = 2**21
 
@@ -79,15 +79,6 @@ def centre_writer(writer: nn.Module) -> None:
 
 
 @torch.no_grad()
-def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
-    """Embedding rows less their mean, for families whose norms subtract it; others are left as they are."""
-    if architecture.norm.subtracts_mean:
-        for name in architecture.embeddings:
-            embedding = frontend.module(name)
-            map_rows(embedding, merging.centre_rows)
-
-
-@torch.no_grad()
 def merge_rotations(
     layer: nn.Module,
     architecture: Architecture,
@@ -141,14 +132,6 @@ def rotate_writer(writer: nn.Module, r1: Tensor) -> None:
     map_columns(writer, lambda columns: merging.rotate_output(columns, r1))
     if writer.bias is not None:
         set_bias(writer, merging.rotate_rows(linear_bias(writer), r1))
-
-
-@torch.no_grad()
-def rotate_embeddings(frontend: Frontend, architecture: Architecture, r1: Tensor) -> None:
-    """E ← E R1 for everything that starts the residual stream."""
-    for name in architecture.embeddings:
-        embedding = frontend.module(name)
-        map_rows(embedding, lambda rows: merging.rotate_rows(rows, r1))
 
 
 def map_rows(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from jointquant.durable import save_json, save_tensors
+from jointquant.files.durable import save_json, save_tensors
 from jointquant.models.source import INDEX_NAME
 
 

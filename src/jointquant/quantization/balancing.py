@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jointquant.devices import double, linalg_device
+from jointquant.backend.devices import double, linalg_device
 
 DAMPING = 1e-4
 """Share of the mean variance that is added to each, for channels in which nothing moves."""

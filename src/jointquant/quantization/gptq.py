@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.devices import elements_at_once, has_triton, is_nvidia, linalg_device
-from jointquant.products import add_product, multiplied_by_onednn
+from jointquant.backend.devices import elements_at_once, has_triton, is_nvidia, linalg_device
+from jointquant.backend.products import add_product, multiplied_by_onednn
 from jointquant.quantization.integer import IntFormat, to_groups
 from jointquant.quantization.weights import ClipMethod, QuantizedWeight, WeightFormat, weight_parameters
 

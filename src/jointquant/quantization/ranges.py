@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jointquant.devices import double
+from jointquant.backend.devices import double
+from jointquant.distributed.ranks import Ranks
 from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, encode_rows, encode_static
-from jointquant.ranks import Ranks
 
 CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
 """Candidates of the search: 1 down to 0.45."""

@@ -16,9 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jointquant.devices import double
+from jointquant.backend.devices import double
+from jointquant.distributed.ranks import Ranks
 from jointquant.quantization.ranges import ChannelBounds, ChannelMean
-from jointquant.ranks import Ranks
 
 
 class Sizes(Protocol):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jointquant.devices import elements_at_once, elements_in_cache
+from jointquant.backend.devices import elements_at_once, elements_in_cache
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, to_groups
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from jointquant.durable import save_tensors
 from jointquant.errors import InputError, require
+from jointquant.files.durable import save_tensors
 from jointquant.trust.safetensors_header import read_header, read_metadata
 from jointquant.trust.strict_json import parse_object
 

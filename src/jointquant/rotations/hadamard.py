@@ -22,7 +22,7 @@ from functools import lru_cache, partial, reduce
 
 import torch
 
-from jointquant.products import linear_product
+from jointquant.backend.products import linear_product
 from jointquant.rotations.williamson import WILLIAMSON_LENGTHS, williamson_matrix
 
 _SYLVESTER_LOG2_LIMIT = 6

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jointquant.ranks import ALONE, Ranks
+from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.rotations.blocks import block_products, rotate_blocks
 from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.objectives import Objective, whip
 from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
 from jointquant.rotations.shared import agreed, joined_heads, pooled_loss, pooled_turning, sharing
-from jointquant.rounds import rounds
+from jointquant.seeds import rounds
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jointquant.devices import double, linalg_device
+from jointquant.backend.devices import double, linalg_device
 from jointquant.rotations.blocks import rotate_blocks
 from jointquant.rotations.hadamard import HadamardTransform
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.devices import double, linalg_device, product_dtype
+from jointquant.backend.devices import double, linalg_device, product_dtype
 
 LARGEST_TURN = 0.1
 """Radians that a step of ``cayley`` turns at most at the full rate; the bound decays with the rate."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from jointquant.ranks import ALONE, Ranks, broadcast_all
+from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all
 
 KEY_BITS, KEY_CHANNELS = 62, 4
 MULTIPLIER, INCREMENT = 6364136223846793005, 1442695040888963407

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointquant.ranks import ALONE, Ranks
+from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.objectives import OF_WHOLE_BATCHES, Objective
 from jointquant.rotations.optimizers import Learned

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import require
-from jointquant.ranks import ALONE, Ranks
 from jointquant.rotations.learning import Batches, Training, learn, spread, unit_scale, whip_units
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, Problem

@@ -2,82 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
-from jointquant.models.stream import head_dim_of, inner_sizes_of
+from jointquant.models.layer import head_dim_of, inner_sizes_of
 from jointquant.models.transforms import give_bias, shape_as_fused
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
-from jointquant.recipe import (
-    BlockHadamardRotation,
-    LearnedInnerRotation,
-    LearnedResidualRotation,
-    NoRotation,
+from jointquant.recipe.recipe import (
     Recipe,
 )
-from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.recipe.settings import ActivationSettings, RangeSettings, WeightSettings
 from jointquant.runtime.attention import CachePath
-from jointquant.runtime.basis import BasisChanges, install_basis_change
+from jointquant.runtime.basis import install_basis_change
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
-from jointquant.runtime.inner_rotation import InnerRotation
+from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.selection import default_mode
-from jointquant.runtime.key_basis import KeyBasis
-from jointquant.runtime.linear import InputPath, OnlineLinear, PackedLinear
+from jointquant.runtime.linear import OnlineLinear, PackedLinear
+from jointquant.runtime.online import OnlineTransforms
 from jointquant.runtime.site import Site
-from jointquant.settings import ActivationSettings, RangeSettings, WeightSettings
-from jointquant.tiers import Facts
-
-
-@dataclass(frozen=True)
-class OnlineTransforms:
-    """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input, R1's basis changes.
-
-    Where the keys' basis is dense, it holds R3, and there is no transform besides. R4 is given by the size of the
-    input: down projections that read the same size share it, all experts of a layer among them. Where it is learned,
-    each down projection turns blocks of channels behind it (``inner``).
-    """
-
-    r3: HadamardTransform | None = None
-    r4: Mapping[int, HadamardTransform] = field(default_factory=dict)
-    inner: InnerRotation | None = None
-    basis: BasisChanges | None = None
-    keys: KeyBasis | None = None
-
-    @classmethod
-    def of(
-        cls, recipe: Recipe, config: PretrainedConfig, head_dim: int, inner_sizes: tuple[int, ...]
-    ) -> OnlineTransforms:
-        """What the recipe asks for, at the model's sizes."""
-        rotations, cache = recipe.rotations, recipe.kv_cache
-        heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-        dense = cache.balancing != "none" or rotations.r3.kind == "learned"
-        keys = KeyBasis(heads, head_dim, cache.centres_keys, dense)
-        per_layer = isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer
-        return cls(
-            basis=BasisChanges(config.num_hidden_layers - 1, config.hidden_size) if per_layer else None,
-            r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" and not dense else None,
-            r4=inner_transforms(rotations.r4, inner_sizes),
-            inner=InnerRotation(rotations.r4.most) if isinstance(rotations.r4, LearnedInnerRotation) else None,
-            keys=keys if keys.centred or keys.dense else None,
-        )
-
-
-def inner_transforms(
-    settings: NoRotation | BlockHadamardRotation | LearnedInnerRotation, sizes: tuple[int, ...]
-) -> dict[int, HadamardTransform]:
-    """R4 at each size; empty where there is none. Raises InputError for blocks that do not fit."""
-    if isinstance(settings, NoRotation):
-        return {}
-    try:
-        return {size: HadamardTransform.of_size(size, settings.block_size) for size in sizes}
-    except ValueError as error:
-        raise InputError(f"rotations.r4.block_size {settings.block_size}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -293,13 +240,6 @@ class Assembly:
                 f"to the residual stream ({', '.join(norms)}), and no R1 passes through that, "
                 "expected --set rotations.r1.kind=none (r2, r3 and r4 are possible)"
             )
-
-    def facts(self, dtype: torch.dtype) -> Facts:
-        """What decides where the model, stored in ``dtype``, loads."""
-        family, r4 = self.architecture, tuple(self.online.r4.values())
-        plain_norms, names = not family.norm.subtracts_mean, self.names
-        routed = () if family.mixture is None else tuple(n for n in names if f".{family.mixture.experts}." in n)
-        return Facts(self.recipe, names, family.model_type, plain_norms, r4, dtype, routed)
 
     def full_name(self, index: int, linear: str) -> str:
         """The full name of a layer's linear."""

@@ -24,7 +24,7 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
 from jointquant.models.registry import ARCHITECTURES, architecture_of
 from jointquant.models.source import DTYPES, Checkpoint
-from jointquant.recipe import Recipe, describe, load_recipe
+from jointquant.recipe.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from jointquant.devices import resolve_device, resolve_dtype
+from jointquant.backend.devices import resolve_device, resolve_dtype
 from jointquant.errors import InputError, require
 from jointquant.hub import locate
 from jointquant.models.configuration import blamed, read_config

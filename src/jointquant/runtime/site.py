@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from jointquant.devices import elements_in_cache
+from jointquant.backend.devices import elements_in_cache
 from jointquant.quantization.integer import Codes
 from jointquant.quantization.one_token import encode_token
 from jointquant.quantization.ranges import DynamicRange, SearchedRange
 
 if TYPE_CHECKING:
-    from jointquant.runtime.linear import InputPath
+    from jointquant.runtime.input_path import InputPath
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from jointquant.models.configuration import empty_model, read_config
+from jointquant.models.frontend import Frontend
+from jointquant.models.layer import Place
 from jointquant.models.rehearsal import rehearse
 from jointquant.models.source import Checkpoint
-from jointquant.models.stream import Frontend, ModelStream, Place, open_stream
+from jointquant.models.stream import ModelStream, open_stream
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.embedding import PackedEmbedding
 from jointquant.runtime.integration import (

@@ -10,19 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from jointquant.backend.products import linear_product
 from jointquant.errors import InputError
-from jointquant.products import linear_product
 from jointquant.quantization.codebook import NF4, CodebookFormat
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import CLIP_RATIO, SCALE, ZERO_POINT, DynamicRange, SearchedRange, StaticRange
 from jointquant.quantization.weights import round_to_nearest
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels import selection
 from jointquant.runtime.kernels.dense import Dense
 from jointquant.runtime.kernels.int8_product import LARGEST_DIGIT, zero_point_columns
 from jointquant.runtime.kernels.interface import Kernel
 from jointquant.runtime.kernels.selection import KERNELS, choose, reasons
-from jointquant.runtime.linear import InputPath, PackedLinear
+from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.site import Site
 
 X86 = platform.machine() in ("x86_64", "AMD64")

@@ -13,9 +13,10 @@ from jointquant.quantization.integer import Codes, IntFormat, encode_rows
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.quantization.weights import round_to_nearest
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.int4_triton import Int4Triton
 from jointquant.runtime.kernels.selection import choose
-from jointquant.runtime.linear import InputPath, PackedLinear
+from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.site import Site
 
 pytest.importorskip("triton", reason="the Triton kernels need Triton: pip install triton")

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from jointquant.devices import X86
+from jointquant.backend.devices import X86
 
 
 def _has_operator(namespace: str, name: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jointquant.products import linear_product
+from jointquant.backend.products import linear_product
 from jointquant.quantization.ranges import InputRange
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.kernels.interface import Problem

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.devices import has_triton, is_nvidia
+from jointquant.backend.devices import has_triton, is_nvidia
 from jointquant.quantization.ranges import DynamicRange, InputRange
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.kernels.int4_expanded import OFFSET

@@ -1,0 +1,278 @@
+"""Where a walk keeps the hidden states of its windows: in memory, in files, or each rank its part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from jointquant.distributed.ranks import Ranks
+from jointquant.files.durable import bytes_of, room_needed
+
+SLOTS = ("hidden-0.bin", "hidden-1.bin")
+"""The states last saved, and those that will replace them."""
+
+
+class Store(Protocol):
+    """Holds [windows, T, hidden]; what is written shows only after ``turn``, or at once: nobody reads it in between."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(windows, T, hidden)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The states of some windows."""
+
+    def write(self, start: int, states: Tensor) -> None:
+        """The next states of some windows; all windows are written in order."""
+
+    def turn(self) -> None:
+        """All windows were written: from now on they are what is read."""
+
+    def save(self) -> str:
+        """Make what is read durable; returns the file that holds it."""
+
+    def load(self, name: str) -> None:
+        """Read what was saved."""
+
+
+class HeldStates:
+    """A tensor; saved into two files by turns, so that the one saved last stays whole.
+
+    Args:
+        states: [windows, T, hidden], which is used, not copied.
+        folder: where it is saved; None: it cannot be.
+    """
+
+    def __init__(self, states: Tensor, folder: Path | None = None) -> None:
+        self.states, self.folder, self._slot = states, folder, 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(windows, T, hidden)."""
+        return tuple(self.states.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
+        return self.states.dtype
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """A view."""
+        return self.states[start:stop]
+
+    def write(self, start: int, states: Tensor) -> None:
+        """In place."""
+        self.states[start : start + len(states)].copy_(states)
+
+    def turn(self) -> None:
+        """Nothing to do."""
+
+    def save(self) -> str:
+        """Write the slot that was not written last."""
+        assert self.folder is not None
+        self._slot = 1 - self._slot
+        path = self.folder / SLOTS[self._slot]
+        with room_needed(path, self.states.nbytes), path.open("wb") as file:
+            for window in self.states:  # from an accelerator one window at a time
+                file.write(bytes_of(window.cpu().contiguous()))
+            os.fsync(file.fileno())
+        return path.name
+
+    def load(self, name: str) -> None:
+        """Read a slot."""
+        assert self.folder is not None
+        self._slot = SLOTS.index(name)
+        with (self.folder / name).open("rb") as file:
+            for index in range(len(self.states)):
+                self.states[index] = _from_file(file.fileno(), self.states[index].shape, self.states.dtype)
+
+
+class SpilledStates:
+    """Two files, one of which is read while the other is written; or one alone, which is written in place.
+
+    Args:
+        folder: where they lie.
+        shape: [windows, T, hidden].
+        dtype: of the states.
+        slots: their names; with two of them what was saved stays whole while the next states are written.
+    """
+
+    def __init__(
+        self, folder: Path, shape: tuple[int, int, int], dtype: torch.dtype, slots: Sequence[str] = SLOTS
+    ) -> None:
+        self.folder, self._shape, self.dtype, self._slots = folder, shape, dtype, slots
+        self._slot = 0  # the one that is read
+        self._bytes_per_window = shape[1] * shape[2] * dtype.itemsize
+        for name in slots:
+            (folder / name).touch()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(windows, T, hidden)."""
+        return self._shape
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """From the current file."""
+        stop = min(stop, self._shape[0])
+        with (self.folder / self._slots[self._slot]).open("rb") as file:
+            file.seek(start * self._bytes_per_window)
+            return _from_file(file.fileno(), torch.Size((stop - start, *self._shape[1:])), self.dtype)
+
+    def write(self, start: int, states: Tensor) -> None:
+        """Into the next file."""
+        path = self.folder / self._slots[self._next]
+        with room_needed(path, self._shape[0] * self._bytes_per_window), path.open("r+b") as file:
+            file.seek(start * self._bytes_per_window)
+            file.write(bytes_of(states.to(self.dtype).cpu().contiguous()))
+
+    def turn(self) -> None:
+        """Change files."""
+        self._slot = self._next
+
+    def save(self) -> str:
+        """Flush the current file."""
+        path = self.folder / self._slots[self._slot]
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return path.name
+
+    def load(self, name: str) -> None:
+        """Make a file the current one."""
+        self._slot = self._slots.index(name)
+
+    @property
+    def _next(self) -> int:
+        return (self._slot + 1) % len(self._slots)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which windows are whose: whole batches where there are enough, for what is computed depends on them.
+
+    Attributes:
+        ranks: they follow each other.
+        num_windows: of all ranks.
+        batch_windows: those that run at once.
+    """
+
+    ranks: Ranks
+    num_windows: int
+    batch_windows: int
+
+    @property
+    def _unit(self) -> int:
+        return self.batch_windows if -(-self.num_windows // self.batch_windows) >= self.ranks.size else 1
+
+    @property
+    def _units(self) -> int:
+        return -(-self.num_windows // self._unit)
+
+    def part(self) -> range:
+        """The windows of this rank."""
+        start, stop = self.ranks.part(self._units)
+        return range(start * self._unit, min(stop * self._unit, self.num_windows))
+
+    def owner(self, number: int) -> int:
+        """The rank of a window."""
+        return self.ranks.owner(number // self._unit, self._units)
+
+
+class SharedStore:
+    """What one rank holds of the states of all; what is saved is all of them, by the rank that leads.
+
+    Args:
+        own: this rank's windows.
+        shape: [windows, T, hidden] of all ranks.
+        share: who has which.
+        folder: where they are saved; used by the rank that leads.
+    """
+
+    def __init__(self, own: Store, shape: tuple[int, int, int], share: Share, folder: Path | None):
+        self.own, self.whole, self.share, self.folder, self._slot = own, shape, share, folder, 0
+        self.ranks = share.ranks
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(windows, T, hidden) of this rank."""
+        return self.own.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
+        return self.own.dtype
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Some of this rank's windows."""
+        return self.own.read(start, stop)
+
+    def write(self, start: int, states: Tensor) -> None:
+        """The next states of some of this rank's windows."""
+        self.own.write(start, states)
+
+    def turn(self) -> None:
+        """All of this rank's windows were written."""
+        self.own.turn()
+
+    def save(self) -> str:
+        """Write the slot that was not written last, window by window as they arrive."""
+        self._slot = 1 - self._slot
+        if not self.ranks.leads:
+            for window in self._own_windows():
+                self.ranks.pass_aside(window, self.ranks.rank, 0)
+            return SLOTS[self._slot]
+        assert self.folder is not None
+        path = self.folder / SLOTS[self._slot]
+        with room_needed(path, self._window_bytes * self.whole[0]), path.open("wb") as file:
+            for window in self._own_windows():
+                file.write(bytes_of(window))
+            for number in range(self.share.part().stop, self.whole[0]):
+                empty = torch.empty(self.whole[1:], dtype=self.own.dtype)
+                file.write(bytes_of(self.ranks.pass_aside(empty, self.share.owner(number), 0)))
+            os.fsync(file.fileno())
+        return path.name
+
+    def load(self, name: str) -> None:
+        """Read a slot, and give every rank its windows."""
+        self._slot = SLOTS.index(name)
+        mine = self.share.part()
+        for number in range(self.whole[0]) if self.ranks.leads else mine:
+            window = torch.empty(self.whole[1:], dtype=self.own.dtype)
+            if self.ranks.leads:
+                assert self.folder is not None
+                with (self.folder / name).open("rb") as file:
+                    file.seek(number * self._window_bytes)
+                    window = _from_file(file.fileno(), window.shape, window.dtype)
+            window = self.ranks.pass_on(window, 0, self.share.owner(number))
+            if number in mine:
+                self.own.write(number - mine.start, window.unsqueeze(0))
+        self.own.turn()
+
+    @property
+    def _window_bytes(self) -> int:
+        return self.whole[1] * self.whole[2] * self.own.dtype.itemsize
+
+    def _own_windows(self) -> Iterator[Tensor]:
+        for number in range(self.own.shape[0]):
+            yield self.own.read(number, number + 1)[0].cpu().contiguous()
+
+
+def _from_file(descriptor: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    states = torch.empty(shape, dtype=dtype)
+    view = bytes_of(states)
+    done = 0
+    while done < len(view):
+        count = os.readv(descriptor, [view[done:]])
+        if count == 0:
+            raise OSError(f"the file of hidden states ends after {done} of {len(view)} bytes")
+        done += count
+    return states

@@ -1,0 +1,269 @@
+"""What rotations and rounding do to a model, measured layer by layer on a few windows.
+
+The unquantized model runs beside the quantized one, in lock-step: one layer of each is in memory, with the probe's
+hidden states and nothing else. Rotations are applied to the activations themselves, as x → xR.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jointquant.activations.hidden_states import HiddenStates, micro_batch
+from jointquant.activations.propagation import Observers, advance, embed, observe, watching
+from jointquant.analysis.moments import ErrorSum, Spread, SpreadSum
+from jointquant.models.architecture import Site
+from jointquant.models.layer import LayerArguments, Place
+from jointquant.models.stream import ModelStream
+from jointquant.models.transforms import fuse_norms
+from jointquant.progress import Progress
+from jointquant.rotations.bundle import Rotations
+from jointquant.run.workspace import Workspace
+from jointquant.runtime.assembly import Assembly
+from jointquant.runtime.linear import OnlineLinear, PackedLinear
+from jointquant.runtime.online import OnlineTransforms
+
+PROBE_TOKENS = 2048
+"""Tokens that are followed through the layers (whole windows, one at least)."""
+CACHES = ("k_cache", "v_cache")
+
+Rotate = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SiteSpread:
+    """The values at one site of one layer, before and after rotation; ``tokens`` are those that were seen there.
+
+    An expert that no token of the probe reaches has none.
+    """
+
+    layer: int
+    site: str
+    before: Spread
+    after: Spread
+    tokens: int
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return {
+            "layer": self.layer,
+            "site": self.site,
+            "tokens": self.tokens,
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Relative squared errors of one quantized layer.
+
+    Attributes:
+        layer: which one.
+        hidden: of its output hidden state, all layers before it quantized too.
+        weights: of each linear's rounded weight.
+        activations: of each linear's quantized input, 0 where it is not quantized.
+    """
+
+    layer: int
+    hidden: float
+    weights: dict[str, float]
+    activations: dict[str, float]
+
+
+class Reference:
+    """The unquantized model on the probe, norms fused, one layer at a time."""
+
+    def __init__(self, stream: ModelStream, windows: Tensor, place: Place) -> None:
+        self.stream, self.place = stream, place
+        self.windows = windows[: micro_batch(windows.shape[1], PROBE_TOKENS)]
+        frontend = stream.frontend(place)
+        self.arguments = frontend.layer_arguments(self.windows)
+        self.states = Workspace(place).states(self.windows, stream.config.hidden_size)
+        embed(frontend, self.windows, self.states)
+
+    def run(self, index: int, rotations: Rotations, online: OnlineTransforms) -> list[SiteSpread]:
+        """Take the probe through layer ``index``; what its sites see, as it is and rotated."""
+        layer = self.stream.layer(index, self.place)
+        fuse_norms(layer, self.stream.architecture)
+        rotates = site_rotations(self.stream, index, rotations, online)
+        sums = {site: (SpreadSum(), SpreadSum()) for site in rotates}
+
+        def observer(site: str) -> Callable[[Tensor], None]:
+            def update(x: Tensor) -> None:
+                sums[site][0].update(x)
+                sums[site][1].update(rotates[site](x))
+
+            return update
+
+        sites = self.stream.architecture_of(index).whole_sites
+        places = {site.readers[0]: observer(site.name) for site in sites}
+        attention = layer.get_submodule(self.stream.architecture.attention)
+        attention.cache_path = CacheObserver(*(observer(name) for name in CACHES))  # type: ignore[assignment]
+        with watching(layer, places):
+            advance(layer, self.states, self.arguments[index])
+        return [SiteSpread(index, site, a.result(), b.result(), a.tokens) for site, (a, b) in sums.items() if a.tokens]
+
+
+class CacheObserver:
+    """Stands where a cache path stands in the attention seam: sees keys and values, and changes nothing."""
+
+    def __init__(self, key: Callable[[Tensor], None], value: Callable[[Tensor], None]) -> None:
+        self.key, self.value = key, value
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, known: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All [batch, heads, tokens, head_dim]."""
+        self.key(key)
+        self.value(value)
+        return query, key, value
+
+
+def site_rotations(
+    stream: ModelStream, index: int, rotations: Rotations, online: OnlineTransforms
+) -> dict[str, Rotate]:
+    """By site, what the rotations of layer ``index`` do to what it reads; the identity where there is none."""
+    r1, r2 = rotations.r1_of(index), rotations.r2_of(index)
+    rotates: dict[str, Rotate] = {}
+    architecture = stream.architecture_of(index)
+    for site in architecture.whole_sites:
+        if site.norm is not None and r1 is not None:
+            rotates[site.name] = _times(r1)
+        elif architecture.output in site.linears and r2 is not None:
+            rotates[site.name] = lambda x, r2=r2: rotate_heads(x, r2)  # type: ignore[misc]
+        elif site.linears[0] in architecture.downs and (r4 := online.r4.get(_inputs_of(stream, index, site))):
+            rotates[site.name] = r4.apply
+        else:
+            rotates[site.name] = _same
+    rotates["k_cache"] = _same if online.r3 is None else online.r3.apply
+    rotates["v_cache"] = _same if r2 is None else _times(r2)  # [batch, kv_heads, T, d] @ [kv_heads, d, d]
+    return rotates
+
+
+def _inputs_of(stream: ModelStream, index: int, site: Site) -> int:
+    linear = stream.skeleton.get_submodule(f"{stream.architecture.layer_prefix(index)}.{site.linears[0]}")
+    assert isinstance(linear, nn.Linear)
+    return linear.in_features
+
+
+def rotate_heads(x: Tensor, r2: Tensor) -> Tensor:
+    """o_proj's input [..., heads · d], each query head by its KV head's rotation: r2 [kv_heads, d, d]."""
+    heads = x.unflatten(-1, (r2.shape[0], -1, r2.shape[1]))  # [..., kv_heads, group, d]
+    return (heads @ r2.to(x)).flatten(-3)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _times(rotation: Tensor) -> Rotate:
+    return lambda x: x @ rotation.to(x)
+
+
+def inspect_activations(
+    stream: ModelStream,
+    windows: Tensor,
+    place: Place,
+    rotations: Rotations,
+    online: OnlineTransforms,
+    progress: Progress,
+) -> list[SiteSpread]:
+    """The values at every site of every layer of the unquantized model, before and after rotation."""
+    reference = Reference(stream, windows, place)
+    spreads: list[SiteSpread] = []
+    with progress.stage("measure", stream.num_layers) as stage:
+        for index in range(stream.num_layers):
+            spreads += reference.run(index, rotations, online)
+            stage.advance()
+    return spreads
+
+
+class Inspector:
+    """Watches pass 2 of one recipe; a ``Witness``.
+
+    Attributes:
+        spreads: of the activations, before and after rotation.
+        errors: of each quantized layer.
+        seconds: how long the measurements took.
+    """
+
+    def __init__(self, stream: ModelStream, assembly: Assembly, rotations: Rotations, windows: Tensor, place: Place):
+        self.stream, self.assembly, self.rotations = stream, assembly, rotations
+        self.spreads: list[SiteSpread] = []
+        self.errors: list[LayerError] = []
+        self.seconds = 0.0
+        self.exact: dict[str, Tensor] = {}  # the layer's weights before rounding
+        with self._timed():
+            self.reference = Reference(stream, windows, place)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+    def merged(self, index: int, layer: nn.Module) -> None:
+        """Keep the layer's weights as they are before rounding."""
+        with self._timed():
+            weights = {name: layer.get_submodule(name).weight for name in self.assembly.layers[index].linears}
+            self.exact = {name: weight.detach().clone() for name, weight in weights.items()}  # type: ignore[operator]
+
+    @torch.no_grad()
+    def rounded(self, index: int, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
+        """Run the probe through the layer and through its unquantized twin, and compare."""
+        with self._timed():
+            self.spreads += self.reference.run(index, self.rotations, self.assembly.online)
+            weights = {}
+            for name, exact in self.exact.items():
+                weights[name] = relative_error(rounded_weight(layer.get_submodule(name), exact.dtype), exact)
+            self.exact = {}
+            output = states.first(len(self.reference.windows))
+            probe = HiddenStates.held(output)
+            activations = input_errors(layer, self.assembly.layers[index].linears, probe, arguments)
+            advance(layer, probe, arguments)
+            r1 = self.rotations.r1_of(min(index + 1, self.stream.num_layers - 1))
+            output = output if r1 is None else output @ r1.to(output).T
+            hidden = relative_error(output, self.reference.states.first(len(self.reference.windows)))
+            self.errors.append(LayerError(index, hidden, weights, activations))
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖² / ‖expected‖²."""
+    total = ErrorSum()
+    total.update(actual, expected)
+    return total.value
+
+
+def rounded_weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
+    """What a linear of a quantized layer multiplies with: [out, in]."""
+    if isinstance(linear, PackedLinear):
+        return linear.quantized_weight().dequantize(dtype)
+    assert isinstance(linear, nn.Linear)
+    return linear.weight
+
+
+def input_errors(
+    layer: nn.Module, linears: tuple[str, ...], states: HiddenStates, arguments: LayerArguments
+) -> dict[str, float]:
+    """By linear, the relative squared error that quantizing its (rotated) input makes; 0 without a quantizer."""
+    sums = {name: ErrorSum() for name in linears}
+
+    def observer(name: str) -> Callable[[Tensor], None]:
+        module, total = layer.get_submodule(name), sums[name]
+
+        def update(x: Tensor) -> None:
+            if isinstance(module, OnlineLinear | PackedLinear):
+                total.update(module.read(x), module.arriving(x))
+
+        return update
+
+    observers: Observers = {name: observer(name) for name in linears}
+    with watching(layer, observers):
+        observe(layer, states, arguments)
+    return {name: total.value for name, total in sums.items()}

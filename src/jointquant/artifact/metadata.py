@@ -1,0 +1,86 @@
+"""What an artifact says about itself: its configuration, its transforms in words, its card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from jointquant._version import __version__
+from jointquant.artifact.card import write_card
+from jointquant.hub import Location
+from jointquant.models.stream import ModelStream
+from jointquant.recipe.recipe import Recipe
+from jointquant.rotations.bundle import Rotations
+from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.integration import artifact_config
+from jointquant.runtime.key_basis import KeyBasis
+from jointquant.runtime.loading import generation_config_of, save_tokenizer
+from jointquant.runtime.online import OnlineTransforms
+
+
+def describe_transforms(
+    recipe: Recipe, rotations: Rotations, online: OnlineTransforms, dtype: torch.dtype
+) -> dict[str, str]:
+    """What R1 to R4 are, in words; a block-diagonal fallback and the cost of basis changes show here.
+
+    Args:
+        recipe: what was asked for.
+        rotations: what was merged.
+        online: what runs with the model.
+        dtype: of the stored matrices.
+    """
+    words: dict[str, str] = {"r1": recipe.rotations.r1.kind, "r2": recipe.rotations.r2.kind}
+    if rotations.r1:
+        words["r1"] += f", {HadamardTransform.of_size(rotations.r1[0].shape[-1]).describe()}"
+    if rotations.r2:
+        words["r2"] += f", {HadamardTransform.of_size(rotations.r2[0].shape[-1]).describe()}"
+    if rotations.scales:
+        sites = ", ".join(sorted(rotations.scales[0]))
+        words["smoothing"] = f"alpha {recipe.smoothing.alpha:g}, {recipe.smoothing.measure}, merged, at {sites}"
+    words["r3"] = "none" if online.r3 is None else f"online, {online.r3.describe()}"
+    if online.keys is not None:
+        words |= describe_keys(recipe, online.keys)
+    words["r4"] = f"online, {'; '.join(r4.describe() for r4 in online.r4.values())}" if online.r4 else "none"
+    if online.inner is not None:
+        words["r4"] += f", then blocks of at most {online.inner.most} channels, learned for each down projection"
+    if online.basis is not None:
+        words["basis_change"] = online.basis.describe(dtype)
+    return words
+
+
+def describe_keys(recipe: Recipe, keys: KeyBasis) -> dict[str, str]:
+    """The basis of the keys in words."""
+    cost = f"online, dense of order {keys.head_dim} per KV head, with R3" if keys.dense else "online"
+    parts = [f"balancing {recipe.kv_cache.balancing}", *(["less the mean key"] if keys.centred else [])]
+    words = {"keys": f"{cost}: {', '.join(parts)}"}
+    return words | ({"r3": f"{recipe.rotations.r3.kind}, in the basis of the keys"} if keys.dense else {})
+
+
+def write_metadata(
+    folder: Path,
+    stream: ModelStream,
+    model: str | Path | PreTrainedModel,
+    origin: Location | None,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    about: dict[str, object],
+) -> None:
+    """config.json with what is to be said ``about`` the artifact, the generation settings, tokenizer and model card."""
+    facts = {**base_facts(stream.config.name_or_path, origin), **about, "jointquant_version": __version__}
+    config = artifact_config(stream.config, stream.architecture, recipe, stream.stored_dtype, facts)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    generation = generation_config_of(model)
+    if generation is not None:
+        generation.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    write_card(folder, config["quantization_config"], "native")
+
+
+def base_facts(name_or_path: str, origin: Location | None) -> dict[str, str]:
+    """Which model an artifact was made of: a hub id and its commit, or the name of a folder."""
+    if origin is None:
+        return {"base_model": Path(name_or_path).name if Path(name_or_path).exists() else name_or_path}
+    return {"base_model": origin.name} | ({"base_revision": origin.revision} if origin.revision else {})

@@ -1,0 +1,278 @@
+"""Where the result of a recipe loads, and which change of the recipe would let it load in more places.
+
+Tier 1 has nothing online: every runtime loads its exports. Tier 2 adds R4, for runtimes that apply the transforms of
+compressed-tensors. Tier 3 is everything else: R3, a quantized cache, a basis change after each layer, activations of
+few bits; it runs as the native artifact, with this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from jointquant.quantization.codebook import CodebookFormat
+from jointquant.quantization.integer import IntFormat
+from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
+from jointquant.recipe.settings import ActivationSettings, WeightSettings
+from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.assembly import Assembly
+
+GGUF_GROUP = 32
+"""Weights (and activations) that share a scale in llama.cpp's Q4_0 and Q8_0."""
+
+FORMATS = ("dense", "compressed-tensors", "gguf")
+
+RUNTIMES = {
+    "dense": "any runtime of transformers checkpoints (export --format dense --dequantized)",
+    "compressed-tensors": "transformers and vLLM (export --format compressed-tensors)",
+    "gguf": "llama.cpp (export --format gguf)",
+}
+NATIVE = "transformers after `import jointquant`"
+WITH_R4 = "vLLM (export --format compressed-tensors, R4 online)"
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Something that a format cannot hold.
+
+    Attributes:
+        what: the setting, and why it does not fit.
+        change: the change of the recipe that would help, as ``--set`` takes it; empty where none does.
+    """
+
+    what: str
+    change: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what} ({f'--set {self.change}' if self.change else 'no setting changes that'})"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides where a model loads.
+
+    Attributes:
+        recipe: its recipe.
+        linears: the full names of the decoder's linears.
+        model_type: its family.
+        plain_norms: whether the family's fused norms are still norms of its own class.
+        r4: the online transforms of the down projections' inputs, one a size; empty where there is none.
+        dtype: that the model is stored in.
+        experts: those of the linears that are experts'.
+    """
+
+    recipe: Recipe
+    linears: tuple[str, ...]
+    model_type: str
+    plain_norms: bool
+    r4: tuple[HadamardTransform, ...]
+    dtype: torch.dtype
+    experts: tuple[str, ...] = ()
+
+    def weights(self) -> list[WeightSettings]:
+        """The different settings of the linears' weights."""
+        return list(dict.fromkeys(self.recipe.weights_of(name) for name in self.linears))
+
+    def activations(self) -> list[ActivationSettings]:
+        """The different settings of the linears' inputs."""
+        return list(dict.fromkeys(self.recipe.activations_of(name) for name in self.linears))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where a model loads.
+
+    Attributes:
+        tier: 1, 2 or 3.
+        runtimes: who can run it, in words, each with the export it takes.
+    """
+
+    tier: int
+    runtimes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return {"tier": self.tier, "runtimes": list(self.runtimes)}
+
+
+def reach(facts: Facts) -> Reach:
+    """The tier, and the runtimes."""
+    held = {name: not OBSTACLES[name](facts) for name in FORMATS}
+    if not held["compressed-tensors"] and not held["dense"] and not held["gguf"]:
+        return Reach(3, (NATIVE,))
+    if facts.r4:
+        return Reach(2, (WITH_R4, NATIVE))
+    return Reach(1, (*(RUNTIMES[name] for name in FORMATS if held[name]), NATIVE))
+
+
+def online(facts: Facts) -> list[Obstacle]:
+    """What runs with the model besides R4, which only the native artifact holds."""
+    rotations, cache, found = facts.recipe.rotations, facts.recipe.kv_cache, []
+    if isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer:
+        what = f"rotations.r1.strategy {rotations.r1.strategy} changes the basis after each layer"
+        found.append(Obstacle(what, "rotations.r1.strategy=pooled"))
+    if rotations.r4.kind == "learned":
+        found.append(Obstacle("R4 is learned", "rotations.r4.kind=hadamard"))
+    if rotations.r3.kind != "none":
+        found.append(Obstacle("R3 is online", "rotations.r3.kind=none"))
+    if cache.balancing != "none":
+        found.append(Obstacle("queries and keys are balanced online", "kv_cache.balancing=none"))
+    if cache.centring != "none":
+        found.append(
+            Obstacle(f"kv_cache.centring {cache.centring} needs biases or runs online", "kv_cache.centring=none")
+        )
+    if any(settings.centring != "none" for settings in facts.activations()):
+        found.append(Obstacle("inputs are centred online", "activations.centring=none"))
+    if cache.of_keys.enabled or cache.of_values.enabled:
+        own = [f" --set kv_cache.{part}={{}}" for part in ("keys", "values") if getattr(cache, part)]
+        found.append(Obstacle("the KV cache is quantized", "kv_cache.num_bits=16" + "".join(own)))
+    if not facts.plain_norms:
+        what = f"{facts.model_type}'s LayerNorms have become RMSNorms, which no other runtime has in this family"
+        found.append(Obstacle(what))
+    return found
+
+
+def r4_online(facts: Facts) -> list[Obstacle]:
+    """R4, where a format has no online transform at all."""
+    return [Obstacle("R4 is online", "rotations.r4.kind=none")] if facts.r4 else []
+
+
+def r4_not_expressible(facts: Facts) -> list[Obstacle]:
+    """R4 where it is no Sylvester matrix, for transforms of type hadamard have orders 2^n; or where experts read it."""
+    if facts.experts and facts.r4:
+        return [Obstacle("R4 is online in experts, whose inputs no other runtime transforms", "rotations.r4.kind=none")]
+    odd = [transform for transform in facts.r4 if transform.base != 1]
+    if not odd:
+        return []
+    largest = min(transform.size & -transform.size for transform in facts.r4)
+    what = f"R4 is no Hadamard transform of order 2^n ({odd[0].describe()})"
+    return [Obstacle(what, f"rotations.r4.block_size={largest}")]
+
+
+def activations_lost(facts: Facts) -> list[Obstacle]:
+    """Quantized activations, where a format has weights alone."""
+    if any(settings.enabled for settings in facts.activations()):
+        return [Obstacle("activations are quantized", "activations.num_bits=16")]
+    return []
+
+
+def dense_obstacles(facts: Facts) -> list[Obstacle]:
+    """What a dense checkpoint with the quantized values cannot hold."""
+    return [*online(facts), *r4_online(facts), *activations_lost(facts)]
+
+
+def compressed_obstacles(facts: Facts) -> list[Obstacle]:
+    """What compressed-tensors (pack-quantized, int-quantized, transforms) cannot hold, or nobody runs."""
+    found = [*online(facts), *r4_not_expressible(facts), *_expert_obstacles(facts)]
+    for settings in facts.activations():
+        found += _activation_obstacles(settings)
+    for weights in (*facts.weights(), facts.recipe.head):
+        if isinstance(weights.format, CodebookFormat):
+            found.append(Obstacle(f"weights.type is {weights.type}", "weights.type=int"))
+    packed = {facts.recipe.weights_of(n).format for n in facts.linears if not facts.recipe.activations_of(n).enabled}
+    packed = (packed | {facts.recipe.head.format}) - {None}
+    if len(packed) > 1 and any(fmt is not None and fmt.has_zero_point for fmt in packed):
+        what = "packed weights on several grids, some asymmetric, which transformers cannot load"
+        found.append(Obstacle(what, "weights.symmetric=true --set head.symmetric=true"))
+    mixed = any(
+        facts.recipe.activations_of(n).enabled and not facts.recipe.weights_of(n).enabled for n in facts.linears
+    )
+    if mixed:
+        found.append(Obstacle("activations are quantized, but not the weights they meet", "activations.num_bits=16"))
+    if facts.recipe.embeddings.enabled:
+        found.append(Obstacle("the token embedding is quantized", "embeddings.num_bits=16"))
+    return found
+
+
+def _expert_obstacles(facts: Facts) -> list[Obstacle]:
+    """transformers dequantizes experts while it loads them: all of them by one scheme, of packed symmetric weights."""
+    if not facts.experts:
+        return []
+    found = []
+    if any(settings.enabled for settings in facts.activations()):
+        what = "inputs of experts are quantized, and transformers loads none but packed weights into experts"
+        found.append(Obstacle(what, "activations.num_bits=16"))
+    formats = {facts.recipe.weights_of(name).format for name in facts.experts}
+    if len(formats) > 1:
+        found.append(
+            Obstacle("experts' weights are on several grids, and transformers reads all by one", "overrides=[]")
+        )
+    packed = {*(facts.recipe.weights_of(name).format for name in facts.linears), facts.recipe.head.format} - {None}
+    if formats == {None} and packed:
+        what = "other weights are quantized and experts' are not, which transformers cannot load"
+        found.append(Obstacle(what, "overrides=[] --set head.num_bits=16"))
+    if any(fmt is not None and fmt.has_zero_point for fmt in packed):
+        what = "weights are asymmetric beside experts, whose zero points transformers does not read"
+        found.append(Obstacle(what, "weights.symmetric=true --set head.symmetric=true"))
+    return found
+
+
+CLIPPED = Obstacle("the activations' range is clipped", "activations.clip_ratio=1.0")
+
+
+def _activation_obstacles(settings: ActivationSettings) -> list[Obstacle]:
+    """Activations have 8 bits and the range of each token, or are not quantized."""
+    if not settings.enabled:
+        return []
+    found = []
+    if settings.num_bits != 8:
+        what = f"activations have {settings.num_bits} bits, and runtimes of compressed-tensors compute with 8 or 16"
+        found.append(Obstacle(what, "activations.num_bits=8"))
+    if settings.strategy != "token" or settings.group_size is not None:
+        what = "activations have other ranges than one a token"
+        found.append(Obstacle(what, "activations.strategy=token --set activations.group_size=null"))
+    elif settings.clip_ratio != 1.0:
+        found.append(CLIPPED)
+    return found
+
+
+GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def gguf_obstacles(facts: Facts) -> list[Obstacle]:
+    """What a GGUF file of Q4_0, Q8_0 and F16 tensors cannot hold."""
+    found = [*online(facts), *r4_online(facts)]
+    if facts.model_type not in GGUF_FAMILIES:
+        found.append(Obstacle(f"no GGUF export of {facts.model_type} (there is one of {', '.join(GGUF_FAMILIES)})"))
+    recipe = facts.recipe
+    stored = [("weights", settings) for settings in facts.weights()]
+    for name, settings in [*stored, ("head", recipe.head), ("embeddings", recipe.embeddings)]:
+        if settings.format is not None and not gguf_holds(settings.format):
+            what = f"{name} are not symmetric integers of 4 or 8 bits in groups of {GGUF_GROUP}"
+            bits = settings.num_bits if settings.num_bits in (4, 8) else 8
+            needed = {"type": "int", "num_bits": bits, "symmetric": "true", "group_size": GGUF_GROUP}
+            found.append(Obstacle(what, " --set ".join(f"{name}.{key}={value}" for key, value in needed.items())))
+        elif settings.format is not None and settings.scales(facts.dtype) == torch.float32:
+            found.append(
+                Obstacle(f"the scales of {name} have float32, and GGUF's float16", f"{name}.scale_dtype=float16")
+            )
+    for activations in facts.activations():
+        if activations.enabled and activations.format != IntFormat(8, True, GGUF_GROUP):
+            what = f"llama.cpp quantizes activations itself, to 8 bits in groups of {GGUF_GROUP}"
+            found.append(Obstacle(what, "activations.num_bits=16"))
+        elif activations.enabled and activations.clip_ratio != 1.0:
+            found.append(CLIPPED)
+    return found
+
+
+def gguf_holds(fmt: object) -> bool:
+    """Whether a grid is Q4_0's or Q8_0's."""
+    return isinstance(fmt, IntFormat) and fmt.num_bits in (4, 8) and fmt.symmetric and fmt.group_size == GGUF_GROUP
+
+
+OBSTACLES = {"dense": dense_obstacles, "compressed-tensors": compressed_obstacles, "gguf": gguf_obstacles}
+"""By format: what keeps a model out of it; none when it can be exported without loss."""
+
+
+def words(obstacles: Iterable[Obstacle]) -> str:
+    """All obstacles on one line."""
+    return "; ".join(dict.fromkeys(str(obstacle) for obstacle in obstacles))
+
+
+def facts_of(assembly: Assembly, dtype: torch.dtype) -> Facts:
+    """What decides where a model that is built so, and stored in ``dtype``, loads."""
+    family, r4, names = assembly.architecture, tuple(assembly.online.r4.values()), assembly.names
+    routed = () if family.mixture is None else tuple(n for n in names if f".{family.mixture.experts}." in n)
+    return Facts(assembly.recipe, names, family.model_type, not family.norm.subtracts_mean, r4, dtype, routed)

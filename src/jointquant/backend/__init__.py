@@ -1,0 +1,1 @@
+"""Devices and what they lack, products with weights, memory, work behind the computation's back."""

@@ -1,0 +1,266 @@
+"""Pass 1: what the unquantized model's activations say. Samples become rotations; nothing is quantized yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from jointquant.activations.hidden_states import HiddenStates
+from jointquant.activations.propagation import Observer, Observers, advance, embed, watching
+from jointquant.backend.memory import return_freed_memory
+from jointquant.calibration.learners import HeadLearner, Learner, ResidualLearner, heads_at_start
+from jointquant.calibration.smoothing import Smoother
+from jointquant.distributed.ranks import ALONE, Ranks
+from jointquant.errors import require
+from jointquant.files.durable import save_tensors
+from jointquant.models.layer import LayerArguments, Place
+from jointquant.models.stream import ModelStream
+from jointquant.models.transforms import fuse_norms
+from jointquant.progress import Progress
+from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
+from jointquant.rotations.bundle import Rotations, Trace
+from jointquant.rotations.hadamard import random_hadamard
+from jointquant.rotations.optimizers import Learned
+from jointquant.run.journal import Entry, Journal
+from jointquant.run.workspace import Workspace, Write
+from jointquant.seeds import generator
+
+STATE_NAMES = ("state-0.safetensors", "state-1.safetensors")
+"""Written by turns: the one that the last entry names stays whole."""
+
+
+def calibrate(
+    stream: ModelStream, recipe: Recipe, windows: Tensor, workspace: Workspace, progress: Progress
+) -> Rotations:
+    """The rotations of a recipe: reused, drawn, or learned on the activations of ``windows`` [n, T].
+
+    R2 of a layer is learned as soon as the layer has run; R1 after all layers, on its samples of their tokens. The
+    walk through the layers is left out where nothing is learned.
+
+    Raises:
+        InputError: the rotations to reuse cannot be read, or do not fit the model or the recipe.
+    """
+    (result,) = calibrate_together(stream, [recipe], windows, workspace, progress)
+    return result.rotations
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The rotations of one recipe, and the seconds that calibrating it alone would take."""
+
+    rotations: Rotations
+    seconds: float
+
+
+def calibrate_together(
+    stream: ModelStream, recipes: Sequence[Recipe], windows: Tensor, workspace: Workspace, progress: Progress
+) -> list[Calibrated]:
+    """Calibrate several recipes in one walk through the layers, each as ``calibrate`` does it alone.
+
+    Their calibration settings are alike: they share the windows, of which the walk sees the first ``rotation_samples``.
+
+    Raises:
+        InputError: as ``calibrate``.
+    """
+    windows = windows[: recipes[0].calibration.walked]
+    each = [RecipeCalibration(stream, recipe, windows, workspace.place, workspace.ranks) for recipe in recipes]
+    learners = [calibration for calibration in each if calibration.learners]
+    start = time.perf_counter()
+    if learners:
+        walk(stream, windows, workspace, learners, progress)
+    shared = time.perf_counter() - start - sum(calibration.seconds for calibration in learners)
+    results = []
+    for calibration in each:
+        start = time.perf_counter()
+        rotations = calibration.finish(progress)
+        alone = calibration.seconds + (shared if calibration.learners else 0.0)
+        results.append(Calibrated(rotations, alone + time.perf_counter() - start))
+    return results
+
+
+def walk(
+    stream: ModelStream, windows: Tensor, workspace: Workspace, learners: Sequence[Learner], progress: Progress
+) -> None:
+    """Run the unquantized layers, norms fused, in order, before the eyes of the learners."""
+    frontend = stream.frontend(workspace.place)
+    arguments = frontend.layer_arguments(windows)
+    states = workspace.states(windows, stream.config.hidden_size)
+    with workspace.ledger("calibrate", states) as ledger, progress.stage("calibrate", stream.num_layers) as stage:
+        start = restore(learners, ledger.resume(), workspace)
+        if start == 0:
+            embed(frontend, windows, states)
+        del frontend
+        stage.advance(start)
+        for index, layer in stream.layers(workspace.place, start):
+            fuse_norms(layer, stream.architecture)
+            for learner in learners:
+                learner.before(layer, states, arguments[index])
+            ledger.settle()
+            with watching(layer, *(learner.observers() for learner in learners)):
+                advance(layer, states, arguments[index])
+            for learner in learners:
+                learner.after(index)
+            if workspace.journal is not None:
+                ledger.commit(index, write_records(workspace.journal, index, learners))
+            return_freed_memory()
+            stage.advance()
+
+
+def write_records(journal: Journal, index: int, learners: Sequence[Learner]) -> Write:
+    """What puts the learners' records of a layer, and their states behind it, on the disk."""
+    records, states = numbered([x.record() for x in learners]), numbered([x.state() for x in learners])
+
+    def write() -> tuple[list[Path], dict[str, Any]]:
+        record, state = journal.work / f"calibrate-{index}.safetensors", journal.work / STATE_NAMES[index % 2]
+        save_tensors(record, records)
+        save_tensors(state, states)
+        return [record], {"state": state.name}
+
+    return write
+
+
+def restore(learners: Sequence[Learner], entries: Sequence[Entry], workspace: Workspace) -> int:
+    """Let the learners go on behind the layers that are done; returns how many those are."""
+    if entries:
+        records = [workspace.load(f"calibrate-{entry.step}.safetensors") for entry in entries]
+        state = workspace.load(entries[-1].facts["state"])
+        for number, learner in enumerate(learners):
+            learner.restore([of_number(record, number) for record in records], of_number(state, number))
+    return len(entries)
+
+
+def numbered(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Several dictionaries as one, each key behind the number of its dictionary."""
+    return {f"{number}.{name}": tensor for number, part in enumerate(parts) for name, tensor in part.items()}
+
+
+def of_number(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """One of the dictionaries that ``numbered`` made one."""
+    start = f"{number}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+class RecipeCalibration:
+    """All that one recipe learns on a walk: a learner made of those of its R1 and R2.
+
+    Attributes:
+        learners: what learns; empty where the recipe's rotations are reused or drawn.
+        seconds: how long they have worked besides the walk itself.
+    """
+
+    def __init__(
+        self, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks = ALONE
+    ) -> None:
+        self.stream, self.recipe, self.seconds = stream, recipe, 0.0
+        self.reused = reusable_rotations(stream, recipe)
+        self.residual = None if self.reused.r1 else ResidualLearner.of(stream, recipe, windows, place, ranks)
+        self.smoother = Smoother.of(stream, recipe, ranks)
+        self.heads = None if self.reused.r2 else HeadLearner.of(stream, recipe, windows, self.smoother, ranks)
+        parts = (self.smoother, self.residual, self.heads)  # the smoother closes a layer before R2 is learned on it
+        self.learners: list[Learner] = [part for part in parts if part is not None]
+
+    def observers(self) -> Observers:
+        """Those of all parts; where two watch one place, the earlier part sees it first."""
+        found: dict[str, list[Observer]] = {}
+        for learner in self.learners:
+            for name, observer in learner.observers().items():
+                found.setdefault(name, []).append(observer)
+        return {name: _all(observers) for name, observers in found.items()}
+
+    def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
+        """Pass it on."""
+        start = time.perf_counter()
+        for learner in self.learners:
+            learner.before(layer, states, arguments)
+        self.seconds += time.perf_counter() - start
+
+    def after(self, index: int) -> None:
+        """Pass it on."""
+        start = time.perf_counter()
+        for learner in self.learners:
+            learner.after(index)
+        self.seconds += time.perf_counter() - start
+
+    def record(self) -> dict[str, Tensor]:
+        """Those of all parts."""
+        return numbered([learner.record() for learner in self.learners])
+
+    def state(self) -> dict[str, Tensor]:
+        """Those of all parts."""
+        return numbered([learner.state() for learner in self.learners])
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+        """Pass it on."""
+        for number, learner in enumerate(self.learners):
+            learner.restore([of_number(record, number) for record in records], of_number(state, number))
+
+    def finish(self, progress: Progress) -> Rotations:
+        """The recipe's rotations, once the walk is over."""
+        stream, recipe = self.stream, self.recipe
+        traces = dict(self.reused.traces)
+        r1, r2 = self.reused.r1, self.reused.r2
+        if self.residual is not None:
+            with progress.stage("learn R1", 1) as stage:
+                r1 = _traced(self.residual.learn(), "r1", traces)
+                stage.advance()
+        elif not r1 and recipe.rotations.r1.kind == "hadamard":
+            r1 = (random_hadamard(stream.config.hidden_size, generator(recipe.calibration.seed, "r1")),)
+        if self.heads is not None:
+            r2 = _traced(self.heads.learned, "r2", traces)
+        elif not r2 and recipe.rotations.r2.kind == "hadamard":
+            r2 = tuple(heads_at_start(stream, recipe, "hadamard", index) for index in range(stream.num_layers))
+        return Rotations(r1, r2, traces, tuple(self.smoother.layers) if self.smoother else ())
+
+
+def _all(observers: Sequence[Observer]) -> Observer:
+    def observe(x: Tensor) -> None:
+        for observer in observers:
+            observer(x)
+
+    return observe
+
+
+def reusable_rotations(stream: ModelStream, recipe: Recipe) -> Rotations:
+    """What the file named by ``rotations.from`` holds of the rotations that the recipe asks for.
+
+    Raises:
+        InputError: the file cannot be read, or its rotations do not fit the model or the recipe.
+    """
+    settings = recipe.rotations
+    if settings.source is None:
+        return Rotations()
+    stored = Rotations.load(Path(settings.source))
+    hidden, head = stream.config.hidden_size, stream.head_dim
+    if settings.r1.kind == "none":
+        stored = replace(stored, r1=())
+    elif stored.r1:
+        per_layer = isinstance(settings.r1, LearnedResidualRotation) and settings.r1.per_layer
+        _check_shapes("R1", stored.r1, stream.num_layers if per_layer else 1, (hidden, hidden), settings.source)
+    if settings.r2.kind == "none":
+        stored = replace(stored, r2=())
+    elif stored.r2:
+        shape = (stream.num_key_value_heads, head, head)
+        _check_shapes("R2", stored.r2, stream.num_layers, shape, settings.source)
+    used = stored.tensors()
+    return replace(stored, traces={name: trace for name, trace in stored.traces.items() if name in used})
+
+
+def _check_shapes(name: str, stored: tuple[Tensor, ...], count: int, shape: tuple[int, ...], source: str) -> None:
+    found = (len(stored), *stored[0].shape)
+    require(
+        len(stored) == count and all(rotation.shape == shape for rotation in stored),
+        f"rotations.from {source}: {name} is {list(found)} (number and shape), expected {[count, *shape]}",
+    )
+
+
+def _traced(learned: Sequence[Learned], name: str, traces: dict[str, Trace]) -> tuple[Tensor, ...]:
+    """The rotations; what is known of their training goes to ``traces`` under the names of their tensors."""
+    single = name == "r1" and len(learned) == 1
+    for index, result in enumerate(learned):
+        traces[name if single else f"{name}.{index}"] = Trace(result.losses, result.angles)
+    return tuple(result.rotation for result in learned)

@@ -1,0 +1,88 @@
+"""The verbs that tell what there is: ``demo``, ``recipes``, ``models``, ``doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jointquant.cli.options import (
+    JsonOption,
+)
+from jointquant.cli.output import finish, show, shown_progress
+
+
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the artifacts in this new folder (default: a temporary one).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The first of the seeds.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole story on the embedded model, offline: five recipes at W4A4KV4, one table."""
+    from jointquant.demo.story import run_demo
+
+    rows = run_demo(out, seed, shown_progress())
+    title = "embedded model, held-out text; mean over seeds"
+    table = Table("recipe", "perplexity", "min – max", "size (MB)", "seconds", title=title)
+    for row in rows:
+        spread = f"{row.perplexity_min:.2f} – {row.perplexity_max:.2f} ({row.seeds})" if row.seeds > 1 else ""
+        size, seconds = f"{row.size_bytes / 1e6:.2f}", f"{row.seconds:.1f}"
+        table.add_row(row.recipe, f"{row.perplexity:.2f}", spread, size, seconds)
+    show(table, as_json)
+    finish({"rows": [row.to_dict() for row in rows]}, as_json)
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe in full, as YAML.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The recipes and sizes there are; with a name, all settings of a recipe."""
+    import yaml
+
+    from jointquant.recipe.recipe import load_recipe, preset_names
+    from jointquant.recipe.sizes import read_size, size_names
+
+    if name is not None:
+        data = load_recipe(name).model_dump(mode="json")
+        if not as_json:
+            typer.echo(yaml.safe_dump(data, sort_keys=False).rstrip())
+        finish(data, as_json)
+        return
+    presets = {preset: load_recipe(preset).description for preset in preset_names()}
+    table = Table("recipe", "what it does", title="jointquant recipes NAME prints one in full")
+    for preset, description in presets.items():
+        table.add_row(preset, description)
+    show(table, as_json)
+    sizes = {size: read_size(size)["description"] for size in size_names()}
+    table = Table("size", "for models of", title="jointquant quantize --size NAME")
+    for size, description in sizes.items():
+        table.add_row(size, description)
+    show(table, as_json)
+    finish({"recipes": presets, "sizes": sizes}, as_json)
+
+
+def models(as_json: JsonOption = False) -> None:
+    """The model families there are."""
+    from jointquant.models.registry import ARCHITECTURES, summary
+
+    families = {model_type: summary(model_type) for model_type in sorted(ARCHITECTURES)}
+    table = Table("model_type", "what is special")
+    for model_type, words in families.items():
+        table.add_row(model_type, words)
+    show(table, as_json)
+    finish({"models": families}, as_json)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """What this machine can do: each device's dtypes, linear algebra, precision, speed and memory, measured now."""
+    from jointquant.planning.doctor import examine, in_words
+
+    findings = examine()
+    table = Table("what", "found", title="this machine")
+    for what, found in in_words(findings):
+        table.add_row(what, found)
+    show(table, as_json)
+    finish({"findings": findings}, as_json)

@@ -1,0 +1,108 @@
+"""The verb ``compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jointquant.cli.options import (
+    AllowPickleOption,
+    CalibOption,
+    DeviceOption,
+    DtypeOption,
+    HubOption,
+    JsonOption,
+    ModelArgument,
+    OverwriteOption,
+    RevisionOption,
+    SamplesOption,
+    SeedOption,
+    SeqlenOption,
+    SetOption,
+    calibration_changes,
+)
+from jointquant.cli.output import finish, show, shown_progress
+from jointquant.errors import InputError
+
+
+def compare(
+    model: ModelArgument,
+    recipes: Annotated[str, typer.Option(help="Presets and YAML files, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="The folder for results.json and report.html.")],
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text to measure on, as for eval. Repeatable. Default: wikitext2.")
+    ] = None,
+    changes: SetOption = None,
+    calib: CalibOption = None,
+    num_samples: SamplesOption = None,
+    seqlen: SeqlenOption = None,
+    eval_seqlen: Annotated[
+        int | None, typer.Option(help="Tokens of an evaluation window (default: 2048 or the model's limit).")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Use only so many tokens of each text.")] = None,
+    seed: SeedOption = None,
+    seeds: Annotated[str | None, typer.Option(help="Repeat with each of these seeds, e.g. 0,1,2.")] = None,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    allow_pickle: AllowPickleOption = False,
+    keep_artifacts: Annotated[bool, typer.Option(help="Keep the artifacts, in OUT/artifacts.")] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize MODEL by several recipes, measure each, and write a report.
+
+    Example: jointquant compare ./Llama-3.2-1B --recipes exp-independent,exp-joint --seeds 0,1,2 --out ./joint
+    """
+    from jointquant import compare as run
+
+    if seed is not None and seeds is not None:
+        raise InputError("--seed and --seeds: expected one of them")
+    result = run(
+        model,
+        [name.strip() for name in recipes.split(",") if name.strip()],
+        out,
+        texts=tuple(text or ["wikitext2"]),
+        changes=[*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)],
+        seeds=None if seeds is None else _numbers(seeds),
+        revision=revision,
+        hub=hub,
+        device=device,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        eval_seqlen=eval_seqlen,
+        max_tokens=max_tokens,
+        keep_artifacts=keep_artifacts,
+        overwrite=overwrite,
+        progress=shown_progress(),
+    )
+    reference = result.reference
+    table = Table("recipe", "perplexity", "Δ", "KL", "bits", "size (MB)", "seconds", title=f"{model}, report in {out}")
+    for name, base in reference["perplexity"].items():
+        size = f"{reference['size_bytes'] / 1e6:.2f}"
+        table.add_row(f"unquantized, {Path(name).name}", f"{base:.3f}", "", "", f"{reference['bits']:.2f}", size, "")
+        for row in result.rows:
+            low, high = row["perplexity_min"][name], row["perplexity_max"][name]
+            spread = f" ({low:.3f}–{high:.3f})" if len(row["seeds"]) > 1 else ""
+            table.add_row(
+                row["recipe"],
+                f"{row['perplexity'][name]:.3f}{spread}",
+                f"{row['delta'][name]:+.3f}",
+                f"{row['divergence'][name]:.4f}",
+                f"{row['bits']:.2f}",
+                f"{row['size_bytes'] / 1e6:.2f}",
+                f"{row['seconds']:.1f}",
+            )
+    show(table, as_json)
+    finish({"rows": result.rows, "reference": reference, "out": str(out)}, as_json)
+
+
+def _numbers(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--seeds {text!r}: expected whole numbers separated by commas, for example 0,1,2")
+    return [int(part) for part in parts]

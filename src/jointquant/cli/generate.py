@@ -1,0 +1,46 @@
+"""The verb ``generate``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from jointquant.cli.options import (
+    AllowPickleOption,
+    DeviceOption,
+    DtypeOption,
+    HubOption,
+    JsonOption,
+    RevisionOption,
+    RunnableArgument,
+)
+from jointquant.cli.output import finish, shown_progress
+
+
+def generate(
+    model: RunnableArgument,
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    allow_pickle: AllowPickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a prompt with a model or an artifact."""
+    from jointquant.runtime.generation import generate_text
+
+    options: dict[str, Any] = {
+        "revision": revision,
+        "hub": hub,
+        "allow_pickle": allow_pickle,
+        "progress": shown_progress(),
+    }
+    result = generate_text(model, prompt, max_new_tokens, temperature, seed, device, dtype, **options)
+    if not as_json:
+        typer.echo(result.text)
+    finish(result.to_dict(), as_json)

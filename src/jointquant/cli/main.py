@@ -1,0 +1,91 @@
+"""The command line: each verb calls one function of the API."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from jointquant.cli.about import demo, doctor, models, recipes
+from jointquant.cli.compare import compare
+from jointquant.cli.evaluate import evaluate
+from jointquant.cli.export import export
+from jointquant.cli.generate import generate
+from jointquant.cli.hub import download, push
+from jointquant.cli.output import INTERRUPTED, UsageProblem, as_line
+from jointquant.cli.quantize import quantize
+from jointquant.cli.ranks import main_of_rank
+from jointquant.cli.stats import stats
+from jointquant.distributed.ranks import started_by_torchrun
+from jointquant.errors import InputError
+
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "quantize": quantize,
+    "eval": evaluate,
+    "compare": compare,
+    "stats": stats,
+    "export": export,
+    "generate": generate,
+    "download": download,
+    "push": push,
+    "recipes": recipes,
+    "models": models,
+    "doctor": doctor,
+}
+"""By name, in the order of ``--help``; each is a function of its own file (or of ``about.py``, ``hub.py``)."""
+
+
+def application() -> typer.Typer:
+    """All verbs."""
+    app = typer.Typer(
+        name="jointquant",
+        help="Quantize causal language models to INT4 (weights, activations, KV cache) with calibrated rotations.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+    )
+    for name, verb in VERBS.items():
+        app.command(name=name)(verb)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 the input is at fault, 130 interrupted, 1 a defect of ours."""
+    _be_quiet()
+    if started_by_torchrun():
+        main_of_rank(sys.argv[1:] if arguments is None else arguments, run)
+    try:
+        status = run(arguments)
+    except (InputError, UsageProblem) as error:
+        print(as_line(error), file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    sys.exit(status)
+
+
+def run(arguments: list[str] | None) -> int:
+    """Run a command line; returns its exit status. Raises what goes wrong."""
+    command = typer.main.get_command(application())
+    status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
+    return status if isinstance(status, int) else 0
+
+
+def _be_quiet() -> None:
+    """Progress is ours to show: silence the libraries' own bars and advice."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    hub_logging.set_verbosity_error()

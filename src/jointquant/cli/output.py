@@ -1,0 +1,54 @@
+"""What a verb shows: tables for people, one JSON object for programs, one line for an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jointquant.distributed.ranks import leads
+from jointquant.errors import printable
+
+# The base of all usage errors; typer carries its own copy of click, so it is reached through a public subclass.
+UsageProblem: type[Exception] = next(b for b in typer.BadParameter.__mro__ if b.__name__ == "ClickException")
+
+
+INTERRUPTED = 130
+
+
+def as_line(error: Exception) -> str:
+    """What the user is told about an error that the input is at fault for."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return f"error: {printable(message)}"
+
+
+def shown_progress() -> Any:
+    """Where a verb shows its progress; of several ranks one does."""
+    from jointquant.progress import Silent, default_progress
+
+    return default_progress() if leads() else Silent()
+
+
+def show(table: Table, to_stderr: bool) -> None:
+    """Tables are for people: standard output, or standard error when that belongs to JSON. One rank prints."""
+    if leads():
+        Console(stderr=to_stderr).print(table)
+
+
+def finish(result: dict[str, Any], as_json: bool) -> None:
+    """With ``--json``, what a verb found as the last line of standard output."""
+    if as_json and leads():
+        print(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _finite(data: Any) -> Any:
+    """Plain data as JSON has it: a number that is none, or infinite, is null."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

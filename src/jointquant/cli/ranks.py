@@ -1,0 +1,56 @@
+"""The command line as one of several ranks: whatever ends one of them ends all, and the user is told once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import typer
+
+from jointquant.cli.output import INTERRUPTED, UsageProblem, as_line
+from jointquant.distributed.guard import DEFECT, PeerLostError
+from jointquant.distributed.process_group import ProcessGroup, joined, leave
+from jointquant.distributed.ranks import leads
+from jointquant.errors import InputError, require
+
+SHARED_VERBS = ("quantize", "eval", "compare")
+"""Verbs that several ranks can do together."""
+
+
+def main_of_rank(arguments: list[str], run: Callable[[list[str]], int]) -> NoReturn:
+    """``run`` the command line and exit as ``cli.main``; of all ranks, the first that fails says why."""
+    try:
+        ranks = joined()
+    except InputError as error:
+        if leads():
+            print(as_line(error), file=sys.stderr)
+        sys.exit(2)
+    assert isinstance(ranks, ProcessGroup)
+    assert ranks.guard is not None
+    guard = ranks.guard
+    try:
+        verb = next((word for word in arguments if not word.startswith("-")), "")
+        verbs = ranks.ask(verb)
+        require(len(set(verbs)) == 1, f"the ranks were given different verbs ({', '.join(verbs)}): expected one")
+        require(
+            verb in SHARED_VERBS,
+            f"{verb or 'this'} runs in one process: expected jointquant without torchrun, or one of "
+            f"{', '.join(SHARED_VERBS)}",
+        )
+        status = run(arguments)
+        leave()
+    except (InputError, UsageProblem) as error:
+        guard.fail(as_line(error), 2)
+    except PeerLostError as error:
+        guard.lost(" ".join(str(error).split())[:200])
+    except (KeyboardInterrupt, typer.Abort):
+        guard.fail("interrupted", INTERRUPTED)
+    except BaseException:
+        traceback.print_exc()
+        guard.fail(None, DEFECT)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # threads of libraries may wait for sockets that are closed by now

@@ -1,0 +1,68 @@
+"""The verb ``stats``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jointquant.cli.options import (
+    AllowPickleOption,
+    CalibOption,
+    DeviceOption,
+    DtypeOption,
+    HubOption,
+    JsonOption,
+    ModelArgument,
+    OverwriteOption,
+    RevisionOption,
+    SamplesOption,
+    SeedOption,
+    SeqlenOption,
+    SetOption,
+    calibration_changes,
+)
+from jointquant.cli.output import finish, show, shown_progress
+
+
+def stats(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="The folder for stats.json and stats.html.")],
+    recipe: Annotated[str, typer.Option(help="Whose rotations: a preset or a YAML file.")] = "quarot",
+    changes: SetOption = None,
+    calib: CalibOption = None,
+    num_samples: SamplesOption = None,
+    seqlen: SeqlenOption = None,
+    seed: SeedOption = None,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    allow_pickle: AllowPickleOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the activations of MODEL before and after a recipe's rotations; nothing is quantized."""
+    from jointquant import stats as run
+
+    result = run(
+        model,
+        out,
+        recipe,
+        changes=[*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)],
+        revision=revision,
+        hub=hub,
+        device=device,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        overwrite=overwrite,
+        progress=shown_progress(),
+    )
+    table = Table("site", "max / RMS", "after", "largest", "after", "kurtosis", "after", title=f"{model}, {recipe}")
+    for row in result.sites:
+        cells = (f"{row[when][key]:.2f}" for key in row["before"] for when in ("before", "after"))
+        table.add_row(row["site"], *cells)
+    show(table, as_json)
+    finish({"sites": result.sites, "out": str(out)}, as_json)

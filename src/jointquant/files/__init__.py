@@ -1,0 +1,1 @@
+"""Files that survive a kill, and output that appears only when it is complete."""

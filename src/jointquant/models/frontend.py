@@ -1,0 +1,133 @@
+"""What comes before the first layer: the embeddings, and what the model's own forward hands to each layer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from jointquant.models.architecture import Architecture
+from jointquant.models.layer import LayerArguments, Place
+from jointquant.models.source import TensorSource
+from jointquant.models.transforms import map_rows
+from jointquant.rotations import merging
+
+
+class Streamed(Protocol):
+    """What a frontend is made of: a model without values, where its tensors are, and what is done to them."""
+
+    architecture: Architecture
+    config: PretrainedConfig
+    skeleton: PreTrainedModel
+    source: TensorSource
+
+    def cast(self, name: str, tensor: Tensor, place: Place) -> Tensor:
+        """A tensor of the source as it is computed with."""
+
+    def prepare(self, frontend: Frontend) -> None:
+        """What the walk needs done to the embeddings."""
+
+
+class Frontend:
+    """The model's own forward up to the first decoder layer: embeddings, positions, masks.
+
+    The decoder layers are stand-ins that record what the model hands to each of them, so families whose layers
+    differ (sliding windows, several rotary embeddings) need no code here. Where the family's norms subtract the mean,
+    the embeddings are mean-centred: the norms see no difference, fused or not.
+    """
+
+    def __init__(self, stream: Streamed, place: Place) -> None:
+        architecture = stream.architecture
+        root = architecture.layers.partition(".")[0]
+        skeleton = stream.skeleton.get_submodule(root)
+        layers = _relative(architecture.layers, root)
+        norm = _relative(architecture.final_norm, root)
+        memo: dict[int, Any] = {id(stream.config): stream.config}
+        memo[id(skeleton.get_submodule(layers))] = nn.ModuleList(
+            Recorder(layer) for layer in skeleton.get_submodule(layers)
+        )
+        memo[id(skeleton.get_submodule(norm))] = nn.Identity()
+        self.root = root
+        self.place = place
+        self.backbone = copy.deepcopy(skeleton, memo)
+        self.recorders: list[Recorder] = list(self.backbone.get_submodule(layers))
+        names = list(self.backbone.state_dict())
+        # Copies, as in ``read_layer``.
+        tensors = {name: stream.cast(name, stream.source.load(f"{root}.{name}").clone(), place) for name in names}
+        self.backbone.load_state_dict(tensors, assign=True)
+        for module in self.backbone.modules():
+            factor = getattr(module, "scalar_embed_scale", None)
+            if factor is not None:  # as a model that is loaded in this dtype has it, not in that of the skeleton
+                module.embed_scale = torch.tensor(factor, dtype=place.dtype)
+        stream.prepare(self)
+        self.backbone.to(place.device).eval().requires_grad_(False)
+
+    def module(self, name: str) -> nn.Module:
+        """A module of the frontend by its full name in the model."""
+        return self.backbone.get_submodule(_relative(name, self.root))
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another module in the place of one, by its full name in the model."""
+        self.backbone.set_submodule(_relative(name, self.root), module)
+
+    @torch.no_grad()
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """What reaches the first decoder layer: input_ids [windows, tokens] → [windows, tokens, hidden]."""
+        self.backbone(input_ids=input_ids.to(self.place.device), use_cache=False)
+        return self.recorders[0].take()[0]
+
+    @torch.no_grad()
+    def layer_arguments(self, input_ids: Tensor) -> list[LayerArguments]:
+        """What each decoder layer receives besides its hidden states, for windows of the length of ``input_ids``.
+
+        Taken from a single window, so that it broadcasts over any number of them.
+        """
+        self.backbone(input_ids=input_ids[:1].to(self.place.device), use_cache=False)
+        return [recorder.take()[1] for recorder in self.recorders]
+
+
+class Recorder(nn.Module):
+    """Stands for a decoder layer: records its arguments and passes the hidden states through."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(layer).items():
+            if isinstance(value, (str, int, float, bool)):
+                setattr(self, name, value)  # e.g. attention_type, which some models read off their layers
+        self._recorded: tuple[Tensor, LayerArguments] | None = None
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """Record and pass through."""
+        self._recorded = (hidden_states, kwargs)
+        return hidden_states
+
+    def take(self) -> tuple[Tensor, LayerArguments]:
+        """The last call's hidden states and arguments; forgets them."""
+        if self._recorded is None:
+            raise RuntimeError("the model's forward never reached this decoder layer")
+        recorded, self._recorded = self._recorded, None
+        return recorded
+
+
+def _relative(name: str, root: str) -> str:
+    return name.removeprefix(f"{root}.")
+
+
+@torch.no_grad()
+def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
+    """Embedding rows less their mean, for families whose norms subtract it; others are left as they are."""
+    if architecture.norm.subtracts_mean:
+        for name in architecture.embeddings:
+            embedding = frontend.module(name)
+            map_rows(embedding, merging.centre_rows)
+
+
+@torch.no_grad()
+def rotate_embeddings(frontend: Frontend, architecture: Architecture, r1: Tensor) -> None:
+    """E ← E R1 for everything that starts the residual stream."""
+    for name in architecture.embeddings:
+        embedding = frontend.module(name)
+        map_rows(embedding, lambda rows: merging.rotate_rows(rows, r1))

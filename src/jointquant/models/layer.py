@@ -1,0 +1,46 @@
+"""One decoder layer: where it runs, what it receives besides its hidden states, and the sizes inside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from jointquant.models.architecture import Architecture
+
+LayerArguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module is materialised, and in which dtype it computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def run_layer(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments) -> Tensor:
+    """One decoder layer: [windows, tokens, hidden] → the same shape."""
+    output = layer(hidden_states, **arguments)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def head_dim_of(config: PretrainedConfig) -> int:
+    """Size of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def inner_sizes_of(model: nn.Module, architecture: Architecture) -> tuple[int, ...]:
+    """The sizes that the down projections of a whole model read, and R4 acts on: one, or several where experts differ
+    from dense layers or from a shared expert. Taken from the modules: configurations name them variously.
+    """
+    sizes: set[int] = set()
+    for layer in model.get_submodule(architecture.layers).children():
+        for name in architecture.of_layer(layer).downs:
+            down = layer.get_submodule(name)
+            assert isinstance(down, nn.Linear)
+            sizes.add(down.in_features)
+    return tuple(sorted(sizes))

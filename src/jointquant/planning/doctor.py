@@ -1,0 +1,222 @@
+"""What this machine can do: versions, extras, and each device's dtypes, linear algebra, precision, speed and memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jointquant._version import __version__
+from jointquant.backend.devices import (
+    DTYPES,
+    HOST,
+    OPERATIONS,
+    all_devices,
+    device_name,
+    linalg_device,
+    memory,
+    resolve_device,
+    synchronize,
+)
+from jointquant.errors import InputError
+from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.kernels.capabilities import exact_weight_bits, has_packed_int4, has_vnni
+
+PACKAGES = ("torch", "transformers", "safetensors", "compressed-tensors", "datasets")
+EXTRAS = {
+    "lm-eval": "eval --tasks",
+    "modelscope": "--hub modelscope",
+    "triton": "GPU kernels",
+    "torch-npu": "Ascend NPUs",
+}
+"""Packages that some features need: what they are for."""
+
+HADAMARD_SIZE = 11008
+SECONDS_PER_SPEED = 0.15
+REFUSALS = (RuntimeError, NotImplementedError, TypeError, AssertionError, ValueError)
+"""What torch raises for a thing that a device cannot do."""
+
+Findings = dict[str, Any]
+
+
+def examine() -> Findings:
+    """Findings as plain data, each measured now; no network is asked."""
+    findings: Findings = {
+        "jointquant": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "packages": {name: _installed(name) for name in PACKAGES},
+        "extras": {name: _installed(name) for name in EXTRAS},
+    }
+    findings["integer_products"] = {
+        "packed_int4": has_packed_int4(HOST),
+        "int8_weight_bits": exact_weight_bits(HOST),
+        "vnni": has_vnni(),
+    }
+    try:
+        devices, findings["device"] = all_devices(), str(resolve_device("auto"))
+    except InputError as error:
+        devices, findings["problem"] = [HOST], str(error)
+    findings["devices"] = {str(device): examine_device(device) for device in devices}
+    return findings
+
+
+def examine_device(device: torch.device) -> Findings:
+    """What one device can do.
+
+    Returns:
+        ``name``; ``memory_bytes`` and ``memory_free_bytes`` (None where unknown); ``dtypes``: whether a product works;
+        ``operations``: whether each works there, and where we run it; ``hadamard_error``: the largest error of a
+        transform and its inverse in float32; ``gflops``: speed of a product by dtype.
+    """
+    free, total = memory(device) or (None, None)
+    dtypes = {name: _works(partial(_product, device, dtype)) for name, dtype in DTYPES.items()}
+    operations = {
+        name: {"works": _works(partial(TRIALS[name], device)), "runs_on": str(linalg_device(device, name))}
+        for name in OPERATIONS
+    }
+    return {
+        "name": device_name(device),
+        "memory_bytes": total,
+        "memory_free_bytes": free,
+        "dtypes": dtypes,
+        "operations": operations,
+        "hadamard_error": _hadamard_error(device),
+        "gflops": {name: _speed(device, DTYPES[name]) for name in ("float32", "bfloat16") if dtypes[name]},
+    }
+
+
+def in_words(findings: Findings) -> Iterator[tuple[str, str]]:
+    """The rows of a table for people."""
+    for key in ("jointquant", "python", "platform"):
+        yield key, findings[key]
+    yield "cores", f"{findings['cores']} ({findings['threads']} threads used by torch)"
+    yield from findings["packages"].items()
+    for name, found in findings["extras"].items():
+        yield f"{name} (for {EXTRAS[name]})", found or "not installed"
+    yield "integer products on the cpu", _integers_in_words(findings["integer_products"])
+    if "problem" in findings:
+        yield "problem", findings["problem"]
+    else:
+        yield "device auto", findings["device"]
+    for device, found in findings["devices"].items():
+        yield from _device_in_words(device, found)
+
+
+def _integers_in_words(found: Findings) -> str:
+    bits = found["int8_weight_bits"]
+    product = f"8-bit activations with weights of up to {bits} bits" if bits else "none of 8-bit integers"
+    packed = "packed 4-bit weights in bfloat16" if found["packed_int4"] else "none of packed 4-bit weights"
+    return f"{product}, {packed}" + (", VNNI" if found["vnni"] else "")
+
+
+def _device_in_words(device: str, found: Findings) -> Iterator[tuple[str, str]]:
+    yield device, found["name"]
+    if found["memory_bytes"] is not None:
+        free, total = found["memory_free_bytes"] / 2**30, found["memory_bytes"] / 2**30
+        yield f"{device} memory", f"{total:.1f} GiB, {free:.1f} GiB free"
+    yield f"{device} dtypes", ", ".join(f"{name} {'works' if ok else 'FAILS'}" for name, ok in found["dtypes"].items())
+    for name, operation in found["operations"].items():
+        works = "works" if operation["works"] else "fails"
+        yield f"{device} {name}", f"{works} here; runs on {operation['runs_on']}"
+    error = found["hadamard_error"]
+    what = "fails" if error is None else f"largest error {error:.1e}"
+    yield f"{device} Hadamard round trip", f"{what} (float32, size {HADAMARD_SIZE})"
+    yield f"{device} speed", ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in found["gflops"].items())
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _works(trial: Callable[[], Tensor]) -> bool:
+    """Whether a trial runs and its error is small."""
+    try:
+        return bool(trial().abs().max().item() < 0.1)
+    except REFUSALS:
+        return False
+
+
+def _square(size: int, seed: int = 0) -> Tensor:
+    return torch.randn(size, size, generator=torch.Generator().manual_seed(seed)) / size**0.5
+
+
+def _product(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The error of a product [64, 64] on the device: the host's in float32 is the reference."""
+    left, right = _square(64), _square(64, 1)
+    return (left.to(dtype).to(device) @ right.to(dtype).to(device)).cpu().float() - left @ right
+
+
+def _qr(device: torch.device) -> Tensor:
+    """The error of Q R as A."""
+    a = _square(64).to(device)
+    q, r = torch.linalg.qr(a)
+    return q @ r - a
+
+
+def _cholesky(device: torch.device) -> Tensor:
+    """The error of L Lᵀ as A."""
+    a = _square(64).to(device)
+    a = a @ a.mT + torch.eye(64).to(device)
+    lower = torch.linalg.cholesky(a)
+    torch.cholesky_inverse(lower)
+    return lower @ lower.mT - a
+
+
+def _solve(device: torch.device) -> Tensor:
+    """The error of A X as B."""
+    a, b = _square(64).to(device) / 4 + torch.eye(64).to(device), _square(64, 1).to(device)
+    return a @ torch.linalg.solve(a, b) - b
+
+
+def _eigh(device: torch.device) -> Tensor:
+    """The error of V diag(λ) Vᵀ as A."""
+    a = _square(64).to(device)
+    a = a + a.mT
+    values, vectors = torch.linalg.eigh(a)
+    return vectors * values @ vectors.mT - a
+
+
+TRIALS: dict[str, Callable[[torch.device], Tensor]] = {
+    "float64": lambda device: _product(device, torch.float64),
+    "qr": _qr,
+    "cholesky": _cholesky,
+    "solve": _solve,
+    "eigh": _eigh,
+}
+
+
+def _hadamard_error(device: torch.device) -> float | None:
+    """Largest error of a transform and its inverse on the device; None where it does not run."""
+    x = torch.randn(8, HADAMARD_SIZE, generator=torch.Generator().manual_seed(0)).to(device)
+    transform = HadamardTransform.of_size(HADAMARD_SIZE)
+    try:
+        return float((transform.apply(transform.apply(x), inverse=True) - x).abs().max().item())
+    except REFUSALS:
+        return None
+
+
+def _speed(device: torch.device, dtype: torch.dtype) -> float:
+    """GFLOP/s of a square product, over about a sixth of a second."""
+    size = 512 if device.type == "cpu" else 4096
+    a = torch.ones(size, size).to(dtype).to(device)
+    a @ a
+    synchronize(device)
+    count, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < SECONDS_PER_SPEED:
+        a @ a
+        synchronize(device)
+        count += 1
+    return 2 * size**3 * count / seconds / 1e9

@@ -1,0 +1,265 @@
+"""The bytes that each phase of a run needs, from the sizes of the model and the recipe.
+
+The factors were fitted to measurements on CPUs (``benchmarks/memory.py`` prints both); all else follows from the sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from jointquant.backend.devices import elements_at_once
+from jointquant.models.architecture import stage_of
+from jointquant.planning.shape import ModelShape
+from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation, Recipe
+
+FLOAT = 4
+DOUBLE = 8
+LEARNING_MATRICES = 12
+"""Square float32 matrices that a step of an optimiser holds at once."""
+LAYER_ACTIVATIONS = 6
+"""Copies of the widest activation while a layer of floating-point inputs runs."""
+QUANTIZED_ACTIVATIONS = 9
+"""The same where inputs are rotated and quantized."""
+ROUNDING_COPIES = 6
+"""Copies of a part of a weight in float32 while it is rounded."""
+TRAINED_COPIES = 10
+"""Copies of a layer's weights in float32 while their rounding is learned: starts, offsets, gradients, what is kept."""
+TRAINED_ACTIVATIONS = 40
+"""Copies of the widest activation that a step keeps for its gradients."""
+SAMPLE_COPIES, TRAINED_BATCHES = 3, 8
+"""Of the tokens that a layer's R4 is learned on, while they are put in order; of a batch of them in a step."""
+FACTOR_COPIES = 2
+"""Matrices of a Hessian's size besides it while its factor is computed: two where the device has no Cholesky."""
+
+Bytes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a plan is for.
+
+    Attributes:
+        shape: of the model.
+        recipe: all settings.
+        num_windows: calibration windows.
+        seqlen: tokens of a window.
+        dtype: layers compute in.
+        device: where layers run; its memory is the host's on a CPU.
+        base: bytes of the process before it starts.
+        ranks: how many share the windows; everything else is of one of them, the one with most of them.
+    """
+
+    shape: ModelShape
+    recipe: Recipe
+    num_windows: int
+    seqlen: int
+    dtype: torch.dtype
+    device: torch.device
+    base: int
+    ranks: int = 1
+
+    @property
+    def all_tokens(self) -> int:
+        """Of all windows."""
+        return self.num_windows * self.seqlen
+
+    @property
+    def tokens(self) -> int:
+        """Of one rank's windows."""
+        return -(-self.num_windows // self.ranks) * self.seqlen
+
+    @property
+    def states(self) -> int:
+        """Bytes of the hidden states of all windows, and of what is kept beside them."""
+        return self.travelling + self.beside
+
+    @property
+    def travelling(self) -> int:
+        """Bytes of the hidden states on their way through the layers."""
+        return self.tokens * self.shape.hidden_size * self.dtype.itemsize
+
+    @property
+    def beside(self) -> int:
+        """Where rounding is refined, bytes of the unquantized model's states; with GPTQ, of what a layer's attention
+        hands on.
+        """
+        channels = self.shape.hidden_size if self.refined else 0
+        if hessian_bytes(self):
+            channels += attended_size(self.shape)
+        return self.tokens * channels * self.dtype.itemsize
+
+    @property
+    def inner(self) -> int:
+        """Bytes of what a dense layer's down projection reads of all windows, where keeping it spares a run."""
+        if self.refined or not hessian_bytes(self) or any("." in site.name for site in self.shape.sites):
+            return 0
+        return self.tokens * self.shape.intermediate_size * self.dtype.itemsize
+
+    @property
+    def refined(self) -> bool:
+        """Whether rounding is learned."""
+        return self.recipe.refinement.enabled
+
+    @property
+    def reads_codes(self) -> bool:
+        """Whether inputs are quantized while weights are rounded."""
+        return self.recipe.activations.enabled and self.recipe.calibration.activations == "quantized"
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step of refinement: whole windows, one at least."""
+        return self.recipe.refinement.batch_windows(self.seqlen) * self.seqlen
+
+    @property
+    def steps(self) -> int:
+        """Steps of refinement, a layer."""
+        return self.recipe.refinement.num_steps(self.num_windows, self.seqlen)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether layers run in the host's memory."""
+        return self.device.type == "cpu"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A phase's bytes by kind, wherever they will be: what layers compute with, and what the host keeps anyway."""
+
+    name: str
+    computing: Bytes
+    keeping: Bytes
+
+
+def phases_of(job: Job, batch: int) -> Iterator[Needs]:
+    """What each phase needs besides the process itself and the hidden states.
+
+    Args:
+        job: the run.
+        batch: tokens that run at once.
+    """
+    shape, recipe, width, stored = job.shape, job.recipe, job.dtype.itemsize, job.shape.dtype.itemsize
+    activation = batch * max(shape.intermediate_size, 2 * shape.hidden_size) * width
+    layer, ahead = {"layer": shape.layer * width}, {"next layer": shape.layer * stored}
+    samples = sample_bytes(job)
+    yield Needs("embeddings", {"embeddings": shape.embeddings * width}, {"as stored": 3 * shape.embeddings * stored})
+    if samples:
+        yield Needs("calibrate a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | samples, ahead)
+        yield Needs("learn R1", learning_bytes(job) | samples, {})
+    if inner := inner_sample_bytes(job):
+        yield Needs(
+            "learn R4", layer | {"activations": LAYER_ACTIVATIONS * activation} | inner | rotation_bytes(job), ahead
+        )
+    hessians = hessian_bytes(job)
+    at_once = max((sum(stage.values()) for stage in hessians.values()), default=0)
+    largest = max((max(stage.values()) for stage in hessians.values()), default=0)
+    quantized = (QUANTIZED_ACTIVATIONS if recipe.activations.enabled else LAYER_ACTIVATIONS) * activation
+    sums = {"Hessians": at_once} if hessians else {}
+    if hessians and job.ranks > 1:  # a rank keeps its inputs until the Hessians come by
+        bytes_of_one = 1 if job.reads_codes else width
+        tokens = job.tokens * bytes_of_one
+        widths = {name: [s.share * s.in_features for s in shape.sites if stage_of(s.name) == name] for name in hessians}
+        as_numbers = min(elements_at_once(job.device), round(job.tokens * max(max(stage) for stage in widths.values())))
+        kept = round(tokens * max(sum(stage) for stage in widths.values()))
+        sums |= {"inputs": kept, "inputs in float32": as_numbers * FLOAT}
+    yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(job), ahead)
+    part = min(elements_at_once(job.device), max(site.in_features * site.out_features for site in shape.sites))
+    rounding = {"rounding": ROUNDING_COPIES * part * FLOAT}
+    if hessians:
+        factor = {"Hessians": at_once, "factor": FACTOR_COPIES * largest}
+        yield Needs("factorise", layer | factor | rotation_bytes(job), ahead)
+        rounding |= {"Hessians": at_once, "factor": largest}
+    yield Needs("round", layer | rounding | rotation_bytes(job), ahead)
+    if job.refined:
+        yield Needs("refine", refinement_bytes(job) | rotation_bytes(job), ahead)
+    yield Needs("head", {"head": shape.head * width}, {"as stored": 3 * shape.head * stored})
+
+
+def sample_bytes(job: Job) -> Bytes:
+    """Sampled tokens of R1, kept over all layers, and of one layer's R2."""
+    r1, r2 = job.recipe.rotations.r1, job.recipe.rotations.r2
+    found: Bytes = {}
+    if isinstance(r1, LearnedResidualRotation):
+        visits = job.all_tokens * job.shape.num_layers * 2
+        found["samples for R1"] = min(r1.num_tokens, visits) * job.shape.hidden_size * FLOAT
+    if isinstance(r2, LearnedRotation):
+        found["sample for R2"] = 2 * min(r2.num_tokens, job.all_tokens) * attended_size(job.shape) * FLOAT
+    return found
+
+
+def inner_sample_bytes(job: Job) -> Bytes:
+    """Sampled tokens of one layer's R4, of all its down projections, where blocks of it are learned."""
+    r4 = job.recipe.rotations.r4
+    if not isinstance(r4, LearnedInnerRotation):
+        return {}
+    sampled = min(r4.num_tokens, job.all_tokens) * round(job.shape.inner_channels)
+    training = TRAINED_BATCHES * min(r4.batch_tokens, job.all_tokens) * job.shape.intermediate_size
+    return {"samples for R4": SAMPLE_COPIES * sampled * FLOAT, "training": training * FLOAT}
+
+
+def learning_bytes(job: Job) -> Bytes:
+    """What a step of R1's training holds; an optimiser of products alone also has the samples in bfloat16."""
+    r1, size = job.recipe.rotations.r1, job.shape.hidden_size
+    if not isinstance(r1, LearnedResidualRotation):
+        return {}
+    lowered = sample_bytes(job)["samples for R1"] // 2 if r1.optimizer == "newton_schulz" else 0
+    return {"training": LEARNING_MATRICES * size * size * FLOAT + 4 * r1.batch_tokens * size * FLOAT + lowered}
+
+
+def refinement_bytes(job: Job) -> Bytes:
+    """What a step of refinement holds: two layers, the rounding of one, and what gradients need; or the head's."""
+    shape, width = job.shape, job.dtype.itemsize
+    widest = round(job.step_tokens * max(shape.inner_channels, 2 * shape.hidden_size)) * width
+    logits = 4 * job.step_tokens * (shape.head // shape.hidden_size) * FLOAT
+    return {
+        "two layers": max(2 * shape.layer, shape.layer + shape.head) * width,
+        "rounding": TRAINED_COPIES * shape.linears * FLOAT,
+        "activations": max(2 * TRAINED_ACTIVATIONS * widest, TRAINED_ACTIVATIONS * widest + logits),
+    }
+
+
+def rotation_bytes(job: Job) -> Bytes:
+    """R1 and all R2 in float64."""
+    shape, rotations = job.shape, job.recipe.rotations
+    r1 = DOUBLE * shape.hidden_size**2 if rotations.r1.kind != "none" else 0
+    if isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer:
+        r1 *= shape.num_layers
+    r2 = DOUBLE * shape.num_layers * shape.num_key_value_heads * shape.head_dim**2
+    return {"rotations": r1 + (r2 if rotations.r2.kind != "none" else 0)}
+
+
+def hessian_bytes(job: Job) -> dict[str, dict[str, int]]:
+    """Of each site whose linears are rounded with GPTQ, by the stage in which they are summed, and by name."""
+    weights = job.recipe.weights
+    if not weights.enabled or weights.method != "gptq":
+        return {}
+    found: dict[str, dict[str, int]] = {}
+    for site in job.shape.sites:
+        found.setdefault(stage_of(site.name), {})[site.name] = FLOAT * site.in_features**2
+    return found
+
+
+def attended_size(shape: ModelShape) -> int:
+    """Channels that a layer's attention hands to its output projection."""
+    return next(site.in_features for site in shape.sites if site.name == "o_in")
+
+
+def disk_of(job: Job, spilled: int = 0) -> Bytes:
+    """What lies beside the output folder while the run lasts; the artifact stays.
+
+    Args:
+        job: what is to be done.
+        spilled: bytes of what one rank keeps there for a while besides the hidden states.
+    """
+    shape, stored = job.shape, job.shape.dtype.itemsize
+    bits = job.recipe.weights.num_bits if job.recipe.weights.enabled else 8 * stored
+    linears = shape.num_layers * shape.linears * bits // 8
+    rest = (shape.embeddings + shape.head) * stored
+    return {
+        "artifact": linears + rest,
+        "hidden states, twice": 2 * job.travelling * job.ranks,
+        "samples and rotations": sum(sample_bytes(job).values()) + sum(rotation_bytes(job).values()),
+        **({"beside them": spilled * job.ranks} if spilled else {}),
+    }

@@ -1,0 +1,180 @@
+"""How long a run will take: what it computes, divided by how fast this machine is at it. Good to a factor of two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from jointquant.backend.devices import synchronize
+from jointquant.distributed.ranks import Ranks
+from jointquant.models.architecture import stage_of
+from jointquant.planning.needs import Job
+from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
+from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
+
+SECONDS_PER_MEASUREMENT = 0.1
+PASSES_PER_RATIO = 12
+"""Passes over a weight in memory for one ratio of the search for its clipping."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a device is.
+
+    Attributes:
+        products: floating-point operations a second in the dtype of computation.
+        float32: the same in float32.
+        bandwidth: bytes a second of elementwise work.
+        column: seconds to round one column of a weight, however short.
+        disk: bytes a second read and written.
+        assumed: whether these are assumptions, not measurements.
+    """
+
+    products: float
+    float32: float
+    bandwidth: float
+    column: float
+    disk: float
+    assumed: bool = False
+
+
+ON_PAPER = Speed(products=60e12, float32=15e12, bandwidth=600e9, column=60e-6, disk=1e9, assumed=True)
+"""An accelerator that is not here: about a consumer card of 24 GB, with a solid-state disk."""
+
+DISK = 1e9
+COLUMN = {True: 25e-6, False: 60e-6}
+"""Seconds a column: a few small operations on the host, or as many kernels to launch."""
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> Speed:
+    """The speed of a device at hand, found in about a third of a second."""
+    size = 512 if device.type == "cpu" else 4096
+    vector = torch.ones(2**22, device=device)
+    return Speed(
+        products=_products(device, dtype, size),
+        float32=_products(device, torch.float32, size),
+        bandwidth=2 * vector.nbytes / _seconds(lambda: vector * 2, device),
+        column=COLUMN[device.type == "cpu"],
+        disk=DISK,
+    )
+
+
+def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
+    """Seconds by stage."""
+    shape, recipe = job.shape, job.recipe
+    learned = isinstance(recipe.rotations.r1, LearnedResidualRotation)
+    walked = learned or isinstance(recipe.rotations.r2, LearnedRotation) or recipe.smoothing.alpha is not None
+    forward = 2 * shape.active * job.tokens / speed.products
+    read = shape.layer * shape.dtype.itemsize / speed.disk
+    states = job.states / speed.disk
+    part = recipe.calibration.walked / recipe.calibration.num_samples
+    return {
+        "calibrate": shape.num_layers * (part * (forward + states) + read) if walked else 0.0,
+        "learn": _learning(job, speed),
+        "quantize": shape.num_layers
+        * (_runs(job) * forward + read + states + _merging(job, speed) + _rounding(job, speed))
+        + _refining(job, speed),
+    }
+
+
+def _runs(job: Job) -> float:
+    """How often a layer runs over all windows: for what is asked of it and on to the next, or not at all.
+
+    For Hessians alone, what stands before the down projections runs once more; it does for an R4 that is learned.
+    """
+    recipe, shape = job.recipe, job.shape
+    before = [s.share * s.in_features * s.out_features for s in shape.sites if stage_of(s.name) == "mlp_in"]
+    learned = sum(before) / shape.active if isinstance(recipe.rotations.r4, LearnedInnerRotation) else 0.0
+    cache = recipe.kv_cache.centring != "none" or recipe.kv_cache.balancing != "none"
+    cache |= isinstance(recipe.rotations.r3, LearnedRotation)
+    if recipe.activations.calibrated or cache or recipe.refinement.enabled:
+        return 2 + learned
+    if not recipe.weights.reads_inputs and not learned:
+        return 1 if recipe.head.reads_inputs else 0
+    return 1 + sum(before) / shape.active
+
+
+def _learning(job: Job, speed: Speed) -> float:
+    """Products with the batch, forth and back, which ranks share, and a factorisation a step, which they do not."""
+    r1, r2, shape = job.recipe.rotations.r1, job.recipe.rotations.r2, job.shape
+    flops = 0.0
+    if isinstance(r1, LearnedResidualRotation):
+        tokens = min(r1.batch_tokens, 2 * job.all_tokens * shape.num_layers)
+        flops += r1.steps * _step(tokens / job.ranks, shape.hidden_size)
+    if isinstance(r2, LearnedRotation):
+        heads = shape.num_layers * -(-shape.num_key_value_heads // job.ranks)
+        flops += heads * r2.steps * _step(min(r2.batch_tokens, job.all_tokens), shape.head_dim)
+    if isinstance(r4 := job.recipe.rotations.r4, LearnedInnerRotation):
+        downs = sum(site.name.startswith("down_in") for site in shape.sites)
+        tokens = downs * min(r4.batch_tokens, job.all_tokens)
+        flops += shape.num_layers * r4.steps * 6.0 * tokens * shape.intermediate_size * r4.most
+    return flops / speed.float32
+
+
+def _step(tokens: float, size: int) -> float:
+    return 6.0 * tokens * size**2 + 10.0 * size**3
+
+
+def _merging(job: Job, speed: Speed) -> float:
+    """Rotations are merged in float64, at half the speed of float32 at best."""
+    merged = job.shape.linears * job.shape.hidden_size if job.recipe.rotations.r1.kind != "none" else 0
+    return 4.0 * merged / speed.float32
+
+
+def _refining(job: Job, speed: Speed) -> float:
+    """Two layers forth and back in each step, and the unquantized model beside."""
+    if not job.refined:
+        return 0.0
+    layers, forward = job.shape.num_layers, 2 * job.shape.active / speed.products
+    windows = -(-(job.step_tokens // job.seqlen) // job.ranks)  # of a step, on the busiest rank
+    return layers * forward * (job.tokens + 6 * job.steps * windows * job.seqlen)
+
+
+def _rounding(job: Job, speed: Speed) -> float:
+    """Hessians of a layer, which all ranks add to, and the rounding of its sites.
+
+    Ranks share out the sites of a stage, or where these are fewer the rows of each; then all of them make its factor.
+    """
+    weights = job.recipe.weights
+    if not weights.enabled:
+        return 0.0
+    ratios = len(COARSE_RATIOS + FINE_STEPS) if weights.clip == "mse" else 1
+    shared, stages = 0.0, dict[str, list[tuple[float, float]]]()
+    for site in job.shape.sites:
+        size = site.in_features
+        whole, by_rows = 0.0, ratios * PASSES_PER_RATIO * 4 * size * site.out_features / speed.bandwidth
+        if weights.method == "gptq":
+            shared += 2.0 * site.share * job.tokens * size**2 / speed.float32
+            whole += 2.0 * size**3 / speed.float32 + size * speed.column
+            by_rows += 2.0 * site.out_features * size**2 / speed.float32
+        stages.setdefault(stage_of(site.name), []).append((whole, by_rows))
+    return shared + sum(busiest(of_sites, job.ranks) for of_sites in stages.values())
+
+
+def busiest(of_sites: list[tuple[float, float]], ranks: int) -> float:
+    """What the busiest of the ranks has to do for some sites: of each what is done as a whole, and row by row."""
+    if len(of_sites) < ranks:
+        return sum(whole + by_rows / ranks for whole, by_rows in of_sites)
+    seconds = [whole + by_rows for whole, by_rows in of_sites]
+    owners = Ranks(size=ranks).share_out(seconds)
+    return max(sum(s for s, o in zip(seconds, owners, strict=True) if o == rank) for rank in set(owners))
+
+
+def _products(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    a = torch.ones(size, size).to(device, dtype)
+    return 2 * size**3 / _seconds(lambda: a @ a, device)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one call, the mean over a tenth of a second."""
+    work()
+    synchronize(device)
+    count, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < SECONDS_PER_MEASUREMENT:
+        work()
+        synchronize(device)
+        count += 1
+    return spent / count

@@ -1,0 +1,1 @@
+"""Every setting, frozen and checked; presets, sizes, and what a training is made of."""

@@ -1,0 +1,336 @@
+"""Recipes: every setting of a run, frozen and checked; presets are the YAML files in ``recipes/``."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from jointquant.errors import InputError
+from jointquant.recipe.settings import (
+    ActivationSettings,
+    CacheSettings,
+    EmbeddingSettings,
+    RefinementSettings,
+    Settings,
+    SmoothingSettings,
+    WeightSettings,
+    merged,
+)
+from jointquant.recipe.sizes import apply_size
+from jointquant.rotations.learning import INITS
+from jointquant.rotations.objectives import FEWEST_TOKENS, OBJECTIVES
+from jointquant.rotations.optimizers import OPTIMIZERS
+from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS
+from jointquant.trust.strict_yaml import parse_yaml, read_yaml
+
+PRESETS = Path(__file__).parent / "presets"
+MAX_CHANGE = 4096
+"""Characters of one ``key=value``."""
+
+
+def one_of(table: Mapping[str, object]) -> AfterValidator:
+    """Checks that a setting names a row of ``table``."""
+
+    def check(value: str) -> str:
+        if value not in table:
+            raise ValueError(f"expected one of {', '.join(table)}")
+        return value
+
+    return AfterValidator(check)
+
+
+class NoRotation(Settings):
+    """No rotation at this place."""
+
+    kind: Literal["none"] = "none"
+
+
+class HadamardRotation(Settings):
+    """A Hadamard matrix: with random signs where it is merged (R1, R2), plain where it is online (R3, R4)."""
+
+    kind: Literal["hadamard"] = "hadamard"
+
+
+class BlockHadamardRotation(HadamardRotation):
+    """A plain Hadamard matrix, or ``block_size`` rows of it repeated along the diagonal; null: as large as there is."""
+
+    block_size: int | None = Field(default=None, ge=2)
+
+
+class LearnedRotation(Settings):
+    """A rotation trained on a sample of the activations at its sites."""
+
+    kind: Literal["learned"] = "learned"
+    objective: Annotated[str, one_of(OBJECTIVES)] = "whip"
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "qr"
+    init: Annotated[str, one_of(INITS)] = "hadamard"
+    num_tokens: int = Field(
+        default=32768, ge=1, le=1_000_000_000, description="sampled tokens, over all layers and sites"
+    )
+    steps: int = Field(default=200, ge=1, le=1_000_000)
+    batch_tokens: int = Field(default=4096, ge=1, le=1_000_000_000)
+    learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    tolerance: float = Field(default=0.0, ge=0, lt=1, description="end when the loss falls by less than this part")
+
+    @model_validator(mode="after")
+    def _enough_tokens(self) -> LearnedRotation:
+        fewest = FEWEST_TOKENS.get(self.objective, 1)
+        if min(self.num_tokens, self.batch_tokens) < fewest:
+            raise ValueError(f"objective {self.objective} needs num_tokens and batch_tokens of at least {fewest}")
+        return self
+
+
+class LearnedResidualRotation(LearnedRotation):
+    """R1 also chooses how the layers share it, and for ``joint`` what each layer counts (null: normalised)."""
+
+    strategy: Annotated[str, one_of(STRATEGIES)] = "pooled"
+    weights: Annotated[str, one_of(WEIGHTINGS)] | None = None
+
+    @model_validator(mode="after")
+    def _weights_only_where_they_count(self) -> LearnedResidualRotation:
+        if self.weights is not None and self.strategy != "joint":
+            raise ValueError(f"weights {self.weights} has no meaning for strategy {self.strategy}: expected joint")
+        return self
+
+    @property
+    def weighting(self) -> str:
+        """What a layer counts in a joint loss."""
+        return self.weights or "normalised"
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether every layer gets an R1 of its own."""
+        return STRATEGIES[self.strategy].per_layer
+
+
+class LearnedInnerRotation(LearnedRotation):
+    """R4 that is learned behind a plain Hadamard matrix: a rotation for each block of at most ``most`` channels.
+
+    ``block_size`` is that of the Hadamard matrix, as where it is not learned.
+    """
+
+    block_size: int | None = Field(default=None, ge=2)
+    most: int = Field(default=64, ge=2, le=1024)
+    objective: Annotated[str, one_of(OBJECTIVES)] = "range"
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "newton_schulz"
+    init: Literal["identity"] = "identity"
+    num_tokens: int = Field(default=16384, ge=1, le=1_000_000_000)
+    batch_tokens: int = Field(default=1024, ge=1, le=1_000_000_000)
+    steps: int = Field(default=100, ge=1, le=1_000_000)
+    momentum: float = Field(default=0.85, ge=0, lt=1)
+
+
+Residual = Annotated[NoRotation | HadamardRotation | LearnedResidualRotation, Field(discriminator="kind")]
+PerHead = Annotated[NoRotation | HadamardRotation | LearnedRotation, Field(discriminator="kind")]
+Inner = Annotated[NoRotation | BlockHadamardRotation | LearnedInnerRotation, Field(discriminator="kind")]
+
+
+class RotationSettings(Settings):
+    """R1 (residual stream), R2 (values, per head), R3 (queries and keys, online), R4 (down_proj's input, online).
+
+    ``from`` is the rotations.safetensors of an earlier run, or its artifact: what it holds of the R1 and R2 asked for
+    here is taken from there, and only what it lacks is made.
+    """
+
+    source: str | None = Field(default=None, alias="from")
+    r1: Residual = NoRotation()
+    r2: PerHead = NoRotation()
+    r3: PerHead = NoRotation()
+    r4: Inner = NoRotation()
+
+
+class CalibrationSettings(Settings):
+    """Which text calibrates, how much of it, and the seed of every random choice of the run.
+
+    ``activations``: while weights are rounded, inputs and cache are ``quantized`` as they will be, or ``exact``.
+    """
+
+    source: str = "wikitext2"
+    num_samples: int = Field(default=128, ge=1, le=1_000_000_000)
+    seqlen: int = Field(default=2048, ge=2, le=1_000_000_000)
+    rotation_samples: int | None = Field(default=None, ge=1)
+    activations: Literal["quantized", "exact"] = "quantized"
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+    @property
+    def walked(self) -> int:
+        """Windows of pass 1, which learns rotations and smoothing: the first of all."""
+        return min(self.num_samples, self.rotation_samples or self.num_samples)
+
+
+class Override(Settings):
+    """Other settings for the linears whose name matches ``modules`` (a shell pattern, e.g. ``*.0.mlp.*``)."""
+
+    modules: str
+    weights: dict[str, Any] = Field(default_factory=dict)
+    activations: dict[str, Any] = Field(default_factory=dict)
+
+    def matches(self, module: str) -> bool:
+        """Whether the linear of this full name is meant."""
+        return fnmatch.fnmatchcase(module, self.modules)
+
+
+class Recipe(Settings):
+    """Everything a run depends on besides the model and the text."""
+
+    description: str = ""
+    rotations: RotationSettings = RotationSettings()
+    smoothing: SmoothingSettings = SmoothingSettings()
+    weights: WeightSettings = WeightSettings()
+    refinement: RefinementSettings = RefinementSettings()
+    head: WeightSettings = WeightSettings()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    activations: ActivationSettings = ActivationSettings()
+    kv_cache: CacheSettings = CacheSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    overrides: tuple[Override, ...] = ()
+
+    def model_post_init(self, _: Any) -> None:
+        """Check each override now, not when its module is met; keys and values likewise."""
+        for override in self.overrides:
+            merged(self.weights, override.weights)
+            merged(self.activations, override.activations)
+        _ = self.kv_cache.of_keys, self.kv_cache.of_values
+
+    @model_validator(mode="after")
+    def _refined_weights_are_integers(self) -> Recipe:
+        every = (self.weights, *(merged(self.weights, override.weights) for override in self.overrides))
+        if self.refinement.enabled and any(w.enabled and w.type != "int" for w in every):
+            raise ValueError("refinement.steps above 0 learns integers: expected weights.type int")
+        return self
+
+    @model_validator(mode="after")
+    def _measures_have_a_quantizer(self) -> Recipe:
+        """What is measured through the activation quantizer needs one, with a range that each token brings along."""
+        if self._learns_error("r3") and not self.kv_cache.of_keys.enabled:
+            raise ValueError("rotations.r3.objective quant_error needs keys of less than 16 bits in kv_cache")
+        erring = [name for name in ("r1", "r2", "r4") if self._learns_error(name)]
+        measures = [f"rotations.{name}.objective quant_error" for name in erring]
+        if isinstance(self.rotations.r1, LearnedResidualRotation) and self.rotations.r1.weights == "sensitivity":
+            measures.append("rotations.r1.weights sensitivity")
+        for measure in measures:
+            if not self.activations.enabled:
+                raise ValueError(f"{measure} needs activations.num_bits below 16")
+            for settings in (self.activations, *(merged(self.activations, o.activations) for o in self.overrides)):
+                if not settings.enabled and "r4" in erring:
+                    raise ValueError("rotations.r4.objective quant_error needs inputs below 16 bits in overrides too")
+                if settings.strategy in ("tensor", "channel"):
+                    raise ValueError(f"{measure} needs activations.strategy token or group")
+                if settings.clip_ratio == "search":
+                    raise ValueError(f"{measure} needs a number as activations.clip_ratio")
+        return self
+
+    def _learns_error(self, name: str) -> bool:
+        return getattr(getattr(self.rotations, name), "objective", None) == "quant_error"
+
+    def weights_of(self, module: str) -> WeightSettings:
+        """Weight settings of the linear ``module`` (full name); later overrides win."""
+        settings = self.weights
+        for override in self._overrides_of(module):
+            settings = merged(settings, override.weights)
+        return settings
+
+    def activations_of(self, module: str) -> ActivationSettings:
+        """Activation settings of the input of the linear ``module``; later overrides win."""
+        settings = self.activations
+        for override in self._overrides_of(module):
+            settings = merged(settings, override.activations)
+        return settings
+
+    def _overrides_of(self, module: str) -> Iterable[Override]:
+        return (o for o in self.overrides if o.matches(module))
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_recipe(
+    source: str | Path | Recipe = "w4a4kv4", changes: Iterable[str] = (), size: str | None = None
+) -> Recipe:
+    """A recipe by preset name, by YAML file, or as it is; a ``size``, and each ``dotted.key=value`` of ``changes``.
+
+    A size sets how much a rotation is trained only where one is learned, once the changes are made; they still win.
+
+    Raises:
+        InputError: an unknown preset or size, a file that is no recipe, an unknown key, a value out of range.
+    """
+    data = source.model_dump(mode="json") if isinstance(source, Recipe) else _read_yaml(source)
+    changes = list(changes)
+    for change in changes:
+        _apply(data, change)
+    if size is not None:
+        apply_size(data, size)
+        for change in changes:
+            _apply(data, change)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"recipe {_label(source)}: {describe(error)}") from None
+
+
+def _label(source: str | Path | Recipe) -> str:
+    return "given" if isinstance(source, Recipe) else str(source)
+
+
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    path = PRESETS / f"{source}.yaml"
+    if str(source) not in preset_names():
+        path = Path(source)
+        if path.suffix not in (".yaml", ".yml") or not os.path.exists(path):
+            known = ", ".join(preset_names())
+            raise InputError(
+                f"unknown recipe {str(source)[:200]!r}: expected one of {known}, or an existing .yaml file"
+            )
+    data = read_yaml(path, f"recipe {source}")
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise InputError(f"recipe {source}: expected a mapping of settings, got {type(data).__name__}")
+    return data
+
+
+def _apply(data: dict[str, Any], change: str) -> None:
+    """Set one ``a.b.c=value`` (the value in YAML); setting a ``kind`` drops the settings of the former kind."""
+    if len(change) > MAX_CHANGE:
+        raise InputError(f"--set {change[:60]!r}…: {len(change)} characters, expected at most {MAX_CHANGE}")
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {change!r}: expected key=value, for example weights.num_bits=8")
+    value = parse_yaml(text, f"--set {change[:100]!r}")
+    *parents, last = key.split(".")
+    node = data
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise InputError(f"--set {change!r}: {part} holds a single value, it has no key {last!r}")
+    if last == "kind" and node.get("kind") != value:
+        node.clear()
+    node[last] = value
+
+
+def describe(error: ValidationError) -> str:
+    """One line for the first thing that is wrong: the key, what was expected, what arrived."""
+    first = error.errors()[0]
+    kinds = ("none", "hadamard", "learned")
+    key = ".".join(str(part) for part in first["loc"] if part not in kinds) or "recipe"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}"
+    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], (dict, Settings)):
+        return one_line(f"{key}: {message}{more}")
+    return one_line(f"{key}: {message}, got {first['input']!r}{more}")
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """``text`` on one line, cut at ``limit`` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

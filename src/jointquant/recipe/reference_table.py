@@ -1,0 +1,192 @@
+"""Every key of a recipe with its default, what it takes and what it means: the table of docs/recipes.md."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from operator import attrgetter
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from jointquant.recipe.recipe import Recipe, load_recipe
+from jointquant.recipe.sizes import read_size, size_names
+
+PER_TRAINING = ("num_tokens", "batch_tokens", "steps")
+"""What a size sets of a rotation that is learned."""
+
+MEANINGS = {
+    "description": "words for `jointquant recipes`",
+    "rotations.from": "an artifact, or its rotations.safetensors: take R1 and R2 from there",
+    "rotations.r1.kind": "the residual stream's rotation",
+    "rotations.r2.kind": "the values' rotation, per KV head",
+    "rotations.r3.kind": "the queries' and keys' rotation, online",
+    "rotations.r4.kind": "the rotation of down_proj's input, online",
+    "rotations.r1.strategy": "how the layers share R1",
+    "rotations.r1.weights": "what a layer counts in `joint`; null: normalised",
+    "rotations.r4.block_size": "order of the Hadamard blocks along the diagonal; null: the largest that the size has",
+    "rotations.r4.most": "channels that are turned together behind it: the largest divisor of the size up to this",
+    "rotations.r4.num_tokens": "down_proj's inputs sampled in each layer, on average",
+    "*.scale_dtype": "what scales are rounded to and stored in; null: the model's dtype",
+    "*.objective": "what training minimises",
+    "*.optimizer": "how it stays orthogonal",
+    "*.init": "where training starts",
+    "rotations.r1.num_tokens": "tokens sampled, over all layers and both residual sites",
+    "rotations.r2.num_tokens": "tokens sampled in each layer",
+    "*.steps": "training steps (`greedy`: in all; `independent`: of each layer)",
+    "*.batch_tokens": "tokens a step",
+    "*.learning_rate": "in units of Whip, so that it suits all objectives; `newton_schulz`: the first step's angle",
+    "*.momentum": "of the optimiser",
+    "*.tolerance": "in its second half, training ends when 10 steps lower the loss by less than this part; 0: never",
+    "*.num_bits": "2 to 8; 16: not quantized",
+    "*.symmetric": "the zero point is 0",
+    "*.signed_scale": "of symmetric integers: a scale may be negative, so that −2^(b−1) covers the larger end",
+    "*.group_size": "values that share a scale; null: a channel's, a token's, or a head's",
+    "activations.strategy": "what shares a range",
+    "*.clip_ratio": "the range is cut to this share; `search` (activations) finds it for each site",
+    "smoothing.alpha": "SmoothQuant's share of the outliers that moves into the weights; null: off",
+    "smoothing.measure": "how large channels are: `max`, SmoothQuant's, or `rms`, for sites that are then rotated",
+    "activations.centring": "quantize x − μ, the mean input on the calibration set, and add W μ to the bias",
+    "kv_cache.centring": "take the calibrated mean from keys, from values, or both; exact",
+    "kv_cache.balancing": "a basis in which queries and keys have alike channels, or alike covariances; online, exact",
+    "rotations.r3.num_tokens": "keys sampled in each layer",
+    "kv_cache.keys": "what keys have of their own: some of num_bits, symmetric, group_size, clip_ratio",
+    "kv_cache.values": "what values have of their own",
+    "*.type": "the grid: integers, or the levels of NF4 (weights alone)",
+    "*.clip": "search each range for the least squared error, or take all of it",
+    "*.method": "round to nearest, or GPTQ",
+    "*.activation_order": "GPTQ rounds the columns of the largest inputs first",
+    "*.damping": "GPTQ adds this share of the mean diagonal to the Hessian; tenfold while it is not enough",
+    "refinement.steps": "steps a layer, at least, in which the rounding of its weights is learned; 0: off",
+    "refinement.rounds": "more steps, where it takes more to see each window so many times",
+    "refinement.batch_tokens": "tokens a step, whole windows, one at least",
+    "refinement.learning_rate": "of the rounding, in parts of its grid; null: the less of 0.02 and 1.5 / steps",
+    "refinement.scale_learning_rate": "of the weights' scales, relative to them",
+    "refinement.clip_learning_rate": "of the inputs' clip ratios, where activations.clip_ratio is search",
+    "calibration.source": "wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file",
+    "calibration.num_samples": "windows of text",
+    "calibration.seqlen": "tokens of a window",
+    "calibration.activations": "inputs and cache while weights are rounded: as they will be, or exact",
+    "calibration.rotation_samples": "windows that rotations and smoothing are learned from, the first; null: all",
+    "calibration.seed": "seed of every random choice of the run",
+    "overrides": "a list of `{modules: PATTERN, weights: {…}, activations: {…}}` for linears by name; later ones win",
+}
+"""By key, or by a pattern for keys that mean the same everywhere; a key of its own comes before patterns."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key, as ``--set`` takes it."""
+
+    name: str
+    default: Any
+    takes: str
+
+    @property
+    def meaning(self) -> str:
+        """What it is for; empty where nobody has said."""
+        patterns = (words for pattern, words in MEANINGS.items() if fnmatchcase(self.name, pattern))
+        return MEANINGS.get(self.name) or next(patterns, "")
+
+
+def keys() -> tuple[Key, ...]:
+    """Every key of a recipe, in the recipe's order; of a rotation, those of its richest kind."""
+    return tuple(_keys_of(Recipe, ""))
+
+
+def key_table() -> list[str]:
+    """The lines of the table of keys, in Markdown."""
+    lines = ["| key | default | takes | what it sets |", "|-|-|-|-|"]
+    for key in keys():
+        takes = key.takes.replace("|", "\\|")
+        lines.append(f"| `{key.name}` | `{_yaml(key.default)}` | {takes} | {key.meaning} |")
+    return lines
+
+
+def size_table() -> list[str]:
+    """The lines of the table of sizes, in Markdown."""
+    columns = [("calibration", "num_samples")]
+    columns += [(f"rotations.{rotation}", key) for rotation in ("r1", "r2", "r4") for key in PER_TRAINING]
+    heads = ["`--size`", "models of", *(f"`{part.rpartition('.')[2]}.{key}`" for part, key in columns)]
+    lines = [f"| {' | '.join(heads)} |", "|-" * len(heads) + "|"]
+    for name in size_names():
+        recipe = load_recipe("w4a4kv4", size=name)
+        values = [str(getattr(attrgetter(part)(recipe), key)) for part, key in columns]
+        lines.append(f"| {' | '.join([name, read_size(name)['description'], *values])} |")
+    return lines
+
+
+def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[Key]:
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        parts = [part for part in _members(field.annotation) if _is_settings(part)]
+        if not parts:
+            yield Key(path, field.get_default(call_default_factory=True), _takes(field))
+            continue
+        richest = max(parts, key=lambda part: len(part.model_fields))
+        if len(parts) > 1:
+            kinds = [part.model_fields["kind"].default for part in parts]
+            yield Key(f"{path}.kind", field.get_default().kind, " | ".join(kinds))
+        yield from (key for key in _keys_of(richest, f"{path}.") if key.name != f"{path}.kind")
+
+
+def _is_settings(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The alternatives of a union, else the annotation itself."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for part in get_args(annotation) for member in _members(part)]
+    return [annotation]
+
+
+def _takes(field: FieldInfo) -> str:
+    """The values that a field takes."""
+    named = [name for source in _metadata(field) for name in _options(source)]
+    members = _members(field.annotation)
+    words = named or [word for member in members if member is not type(None) for word in _words(member)]
+    bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(source, bound):g}"
+        for source in field.metadata
+        for bound, sign in bounds.items()
+        if hasattr(source, bound)
+    ]
+    null = ["null"] if type(None) in members else []
+    return " | ".join([*([", ".join([words[0], *limits])] if limits else words), *null])
+
+
+def _words(annotation: Any) -> list[str]:
+    """A type in words."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    names = {bool: "true | false", int: "integer", float: "number", str: "text"}
+    return [names.get(annotation, "list" if get_origin(annotation) is tuple else "mapping")]
+
+
+def _metadata(field: FieldInfo) -> Iterator[Any]:
+    """What is said about a field, at any depth of its annotation."""
+    yield from field.metadata
+    for part in (field.annotation, *get_args(field.annotation)):
+        if get_origin(part) is Annotated:
+            yield from get_args(part)[1:]
+
+
+def _options(source: Any) -> tuple[str, ...]:
+    """The names that a check of :func:`jointquant.recipe.recipe.one_of` accepts."""
+    check = getattr(source, "func", None)
+    table = inspect.getclosurevars(check).nonlocals.get("table") if inspect.isfunction(check) else None
+    return tuple(table or ())
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value) if value is not PydanticUndefined else "none"

@@ -1,0 +1,194 @@
+"""Pass 2, inside one layer, once its weights are rounded: which way each of them is rounded is learned.
+
+The layer runs as it will, its inputs and cache quantized, on what the quantized layers before it produce; the loss is
+how far its output is from the unquantized model's (``reference.py``). So the weights also make up for the errors of
+activations, cache and earlier layers. Clip ratios of inputs that a search has found are learned along with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jointquant.activations.hidden_states import HiddenStates
+from jointquant.backend.products import linear_product
+from jointquant.distributed.ranks import Ranks
+from jointquant.models.architecture import Architecture
+from jointquant.models.layer import LayerArguments, run_layer
+from jointquant.quantization.learned_rounding import LearnedRounding
+from jointquant.quantization.ranges import CLIP_RATIO, InputRange
+from jointquant.quantization.straight_through import passable
+from jointquant.quantization.weights import QuantizedWeight
+from jointquant.recipe.settings import RefinementSettings
+from jointquant.rounding.reference import Loss
+from jointquant.runtime.attention import CachePath
+from jointquant.runtime.input_path import InputPath
+from jointquant.runtime.linear import OnlineLinear
+from jointquant.seeds import rounds
+
+SMALLEST_CLIP = 0.1
+
+
+class TrainedInput:
+    """The input that linears of a site share: quantized once, so that gradients pass.
+
+    Args:
+        linear: one of them; the others have the same path and the same buffers.
+
+    Attributes:
+        clip: its clip ratio, where that is learned.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        path = linear.path if isinstance(linear, OnlineLinear) else InputPath()
+        self.path = replace(path, quantizer=_passable(path.quantizer))
+        self.known = dict(linear.named_buffers(recurse=False))
+        self.clip: Tensor | None = None
+        if CLIP_RATIO in self.known:
+            self.clip = self.known[CLIP_RATIO] = self.known[CLIP_RATIO].clone().requires_grad_()
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def read(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., in]; the same tensor is read once."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, self.path(x, self.known)
+        return self._last[1]
+
+
+class TrainedLinear(nn.Module):
+    """A linear in training: its weight is being rounded.
+
+    Args:
+        linear: the linear with its unrounded weight.
+        rounded: where its rounding starts.
+        shared: its input.
+    """
+
+    def __init__(self, linear: nn.Linear, rounded: QuantizedWeight, shared: TrainedInput) -> None:
+        super().__init__()
+        self.shared, self.bias = shared, linear.bias
+        self.rounding = LearnedRounding(linear.weight, rounded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out]."""
+        return linear_product(self.shared.read(x), self.rounding.weight().to(x.dtype), self.bias)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What of a layer is in training.
+
+    Attributes:
+        linears: by name.
+        clips: the clip ratio of each site's input (and settings), where it is learned.
+    """
+
+    linears: dict[str, TrainedLinear]
+    clips: list[Tensor]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Offsets and widenings of the weights by turns, then the clip ratios."""
+        roundings = [linear.rounding for linear in self.linears.values()]
+        return [part for rounding in roundings for part in (rounding.offset, rounding.widening)] + self.clips
+
+    @torch.no_grad()
+    def step(self, gradients: tuple[Tensor, ...], rates: tuple[float, float, float]) -> None:
+        """Against the signs of the gradients of ``parameters``, at rates of offsets, scales and clip ratios."""
+        rate, scale_rate, clip_rate = rates
+        for number, linear in enumerate(self.linears.values()):
+            linear.rounding.step(gradients[2 * number], gradients[2 * number + 1], rate, scale_rate)
+        for clip, gradient in zip(self.clips, gradients[2 * len(self.linears) :], strict=True):
+            clip.sub_(gradient.sign(), alpha=clip_rate).clamp_(SMALLEST_CLIP, 1.0)
+
+
+def refine(
+    layer: nn.Module,
+    architecture: Architecture,
+    rounded: dict[str, QuantizedWeight],
+    states: HiddenStates,
+    arguments: LayerArguments,
+    loss: Loss,
+    settings: RefinementSettings,
+    batches: torch.Generator,
+) -> dict[str, QuantizedWeight]:
+    """Learn the rounding of a layer's weights, which stay as they are, and the clip ratios of its inputs, in place.
+
+    Args:
+        layer: the layer, its paths calibrated, its weights unrounded.
+        architecture: its family.
+        rounded: the weights to start from, by linear.
+        states: those before the layer, of the quantized layers.
+        arguments: what the layer receives besides.
+        loss: of the layer's output.
+        settings: steps, rounds, batch and rates.
+        batches: orders the windows of each round.
+
+    Returns:
+        The weights by linear.
+    """
+    draws = rounds(states.num_windows, settings.batch_windows(states.seqlen), batches)
+    num_steps = settings.num_steps(states.num_windows, states.seqlen)
+    rate, scale_rate, clip_rate = settings.rates(num_steps)
+    with training(layer, architecture, rounded) as trained:
+        for step in range(num_steps):
+            left = 1 - step / num_steps
+            chosen = next(draws)
+            batch = states.chosen(chosen)
+            output = run_layer(layer, batch, arguments) if len(batch) else batch
+            gradients = mean_gradients(loss(output, chosen), trained.parameters, len(batch) / len(chosen), states.ranks)
+            trained.step(gradients, (left * rate, left * scale_rate, left * clip_rate))
+        return {name: linear.rounding.rounded() for name, linear in trained.linears.items()}
+
+
+def mean_gradients(loss: Tensor, parameters: list[Tensor], share: float, ranks: Ranks) -> tuple[Tensor, ...]:
+    """The gradients of the mean over a step's windows, ``share`` of which this rank's ``loss`` is the mean of."""
+    if not share:
+        gradients: tuple[Tensor, ...] = tuple(torch.zeros_like(parameter) for parameter in parameters)
+    else:
+        part = loss if share == 1 else loss * share
+        gradients = torch.autograd.grad(part, parameters, materialize_grads=True)  # an expert may have no token
+    return tuple(ranks.sum(gradient) for gradient in gradients)
+
+
+@contextmanager
+def training(layer: nn.Module, architecture: Architecture, rounded: dict[str, QuantizedWeight]) -> Iterator[Trained]:
+    """While open, the named linears are in training and gradients pass the quantizers of the cache.
+
+    Afterwards the linears are back, with the clip ratios that were learned.
+    """
+    before: dict[str, nn.Linear] = {}
+    linears: dict[str, TrainedLinear] = {}
+    inputs: list[TrainedInput] = []
+    for site in architecture.sites:
+        shared: dict[InputPath, TrainedInput] = {}
+        for name in (name for name in site.linears if name in rounded):
+            linear = layer.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            path = linear.path if isinstance(linear, OnlineLinear) else InputPath()
+            trained = shared.setdefault(path, TrainedInput(linear))
+            before[name], linears[name] = linear, TrainedLinear(linear, rounded[name], trained)
+        inputs += shared.values()
+    for name, module in linears.items():
+        layer.set_submodule(name, module)
+    seam: Any = layer.get_submodule(architecture.attention)
+    cache: CachePath | None = getattr(seam, "cache_path", None)
+    if cache is not None:
+        seam.cache_path = replace(cache, key=_passable(cache.key), value=_passable(cache.value))
+    yield Trained(linears, [each.clip for each in inputs if each.clip is not None])
+    for name, old in before.items():
+        clip = linears[name].shared.clip
+        if clip is not None:
+            setattr(old, CLIP_RATIO, clip.detach().clone())
+        layer.set_submodule(name, old)
+    if cache is not None:
+        seam.cache_path = cache
+
+
+def _passable(quantizer: InputRange | None) -> Any:
+    return None if quantizer is None else passable(quantizer)

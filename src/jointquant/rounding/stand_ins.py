@@ -1,0 +1,172 @@
+"""What stands in a layer's place for a part of it that need not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from jointquant.activations.hidden_states import HiddenStates
+from jointquant.activations.propagation import Observer
+from jointquant.models.architecture import Architecture, stage_of
+from jointquant.runtime.linear import PackedLinear
+
+
+class Unread(nn.Module):
+    """Stands for a linear while nobody reads its output: zeros, which take no product."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., width]."""
+        return x.new_zeros(()).expand(*x.shape[:-1], self.width)
+
+
+class Reached(Exception):  # noqa: N818
+    """A run of a layer came as far as it was to come."""
+
+
+class End(nn.Module):
+    """Stands for a linear, or for an attention, at which the run of a layer ends, once an observer has seen its input.
+
+    Args:
+        observer: who; None where hooks see it.
+    """
+
+    def __init__(self, observer: Observer | None = None) -> None:
+        super().__init__()
+        self.observer = observer
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """[..., in]; raises Reached."""
+        if self.observer is not None:
+            self.observer(hidden_states)
+        raise Reached
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a layer's earlier runs leave to later ones, of all windows.
+
+    Attributes:
+        attended: the inputs of the attention's output projection, until the states behind it are known.
+        middle: the states behind the attention, where they are kept.
+        inner: the inputs of the down projection, where they are kept.
+    """
+
+    attended: HiddenStates | None = None
+    middle: HiddenStates | None = None
+    inner: HiddenStates | None = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where runs of a layer can keep something.
+
+    Attributes:
+        attended: as wide as the inputs of the attention's output projection.
+        inner: as wide as those of the down projection; None: they are not kept.
+    """
+
+    attended: HiddenStates
+    inner: HiddenStates | None = None
+
+
+class Replayed(nn.Module):
+    """Stands for a linear in one run over all windows, where it is known what it reads.
+
+    Args:
+        linear: the linear.
+        inputs: its inputs.
+    """
+
+    def __init__(self, linear: nn.Module, inputs: HiddenStates) -> None:
+        super().__init__()
+        self.linear, self._batches = linear, inputs.batches()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., any] → [..., out], of the next batch."""
+        output: Tensor = self.linear(next(self._batches))
+        return output.view(*x.shape[:-1], output.shape[-1])
+
+
+class ReplayedAttention(Replayed):
+    """The same for a layer's attention, of which only the output projection runs."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+        """What the attention gives for the next batch."""
+        return super().forward(hidden_states), None
+
+
+class PassedAttention(nn.Module):
+    """Stands for a layer's attention where the layer starts from the states behind it: it adds nothing."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        """Zeros."""
+        return hidden_states.new_zeros(()).expand_as(hidden_states), None
+
+
+@contextmanager
+def replayed(
+    layer: nn.Module, architecture: Architecture, kept: Kept | None, states: HiddenStates
+) -> Iterator[HiddenStates]:
+    """While open, what is kept of a layer is not run again, in one run over all windows.
+
+    Args:
+        layer: the layer, the linears behind what is kept as they are to run.
+        architecture: its family.
+        kept: of the attention, and of a dense layer's MLP; None: everything runs.
+        states: those before the layer.
+
+    Yields:
+        The states that the layer is to run on.
+    """
+    if kept is None:
+        yield states
+        return
+    known = ["attn_in"] if kept.inner is None else ["attn_in", "mlp_in"]
+    passed = [site for site in architecture.sites if stage_of(site.name) in known]
+    modules: dict[str, nn.Module] = {site.norm: nn.Identity() for site in passed if site.norm is not None}
+    if kept.inner is not None:
+        modules |= {name: Unread(0) for site in passed[1:] for name in site.linears}
+        modules[architecture.down] = Replayed(layer.get_submodule(architecture.down), kept.inner)
+    if kept.middle is not None:
+        modules[architecture.attention] = PassedAttention()
+    elif kept.attended is not None:
+        output = layer.get_submodule(architecture.output)
+        modules[architecture.attention] = ReplayedAttention(output, kept.attended)
+    with substituted(layer, modules):
+        yield states if kept.middle is None else kept.middle
+
+
+@contextmanager
+def substituted(layer: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """While open, other modules stand in their places."""
+    before = {name: layer.get_submodule(name) for name in modules}
+    for name, module in modules.items():
+        layer.set_submodule(name, module)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            layer.set_submodule(name, module)
+
+
+def unread(layer: nn.Module, architecture: Architecture, linears: Iterable[str]) -> AbstractContextManager[None]:
+    """While open, linears whose outputs matter to no observer do not compute them; their inputs can be watched.
+
+    What writes to the residual stream keeps its width; behind the others there are no channels at all.
+    """
+    widths = {name: _width(layer, name) if name in architecture.writers else 0 for name in linears}
+    return substituted(layer, {name: Unread(width) for name, width in widths.items()})
+
+
+def _width(layer: nn.Module, linear: str) -> int:
+    module = layer.get_submodule(linear)
+    assert isinstance(module, nn.Linear | PackedLinear)
+    return module.out_features

@@ -1,0 +1,1 @@
+"""A run that can be resumed: its model, its journal, its identity, and where it works."""

@@ -1,0 +1,104 @@
+"""What a run is: it goes on where it was only if all of this is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jointquant._version import __version__
+from jointquant.distributed.ranks import Ranks
+from jointquant.errors import require
+from jointquant.files.durable import bytes_of
+from jointquant.recipe.recipe import Recipe
+from jointquant.run.journal import differences
+from jointquant.run.opening import Subject
+
+PIECES, PIECE = 64, 4096
+"""Of a file that is compared with another: how many pieces are read, and bytes of one."""
+
+
+def identity_of(subject: Subject, recipe: Recipe, windows: Tensor, batch_tokens: int) -> dict[str, Any]:
+    """Plain data, by what a user could have changed.
+
+    Args:
+        subject: the model, and where it runs.
+        recipe: all its settings.
+        windows: the calibration windows [n, T].
+        batch_tokens: how many tokens run at once: the last digits of sums depend on it.
+    """
+    config = subject.stream.config.to_dict()
+    config.pop("_name_or_path", None)  # where it lies does not matter
+    return {
+        "model": {
+            **subject.stream.source.identity(),
+            "config": digest(json.dumps(config, sort_keys=True, default=str).encode()),
+        },
+        "recipe": recipe.model_dump(mode="json"),
+        "windows": {"shape": list(windows.shape), "tokens": tensor_digest(windows)},
+        "batch_tokens": batch_tokens,
+        "device": subject.place.device.type,
+        "dtype": str(subject.place.dtype).removeprefix("torch."),
+        "versions": {"jointquant": __version__, "torch": torch.__version__},
+    }
+
+
+def digest(data: bytes | memoryview) -> str:
+    """A short fingerprint of bytes."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def sample_digest(path: Path) -> str:
+    """A short fingerprint of a file's size and of pieces of it, from the first byte to the last."""
+    size = path.stat().st_size
+    found = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for piece in range(PIECES):
+            file.seek(max(0, size - PIECE) * piece // (PIECES - 1))
+            found.update(file.read(PIECE))
+    return found.hexdigest()[:16]
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """A short fingerprint of a tensor's values."""
+    return digest(bytes_of(tensor.cpu().contiguous()))
+
+
+def check_alike(ranks: Ranks, identity: dict[str, Any], folder: Path | None) -> None:
+    """Refuse ranks that do not do the same run.
+
+    Of a model's files sizes and samples of the bytes are compared; when they were last changed may differ by host.
+
+    Args:
+        ranks: all of them.
+        identity: of this rank's run, as ``identity_of`` makes it.
+        folder: where the model's shards are; None for a model in memory.
+
+    Raises:
+        InputError: names a rank and what is different there.
+    """
+    if ranks.size == 1:
+        return
+    model = dict(identity["model"])
+    if folder is not None:
+        model["shards"] = {name: sample_digest(folder / name) for name in model["shards"]}
+    every = ranks.ask({**identity, "model": model})
+    for rank, other in enumerate(every):
+        found = differences(every[0], other)
+        require(
+            not found,
+            f"rank {rank} was given another run than rank 0 (was: rank 0, now: rank {rank}): {'; '.join(found)}, "
+            "expected the same command everywhere",
+        )
+
+
+def folder_identity(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """What is compared of a model folder that several ranks only read; nothing for one alone."""
+    if ranks.size == 1:
+        return {}
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    return {"model": {"config": sample_digest(folder / "config.json"), "shards": dict.fromkeys(shards, "")}}

@@ -1,0 +1,283 @@
+"""The journal of a run: what is done and lies on the disk, so that a killed run goes on where it was.
+
+A run fills ``.NAME.partial`` beside the folder it was asked for::
+
+    .NAME.partial/
+      lock            held while a run works here; the system lets it go when the process dies
+      run.json        what the run is: model, recipe, windows, versions, batch
+      journal.jsonl   one line a finished step, flushed when the files it names are
+      work/           samples and hidden states
+      artifact/       becomes NAME when it is complete
+      complete.json   what the run was and what it reports; written last, removed last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jointquant.distributed.ranks import Ranks
+from jointquant.errors import InputError, ResumableError, require
+from jointquant.files.durable import flush, room_needed, save_json
+from jointquant.files.working_folder import discard, empty, locked, make_working_folder
+from jointquant.trust.permissions import seal
+
+RUN_NAME, JOURNAL_NAME = "run.json", "journal.jsonl"
+COMPLETE_NAME = "complete.json"
+SHOWN = 3
+"""Differences that an error message names."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished step.
+
+    Attributes:
+        stage: the pass.
+        step: which of its steps.
+        files: those the step left behind, relative to the run's folder, and their sizes in bytes.
+        facts: what later steps need to know.
+    """
+
+    stage: str
+    step: int
+    files: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Journal:
+    """An open run.
+
+    Args:
+        folder: ``.NAME.partial``.
+        entries: what was done before.
+    """
+
+    def __init__(self, folder: Path, entries: list[Entry]) -> None:
+        self.folder, self._entries = folder, entries
+        self.resumed = bool(entries)
+        self.artifact, self.work = folder / "artifact", folder / "work"
+        for path in (self.artifact, self.work):
+            path.mkdir(exist_ok=True)
+
+    def all_entries(self) -> list[Entry]:
+        """The finished steps of all passes, in order."""
+        return list(self._entries)
+
+    def entries(self, stage: str) -> list[Entry]:
+        """The finished steps of a pass, in order."""
+        return [entry for entry in self._entries if entry.stage == stage]
+
+    def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
+        """A step is done: its files are on the disk. Raises ResumableError when the disk is full."""
+        sizes = {str(path.relative_to(self.folder)): path.stat().st_size for path in files}
+        entry = Entry(stage, step, sizes, facts)
+        path = self.folder / JOURNAL_NAME
+        line = json.dumps(asdict(entry), sort_keys=True) + "\n"
+        with room_needed(path, len(line)), path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._entries.append(entry)
+
+    def complete(self, report: dict[str, Any]) -> None:
+        """All is done but for the artifact's name."""
+        save_json(self.folder / COMPLETE_NAME, {"identity": _load(self.folder / RUN_NAME), "report": report})
+
+    @property
+    def started(self) -> bool:
+        """Whether a step is done, so that there is something to go on from."""
+        return bool(self._entries)
+
+
+class FollowedJournal(Journal):
+    """What a rank that does not lead knows of a run: the steps that were done before. It writes nothing.
+
+    Args:
+        folder: the leading rank's, for messages.
+        entries: what was done before.
+    """
+
+    def __init__(self, folder: Path, entries: list[Entry]) -> None:
+        self.folder, self._entries = folder, entries
+        self.resumed = bool(entries)
+        self.artifact, self.work = folder / "artifact", folder / "work"
+
+    def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
+        """The leading rank does."""
+
+    def complete(self, report: dict[str, Any]) -> None:
+        """The leading rank does."""
+
+
+@contextmanager
+def join_journal(out: Path, identity: dict[str, Any], overwrite: bool, ranks: Ranks) -> Iterator[Journal]:
+    """The run that fills ``out``, as ``open_journal``, of which one rank writes the journal."""
+    if not ranks.leads:
+        yield FollowedJournal(partial_folder(out), ranks.tell([]))
+        return
+    with open_journal(out, identity, overwrite) as journal:
+        ranks.tell(journal.all_entries())
+        yield journal
+
+
+@contextmanager
+def open_journal(out: Path, identity: dict[str, Any], overwrite: bool) -> Iterator[Journal]:
+    """The run that fills ``out``: a new one, or the unfinished one of the same identity.
+
+    When the block ends well, the artifact gets its name and the rest is removed. When it ends badly, finished steps
+    are kept for the next run, unless the input is at fault.
+
+    Args:
+        out: the folder that was asked for.
+        identity: what must be the same for a run to go on.
+        overwrite: discard an unfinished run that is another one.
+
+    Raises:
+        InputError: an unfinished run that differs or is damaged, or one that is at work.
+    """
+    folder = partial_folder(out)
+    new_parents = make_working_folder(folder)
+    with locked(folder, out):
+        journal = Journal(folder, _entries(folder, out, identity, overwrite))
+        try:
+            yield journal
+        except BaseException as error:
+            stays = isinstance(error, ResumableError) or not isinstance(error, InputError)
+            if not (stays and journal.started):
+                discard(folder, new_parents)
+            raise
+        seal(journal.artifact)
+        if out.exists():
+            shutil.rmtree(out)
+        journal.artifact.rename(out)
+        flush(out.absolute().parent)
+        _clear(folder)
+
+
+def partial_folder(out: Path) -> Path:
+    """Where a run that is to fill ``out`` works."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def begun(out: Path) -> dict[str, Any]:
+    """What the unfinished run that fills ``out`` is; empty where there is none."""
+    folder = partial_folder(out)
+    if (folder / COMPLETE_NAME).is_file():
+        found = _load(folder / COMPLETE_NAME).get("identity")
+    else:
+        found = _load(folder / RUN_NAME) if (folder / RUN_NAME).is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def nearly_finished(out: Path) -> bool:
+    """Whether a run was killed between giving its artifact the name and clearing up."""
+    if not (out.name and os.path.isdir(out)):  # out is not checked yet: its name may be none, or too long
+        return False
+    folder = partial_folder(out)
+    return not os.path.exists(folder / "artifact") and os.path.isfile(folder / COMPLETE_NAME)
+
+
+def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run of this identity reported that was killed after its artifact had got its name; None: there is none.
+
+    What it left behind is removed.
+    """
+    folder = partial_folder(out)
+    if not nearly_finished(out):
+        return None
+    with locked(folder, out):
+        found = _load(folder / COMPLETE_NAME)
+        if differences(found.get("identity"), _plain(identity)):
+            return None
+        _clear(folder)
+    report: dict[str, Any] = found["report"]
+    return report
+
+
+def _entries(folder: Path, out: Path, identity: dict[str, Any], overwrite: bool) -> list[Entry]:
+    """What an unfinished run in ``folder`` has done; where there is none to go on with, the folder is made ready."""
+    run = folder / RUN_NAME
+    wanted = _plain(identity)
+    if run.is_file():
+        different = differences(_load(run), wanted)
+        entries = _read(folder / JOURNAL_NAME)
+        damage = None if different else _damage(folder, entries)
+        if not different and damage is None:
+            return entries
+        what = f"is damaged: {damage}" if damage else f"is another one: {'; '.join(different)}"
+        require(
+            overwrite,
+            f"an unfinished run for {out} {what}, "
+            "expected the same command, another --out, or --overwrite to discard it",
+        )
+    empty(folder)
+    save_json(run, wanted)
+    return []
+
+
+def _read(path: Path) -> list[Entry]:
+    """The journal's entries; a last line that was cut off never happened, and is cut away."""
+    if not path.is_file():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        os.truncate(path, len(whole))
+    return [Entry(**json.loads(line)) for line in whole.splitlines()]
+
+
+def _damage(folder: Path, entries: list[Entry]) -> str | None:
+    """What is wrong with the files that the entries name; None: nothing. Of a file named twice the last word counts."""
+    for name, size in {name: size for entry in entries for name, size in entry.files.items()}.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} has gone"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+    return None
+
+
+def differences(there: Any, here: Any) -> list[str]:
+    """Where two identities differ, in words."""
+    old, new = dict(_flat(there)), dict(_flat(here))
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    words = [f"{key} was {_word(old.get(key))}, now {_word(new.get(key))}" for key in keys]
+    return words if len(words) <= SHOWN else [*words[:SHOWN], f"{len(words) - SHOWN} more differences"]
+
+
+def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(data, dict) and data:
+        for key, value in data.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, data
+
+
+def _word(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _plain(identity: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(identity))
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {"run": "unreadable"}
+
+
+def _clear(folder: Path) -> None:
+    """Remove a finished run's folder; whoever is killed on the way leaves what it was until the end."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == COMPLETE_NAME):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.rmdir()

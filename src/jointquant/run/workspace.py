@@ -1,0 +1,129 @@
+"""Where a run keeps what it is working on, and how a pass through the layers is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jointquant.activations.hidden_states import HiddenStates, micro_batch
+from jointquant.activations.stores import SLOTS, HeldStates, Share, SharedStore, SpilledStates, Store
+from jointquant.backend.background import Background
+from jointquant.backend.devices import tokens_at_once
+from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all
+from jointquant.files.durable import load_tensors
+from jointquant.models.layer import Place
+from jointquant.run.journal import Entry, Journal
+
+Storage = Literal["device", "memory", "disk"]
+"""Where hidden states are: on the device that layers run on, in the host's memory, or in files."""
+
+Write = Callable[[], tuple[list[Path], dict[str, Any]]]
+"""Puts a step's files on the disk; returns them, and what later steps need to know."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What the passes are given to work with.
+
+    Attributes:
+        place: where layers run.
+        storage: where hidden states are kept.
+        batch_tokens: how many tokens run through a layer at once (a window at least); None: what suits the device.
+        keep_inner: keep the inputs of a layer's down projection between its runs, which then makes less of them.
+        folder: for files of hidden states; needed for storage on disk.
+        journal: where finished steps are written down; None: nowhere, and a killed run starts again.
+        ranks: who shares the windows; several keep files of their own states in ``spill``.
+        spill: a folder of this rank alone.
+    """
+
+    place: Place
+    storage: Storage = "device"
+    batch_tokens: int | None = None
+    keep_inner: bool = False
+    folder: Path | None = None
+    journal: Journal | None = None
+    ranks: Ranks = ALONE
+    spill: Path | None = None
+
+    def load(self, name: str) -> dict[str, Tensor]:
+        """A file of tensors that a run before left in the journal's folder, on every rank."""
+        assert self.journal is not None
+        return broadcast_all(self.ranks, load_tensors(self.journal.work / name) if self.ranks.leads else {})
+
+    def states(self, windows: Tensor, hidden_size: int, aside: str | None = None) -> HiddenStates:
+        """Room for the hidden states [n, T, hidden_size] of windows [n, T], not yet filled.
+
+        Those that travel beside others keep their file ``aside``, in a folder of their own of that name: nobody saves
+        them, so one is enough.
+        """
+        num_windows, seqlen = windows.shape
+        tokens = self.batch_tokens or tokens_at_once(self.place.device)
+        share = Share(self.ranks, num_windows, micro_batch(seqlen, tokens))
+        saved = self.folder if self.journal is None else self.journal.work
+        folder = saved if self.spill is None else self.spill
+        if folder is not None and aside is not None:
+            folder = folder / aside
+            folder.mkdir(exist_ok=True)
+        store = self._store(folder, (len(share.part()), seqlen, hidden_size), SLOTS if aside is None else SLOTS[:1])
+        if self.ranks.size > 1 and aside is None:
+            store = SharedStore(store, (num_windows, seqlen, hidden_size), share, saved)
+        return HiddenStates(store, num_windows, share.batch_windows, self.place.device, self.ranks)
+
+    def _store(self, folder: Path | None, shape: tuple[int, int, int], slots: Sequence[str]) -> Store:
+        if self.storage == "disk":
+            assert folder is not None
+            return SpilledStates(folder, shape, self.place.dtype, slots)
+        device = self.place.device if self.storage == "device" else torch.device("cpu")
+        return HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device), folder)
+
+    @contextmanager
+    def ledger(self, stage: str, states: HiddenStates) -> Iterator[Ledger]:
+        """The book of one pass; when the block ends, all is written."""
+        with Background(stage) as background:
+            yield Ledger(self.journal, stage, states, background)
+
+
+class Ledger:
+    """One pass through the layers, written down step by step behind the computation's back.
+
+    Args:
+        journal: where; None: files are written, but the pass cannot be resumed.
+        stage: the pass.
+        states: the hidden states that travel through it.
+        background: who writes.
+    """
+
+    def __init__(self, journal: Journal | None, stage: str, states: HiddenStates, background: Background) -> None:
+        self.journal, self.stage, self.states, self.background = journal, stage, states, background
+
+    def resume(self) -> list[Entry]:
+        """The steps that are done; the states are those behind the last of them."""
+        entries = [] if self.journal is None else self.journal.entries(self.stage)
+        if entries and "states" in entries[-1].facts:
+            self.states.store.load(entries[-1].facts["states"])
+        return entries
+
+    def settle(self) -> None:
+        """Wait until the steps so far are written: before the states they are saved with change."""
+        self.background.wait()
+
+    def commit(self, step: int, write: Write, save_states: bool = True) -> None:
+        """A step is done: write its files and the states behind it, then enter it in the journal.
+
+        Of several ranks one writes, and the others hand it their states.
+        """
+
+        def work() -> None:
+            files, facts = write() if self.states.ranks.leads else ([], {})
+            if self.journal is not None:
+                if save_states:
+                    facts = {**facts, "states": self.states.store.save()}
+                self.journal.record(self.stage, step, files, facts)
+
+        self.background.submit(work)

@@ -1,0 +1,67 @@
+"""The transforms that run with the model: R3, R4, the basis of the keys, R1's basis changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from transformers import PretrainedConfig
+
+from jointquant.errors import InputError
+from jointquant.recipe.recipe import (
+    BlockHadamardRotation,
+    LearnedInnerRotation,
+    LearnedResidualRotation,
+    NoRotation,
+    Recipe,
+)
+from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.basis import BasisChanges
+from jointquant.runtime.inner_rotation import InnerRotation
+from jointquant.runtime.key_basis import KeyBasis
+
+
+@dataclass(frozen=True)
+class OnlineTransforms:
+    """The transforms that run with the model: R3 on head_dim, R4 on down_proj's input, R1's basis changes.
+
+    Where the keys' basis is dense, it holds R3, and there is no transform besides. R4 is given by the size of the
+    input: down projections that read the same size share it, all experts of a layer among them. Where it is learned,
+    each down projection turns blocks of channels behind it (``inner``).
+    """
+
+    r3: HadamardTransform | None = None
+    r4: Mapping[int, HadamardTransform] = field(default_factory=dict)
+    inner: InnerRotation | None = None
+    basis: BasisChanges | None = None
+    keys: KeyBasis | None = None
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, config: PretrainedConfig, head_dim: int, inner_sizes: tuple[int, ...]
+    ) -> OnlineTransforms:
+        """What the recipe asks for, at the model's sizes."""
+        rotations, cache = recipe.rotations, recipe.kv_cache
+        heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        dense = cache.balancing != "none" or rotations.r3.kind == "learned"
+        keys = KeyBasis(heads, head_dim, cache.centres_keys, dense)
+        per_layer = isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer
+        return cls(
+            basis=BasisChanges(config.num_hidden_layers - 1, config.hidden_size) if per_layer else None,
+            r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" and not dense else None,
+            r4=inner_transforms(rotations.r4, inner_sizes),
+            inner=InnerRotation(rotations.r4.most) if isinstance(rotations.r4, LearnedInnerRotation) else None,
+            keys=keys if keys.centred or keys.dense else None,
+        )
+
+
+def inner_transforms(
+    settings: NoRotation | BlockHadamardRotation | LearnedInnerRotation, sizes: tuple[int, ...]
+) -> dict[int, HadamardTransform]:
+    """R4 at each size; empty where there is none. Raises InputError for blocks that do not fit."""
+    if isinstance(settings, NoRotation):
+        return {}
+    try:
+        return {size: HadamardTransform.of_size(size, settings.block_size) for size in sizes}
+    except ValueError as error:
+        raise InputError(f"rotations.r4.block_size {settings.block_size}: {error}") from None
