@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
 import jointquant
-from conftest import FAMILIES, make_model, possible, small
+from conftest import DEMO, FAMILIES, make_model, possible, small
 from jointquant.analysis.inspection import CACHES, Inspector, inspect_activations, rotate_heads
 from jointquant.analysis.moments import SpreadSum
 from jointquant.calibration.calibrate import calibrate
 from jointquant.models.layer import Place
 from jointquant.models.stream import open_stream
-from jointquant.pipeline import quantize_layers
 from jointquant.progress import Silent
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import random_hadamard
+from jointquant.rounding.layers import quantize_layers
 from jointquant.run.fitting import assemble
+from jointquant.run.job import Job
+from jointquant.run.opening import Subject
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.attention import ATTENTION_NAME
+from jointquant.runtime.loading import load_tokenizer
 from jointquant.runtime.online import OnlineTransforms
 
 CPU = torch.device("cpu")
 
 
-class Nowhere:
-    """Takes shards and keeps none."""
-
-    def write(self, tensors: dict[str, torch.Tensor]) -> Path:
-        return Path()
-
-
 def inspected(family: str, preset: str, *changes: str) -> Inspector:
     recipe = jointquant.load_recipe(preset, small(*possible(family, *changes)))
     stream, place = open_stream(make_model(family), ATTENTION_NAME), Place(CPU, torch.float32)
+    tokenizer = load_tokenizer(DEMO / "model")
     windows = torch.randint(0, 2048, (4, 24), generator=torch.Generator().manual_seed(1))
     assembly = assemble(stream.skeleton, stream.architecture, recipe)
     rotations = calibrate(stream, recipe, windows, Workspace(place), Silent())
     inspector = Inspector(stream, assembly, rotations, windows, place)
-    quantize_layers(stream, assembly, rotations, windows, Workspace(place), Nowhere(), Silent(), inspector)  # type: ignore[arg-type]
+    subject = Subject(Path(), None, stream, tokenizer, place)
+    with TemporaryDirectory() as folder:
+        quantize_layers(Job(subject, assembly, windows, Workspace(place), Path(folder), Silent()), rotations, inspector)
     return inspector
 
 

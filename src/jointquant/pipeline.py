@@ -28,7 +28,6 @@ from jointquant.distributed.ranks import of_leader
 from jointquant.files.durable import save_tensors
 from jointquant.files.output import check_output
 from jointquant.models.stream import ModelStream
-from jointquant.models.writer import ShardWriter
 from jointquant.planning.budget import plan_run
 from jointquant.planning.plan import Plan
 from jointquant.progress import Progress, Silent
@@ -37,10 +36,10 @@ from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, layered
 from jointquant.rounding.layers import Witness, quantize_layers
 from jointquant.run.fitting import assemble, check_windows
 from jointquant.run.identity import check_alike, identity_of
+from jointquant.run.job import Job
 from jointquant.run.journal import begun, finished, join_journal, nearly_finished
-from jointquant.run.opening import Subject, check_not_input, open_subject
+from jointquant.run.opening import check_not_input, open_subject
 from jointquant.run.workspace import Workspace
-from jointquant.runtime.assembly import Assembly
 
 
 @little_freed_memory_kept()
@@ -124,7 +123,7 @@ def quantize(
         prepared = time.perf_counter()
         rotations = calibrated_rotations(subject.stream, recipe, windows, workspace, progress)
         calibrated = time.perf_counter()
-        written = write_artifact(journal.artifact, subject, assembly, rotations, windows, workspace, progress)
+        written = write_artifact(Job(subject, assembly, windows, workspace, journal.artifact, progress), rotations)
         end = time.perf_counter()
         stages = {"prepare": prepared - start, "calibrate": calibrated - prepared, "quantize": end - calibrated}
         result = QuantizeResult(
@@ -182,20 +181,10 @@ class Written:
     inventory: dict[str, Any]
 
 
-def write_artifact(
-    folder: Path,
-    subject: Subject,
-    assembly: Assembly,
-    rotations: Rotations,
-    windows: Tensor,
-    workspace: Workspace,
-    progress: Progress,
-    witness: Witness | None = None,
-) -> Written:
+def write_artifact(job: Job, rotations: Rotations, witness: Witness | None = None) -> Written:
     """Pass 2, and everything else that an artifact holds, into an existing folder."""
-    stream = subject.stream
-    writer = ShardWriter(folder, stream.num_layers + 2)
-    outcome = quantize_layers(stream, assembly, rotations, windows, workspace, writer, progress, witness)
+    subject, stream, assembly, folder = job.subject, job.stream, job.assembly, job.artifact
+    outcome = quantize_layers(job, rotations, witness)
     transforms = describe_transforms(assembly.recipe, rotations, assembly.online, stream.stored_dtype)
     reached = reach(facts_of(assembly, stream.stored_dtype))
     found = outcome.inventory.to_dict()
@@ -204,9 +193,8 @@ def write_artifact(
         "kept": found["kept"],
         "starved_experts": found["starved"],
     }
-    if workspace.ranks.leads:
-        writer.finish()
+    if job.ranks.leads:
         rotations.save(folder)
         about = {"transforms": transforms} | inventory | reached.to_dict()
         write_metadata(folder, stream, subject.model, subject.origin, subject.tokenizer, assembly.recipe, about)
-    return Written(writer.total_size, outcome.bits_per_weight, transforms, reached, inventory)
+    return Written(outcome.size_bytes, outcome.bits_per_weight, transforms, reached, inventory)

@@ -36,6 +36,7 @@ from jointquant.report.page import comparison_page
 from jointquant.rotations.bundle import Rotations
 from jointquant.run.fitting import assemble, check_windows
 from jointquant.run.identity import check_alike
+from jointquant.run.job import Job
 from jointquant.run.opening import Subject, check_not_input, open_subject
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.assembly import Assembly
@@ -312,7 +313,8 @@ def _run(
     besides = inspector.seconds if inspector else 0.0
     start = time.perf_counter()
     workspace = Workspace(subject.place, ranks=ranks)
-    written = write_artifact(artifact, subject, candidate.assembly, rotations, windows, workspace, named, inspector)
+    job = Job(subject, candidate.assembly, windows, workspace, artifact, named)
+    written = write_artifact(job, rotations, inspector)
     seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
     peak = max(ranks.ask(peak_rss_bytes()))  # asked of all: the artifact is there when they have answered
     found = evaluate(artifact, **vars(protocol), reference=subject.model, progress=named)

@@ -18,7 +18,6 @@ from jointquant.models.scaling import scale_sites
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norms, merge_rotations
 from jointquant.models.writer import ShardWriter
-from jointquant.progress import Progress
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.cache import calibrate_cache
 from jointquant.rounding.ends import final_modules, round_embedding
@@ -29,6 +28,7 @@ from jointquant.rounding.reference import Reference
 from jointquant.rounding.shards import _weight_bytes, shard, stored_tensors
 from jointquant.rounding.stand_ins import Kept, Room, replayed
 from jointquant.rounding.weights import round_layer, store_rest
+from jointquant.run.job import Job
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.assembly import Assembly
 
@@ -43,17 +43,10 @@ class Witness(Protocol):
         """The layer is final, and about to run on ``states``."""
 
 
-def quantize_layers(
-    stream: ModelStream,
-    assembly: Assembly,
-    rotations: Rotations,
-    windows: Tensor,
-    workspace: Workspace,
-    writer: ShardWriter,
-    progress: Progress,
-    witness: Witness | None = None,
-) -> Outcome:
+def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = None) -> Outcome:
     """Pass 2: writes every shard, from where a run before came to. Its steps: the embeddings, each layer, the head."""
+    stream, assembly, windows, workspace, progress = job.stream, job.assembly, job.windows, job.workspace, job.progress
+    writer = ShardWriter(job.artifact, stream.num_layers + 2)
     architecture, stored, place = stream.architecture, stream.stored_dtype, workspace.place
     states = workspace.states(windows, stream.config.hidden_size)
     bits = parameters = 0
@@ -121,7 +114,9 @@ def quantize_layers(
             tensors |= stored_tensors(head, architecture.head, stored)
             inventories.append(inventory_of(head, architecture.head, architecture))
             ledger.commit(stream.num_layers + 1, shard(writer, tensors, inventories[-1]), save_states=False)
-    return Outcome(bits / parameters, Inventory.joined(inventories))
+    if workspace.ranks.leads:
+        writer.finish()
+    return Outcome(writer.total_size, bits / parameters, Inventory.joined(inventories))
 
 
 def room_between_runs(stream: ModelStream, assembly: Assembly, windows: Tensor, workspace: Workspace) -> Room | None:
@@ -155,8 +150,15 @@ def leave(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What pass 2 came to: bits per weight of the decoder's linears, and what became of every parameter."""
+    """What pass 2 came to.
 
+    Attributes:
+        size_bytes: of all tensors.
+        bits_per_weight: of the decoder's linears.
+        inventory: what became of every parameter.
+    """
+
+    size_bytes: int
     bits_per_weight: float
     inventory: Inventory
 
