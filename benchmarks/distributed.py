@@ -30,7 +30,7 @@ import jointquant
 from jointquant.backend.devices import HOST, ON_PAPER_DEVICE
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, NUM_SAMPLES, SEQLEN
 from jointquant.models.configuration import read_config
-from jointquant.planning.needs import Job
+from jointquant.planning.needs import Workload
 from jointquant.planning.shape import ModelShape, shape_of
 from jointquant.planning.speed import ON_PAPER, measure, seconds_of
 from jointquant.planning.traffic import seconds_on_links, traffic_of
@@ -102,10 +102,10 @@ def run(model: Path, out: Path, ranks: int) -> dict[str, Any]:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     sent = loopback_bytes() - before
-    job = Job(shape_of(read_config(model)), settings(), NUM_SAMPLES, SEQLEN, torch.float32, HOST, 0, ranks)
+    workload = Workload(shape_of(read_config(model)), settings(), NUM_SAMPLES, SEQLEN, torch.float32, HOST, 0, ranks)
     row = {"ranks": ranks, **{key: found[key] for key in ("seconds", "stage_seconds", "peak_rss_bytes")}}
-    row |= {"predicted_seconds": seconds_of(job, measure(HOST, torch.float32)), "network_bytes": sent}
-    row["predicted_network_bytes"] = ranks * sum(traffic_of(job).values())
+    row |= {"predicted_seconds": seconds_of(workload, measure(HOST, torch.float32)), "network_bytes": sent}
+    row["predicted_network_bytes"] = ranks * sum(traffic_of(workload).values())
     print(json.dumps(row), flush=True)
     return row
 
@@ -150,10 +150,10 @@ def predictions() -> list[dict[str, Any]]:
         for ranks in WORLDS:
             calibration = recipe.calibration
             windows = max(calibration.num_samples, ranks)
-            job = Job(shape, recipe, windows, calibration.seqlen, torch.bfloat16, ON_PAPER_DEVICE, 0, ranks)
-            traffic = traffic_of(job)
+            workload = Workload(shape, recipe, windows, calibration.seqlen, torch.bfloat16, ON_PAPER_DEVICE, 0, ranks)
+            traffic = traffic_of(workload)
             read = shape.num_layers * shape.layer * shape.dtype.itemsize * 2
-            row: dict[str, Any] = {"model": name, "ranks": ranks, "seconds": seconds_of(job, ON_PAPER)}
+            row: dict[str, Any] = {"model": name, "ranks": ranks, "seconds": seconds_of(workload, ON_PAPER)}
             row |= {"read_bytes": read, "network_bytes": traffic, "network_seconds": seconds_on_links(traffic)}
             rows.append(row)
     return rows

@@ -181,8 +181,8 @@ def heavy_tailed(size: int) -> Case:
 def embedded() -> Case:
     """What R1 of the embedded model is learned from; every eighth token is kept back."""
     recipe = recipe_of({}, 0)
-    subject = open_subject(MODEL, None, None, "hf", "cpu", "float32", Silent())
-    windows = calibration_set(subject.stream, subject.tokenizer, recipe, Silent())
+    subject = open_subject(MODEL, None, Silent(), {"device": "cpu", "dtype": "float32"})
+    windows = calibration_set(subject, recipe.calibration, Silent())
     learner = ResidualLearner.of(subject.stream, recipe, windows, subject.place)
     assert learner is not None
     walk(subject.stream, windows, Workspace(subject.place), [learner], Silent())

@@ -73,8 +73,8 @@ def recipe_of(changes: tuple[str, ...], seed: int) -> Recipe:
 
 def layer_samples(recipe: Recipe) -> list[Tensor]:
     """Per layer, tokens of its residual sites [tokens, hidden]."""
-    subject = open_subject(MODEL, None, None, "hf", "cpu", "float32", Silent())
-    windows = calibration_set(subject.stream, subject.tokenizer, recipe, Silent())
+    subject = open_subject(MODEL, None, Silent(), {"device": "cpu", "dtype": "float32"})
+    windows = calibration_set(subject, recipe.calibration, Silent())
     learner = ResidualLearner.of(subject.stream, recipe, windows, subject.place)
     assert learner is not None
     walk(subject.stream, windows, Workspace(subject.place), [learner], Silent())

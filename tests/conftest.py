@@ -13,7 +13,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import jointquant.demo
+from jointquant.models.layer import Place
 from jointquant.models.registry import ARCHITECTURES
+from jointquant.models.stream import ModelStream
+from jointquant.progress import Silent
+from jointquant.recipe.recipe import Recipe
+from jointquant.run.fitting import assemble
+from jointquant.run.job import Job
+from jointquant.run.opening import Subject
+from jointquant.run.workspace import Workspace
 from jointquant.runtime.loading import load_tokenizer
 
 DEMO = Path(jointquant.demo.__file__).parent
@@ -112,6 +120,13 @@ def small(*changes: str, text: str = str(DEMO / "calibration.txt"), seed: int = 
         f"calibration.seed={seed}",
         *changes,
     ]
+
+
+def make_job(stream: ModelStream, recipe: Recipe, windows: torch.Tensor, place: Place, artifact: Path = DEMO) -> Job:
+    """A job without a journal, on windows [n, T]; ``artifact`` is the folder that pass 2 would fill."""
+    subject = Subject(DEMO / "model", None, stream, load_tokenizer(DEMO / "model"), place)
+    assembly = assemble(stream.skeleton, stream.architecture, recipe)
+    return Job(subject, assembly, windows, Workspace(place), artifact, Silent())
 
 
 @torch.no_grad()

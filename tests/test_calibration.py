@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import jointquant
-import jointquant.calibration.calibrate
-from conftest import make_model, small
+from conftest import make_job, make_model, small
 from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import Observers
-from jointquant.calibration.calibrate import walk
+from jointquant.calibration.calibrate import calibrate, walk
 from jointquant.calibration.sensitivity import Sensitivity
 from jointquant.errors import InputError
 from jointquant.models.layer import Place
@@ -106,7 +105,7 @@ def test_rotations_are_learned_from_the_first_windows() -> None:
     for few, given in ((2, windows), (None, windows[:2]), (None, windows)):
         recipe = quick("dartquant", f"calibration.rotation_samples={'null' if few is None else few}")
         stream = open_stream(make_model("llama"))
-        rotations = jointquant.calibration.calibrate.calibrate(stream, recipe, given, Workspace(place), Silent())
+        rotations = calibrate(make_job(stream, recipe, given, place))
         r1 = rotations.r1_of(0)
         assert r1 is not None
         learned.append(r1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import jointquant
-from conftest import DEMO, FAMILIES, make_model, possible, small
+from conftest import FAMILIES, make_job, make_model, possible, small
 from jointquant.analysis.inspection import CACHES, Inspector, inspect_activations, rotate_heads
 from jointquant.analysis.moments import SpreadSum
 from jointquant.calibration.calibrate import calibrate
@@ -19,12 +19,7 @@ from jointquant.progress import Silent
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rounding.layers import quantize_layers
-from jointquant.run.fitting import assemble
-from jointquant.run.job import Job
-from jointquant.run.opening import Subject
-from jointquant.run.workspace import Workspace
 from jointquant.runtime.attention import ATTENTION_NAME
-from jointquant.runtime.loading import load_tokenizer
 from jointquant.runtime.online import OnlineTransforms
 
 CPU = torch.device("cpu")
@@ -33,14 +28,12 @@ CPU = torch.device("cpu")
 def inspected(family: str, preset: str, *changes: str) -> Inspector:
     recipe = jointquant.load_recipe(preset, small(*possible(family, *changes)))
     stream, place = open_stream(make_model(family), ATTENTION_NAME), Place(CPU, torch.float32)
-    tokenizer = load_tokenizer(DEMO / "model")
     windows = torch.randint(0, 2048, (4, 24), generator=torch.Generator().manual_seed(1))
-    assembly = assemble(stream.skeleton, stream.architecture, recipe)
-    rotations = calibrate(stream, recipe, windows, Workspace(place), Silent())
-    inspector = Inspector(stream, assembly, rotations, windows, place)
-    subject = Subject(Path(), None, stream, tokenizer, place)
     with TemporaryDirectory() as folder:
-        quantize_layers(Job(subject, assembly, windows, Workspace(place), Path(folder), Silent()), rotations, inspector)
+        job = make_job(stream, recipe, windows, place, Path(folder))
+        rotations = calibrate(job)
+        inspector = Inspector(stream, job.assembly, rotations, windows, place)
+        quantize_layers(job, rotations, inspector)
     return inspector
 
 

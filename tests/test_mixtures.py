@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import jointquant
-from conftest import DEMO, make_model, small, token_by_token
+from conftest import DEMO, make_job, make_model, small, token_by_token
 from jointquant.activations.propagation import embed
 from jointquant.activations.routing import FEWEST, all_tokens_for, routed_tokens, starved
 from jointquant.calibration.calibrate import calibrate
@@ -17,7 +17,6 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.layer import Place
 from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms
-from jointquant.progress import Silent
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.layers import prepare, starved_experts
 from jointquant.rounding.site_runs import run_to, stages_of
@@ -184,7 +183,7 @@ def test_r1_is_learned_on_each_token_once() -> None:
     """The sample of a layer of experts is as large as a dense one's, whichever experts the tokens pass."""
     recipe = jointquant.load_recipe("dartquant", small("rotations.r1.steps=2", "rotations.r2.steps=2"))
     stream = open_stream(make_model("qwen2_moe"))
-    rotations = calibrate(stream, recipe, WINDOWS, Workspace(PLACE), Silent())
+    rotations = calibrate(make_job(stream, recipe, WINDOWS, PLACE))
     (r1,) = rotations.r1
     assert (r1.T @ r1 - torch.eye(48, dtype=r1.dtype)).abs().max() < 1e-6
 

@@ -20,7 +20,7 @@ from jointquant.cli.main import main
 from jointquant.errors import InputError
 from jointquant.models.stream import open_stream
 from jointquant.planning.budget import free_disk
-from jointquant.planning.needs import Job
+from jointquant.planning.needs import Workload
 from jointquant.planning.plan import Budget, Choice, choices, make_plan, plan_of, shortages
 from jointquant.planning.shape import shape_of, shape_of_model
 from jointquant.planning.traffic import traffic_of
@@ -34,12 +34,12 @@ def config(**changes: int) -> LlamaConfig:
     return LlamaConfig(**(sizes | changes), dtype="bfloat16")
 
 
-def job(device: torch.device = HOST, windows: int = 128, recipe: str = "dartquant", **sizes: int) -> Job:
+def work(device: torch.device = HOST, windows: int = 128, recipe: str = "dartquant", **sizes: int) -> Workload:
     dtype = torch.float32 if device == HOST else torch.bfloat16
-    return Job(shape_of(config(**sizes)), jointquant.load_recipe(recipe), windows, 2048, dtype, device, GB // 2)
+    return Workload(shape_of(config(**sizes)), jointquant.load_recipe(recipe), windows, 2048, dtype, device, GB // 2)
 
 
-SEVEN = {device: job(device) for device in (HOST, ON_PAPER_DEVICE)}
+SEVEN = {device: work(device) for device in (HOST, ON_PAPER_DEVICE)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,16 +91,16 @@ def test_a_plan_fits_or_is_refused(host: int, device: int, where: torch.device) 
 
 
 def test_states_leave_memory_before_batches_shrink() -> None:
-    job = replace(SEVEN[HOST], seqlen=256)
-    whole = plan_of(job, Choice("device", 1024), Budget())
-    spilled = make_plan(job, Budget(whole.host_peak - 1))
+    work = replace(SEVEN[HOST], seqlen=256)
+    whole = plan_of(work, Choice("device", 1024), Budget())
+    spilled = make_plan(work, Budget(whole.host_peak - 1))
     assert (whole.choice.storage, spilled.choice.storage) == ("device", "disk")
     assert spilled.choice.batch_tokens == whole.choice.batch_tokens == 1024
-    kept = [(choice.storage, choice.batch_tokens, choice.keep_inner) for choice in choices(job, None)]
+    kept = [(choice.storage, choice.batch_tokens, choice.keep_inner) for choice in choices(work, None)]
     in_memory, in_files = ("device", 1024), ("disk", 1024)
     assert kept[:4] == [(*in_memory, True), (*in_memory, False), (*in_files, True), (*in_files, False)]
     assert kept[4:] == [("disk", tokens, keep) for tokens in (512, 256) for keep in (True, False)]
-    assert not any(choice.keep_inner for choice in choices(replace(job, recipe=jointquant.load_recipe("rtn")), None))
+    assert not any(choice.keep_inner for choice in choices(replace(work, recipe=jointquant.load_recipe("rtn")), None))
 
 
 def test_an_accelerator_makes_again_what_would_lie_in_files() -> None:
@@ -117,17 +117,17 @@ def test_what_a_down_projection_reads_is_the_first_to_go() -> None:
 
 
 def test_what_lies_in_files_is_room_on_the_disk() -> None:
-    job = SEVEN[HOST]
+    work = SEVEN[HOST]
     held, kept, made_again = (
-        plan_of(job, choice, Budget()).disk_total
+        plan_of(work, choice, Budget()).disk_total
         for choice in (Choice("device", 1024), Choice("disk", 1024, keep_inner=True), Choice("disk", 1024))
     )
-    tokens = job.num_windows * job.seqlen * 4
+    tokens = work.num_windows * work.seqlen * 4
     assert (made_again - held, kept - made_again) == (tokens * 4096, tokens * 11008)
 
 
 def test_what_would_fit_fits() -> None:
-    long = replace(job(recipe="rtn"), seqlen=16384, num_windows=8)
+    long = replace(work(recipe="rtn"), seqlen=16384, num_windows=8)
     budget = Budget(plan_of(long, Choice("disk", 16384), Budget()).host_peak - 1)
     with pytest.raises(InputError, match=r"does not fit: host memory of .* at least.*or --seqlen 8192"):
         make_plan(long, budget)
@@ -135,14 +135,14 @@ def test_what_would_fit_fits() -> None:
 
 
 def test_hessians_that_do_not_fit() -> None:
-    wide = job(intermediate_size=28672)
+    wide = work(intermediate_size=28672)
     budget = Budget(plan_of(wide, Choice("disk", 512), Budget()).host_peak - 1)
     with pytest.raises(InputError, match=r"a larger budget, or --set weights\.method=rtn"):
         make_plan(wide, budget)
 
 
 def test_memory_does_not_grow_with_depth() -> None:
-    shallow, deep = (make_plan(job(num_hidden_layers=n), Budget()) for n in (8, 80))
+    shallow, deep = (make_plan(work(num_hidden_layers=n), Budget()) for n in (8, 80))
     assert deep.host_peak < 1.1 * shallow.host_peak
 
 
@@ -156,13 +156,12 @@ def test_files_of_hidden_states_change_nothing(preset: str, save_model, tmp_path
     model = save_model("llama")
     recipe = jointquant.load_recipe(preset, small(*possible("llama")))
     jointquant.quantize(model, tmp_path / "a", recipe)
-    planned = jointquant.pipeline.plan_run
+    planned = jointquant.job.plan_runs
 
     def spilled(*arguments: object) -> object:
-        plan = planned(*arguments)
-        return replace(plan, choice=replace(plan.choice, storage="disk"))
+        return [replace(plan, choice=replace(plan.choice, storage="disk")) for plan in planned(*arguments)]
 
-    monkeypatch.setattr(jointquant.pipeline, "plan_run", spilled)
+    monkeypatch.setattr(jointquant.job, "plan_runs", spilled)
     jointquant.quantize(model, tmp_path / "b", recipe)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
@@ -242,14 +241,14 @@ def test_what_an_unfinished_run_wrote_is_its_own_room(tmp_path: Path) -> None:
 
 
 def test_refinement_that_does_not_fit() -> None:
-    refined = job(recipe="w4a4kv4")
+    refined = work(recipe="w4a4kv4")
     budget = Budget(plan_of(refined, Choice("disk", 512), Budget()).host_peak - 1)
     with pytest.raises(InputError, match=r"a larger budget, or --set refinement\.steps=0"):
         make_plan(refined, budget)
 
 
 def test_ranks_send_each_other_the_tokens_of_a_learned_r4() -> None:
-    alike = replace(job(recipe="w4a4kv4"), ranks=8)
+    alike = replace(work(recipe="w4a4kv4"), ranks=8)
     rotations = alike.recipe.rotations
     r4 = jointquant.load_recipe("quarot").rotations.r4
     plain = replace(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import jointquant
-from conftest import FAMILIES, make_model, possible, small
+from conftest import FAMILIES, make_job, make_model, possible, small
 from jointquant.activations.propagation import watching
 from jointquant.activations.routing import experts_of
 from jointquant.calibration.calibrate import calibrate
@@ -18,10 +18,8 @@ from jointquant.models.layer import Place, run_layer
 from jointquant.models.scaling import scale_sites
 from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms
-from jointquant.progress import Silent
 from jointquant.quantization.smoothing import MEASURES, smoothing_scales
 from jointquant.rotations.bundle import Rotations
-from jointquant.run.workspace import Workspace
 
 PLACE = Place(torch.device("cpu"), torch.float64)
 WINDOWS = torch.randint(0, 2048, (3, 16), generator=torch.Generator().manual_seed(5))
@@ -30,7 +28,7 @@ WINDOWS = torch.randint(0, 2048, (3, 16), generator=torch.Generator().manual_see
 def calibrated(family: str, *changes: str):
     stream = open_stream(make_model(family, torch.float64))
     recipe = jointquant.load_recipe("fp16", small(*changes))
-    return stream, calibrate(stream, recipe, WINDOWS, Workspace(PLACE), Silent())
+    return stream, calibrate(make_job(stream, recipe, WINDOWS, PLACE))
 
 
 def measured(stream, rotations: Rotations, measure: str) -> dict[str, tuple[Tensor, Tensor]]:

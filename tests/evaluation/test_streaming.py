@@ -51,5 +51,5 @@ def test_the_factor_of_embeddings_is_that_of_the_dtype(
 
 def test_what_fits_is_loaded(save_model) -> None:
     model = save_model("llama")
-    assert isinstance(runner_of(model, "cpu", "auto", False, None), Loaded)
-    assert isinstance(runner_of(model, "cpu", "auto", False, NOTHING), Streamed)
+    assert isinstance(runner_of(model, {"device": "cpu"}, None), Loaded)
+    assert isinstance(runner_of(model, {"device": "cpu"}, NOTHING), Streamed)

@@ -4,61 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from jointquant._version import __version__
-from jointquant.analysis.inspection import Inspector
+from jointquant.analysis.candidates import labelled
+from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
-from jointquant.backend.devices import check_own
-from jointquant.backend.memory import peak_rss_bytes
-from jointquant.calibration.calibrate import Calibrated, calibrate_together
-from jointquant.calibration.windows import calibration_set
-from jointquant.distributed.process_group import joined
-from jointquant.distributed.ranks import Ranks, of_leader
-from jointquant.errors import require
-from jointquant.evaluation.divergence import Divergence
-from jointquant.evaluation.evaluate import evaluate
-from jointquant.files.output import check_output, joined_output
-from jointquant.pipeline import write_artifact
-from jointquant.progress import Prefixed, Progress, Silent
-from jointquant.recipe.recipe import CalibrationSettings, Recipe, load_recipe
+from jointquant.backend.memory import Size
+from jointquant.job import Request, open_jobs
+from jointquant.models.options import ModelOptions
+from jointquant.planning.budget import Limits
+from jointquant.planning.plan import Plan
+from jointquant.progress import Progress, Silent
+from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
-from jointquant.rotations.bundle import Rotations
-from jointquant.run.fitting import assemble, check_windows
-from jointquant.run.identity import check_alike
-from jointquant.run.job import Job
-from jointquant.run.opening import Subject, check_not_input, open_subject
-from jointquant.run.workspace import Workspace
-from jointquant.runtime.assembly import Assembly
+from jointquant.run.opening import Subject
 
 RESULTS_NAME, REPORT_NAME, ARTIFACTS_NAME = "results.json", "report.html", "artifacts"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One recipe with one seed: by text the perplexity, and the divergence from the unquantized model.
-
-    Seconds are those of ``quantize`` alone, without what the comparison measures.
-    """
-
-    recipe: str
-    seed: int
-    perplexity: dict[str, float]
-    divergence: dict[str, Divergence]
-    bits: float
-    size_bytes: int
-    seconds: float
-    peak_rss_bytes: int
 
 
 @dataclass(frozen=True)
@@ -83,35 +54,10 @@ class Comparison:
         """As plain data."""
         return asdict(self)
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """How artifacts are measured; the fields are arguments of ``evaluate``."""
-
-    texts: tuple[str, ...]
-    seqlen: int | None
-    max_tokens: int | None
-    device: str
-    dtype: str
-    allow_pickle: bool
-
-
-@dataclass
-class Candidate:
-    """A recipe with one seed, on its way through a comparison."""
-
-    label: str
-    recipe: Recipe
-    assembly: Assembly
-    name: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.name = f"{self.label} (seed {self.seed})"
-
-    @property
-    def seed(self) -> int:
-        """The seed of every random choice of the run."""
-        return self.recipe.calibration.seed
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
+        """Of its plain data."""
+        return cls(**{**data, "runs": [Run.from_dict(run) for run in data["runs"]]})
 
 
 def compare(
@@ -123,21 +69,20 @@ def compare(
     changes: Iterable[str] = (),
     seeds: Sequence[int] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    revision: str | None = None,
-    hub: str = "hf",
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
     eval_seqlen: int | None = None,
     max_tokens: int | None = None,
+    memory_budget: Size = None,
+    device_budget: Size = None,
     overwrite: bool = False,
     keep_artifacts: bool = False,
     progress: Progress | None = None,
+    announce: Callable[[Plan], None] | None = None,
+    **options: Unpack[ModelOptions],
 ) -> Comparison:
     """Quantize a model by several recipes and measure each; write results.json and report.html.
 
     Recipes with the same calibration settings share one walk through the unquantized model. Their artifacts have the
-    same bytes as those of ``quantize``.
+    same bytes as those of ``quantize``. An unfinished comparison of the same recipes and texts is resumed.
 
     Args:
         model: a model folder, a hub id, or a model in memory.
@@ -147,88 +92,64 @@ def compare(
         changes: ``key=value`` settings for all recipes.
         seeds: repeat each recipe with each of these; None: the seed it names.
         tokenizer: needed with a model in memory.
-        revision: branch, tag or commit of a hub id.
-        hub: ``hf`` or ``modelscope``.
-        device: where layers run.
-        dtype: what layers compute in.
-        allow_pickle: read the pickle weights of a folder that has no others.
         eval_seqlen: length of an evaluation window, as the ``seqlen`` of ``evaluate``.
         max_tokens: use only so many tokens of each text.
-        overwrite: replace a folder that is not empty.
+        memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free.
+        device_budget: the same of an accelerator.
+        overwrite: replace a folder that is not empty, and discard an unfinished comparison that is another one.
         keep_artifacts: keep every artifact, under ``out/artifacts``.
         progress: where progress is shown; None: nowhere.
+        announce: told the largest plan before the work begins.
+        **options: how the model is found and opened, as for ``quantize``.
 
     Raises:
-        InputError: the input is at fault; nothing was written.
+        InputError: the input is at fault, or the run does not fit; nothing was written.
+        ResumableError: the disk is full or the model's files changed; what is done is kept.
     """
-    progress, ranks = progress or Silent(), joined()
-    if ranks.leads:
-        check_output(Path(out), overwrite)
-    loaded = labelled(recipes, list(changes), seeds)
-    subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress, allow_pickle)
-    if ranks.leads:
-        check_not_input(Path(out), subject)
-    check_own(subject.place.device, ranks.on_host)
-    candidates = [
-        Candidate(label, recipe, assemble(subject.stream.skeleton, subject.stream.architecture, recipe))
-        for label, recipe in loaded
-    ]
-    protocol = Protocol(texts, eval_seqlen, max_tokens, device, dtype, allow_pickle)
-    _check_alike(ranks, subject, candidates)
-    with joined_output(Path(out), overwrite, ranks) as folder:
-        windows = of_leader(ranks, lambda: _windows(subject, candidates, progress))
-        for settings in windows:
-            check_windows(ranks.size, settings)
-        reference, facts = _reference(subject, protocol, Prefixed(progress, "unquantized"))
-        runs: list[Run] = []
-        details: dict[str, Any] = {}
-        for settings, batch in windows.items():
-            together = [candidate for candidate in candidates if candidate.recipe.calibration == settings]
-            rotations = _calibrate(subject, together, batch, progress, ranks)
-            for candidate, calibrated in zip(together, rotations, strict=True):
-                fresh = candidate.label not in details
-                artifact = folder / ARTIFACTS_NAME / f"{candidate.label}-seed{candidate.seed}"
-                run, detail = _run(candidate, subject, calibrated, batch, artifact, protocol, fresh, progress, ranks)
-                runs.append(run)
-                details |= {candidate.label: detail} if fresh else {}
-                if not keep_artifacts and ranks.leads:
-                    shutil.rmtree(folder / ARTIFACTS_NAME)
-        labels = list(dict.fromkeys(candidate.label for candidate in candidates))
-        rows = [row(label, [run for run in runs if run.recipe == label], reference) for label in labels]
-        settings_of = {candidate.label: candidate.recipe.model_dump(mode="json") for candidate in reversed(candidates)}
-        about = _about(subject) | facts | {"recipes": {label: settings_of[label] for label in labels}}
-        result = Comparison(about, reference, rows, runs, {label: details[label] for label in labels})
-        if ranks.leads:
-            _write(folder, result)
-    return ranks.tell(result)
-
-
-def _check_alike(ranks: Ranks, subject: Subject, candidates: list[Candidate]) -> None:
-    """Refuse ranks that compare different things."""
-    in_memory = isinstance(subject.model, PreTrainedModel)
-    recipes = {candidate.name: candidate.recipe.model_dump(mode="json") for candidate in candidates}
-    identity = {"model": subject.stream.source.identity() if ranks.size > 1 else {}, "recipes": recipes}
-    check_alike(ranks, identity, None if in_memory else Path(str(subject.model)))
-
-
-def labelled(
-    recipes: Sequence[str | Path] | Mapping[str, Recipe], changes: list[str], seeds: Sequence[int] | None
-) -> list[tuple[str, Recipe]]:
-    """Each recipe with each seed, under its label: a preset's name, or a file's without its ending.
-
-    Raises:
-        InputError: no recipe, one that does not load, or two with one label.
-    """
-    require(len(recipes) > 0, "no recipe to compare: expected the names of presets or YAML files")
-    require(seeds is None or len(set(seeds)) == len(seeds) > 0, "seeds must be different numbers, and one at least")
-    named: list[tuple[str, str | Path | Recipe]] = (
-        list(recipes.items()) if isinstance(recipes, Mapping) else [(Path(name).stem, name) for name in recipes]
+    candidates = labelled(recipes, list(changes), seeds)
+    protocol = Protocol(texts, eval_seqlen, max_tokens, memory_budget, options)
+    request = Request(
+        model,
+        Path(out),
+        {name: candidate.recipe for name, candidate in candidates.items()},
+        tokenizer,
+        options,
+        Limits(memory_budget, device_budget),
+        overwrite,
+        progress or Silent(),
+        announce,
+        besides=protocol.identity() | {"keep_artifacts": keep_artifacts},
+        folder=ARTIFACTS_NAME,
+        verb="compare",
     )
-    labels = [label for label, _ in named]
-    for label in labels:
-        require(labels.count(label) == 1, f"recipe {label!r} is named twice: expected different names")
-    repeats = [[]] if seeds is None else [[f"calibration.seed={seed}"] for seed in seeds]
-    return [(label, load_recipe(recipe, [*changes, *repeat])) for repeat in repeats for label, recipe in named]
+    with open_jobs(request) as opened:
+        if opened.report is not None:
+            return Comparison.from_dict(opened.report)
+        result = compared(Laboratory(opened, candidates, protocol, keep_artifacts, request.progress))
+        if opened.ranks.leads:
+            if not keep_artifacts:
+                shutil.rmtree(opened.output / ARTIFACTS_NAME)  # of which nothing but empty folders is left
+            _write(opened.output, result)
+        opened.complete(result.to_dict())
+    return opened.ranks.tell(result)
+
+
+def compared(laboratory: Laboratory) -> Comparison:
+    """All rows, measured now or in a run before."""
+    candidates = laboratory.candidates
+    reference = laboratory.remembered("reference", laboratory.measure_reference)
+    measured = dict(laboratory.measured())
+    runs = [Run.from_dict(measured[name]["run"]) for name in candidates]
+    first = {candidate.label: candidate for candidate in reversed(list(candidates.values()))}
+    labels = list(dict.fromkeys(candidate.label for candidate in candidates.values()))
+    details = {candidates[name].label: found["details"] for name, found in measured.items() if found["details"]}
+    return Comparison(
+        _about(laboratory.subject) | reference["facts"] | {"recipes": {x: first[x].settings for x in labels}},
+        reference["figures"],
+        [row(label, [run for run in runs if run.recipe == label], reference["figures"]) for label in labels],
+        runs,
+        {label: details[label] for label in labels},
+    )
 
 
 def row(label: str, runs: list[Run], reference: dict[str, Any]) -> dict[str, Any]:
@@ -258,78 +179,6 @@ def _over_seeds(key: str, runs: list[dict[str, float]]) -> dict[str, dict[str, f
         key: {text: mean(measured) for text, measured in values.items()},
         f"{key}_min": {text: min(measured) for text, measured in values.items()},
         f"{key}_max": {text: max(measured) for text, measured in values.items()},
-    }
-
-
-def _windows(subject: Subject, candidates: list[Candidate], progress: Progress) -> dict[CalibrationSettings, Tensor]:
-    """The calibration windows, once for all recipes that calibrate alike."""
-    windows: dict[CalibrationSettings, Tensor] = {}
-    for candidate in candidates:
-        settings = candidate.recipe.calibration
-        if settings not in windows:
-            windows[settings] = calibration_set(subject.stream, subject.tokenizer, candidate.recipe, progress)
-    return windows
-
-
-def _reference(subject: Subject, protocol: Protocol, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The unquantized model's figures, and facts about the evaluation."""
-    measured = evaluate(subject.model, **vars(protocol), tokenizer=subject.tokenizer, progress=progress)
-    source = subject.stream.source
-    sizes = {name: torch.Size(shape).numel() * source.dtype(name).itemsize for name, shape in source.shapes().items()}
-    figures = {
-        "perplexity": measured.perplexity,
-        "bits": 8.0 * subject.stream.stored_dtype.itemsize,
-        "size_bytes": sum(sizes.values()),
-    }
-    return figures, {"tokens": measured.tokens, "seqlen": measured.seqlen}
-
-
-def _calibrate(
-    subject: Subject, candidates: list[Candidate], windows: Tensor, progress: Progress, ranks: Ranks
-) -> list[Calibrated]:
-    recipes = [candidate.recipe for candidate in candidates]
-    named = Prefixed(progress, f"{len(recipes)} recipes (seed {candidates[0].seed})")
-    return calibrate_together(subject.stream, recipes, windows, Workspace(subject.place, ranks=ranks), named)
-
-
-def _run(
-    candidate: Candidate,
-    subject: Subject,
-    calibrated: Calibrated,
-    windows: Tensor,
-    artifact: Path,
-    protocol: Protocol,
-    inspected: bool,
-    progress: Progress,
-    ranks: Ranks,
-) -> tuple[Run, dict[str, Any]]:
-    """Pass 2 and the evaluation of one recipe with one seed; details where it is inspected."""
-    named, rotations = Prefixed(progress, candidate.name), calibrated.rotations
-    if ranks.leads:
-        artifact.mkdir(parents=True)
-    inspector = None
-    if inspected:
-        inspector = Inspector(subject.stream, candidate.assembly, rotations, windows, subject.place)
-    besides = inspector.seconds if inspector else 0.0
-    start = time.perf_counter()
-    workspace = Workspace(subject.place, ranks=ranks)
-    job = Job(subject, candidate.assembly, windows, workspace, artifact, named)
-    written = write_artifact(job, rotations, inspector)
-    seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
-    peak = max(ranks.ask(peak_rss_bytes()))  # asked of all: the artifact is there when they have answered
-    found = evaluate(artifact, **vars(protocol), reference=subject.model, progress=named)
-    measured = found.perplexity, found.divergence
-    run = Run(candidate.label, candidate.seed, *measured, written.bits_per_weight, written.size_bytes, seconds, peak)
-    return run, _details(rotations, inspector) | {"transforms": written.transforms}
-
-
-def _details(rotations: Rotations, inspector: Inspector | None) -> dict[str, Any]:
-    if inspector is None:
-        return {}
-    return {
-        "traces": {name: asdict(trace) for name, trace in rotations.traces.items()},
-        "spreads": [spread.to_dict() for spread in inspector.spreads],
-        "errors": [asdict(error) for error in inspector.errors],
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -12,19 +12,22 @@ from typing import Any
 import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from jointquant._version import __version__
 from jointquant.analysis.inspection import SiteSpread, inspect_activations
 from jointquant.artifact.metadata import base_facts
+from jointquant.backend.memory import Size
 from jointquant.calibration.calibrate import calibrate
-from jointquant.calibration.windows import calibration_set
-from jointquant.files.output import check_output, output_folder
+from jointquant.job import Request, open_jobs
+from jointquant.models.options import ModelOptions
+from jointquant.planning.budget import Limits
+from jointquant.planning.plan import Plan
 from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.report.page import statistics_page
-from jointquant.run.fitting import assemble
-from jointquant.run.opening import check_not_input, open_subject
-from jointquant.run.workspace import Workspace
+from jointquant.rotations.bundle import Rotations
+from jointquant.run.job import Job
 
 STATISTICS_NAME, PAGE_NAME = "stats.json", "stats.html"
 
@@ -57,15 +60,16 @@ def stats(
     *,
     changes: Iterable[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
-    revision: str | None = None,
-    hub: str = "hf",
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
+    memory_budget: Size = None,
+    device_budget: Size = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    announce: Callable[[Plan], None] | None = None,
+    **options: Unpack[ModelOptions],
 ) -> Statistics:
     """Measure the activations of a model before and after a recipe's rotations; write stats.json and stats.html.
+
+    An unfinished run of the same settings is resumed.
 
     Args:
         model: a model folder, a hub id, or a model in memory.
@@ -73,46 +77,57 @@ def stats(
         recipe: whose rotations: a preset's name, a YAML file, or a recipe.
         changes: ``key=value`` settings of the recipe.
         tokenizer: needed with a model in memory.
-        revision: branch, tag or commit of a hub id.
-        hub: ``hf`` or ``modelscope``.
-        device: where layers run.
-        dtype: what layers compute in.
-        allow_pickle: read the pickle weights of a folder that has no others.
-        overwrite: replace a folder that is not empty.
+        memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free.
+        device_budget: the same of an accelerator.
+        overwrite: replace a folder that is not empty, and discard an unfinished run of other settings.
         progress: where progress is shown; None: nowhere.
+        announce: told the plan before the work begins.
+        **options: how the model is found and opened, as for ``quantize``.
 
     Raises:
-        InputError: the input is at fault; nothing was written.
+        InputError: the input is at fault, or the run does not fit; nothing was written.
+        ResumableError: the disk is full or the model's files changed; finished steps are kept.
     """
-    progress = progress or Silent()
-    check_output(Path(out), overwrite)
-    settings = load_recipe(recipe, changes)
     name = "given" if isinstance(recipe, Recipe) else Path(recipe).stem
-    subject = open_subject(model, tokenizer, revision, hub, device, dtype, progress, allow_pickle)
-    check_not_input(Path(out), subject)
-    stream, place = subject.stream, subject.place
-    assembly = assemble(stream.skeleton, stream.architecture, settings)
-    with output_folder(Path(out), overwrite) as folder:
-        windows = calibration_set(stream, subject.tokenizer, settings, progress)
-        rotations = calibrate(stream, settings, windows, Workspace(place), progress)
-        spreads = inspect_activations(stream, windows, place, rotations, assembly.online, progress)
-        about = {
-            **base_facts(stream.config.name_or_path, subject.origin),
-            "layers": stream.num_layers,
-            "recipe": name,
-            "calibration": settings.calibration.model_dump(mode="json"),
-            "versions": {
-                "jointquant": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-        }
-        traces = {tensor: asdict(trace) for tensor, trace in rotations.traces.items()}
-        result = Statistics(about, by_site(spreads), [spread.to_dict() for spread in spreads], traces)
+    request = Request(
+        model,
+        Path(out),
+        {name: load_recipe(recipe, changes)},
+        tokenizer,
+        options,
+        Limits(memory_budget, device_budget),
+        overwrite,
+        progress or Silent(),
+        announce,
+        besides={"verb": "stats"},
+        verb="stats",
+    )
+    with open_jobs(request) as opened:
+        if opened.report is not None:
+            return Statistics(**opened.report)
+        job = opened.jobs[name]
+        rotations = calibrate(job)
+        result = measured(job, rotations, name)
         data = result.to_dict()
-        (folder / STATISTICS_NAME).write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / PAGE_NAME).write_text(statistics_page(data), encoding="utf-8")
+        (job.artifact / STATISTICS_NAME).write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+        (job.artifact / PAGE_NAME).write_text(statistics_page(data), encoding="utf-8")
+        opened.complete(data)
     return result
+
+
+def measured(job: Job, rotations: Rotations, recipe: str) -> Statistics:
+    """What a few windows' activations are like, before and after the rotations of ``recipe``."""
+    online = job.assembly.online
+    spreads = inspect_activations(job.stream, job.windows, job.place, rotations, online, job.progress)
+    about = {
+        **base_facts(job.stream.config.name_or_path, job.subject.origin),
+        "layers": job.stream.num_layers,
+        "recipe": recipe,
+        "calibration": job.recipe.calibration.model_dump(mode="json"),
+        "versions": {"jointquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    traces = {tensor: asdict(trace) for tensor, trace in rotations.traces.items()}
+    return Statistics(about, by_site(spreads), [spread.to_dict() for spread in spreads], traces)
 
 
 def by_site(spreads: list[SiteSpread]) -> list[dict[str, Any]]:

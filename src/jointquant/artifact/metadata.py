@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant._version import __version__
 from jointquant.artifact.card import write_card
 from jointquant.hub import Location
-from jointquant.models.stream import ModelStream
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.run.job import Job
 from jointquant.runtime.integration import artifact_config
 from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.loading import generation_config_of, save_tokenizer
@@ -59,23 +58,16 @@ def describe_keys(recipe: Recipe, keys: KeyBasis) -> dict[str, str]:
     return words | ({"r3": f"{recipe.rotations.r3.kind}, in the basis of the keys"} if keys.dense else {})
 
 
-def write_metadata(
-    folder: Path,
-    stream: ModelStream,
-    model: str | Path | PreTrainedModel,
-    origin: Location | None,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    about: dict[str, object],
-) -> None:
+def write_metadata(job: Job, about: dict[str, object]) -> None:
     """config.json with what is to be said ``about`` the artifact, the generation settings, tokenizer and model card."""
-    facts = {**base_facts(stream.config.name_or_path, origin), **about, "jointquant_version": __version__}
-    config = artifact_config(stream.config, stream.architecture, recipe, stream.stored_dtype, facts)
+    stream, folder = job.stream, job.artifact
+    facts = {**base_facts(stream.config.name_or_path, job.subject.origin), **about, "jointquant_version": __version__}
+    config = artifact_config(stream.config, stream.architecture, job.recipe, stream.stored_dtype, facts)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    generation = generation_config_of(model)
+    generation = generation_config_of(job.subject.model)
     if generation is not None:
         generation.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(job.subject.tokenizer, folder)
     write_card(folder, config["quantization_config"], "native")
 
 

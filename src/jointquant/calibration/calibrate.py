@@ -15,7 +15,7 @@ from jointquant.activations.propagation import Observer, Observers, advance, emb
 from jointquant.backend.memory import return_freed_memory
 from jointquant.calibration.learners import HeadLearner, Learner, ResidualLearner, heads_at_start
 from jointquant.calibration.smoothing import Smoother
-from jointquant.distributed.ranks import ALONE, Ranks
+from jointquant.distributed.ranks import ALONE, Ranks, of_leader
 from jointquant.errors import require
 from jointquant.files.durable import save_tensors
 from jointquant.models.layer import LayerArguments, Place
@@ -23,21 +23,21 @@ from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
 from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
-from jointquant.rotations.bundle import Rotations, Trace
+from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, Trace, layered
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.optimizers import Learned
+from jointquant.run.job import Job
 from jointquant.run.journal import Entry, Journal
 from jointquant.run.workspace import Workspace, Write
 from jointquant.seeds import generator
 
+SCALES_NAME = "scales.safetensors"
 STATE_NAMES = ("state-0.safetensors", "state-1.safetensors")
 """Written by turns: the one that the last entry names stays whole."""
 
 
-def calibrate(
-    stream: ModelStream, recipe: Recipe, windows: Tensor, workspace: Workspace, progress: Progress
-) -> Rotations:
-    """The rotations of a recipe: reused, drawn, or learned on the activations of ``windows`` [n, T].
+def calibrate(job: Job) -> Rotations:
+    """Pass 1, or what it came to in a run before: the rotations of a recipe, reused, drawn, or learned on activations.
 
     R2 of a layer is learned as soon as the layer has run; R1 after all layers, on its samples of their tokens. The
     walk through the layers is left out where nothing is learned.
@@ -45,7 +45,7 @@ def calibrate(
     Raises:
         InputError: the rotations to reuse cannot be read, or do not fit the model or the recipe.
     """
-    (result,) = calibrate_together(stream, [recipe], windows, workspace, progress)
+    (result,) = calibrate_together([job], job.workspace, job.progress)
     return result.rotations
 
 
@@ -57,30 +57,62 @@ class Calibrated:
     seconds: float
 
 
-def calibrate_together(
-    stream: ModelStream, recipes: Sequence[Recipe], windows: Tensor, workspace: Workspace, progress: Progress
-) -> list[Calibrated]:
+def calibrate_together(jobs: Sequence[Job], workspace: Workspace, progress: Progress) -> list[Calibrated]:
     """Calibrate several recipes in one walk through the layers, each as ``calibrate`` does it alone.
 
-    Their calibration settings are alike: they share the windows, of which the walk sees the first ``rotation_samples``.
+    Args:
+        jobs: on one model, with the same calibration settings: they share the windows, of which the walk sees the
+            first ``rotation_samples``. What each comes to is kept in its own journal.
+        workspace: of the walk.
+        progress: where the walk is shown.
 
     Raises:
         InputError: as ``calibrate``.
     """
-    windows = windows[: recipes[0].calibration.walked]
-    each = [RecipeCalibration(stream, recipe, windows, workspace.place, workspace.ranks) for recipe in recipes]
+    kept = [kept_rotations(job) for job in jobs]
+    found = [calibrated for calibrated in kept if calibrated is not None]
+    if len(found) == len(jobs):
+        return found
+    stream, windows = jobs[0].stream, jobs[0].windows[: jobs[0].recipe.calibration.walked]
+    each = [RecipeCalibration(stream, job.recipe, windows, workspace.place, workspace.ranks) for job in jobs]
     learners = [calibration for calibration in each if calibration.learners]
     start = time.perf_counter()
     if learners:
         walk(stream, windows, workspace, learners, progress)
     shared = time.perf_counter() - start - sum(calibration.seconds for calibration in learners)
     results = []
-    for calibration in each:
+    for job, calibration, before in zip(jobs, each, kept, strict=True):
         start = time.perf_counter()
-        rotations = calibration.finish(progress)
+        rotations = calibration.finish(progress) if before is None else before.rotations
         alone = calibration.seconds + (shared if calibration.learners else 0.0)
-        results.append(Calibrated(rotations, alone + time.perf_counter() - start))
+        results.append(before or Calibrated(rotations, alone + time.perf_counter() - start))
+        if before is None:
+            keep_rotations(job, results[-1])
     return results
+
+
+def kept_rotations(job: Job) -> Calibrated | None:
+    """What the job's journal has of an earlier calibration; None: nothing."""
+    journal = job.workspace.journal
+    entries = [] if journal is None else journal.entries("rotations")
+    if journal is None or not entries:
+        return None
+    file = journal.work / ROTATIONS_NAME
+    rotations = of_leader(job.ranks, lambda: Rotations.load(file) if file.is_file() else Rotations())
+    scales = layered(job.workspace.load(SCALES_NAME))
+    return Calibrated(replace(rotations, scales=scales), entries[-1].facts.get("seconds", 0.0))
+
+
+def keep_rotations(job: Job, calibrated: Calibrated) -> None:
+    """Write what calibration came to into the job's journal, where it has one."""
+    journal, rotations = job.workspace.journal, calibrated.rotations
+    if journal is None or not job.ranks.leads:
+        return
+    rotations.save(journal.work)
+    files = [journal.work / ROTATIONS_NAME, journal.work / SCALES_NAME]
+    save_tensors(files[1], rotations.scale_tensors())
+    written = [path for path in files if path.is_file()]
+    journal.record("rotations", 0, written, {"seconds": calibrated.seconds})
 
 
 def walk(

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from jointquant.errors import require
-from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress
-from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.run.fitting import check_positions
+from jointquant.run.opening import Subject
 from jointquant.text.sources import load_text
 from jointquant.text.windows import calibration_windows, tokenize
 
 
-def calibration_set(
-    stream: ModelStream, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, progress: Progress
-) -> Tensor:
-    """The calibration windows [num_samples, seqlen] of token ids."""
-    settings = recipe.calibration
-    check_positions(stream.config, settings)
-    text = load_text(settings.source, "calibration", progress)
-    tokens = tokenize(tokenizer, text)
-    vocabulary = stream.config.vocab_size
+def calibration_sets(
+    subject: Subject, recipes: Iterable[Recipe], progress: Progress
+) -> dict[CalibrationSettings, Tensor]:
+    """The windows of several recipes, once for all that calibrate alike."""
+    settings = dict.fromkeys(recipe.calibration for recipe in recipes)
+    return {each: calibration_set(subject, each, progress) for each in settings}
+
+
+def calibration_set(subject: Subject, settings: CalibrationSettings, progress: Progress) -> Tensor:
+    """The calibration windows [num_samples, seqlen] of token ids.
+
+    Raises:
+        InputError: no such text, one that is too short, or windows and tokens that the model cannot read.
+    """
+    config = subject.stream.config
+    check_positions(config, settings)
+    tokens = tokenize(subject.tokenizer, load_text(settings.source, "calibration", progress))
+    vocabulary = config.vocab_size
     require(int(tokens.max()) < vocabulary, f"the tokenizer has ids beyond the model's vocabulary of {vocabulary}")
     return calibration_windows(tokens, settings.num_samples, settings.seqlen, settings.seed, settings.source)

@@ -11,10 +11,13 @@ from rich.table import Table
 from jointquant.cli.options import (
     AllowPickleOption,
     CalibOption,
+    DeviceMemoryOption,
     DeviceOption,
+    DryRunOption,
     DtypeOption,
     HubOption,
     JsonOption,
+    MemoryOption,
     ModelArgument,
     OverwriteOption,
     RevisionOption,
@@ -25,7 +28,10 @@ from jointquant.cli.options import (
     calibration_changes,
 )
 from jointquant.cli.output import finish, show, shown_progress
+from jointquant.cli.plan import Output, announced, resumable, show_dry_run
 from jointquant.errors import InputError
+from jointquant.models.options import ModelOptions
+from jointquant.planning.budget import Limits
 
 
 def compare(
@@ -49,6 +55,9 @@ def compare(
     hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    memory_budget: MemoryOption = None,
+    device_budget: DeviceMemoryOption = None,
+    only_plan: DryRunOption = False,
     allow_pickle: AllowPickleOption = False,
     keep_artifacts: Annotated[bool, typer.Option(help="Keep the artifacts, in OUT/artifacts.")] = False,
     overwrite: OverwriteOption = False,
@@ -59,27 +68,37 @@ def compare(
     Example: jointquant compare ./Llama-3.2-1B --recipes exp-independent,exp-joint --seeds 0,1,2 --out ./joint
     """
     from jointquant import compare as run
+    from jointquant.analysis.candidates import labelled
 
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds: expected one of them")
-    result = run(
-        model,
-        [name.strip() for name in recipes.split(",") if name.strip()],
-        out,
-        texts=tuple(text or ["wikitext2"]),
-        changes=[*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)],
-        seeds=None if seeds is None else _numbers(seeds),
-        revision=revision,
-        hub=hub,
-        device=device,
-        dtype=dtype,
-        allow_pickle=allow_pickle,
-        eval_seqlen=eval_seqlen,
-        max_tokens=max_tokens,
-        keep_artifacts=keep_artifacts,
-        overwrite=overwrite,
-        progress=shown_progress(),
-    )
+    names = [name.strip() for name in recipes.split(",") if name.strip()]
+    changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
+    repeats = None if seeds is None else _numbers(seeds)
+    options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    if only_plan:
+        each = [candidate.recipe for candidate in labelled(names, changes, repeats).values()]
+        limits = Limits(memory_budget, device_budget)
+        show_dry_run("compare", model, each, Output(out, overwrite, as_json), limits, options)
+        return
+    with resumable(out):
+        result = run(
+            model,
+            names,
+            out,
+            texts=tuple(text or ["wikitext2"]),
+            changes=changes,
+            seeds=repeats,
+            eval_seqlen=eval_seqlen,
+            max_tokens=max_tokens,
+            keep_artifacts=keep_artifacts,
+            memory_budget=memory_budget,
+            device_budget=device_budget,
+            overwrite=overwrite,
+            progress=shown_progress(),
+            announce=announced,
+            **options,
+        )
     reference = result.reference
     table = Table("recipe", "perplexity", "Δ", "KL", "bits", "size (MB)", "seconds", title=f"{model}, report in {out}")
     for name, base in reference["perplexity"].items():

@@ -21,6 +21,7 @@ from jointquant.cli.options import (
 from jointquant.cli.output import finish, show, shown_progress
 from jointquant.distributed.ranks import leads
 from jointquant.errors import require
+from jointquant.models.options import ModelOptions
 
 if TYPE_CHECKING:
     from jointquant import EvaluationResult
@@ -75,6 +76,7 @@ def evaluate(
         require(max_tokens is None, "--card is for perplexities of whole texts: expected no --max-tokens")
         require(bool(text) or tasks is None, "--card is for perplexities: expected some --text beside --tasks")
         check_carded(Path(model), text or ())
+    options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
     result = run(
         model,
         tuple(text) if text else None,
@@ -82,16 +84,12 @@ def evaluate(
         tasks=() if tasks is None else tuple(name.strip() for name in tasks.split(",")),
         num_fewshot=num_fewshot,
         limit=limit,
-        revision=revision,
-        hub=hub,
         seqlen=seqlen,
         max_tokens=max_tokens,
-        device=device,
-        dtype=dtype,
         memory_budget=memory_budget,
         kernels=kernels,
-        allow_pickle=allow_pickle,
         progress=shown_progress(),
+        **options,
     )
     if card and leads():
         record_perplexity(Path(model), result.perplexity, result.seqlen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from jointquant.cli.options import (
     RunnableArgument,
 )
 from jointquant.cli.output import finish, shown_progress
+from jointquant.models.options import ModelOptions
 
 
 def generate(
@@ -34,13 +35,8 @@ def generate(
     """Continue a prompt with a model or an artifact."""
     from jointquant.runtime.generation import generate_text
 
-    options: dict[str, Any] = {
-        "revision": revision,
-        "hub": hub,
-        "allow_pickle": allow_pickle,
-        "progress": shown_progress(),
-    }
-    result = generate_text(model, prompt, max_new_tokens, temperature, seed, device, dtype, **options)
+    options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    result = generate_text(model, prompt, max_new_tokens, temperature, seed, progress=shown_progress(), **options)
     if not as_json:
         typer.echo(result.text)
     finish(result.to_dict(), as_json)

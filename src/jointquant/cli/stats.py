@@ -11,10 +11,13 @@ from rich.table import Table
 from jointquant.cli.options import (
     AllowPickleOption,
     CalibOption,
+    DeviceMemoryOption,
     DeviceOption,
+    DryRunOption,
     DtypeOption,
     HubOption,
     JsonOption,
+    MemoryOption,
     ModelArgument,
     OverwriteOption,
     RevisionOption,
@@ -25,6 +28,9 @@ from jointquant.cli.options import (
     calibration_changes,
 )
 from jointquant.cli.output import finish, show, shown_progress
+from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+from jointquant.models.options import ModelOptions
+from jointquant.planning.budget import Limits
 
 
 def stats(
@@ -40,26 +46,36 @@ def stats(
     hub: HubOption = "hf",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    memory_budget: MemoryOption = None,
+    device_budget: DeviceMemoryOption = None,
+    only_plan: DryRunOption = False,
     allow_pickle: AllowPickleOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the activations of MODEL before and after a recipe's rotations; nothing is quantized."""
+    from jointquant import load_recipe
     from jointquant import stats as run
 
-    result = run(
-        model,
-        out,
-        recipe,
-        changes=[*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)],
-        revision=revision,
-        hub=hub,
-        device=device,
-        dtype=dtype,
-        allow_pickle=allow_pickle,
-        overwrite=overwrite,
-        progress=shown_progress(),
-    )
+    changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
+    options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    if only_plan:
+        settings, limits = load_recipe(recipe, changes), Limits(memory_budget, device_budget)
+        show_dry_run("stats", model, [settings], Output(out, overwrite, as_json), limits, options)
+        return
+    with resumable(out):
+        result = run(
+            model,
+            out,
+            recipe,
+            changes=changes,
+            memory_budget=memory_budget,
+            device_budget=device_budget,
+            overwrite=overwrite,
+            progress=shown_progress(),
+            announce=announced,
+            **options,
+        )
     table = Table("site", "max / RMS", "after", "largest", "after", "kurtosis", "after", title=f"{model}, {recipe}")
     for row in result.sites:
         cells = (f"{row[when][key]:.2f}" for key in row["before"] for when in ("before", "after"))

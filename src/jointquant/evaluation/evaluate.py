@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from jointquant.backend.memory import Size
 from jointquant.distributed.process_group import joined
@@ -19,6 +20,7 @@ from jointquant.evaluation.perplexity import perplexity
 from jointquant.evaluation.runners import Loaded, Runner, runner_of
 from jointquant.evaluation.tasks import Scores, TaskSet
 from jointquant.hub import locate
+from jointquant.models.options import ModelOptions, completed
 from jointquant.progress import Progress, Silent
 from jointquant.run.identity import check_alike, folder_identity
 from jointquant.runtime.loading import load_tokenizer
@@ -63,16 +65,12 @@ def evaluate(
     num_fewshot: int | None = None,
     limit: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    revision: str | None = None,
-    hub: str = "hf",
     seqlen: int | None = None,
     max_tokens: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
     memory_budget: Size = None,
     kernels: str = "reference",
     progress: Progress | None = None,
+    **options: Unpack[ModelOptions],
 ) -> EvaluationResult:
     """What a model folder, a hub id, an artifact, or a model in memory makes of each of ``texts`` and ``tasks``.
 
@@ -85,24 +83,20 @@ def evaluate(
         num_fewshot: solved examples before each question of a task; None: what the task says.
         limit: use only so many questions of each task.
         tokenizer: needed with a model in memory.
-        revision: branch, tag or commit of a hub id.
-        hub: ``hf`` or ``modelscope``.
         seqlen: length of a window; None: 2048, or the model's positions where there are fewer.
         max_tokens: use only so many tokens of each text.
-        device: "auto" is the accelerator if there is one.
-        dtype: "auto" is float32 on the CPU and the stored dtype elsewhere.
-        allow_pickle: read the pickle weights of a folder that has no others.
         memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free. A model for which
             that is too little runs layer by layer.
         kernels: of an artifact's linears: ``reference``, whose figures are those of the run that made the artifact on
             every machine, or ``auto``, the fastest, which round values on the border of two integers either way.
         progress: where progress is shown; None: nowhere.
+        **options: how the model is found and opened, as for ``quantize``.
 
     Raises:
         InputError: no such model, text or task, a text shorter than one window, tasks without lm-eval, a reference of
             another vocabulary or without a text.
     """
-    progress, ranks = progress or Silent(), joined()
+    progress, ranks, given = progress or Silent(), joined(), completed(options)
     require(ranks.size == 1 or not tasks, "tasks run in one process: expected jointquant without torchrun, or --text")
     require(not isinstance(texts, str), f"texts is one string, {texts!r}: expected several, such as ({texts!r},)")
     if texts is None:
@@ -118,12 +112,12 @@ def evaluate(
     def opened(subject: str | Path | PreTrainedModel, revision: str | None) -> tuple[Runner, Path | None]:
         if isinstance(subject, PreTrainedModel):
             return Loaded(subject, ranks), None
-        folder = locate(subject, revision, hub, progress).folder
-        runner = runner_of(folder, device, dtype, allow_pickle, memory_budget, kernels, ranks)
+        folder = locate(subject, revision, given["hub"], progress).folder
+        runner = runner_of(folder, given, memory_budget, kernels, ranks)
         check_alike(ranks, folder_identity(ranks, folder), folder)
         return runner, folder
 
-    runner, folder = opened(model, revision)
+    runner, folder = opened(model, given["revision"])
     if folder is not None:
         tokenizer = tokenizer or load_tokenizer(folder)
     assert tokenizer is not None

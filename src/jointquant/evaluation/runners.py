@@ -19,6 +19,7 @@ from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.evaluation.perplexity import Logits
 from jointquant.evaluation.streaming import streamed_logits
 from jointquant.models.layer import Place
+from jointquant.models.options import ModelOptions, completed, of_folder
 from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress
 from jointquant.run.workspace import Storage, Workspace
@@ -102,9 +103,7 @@ class Streamed:
 
 def runner_of(
     folder: Path,
-    device: str,
-    dtype: str,
-    allow_pickle: bool,
+    options: ModelOptions,
     memory_budget: Size,
     kernels: str = "reference",
     ranks: Ranks = ALONE,
@@ -114,17 +113,18 @@ def runner_of(
     Raises:
         InputError: no such model, or tensors that are missing or broken.
     """
-    stream = open_any_stream(folder, allow_pickle)
+    given = completed(options)
+    stream = open_any_stream(folder, given["allow_pickle"])
     use_kernels(stream.skeleton, mode_named(kernels))
-    where = resolve_device(device)
+    where = resolve_device(given["device"])
     check_own(where, ranks.on_host)
-    place = Place(where, resolve_dtype(dtype, where, stream.stored_dtype))
+    place = Place(where, resolve_dtype(given["dtype"], where, stream.stored_dtype))
     needed = bytes_in_memory(stream, place) + LOGITS_AT_ONCE * stream.config.vocab_size * place.dtype.itemsize
     budget = bytes_of_size(memory_budget)
     host = available() // ranks.on_host if budget is None else budget - resident()
     limit = host if where.type == "cpu" else device_available(where)
     if limit is None or needed <= limit:
-        return Loaded(load(folder, device=device, dtype=dtype, allow_pickle=allow_pickle, kernels=kernels), ranks)
+        return Loaded(load(folder, kernels=kernels, **of_folder(given)), ranks)
     storage: Storage = "disk"
     return Streamed(stream, Workspace(place, storage, ranks=ranks))
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jointquant.distributed.ranks import Ranks
 from jointquant.files.working_folder import discard, empty, locked, make_working_folder
 from jointquant.trust.permissions import current_umask, seal
 from jointquant.trust.target import check_file_target, check_target
@@ -37,16 +36,6 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
-
-
-@contextmanager
-def joined_output(out: Path, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
-    """As ``output_folder``, which one of several ranks fills before the eyes of the others."""
-    if not ranks.leads:
-        yield partial_of(out)
-        return
-    with output_folder(out, overwrite) as folder:
-        yield folder
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 
@@ -10,13 +12,12 @@ import torch
 from jointquant.backend.memory import Size, available, bytes_of_size, device_available, resident
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import require
-from jointquant.models.layer import Place
-from jointquant.models.stream import ModelStream
-from jointquant.planning.needs import Job
+from jointquant.planning.needs import Workload
 from jointquant.planning.plan import Budget, Plan, make_plan
 from jointquant.planning.shape import shape_of_model
 from jointquant.recipe.recipe import Recipe
 from jointquant.run.journal import partial_folder
+from jointquant.run.opening import Subject
 
 CONTEXT_HOST, CONTEXT_DEVICE = 1_500_000_000, 600_000_000
 """What an accelerator's libraries take of the host's and of its own memory."""
@@ -26,34 +27,56 @@ CODE = 16_000_000
 """Bytes of the libraries' code that the first layers bring into memory."""
 
 
-def plan_run(
-    stream: ModelStream,
-    recipe: Recipe,
-    windows: torch.Tensor,
-    place: Place,
-    out: Path,
-    memory_budget: Size,
-    device_budget: Size,
-    batch_tokens: int | None,
-    ranks: Ranks = ALONE,
-) -> Plan:
-    """The plan of a run that is about to start; of several ranks the smallest batch that one of them needs.
+@dataclass(frozen=True)
+class Limits:
+    """What a user allows: bytes, or sizes such as "16GB".
+
+    Attributes:
+        memory: of the process; None: what is free.
+        device: of an accelerator; None: what is free.
+    """
+
+    memory: Size = None
+    device: Size = None
+
+
+def workload_of(subject: Subject, recipe: Recipe, windows: torch.Tensor, ranks: Ranks = ALONE) -> Workload:
+    """What a recipe on an opened model comes to, with calibration windows [n, T]."""
+    stream, place = subject.stream, subject.place
+    shape = shape_of_model(stream.skeleton, stream.architecture, stream.stored_dtype)
+    num_windows, seqlen = windows.shape
+    base = base_of(place.device)
+    return Workload(shape, recipe, num_windows, seqlen, place.dtype, place.device, base, ranks.size)
+
+
+def budget_of(limits: Limits, device: torch.device, out: Path, ranks: Ranks = ALONE) -> Budget:
+    """What there is on this machine for a run that fills ``out``, within the limits.
 
     Raises:
-        InputError: a size that cannot be read, a budget for a device that is none, or a run that does not fit.
+        InputError: a size that cannot be read, or a limit for a device that is none.
     """
     require(
-        device_budget is None or place.device.type != "cpu",
+        limits.device is None or device.type != "cpu",
         "a device budget is for an accelerator: the device is the CPU, expected --memory-budget, or --dry-run",
     )
-    base, shape = base_of(place.device), shape_of_model(stream.skeleton, stream.architecture, stream.stored_dtype)
-    num_windows, seqlen = windows.shape
-    job = Job(shape, recipe, num_windows, seqlen, place.dtype, place.device, base, ranks.size)
-    host = bytes_of_size(memory_budget) or available() // ranks.on_host + resident()
-    budget = Budget(host, device_limit(place.device, device_budget), free_disk(out) if ranks.leads else None)
-    plan = make_plan(job, budget, batch_tokens)
-    smallest = min(ranks.ask(plan.choice.batch_tokens))
-    return plan if smallest == plan.choice.batch_tokens else make_plan(job, budget, smallest)
+    host = bytes_of_size(limits.memory) or available() // ranks.on_host + resident()
+    return Budget(host, device_limit(device, limits.device), free_disk(out) if ranks.leads else None)
+
+
+def plan_runs(
+    workloads: Sequence[Workload], budget: Budget, batch_tokens: int | None = None, ranks: Ranks = ALONE
+) -> list[Plan]:
+    """The plans of runs that are about to start one after another: all with the smallest batch that one of them needs.
+
+    Raises:
+        InputError: one does not fit.
+    """
+    plans = [make_plan(work, budget, batch_tokens) for work in workloads]
+    smallest = min(ranks.ask(min(plan.choice.batch_tokens for plan in plans)))
+    return [
+        plan if plan.choice.batch_tokens == smallest else make_plan(work, budget, smallest)
+        for work, plan in zip(workloads, plans, strict=True)
+    ]
 
 
 def base_of(device: torch.device) -> int:

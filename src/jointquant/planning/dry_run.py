@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from typing_extensions import Unpack
+
 from jointquant.backend.devices import ON_PAPER_DEVICE, resolve_device, resolve_dtype
 from jointquant.backend.memory import Size, available, bytes_of_size
+from jointquant.files.output import check_output
 from jointquant.hub import locate_configuration
 from jointquant.models.configuration import read_config
-from jointquant.planning.budget import base_of, device_limit, free_disk
-from jointquant.planning.needs import Bytes, Job
-from jointquant.planning.plan import Budget, Plan, make_plan
+from jointquant.models.options import ModelOptions, completed
+from jointquant.planning.budget import base_of, device_limit, free_disk, plan_runs
+from jointquant.planning.needs import DEMANDS, Bytes, Workload
+from jointquant.planning.plan import Budget, Plan
 from jointquant.planning.shape import model_of, shape_of_model
 from jointquant.planning.speed import ON_PAPER, measure, seconds_of
 from jointquant.planning.traffic import seconds_on_links, traffic_of
 from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.run.fitting import assemble, check_positions, check_windows
+from jointquant.run.journal import nearly_finished
+from jointquant.text.sources import check_source
 
 
 @dataclass(frozen=True)
@@ -49,51 +57,68 @@ class DryRun:
 
 def dry_run(
     model: str | Path,
-    recipe: str | Path | Recipe = "w4a4kv4",
+    recipe: str | Path | Recipe | Sequence[str | Path | Recipe] = "w4a4kv4",
     *,
-    revision: str | None = None,
-    hub: str = "hf",
-    device: str = "auto",
-    dtype: str = "auto",
+    verb: str = "quantize",
     memory_budget: Size = None,
     device_budget: Size = None,
-    out: str | Path = ".",
+    out: str | Path | None = None,
+    overwrite: bool = False,
     world_size: int = 1,
     progress: Progress | None = None,
+    **options: Unpack[ModelOptions],
 ) -> DryRun:
-    """What ``quantize`` would need: nothing is read but the configuration, and nothing is written.
+    """What a verb would need: nothing is read but the configuration, and nothing is written.
+
+    What the verb would refuse is refused here, as far as it shows without the weights and the text.
 
     Args:
         model: a folder that holds config.json at least, or a hub id.
-        recipe: a preset's name, a YAML file, or a recipe.
-        revision: branch, tag or commit of a hub id.
-        hub: ``hf`` or ``modelscope``.
-        device: where layers would run.
-        dtype: what they would compute in.
+        recipe: a preset's name, a YAML file, or a recipe; several for ``compare``.
+        verb: ``quantize``, ``compare`` or ``stats``.
         memory_budget: of the process; None: what is free on this machine.
         device_budget: of the accelerator; where there is none, the plan is for one with so much memory.
-        out: where the artifact would be written.
+        out: where the output would be written; None: on the disk of the working directory.
+        overwrite: what is at ``out`` may be replaced.
         world_size: how many ranks would share the run, each on a machine or an accelerator like this one.
         progress: where a download is shown.
+        **options: as for ``quantize``.
 
     Raises:
         InputError: an unknown model or family, a recipe that does not fit the model, or a run that does not fit.
     """
-    settings = load_recipe(recipe)
-    config = read_config(locate_configuration(model, revision, hub, progress or Silent()))
+    given = completed(options)
+    recipes = [load_recipe(each) for each in ([recipe] if isinstance(recipe, str | Path | Recipe) else recipe)]
+    if out is not None:
+        check_output(Path(out), overwrite or nearly_finished(Path(out)))
+    config = read_config(locate_configuration(model, given["revision"], given["hub"], progress or Silent()))
     model_without_values, architecture = model_of(config)
-    assemble(model_without_values, architecture, settings)
-    check_positions(config, settings.calibration)
+    for settings in recipes:
+        check_source(settings.calibration.source)
+        assemble(model_without_values, architecture, settings)
+        check_positions(config, settings.calibration)
+        check_windows(world_size, settings.calibration)
     shape = shape_of_model(model_without_values, architecture)
-    where = resolve_device(device)
+    where = resolve_device(given["device"])
     paper = where.type == "cpu" and device_budget is not None
     where = ON_PAPER_DEVICE if paper else where
-    compute = resolve_dtype(dtype, where, shape.dtype)
-    calibration = settings.calibration
-    check_windows(world_size, calibration)
-    job = Job(shape, settings, calibration.num_samples, calibration.seqlen, compute, where, base_of(where), world_size)
+    compute = resolve_dtype(given["dtype"], where, shape.dtype)
+
+    def workload(settings: Recipe) -> Workload:
+        calibration = settings.calibration
+        together = tuple(other for other in recipes if other.calibration == calibration)
+        windows = calibration.num_samples, calibration.seqlen
+        work = Workload(shape, settings, *windows, compute, where, base_of(where), world_size, together)
+        return DEMANDS[verb](work)
+
+    works = [workload(settings) for settings in recipes]
     device_bytes = bytes_of_size(device_budget) if paper else device_limit(where, device_budget)
-    budget = Budget(bytes_of_size(memory_budget) or available(), device_bytes, None if paper else free_disk(Path(out)))
-    plan = make_plan(job, budget)
-    seconds = seconds_of(job, ON_PAPER if paper else measure(where, compute))
-    return DryRun(plan, seconds, paper, world_size, traffic_of(job))
+    disk = None if paper else free_disk(Path(out or "."))
+    budget = Budget(bytes_of_size(memory_budget) or available(), device_bytes, disk)
+    plan = max(plan_runs(works, budget), key=lambda plan: plan.host_peak)
+    speed = ON_PAPER if paper else measure(where, compute)
+    seconds, traffic = Counter[str](), Counter[str]()
+    for work in works:
+        seconds.update(seconds_of(work, speed))
+        traffic.update(traffic_of(work))
+    return DryRun(plan, dict(seconds), paper, world_size, dict(traffic))

@@ -6,10 +6,11 @@ The factors were fitted to measurements on CPUs (``benchmarks/memory.py`` prints
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from jointquant.activations.hidden_states import micro_batch
 from jointquant.backend.devices import elements_at_once
 from jointquant.models.architecture import stage_of
 from jointquant.planning.shape import ModelShape
@@ -31,6 +32,10 @@ TRAINED_ACTIVATIONS = 40
 """Copies of the widest activation that a step keeps for its gradients."""
 SAMPLE_COPIES, TRAINED_BATCHES = 3, 8
 """Of the tokens that a layer's R4 is learned on, while they are put in order; of a batch of them in a step."""
+PROBE_TOKENS = 2048
+"""Tokens that are followed through the layers to be looked at (whole windows, one at least)."""
+PROBE_STATES = 4
+"""Copies of the states of the tokens that are looked at: the unquantized model's, the quantized one's, what differs."""
 FACTOR_COPIES = 2
 """Matrices of a Hessian's size besides it while its factor is computed: two where the device has no Cholesky."""
 
@@ -38,7 +43,7 @@ Bytes = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What a plan is for.
 
     Attributes:
@@ -50,6 +55,10 @@ class Job:
         device: where layers run; its memory is the host's on a CPU.
         base: bytes of the process before it starts.
         ranks: how many share the windows; everything else is of one of them, the one with most of them.
+        together: the recipes that learn on the same walk through the unquantized model; empty: this one alone.
+        rounds: whether pass 2 follows, or activations are only looked at.
+        probed: tokens that are followed through the unquantized model beside, to be looked at.
+        kept: bytes of artifacts of other recipes that stay.
     """
 
     shape: ModelShape
@@ -60,6 +69,15 @@ class Job:
     device: torch.device
     base: int
     ranks: int = 1
+    together: tuple[Recipe, ...] = ()
+    rounds: bool = True
+    probed: int = 0
+    kept: int = 0
+
+    @property
+    def learners(self) -> tuple[Recipe, ...]:
+        """The recipes that learn on one walk."""
+        return self.together or (self.recipe,)
 
     @property
     def all_tokens(self) -> int:
@@ -124,6 +142,29 @@ class Job:
         return self.device.type == "cpu"
 
 
+def rounded(work: Workload) -> Workload:
+    """What ``quantize`` does: both passes."""
+    return work
+
+
+def rounded_and_looked_at(work: Workload) -> Workload:
+    """What ``compare`` does: both passes, with the unquantized model beside the second."""
+    return replace(work, probed=_probed(work))
+
+
+def looked_at(work: Workload) -> Workload:
+    """What ``stats`` does: the first pass, and a look at the activations."""
+    return replace(work, probed=_probed(work), rounds=False)
+
+
+def _probed(work: Workload) -> int:
+    return min(work.num_windows, micro_batch(work.seqlen, PROBE_TOKENS)) * work.seqlen
+
+
+DEMANDS = {"quantize": rounded, "compare": rounded_and_looked_at, "stats": looked_at}
+"""By verb, what it does with a recipe's workload."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """A phase's bytes by kind, wherever they will be: what layers compute with, and what the host keeps anyway."""
@@ -133,86 +174,117 @@ class Needs:
     keeping: Bytes
 
 
-def phases_of(job: Job, batch: int) -> Iterator[Needs]:
+def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
     """What each phase needs besides the process itself and the hidden states.
 
     Args:
-        job: the run.
+        work: the run.
         batch: tokens that run at once.
     """
-    shape, recipe, width, stored = job.shape, job.recipe, job.dtype.itemsize, job.shape.dtype.itemsize
+    shape, recipe, width, stored = (
+        work.shape,
+        work.recipe,
+        work.dtype.itemsize,
+        work.shape.dtype.itemsize,
+    )
     activation = batch * max(shape.intermediate_size, 2 * shape.hidden_size) * width
     layer, ahead = {"layer": shape.layer * width}, {"next layer": shape.layer * stored}
-    samples = sample_bytes(job)
+    samples = sample_bytes(work)
     yield Needs("embeddings", {"embeddings": shape.embeddings * width}, {"as stored": 3 * shape.embeddings * stored})
-    if samples:
+    if samples:  # of all recipes that learn together; they train one after another
         yield Needs("calibrate a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | samples, ahead)
-        yield Needs("learn R1", learning_bytes(job) | samples, {})
-    if inner := inner_sample_bytes(job):
+        yield Needs("learn R1", learning_bytes(work) | samples, {})
+    probe = probe_bytes(work)
+    if not work.rounds:
+        yield Needs("look at a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | probe, ahead)
+        return
+    layer |= probe
+    if inner := inner_sample_bytes(work):
         yield Needs(
-            "learn R4", layer | {"activations": LAYER_ACTIVATIONS * activation} | inner | rotation_bytes(job), ahead
+            "learn R4",
+            layer | {"activations": LAYER_ACTIVATIONS * activation} | inner | rotation_bytes(work),
+            ahead,
         )
-    hessians = hessian_bytes(job)
+    hessians = hessian_bytes(work)
     at_once = max((sum(stage.values()) for stage in hessians.values()), default=0)
     largest = max((max(stage.values()) for stage in hessians.values()), default=0)
     quantized = (QUANTIZED_ACTIVATIONS if recipe.activations.enabled else LAYER_ACTIVATIONS) * activation
     sums = {"Hessians": at_once} if hessians else {}
-    if hessians and job.ranks > 1:  # a rank keeps its inputs until the Hessians come by
-        bytes_of_one = 1 if job.reads_codes else width
-        tokens = job.tokens * bytes_of_one
+    if hessians and work.ranks > 1:  # a rank keeps its inputs until the Hessians come by
+        bytes_of_one = 1 if work.reads_codes else width
+        tokens = work.tokens * bytes_of_one
         widths = {name: [s.share * s.in_features for s in shape.sites if stage_of(s.name) == name] for name in hessians}
-        as_numbers = min(elements_at_once(job.device), round(job.tokens * max(max(stage) for stage in widths.values())))
+        as_numbers = min(
+            elements_at_once(work.device), round(work.tokens * max(max(stage) for stage in widths.values()))
+        )
         kept = round(tokens * max(sum(stage) for stage in widths.values()))
         sums |= {"inputs": kept, "inputs in float32": as_numbers * FLOAT}
-    yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(job), ahead)
-    part = min(elements_at_once(job.device), max(site.in_features * site.out_features for site in shape.sites))
+    yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(work), ahead)
+    part = min(elements_at_once(work.device), max(site.in_features * site.out_features for site in shape.sites))
     rounding = {"rounding": ROUNDING_COPIES * part * FLOAT}
     if hessians:
         factor = {"Hessians": at_once, "factor": FACTOR_COPIES * largest}
-        yield Needs("factorise", layer | factor | rotation_bytes(job), ahead)
+        yield Needs("factorise", layer | factor | rotation_bytes(work), ahead)
         rounding |= {"Hessians": at_once, "factor": largest}
-    yield Needs("round", layer | rounding | rotation_bytes(job), ahead)
-    if job.refined:
-        yield Needs("refine", refinement_bytes(job) | rotation_bytes(job), ahead)
+    yield Needs("round", layer | rounding | rotation_bytes(work), ahead)
+    if work.refined:
+        yield Needs("refine", refinement_bytes(work) | rotation_bytes(work), ahead)
     yield Needs("head", {"head": shape.head * width}, {"as stored": 3 * shape.head * stored})
 
 
-def sample_bytes(job: Job) -> Bytes:
-    """Sampled tokens of R1, kept over all layers, and of one layer's R2."""
-    r1, r2 = job.recipe.rotations.r1, job.recipe.rotations.r2
+def sample_bytes(work: Workload) -> Bytes:
+    """Sampled tokens of R1, kept over all layers, and of one layer's R2; those of all recipes that learn together."""
     found: Bytes = {}
-    if isinstance(r1, LearnedResidualRotation):
-        visits = job.all_tokens * job.shape.num_layers * 2
-        found["samples for R1"] = min(r1.num_tokens, visits) * job.shape.hidden_size * FLOAT
-    if isinstance(r2, LearnedRotation):
-        found["sample for R2"] = 2 * min(r2.num_tokens, job.all_tokens) * attended_size(job.shape) * FLOAT
+    for recipe in work.learners:
+        r1, r2 = recipe.rotations.r1, recipe.rotations.r2
+        if isinstance(r1, LearnedResidualRotation):
+            visits = work.all_tokens * work.shape.num_layers * 2
+            size = min(r1.num_tokens, visits) * work.shape.hidden_size * FLOAT
+            found["samples for R1"] = found.get("samples for R1", 0) + size
+        if isinstance(r2, LearnedRotation):
+            size = 2 * min(r2.num_tokens, work.all_tokens) * attended_size(work.shape) * FLOAT
+            found["sample for R2"] = found.get("sample for R2", 0) + size
     return found
 
 
-def inner_sample_bytes(job: Job) -> Bytes:
+def probe_bytes(work: Workload) -> Bytes:
+    """What looking at a layer takes: its unquantized twin, its weights before rounding, and the probe's states."""
+    if not work.probed:
+        return {}
+    shape, width = work.shape, work.dtype.itemsize
+    widest = max(shape.inner_channels, 2 * shape.hidden_size)
+    twin = shape.layer + shape.linears if work.rounds else 0
+    states = work.probed * (PROBE_STATES * shape.hidden_size + LAYER_ACTIVATIONS * widest)
+    return {"the unquantized layer beside": twin * width, "what is looked at": round(states) * width}
+
+
+def inner_sample_bytes(work: Workload) -> Bytes:
     """Sampled tokens of one layer's R4, of all its down projections, where blocks of it are learned."""
-    r4 = job.recipe.rotations.r4
+    r4 = work.recipe.rotations.r4
     if not isinstance(r4, LearnedInnerRotation):
         return {}
-    sampled = min(r4.num_tokens, job.all_tokens) * round(job.shape.inner_channels)
-    training = TRAINED_BATCHES * min(r4.batch_tokens, job.all_tokens) * job.shape.intermediate_size
+    sampled = min(r4.num_tokens, work.all_tokens) * round(work.shape.inner_channels)
+    training = TRAINED_BATCHES * min(r4.batch_tokens, work.all_tokens) * work.shape.intermediate_size
     return {"samples for R4": SAMPLE_COPIES * sampled * FLOAT, "training": training * FLOAT}
 
 
-def learning_bytes(job: Job) -> Bytes:
+def learning_bytes(work: Workload) -> Bytes:
     """What a step of R1's training holds; an optimiser of products alone also has the samples in bfloat16."""
-    r1, size = job.recipe.rotations.r1, job.shape.hidden_size
-    if not isinstance(r1, LearnedResidualRotation):
-        return {}
-    lowered = sample_bytes(job)["samples for R1"] // 2 if r1.optimizer == "newton_schulz" else 0
-    return {"training": LEARNING_MATRICES * size * size * FLOAT + 4 * r1.batch_tokens * size * FLOAT + lowered}
+    size, found = work.shape.hidden_size, [0]
+    for recipe in work.learners:
+        r1 = recipe.rotations.r1
+        if isinstance(r1, LearnedResidualRotation):
+            alone = sample_bytes(replace(work, recipe=recipe, together=()))["samples for R1"]
+            lowered = alone // 2 if r1.optimizer == "newton_schulz" else 0
+            found.append(LEARNING_MATRICES * size * size * FLOAT + 4 * r1.batch_tokens * size * FLOAT + lowered)
+    return {"training": max(found)}
 
 
-def refinement_bytes(job: Job) -> Bytes:
+def refinement_bytes(work: Workload) -> Bytes:
     """What a step of refinement holds: two layers, the rounding of one, and what gradients need; or the head's."""
-    shape, width = job.shape, job.dtype.itemsize
-    widest = round(job.step_tokens * max(shape.inner_channels, 2 * shape.hidden_size)) * width
-    logits = 4 * job.step_tokens * (shape.head // shape.hidden_size) * FLOAT
+    shape, width = work.shape, work.dtype.itemsize
+    widest = round(work.step_tokens * max(shape.inner_channels, 2 * shape.hidden_size)) * width
+    logits = 4 * work.step_tokens * (shape.head // shape.hidden_size) * FLOAT
     return {
         "two layers": max(2 * shape.layer, shape.layer + shape.head) * width,
         "rounding": TRAINED_COPIES * shape.linears * FLOAT,
@@ -220,23 +292,24 @@ def refinement_bytes(job: Job) -> Bytes:
     }
 
 
-def rotation_bytes(job: Job) -> Bytes:
-    """R1 and all R2 in float64."""
-    shape, rotations = job.shape, job.recipe.rotations
-    r1 = DOUBLE * shape.hidden_size**2 if rotations.r1.kind != "none" else 0
-    if isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer:
-        r1 *= shape.num_layers
-    r2 = DOUBLE * shape.num_layers * shape.num_key_value_heads * shape.head_dim**2
-    return {"rotations": r1 + (r2 if rotations.r2.kind != "none" else 0)}
+def rotation_bytes(work: Workload) -> Bytes:
+    """R1 and all R2 in float64, of all recipes that learn together."""
+    shape, total = work.shape, 0
+    for recipe in work.learners:
+        r1, r2 = recipe.rotations.r1, recipe.rotations.r2
+        per_layer = isinstance(r1, LearnedResidualRotation) and r1.per_layer
+        total += DOUBLE * shape.hidden_size**2 * (r1.kind != "none") * (shape.num_layers if per_layer else 1)
+        total += DOUBLE * shape.num_layers * shape.num_key_value_heads * shape.head_dim**2 * (r2.kind != "none")
+    return {"rotations": total}
 
 
-def hessian_bytes(job: Job) -> dict[str, dict[str, int]]:
+def hessian_bytes(work: Workload) -> dict[str, dict[str, int]]:
     """Of each site whose linears are rounded with GPTQ, by the stage in which they are summed, and by name."""
-    weights = job.recipe.weights
+    weights = work.recipe.weights
     if not weights.enabled or weights.method != "gptq":
         return {}
     found: dict[str, dict[str, int]] = {}
-    for site in job.shape.sites:
+    for site in work.shape.sites:
         found.setdefault(stage_of(site.name), {})[site.name] = FLOAT * site.in_features**2
     return found
 
@@ -246,20 +319,25 @@ def attended_size(shape: ModelShape) -> int:
     return next(site.in_features for site in shape.sites if site.name == "o_in")
 
 
-def disk_of(job: Job, spilled: int = 0) -> Bytes:
+def disk_of(work: Workload, spilled: int = 0) -> Bytes:
     """What lies beside the output folder while the run lasts; the artifact stays.
 
     Args:
-        job: what is to be done.
+        work: what is to be done.
         spilled: bytes of what one rank keeps there for a while besides the hidden states.
     """
-    shape, stored = job.shape, job.shape.dtype.itemsize
-    bits = job.recipe.weights.num_bits if job.recipe.weights.enabled else 8 * stored
-    linears = shape.num_layers * shape.linears * bits // 8
-    rest = (shape.embeddings + shape.head) * stored
+    artifact = artifact_bytes(work) if work.rounds else 0
     return {
-        "artifact": linears + rest,
-        "hidden states, twice": 2 * job.travelling * job.ranks,
-        "samples and rotations": sum(sample_bytes(job).values()) + sum(rotation_bytes(job).values()),
-        **({"beside them": spilled * job.ranks} if spilled else {}),
+        "artifact": artifact,
+        "hidden states, twice": 2 * work.travelling * work.ranks,
+        "samples and rotations": sum(sample_bytes(work).values()) + sum(rotation_bytes(work).values()),
+        **({"beside them": spilled * work.ranks} if spilled else {}),
+        **({"artifacts of other recipes": work.kept} if work.kept else {}),
     }
+
+
+def artifact_bytes(work: Workload) -> int:
+    """What pass 2 writes."""
+    shape, stored = work.shape, work.shape.dtype.itemsize
+    bits = work.recipe.weights.num_bits if work.recipe.weights.enabled else 8 * stored
+    return shape.num_layers * shape.linears * bits // 8 + (shape.embeddings + shape.head) * stored

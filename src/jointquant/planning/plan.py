@@ -9,7 +9,7 @@ from jointquant.activations.hidden_states import micro_batch
 from jointquant.backend.devices import tokens_at_once
 from jointquant.backend.memory import words
 from jointquant.errors import InputError
-from jointquant.planning.needs import Bytes, Job, Needs, disk_of, phases_of
+from jointquant.planning.needs import Bytes, Needs, Workload, disk_of, phases_of
 from jointquant.run.workspace import Storage
 
 
@@ -97,36 +97,36 @@ class Plan:
         }
 
 
-def make_plan(job: Job, budget: Budget, batch_tokens: int | None = None) -> Plan:
+def make_plan(work: Workload, budget: Budget, batch_tokens: int | None = None) -> Plan:
     """The first choice that fits: hidden states as near to the layers as there is room, then smaller batches.
 
     Args:
-        job: what is to be done.
+        work: what is to be done.
         budget: what may be used.
         batch_tokens: given by a run that is resumed: results depend on it in their last digits.
 
     Raises:
         InputError: nothing fits; names what is short, by how much, and what would fit.
     """
-    plans = [plan_of(job, choice, budget) for choice in choices(job, batch_tokens)]
+    plans = [plan_of(work, choice, budget) for choice in choices(work, batch_tokens)]
     for plan in plans:
         if not shortages(plan):
             return plan
-    raise InputError(f"this run does not fit: {'; '.join(shortages(plans[-1]))}, expected {advice(job, budget)}")
+    raise InputError(f"this run does not fit: {'; '.join(shortages(plans[-1]))}, expected {advice(work, budget)}")
 
 
-def choices(job: Job, batch_tokens: int | None) -> Iterator[Choice]:
+def choices(work: Workload, batch_tokens: int | None) -> Iterator[Choice]:
     """From the fastest to the smallest."""
-    near: tuple[Storage, ...] = ("device",) if job.on_host else ("device", "memory")
-    most = batch_tokens or tokens_at_once(job.device)
-    kept = [True, False] if job.inner and job.on_host else [False]  # sooner read than made again, by a processor
-    if job.inner:
+    near: tuple[Storage, ...] = ("device",) if work.on_host else ("device", "memory")
+    most = batch_tokens or tokens_at_once(work.device)
+    kept = [True, False] if work.inner and work.on_host else [False]  # sooner read than made again, by a processor
+    if work.inner:
         yield Choice("device", most, keep_inner=True)
     yield from (Choice(storage, most) for storage in near)
     yield from (Choice("disk", most, keep) for keep in kept)
     if batch_tokens is None:
         tokens = most // 2
-        while tokens >= job.seqlen:
+        while tokens >= work.seqlen:
             yield from (Choice("disk", tokens, keep) for keep in kept)
             tokens //= 2
 
@@ -145,43 +145,45 @@ def shortages(plan: Plan) -> list[str]:
     ]
 
 
-def advice(job: Job, budget: Budget) -> str:
+def advice(work: Workload, budget: Budget) -> str:
     """What would fit, tried out."""
-    trials: list[tuple[str, Job]] = []
-    if job.refined:
-        refinement = job.recipe.refinement.model_copy(update={"steps": 0})
-        plain = job.recipe.model_copy(update={"refinement": refinement})
-        trials.append(("--set refinement.steps=0", replace(job, recipe=plain)))
-    for seqlen in (job.seqlen // 2, job.seqlen // 4):
+    trials: list[tuple[str, Workload]] = []
+    if work.refined:
+        refinement = work.recipe.refinement.model_copy(update={"steps": 0})
+        plain = work.recipe.model_copy(update={"refinement": refinement})
+        trials.append(("--set refinement.steps=0", replace(work, recipe=plain)))
+    for seqlen in (work.seqlen // 2, work.seqlen // 4):
         if seqlen >= 128:
-            trials.append((f"--seqlen {seqlen}", replace(job, seqlen=seqlen)))
-    for windows in (job.num_windows // 2, job.num_windows // 4):
+            trials.append((f"--seqlen {seqlen}", replace(work, seqlen=seqlen)))
+    for windows in (work.num_windows // 2, work.num_windows // 4):
         if windows >= 1:
-            trials.append((f"--num-samples {windows}", replace(job, num_windows=windows)))
-    weights = job.recipe.weights.model_copy(update={"method": "rtn"})
-    trials.append(("--set weights.method=rtn", replace(job, recipe=job.recipe.model_copy(update={"weights": weights}))))
+            trials.append((f"--num-samples {windows}", replace(work, num_windows=windows)))
+    weights = work.recipe.weights.model_copy(update={"method": "rtn"})
+    trials.append(
+        ("--set weights.method=rtn", replace(work, recipe=work.recipe.model_copy(update={"weights": weights})))
+    )
     for word, trial in trials:
         if any(not shortages(plan_of(trial, choice, budget)) for choice in choices(trial, None)):
             return f"a larger budget, or {word}"
     return "a larger budget, more room, or a smaller model"
 
 
-def plan_of(job: Job, choice: Choice, budget: Budget) -> Plan:
+def plan_of(work: Workload, choice: Choice, budget: Budget) -> Plan:
     """The needs of one choice."""
-    batch_windows = micro_batch(job.seqlen, choice.batch_tokens)
-    batch = min(batch_windows, job.num_windows) * job.seqlen
-    phases = tuple(_placed(job, choice, phase) for phase in phases_of(job, batch))
-    spilled = job.beside + (job.inner if choice.keep_inner else 0) if choice.storage == "disk" else 0
-    return Plan(choice, batch_windows, phases, disk_of(job, spilled), budget)
+    batch_windows = micro_batch(work.seqlen, choice.batch_tokens)
+    batch = min(batch_windows, work.num_windows) * work.seqlen
+    phases = tuple(_placed(work, choice, phase) for phase in phases_of(work, batch))
+    spilled = work.beside + (work.inner if choice.keep_inner else 0) if choice.storage == "disk" else 0
+    return Plan(choice, batch_windows, phases, disk_of(work, spilled), budget)
 
 
-def _placed(job: Job, choice: Choice, needs: Needs) -> Phase:
+def _placed(work: Workload, choice: Choice, needs: Needs) -> Phase:
     """A phase with the process and the hidden states, on the host and on the device."""
-    base, states = {"process": job.base}, {"hidden states": job.states}
+    base, states = {"process": work.base}, {"hidden states": work.states}
     if choice.keep_inner:
-        states["inputs of down projections"] = job.inner
+        states["inputs of down projections"] = work.inner
     walking = needs.name != "learn R1"
-    if job.on_host:
+    if work.on_host:
         held = states if choice.storage == "device" and walking else {}
         return Phase(needs.name, base | held | needs.computing | needs.keeping)
     host = base | (states if choice.storage == "memory" and walking else {}) | needs.keeping

@@ -11,7 +11,7 @@ import torch
 from jointquant.backend.devices import synchronize
 from jointquant.distributed.ranks import Ranks
 from jointquant.models.architecture import stage_of
-from jointquant.planning.needs import Job
+from jointquant.planning.needs import Workload
 from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
 from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
 
@@ -62,30 +62,29 @@ def measure(device: torch.device, dtype: torch.dtype) -> Speed:
     )
 
 
-def seconds_of(job: Job, speed: Speed) -> dict[str, float]:
+def seconds_of(work: Workload, speed: Speed) -> dict[str, float]:
     """Seconds by stage."""
-    shape, recipe = job.shape, job.recipe
+    shape, recipe = work.shape, work.recipe
     learned = isinstance(recipe.rotations.r1, LearnedResidualRotation)
     walked = learned or isinstance(recipe.rotations.r2, LearnedRotation) or recipe.smoothing.alpha is not None
-    forward = 2 * shape.active * job.tokens / speed.products
+    forward = 2 * shape.active * work.tokens / speed.products
     read = shape.layer * shape.dtype.itemsize / speed.disk
-    states = job.states / speed.disk
+    states = work.states / speed.disk
     part = recipe.calibration.walked / recipe.calibration.num_samples
+    layer = _runs(work) * forward + read + states + _merging(work, speed) + _rounding(work, speed)
     return {
         "calibrate": shape.num_layers * (part * (forward + states) + read) if walked else 0.0,
-        "learn": _learning(job, speed),
-        "quantize": shape.num_layers
-        * (_runs(job) * forward + read + states + _merging(job, speed) + _rounding(job, speed))
-        + _refining(job, speed),
+        "learn": _learning(work, speed),
+        "quantize": shape.num_layers * layer + _refining(work, speed) if work.rounds else 0.0,
     }
 
 
-def _runs(job: Job) -> float:
+def _runs(work: Workload) -> float:
     """How often a layer runs over all windows: for what is asked of it and on to the next, or not at all.
 
     For Hessians alone, what stands before the down projections runs once more; it does for an R4 that is learned.
     """
-    recipe, shape = job.recipe, job.shape
+    recipe, shape = work.recipe, work.shape
     before = [s.share * s.in_features * s.out_features for s in shape.sites if stage_of(s.name) == "mlp_in"]
     learned = sum(before) / shape.active if isinstance(recipe.rotations.r4, LearnedInnerRotation) else 0.0
     cache = recipe.kv_cache.centring != "none" or recipe.kv_cache.balancing != "none"
@@ -97,19 +96,19 @@ def _runs(job: Job) -> float:
     return 1 + sum(before) / shape.active
 
 
-def _learning(job: Job, speed: Speed) -> float:
+def _learning(work: Workload, speed: Speed) -> float:
     """Products with the batch, forth and back, which ranks share, and a factorisation a step, which they do not."""
-    r1, r2, shape = job.recipe.rotations.r1, job.recipe.rotations.r2, job.shape
+    r1, r2, shape = work.recipe.rotations.r1, work.recipe.rotations.r2, work.shape
     flops = 0.0
     if isinstance(r1, LearnedResidualRotation):
-        tokens = min(r1.batch_tokens, 2 * job.all_tokens * shape.num_layers)
-        flops += r1.steps * _step(tokens / job.ranks, shape.hidden_size)
+        tokens = min(r1.batch_tokens, 2 * work.all_tokens * shape.num_layers)
+        flops += r1.steps * _step(tokens / work.ranks, shape.hidden_size)
     if isinstance(r2, LearnedRotation):
-        heads = shape.num_layers * -(-shape.num_key_value_heads // job.ranks)
-        flops += heads * r2.steps * _step(min(r2.batch_tokens, job.all_tokens), shape.head_dim)
-    if isinstance(r4 := job.recipe.rotations.r4, LearnedInnerRotation):
+        heads = shape.num_layers * -(-shape.num_key_value_heads // work.ranks)
+        flops += heads * r2.steps * _step(min(r2.batch_tokens, work.all_tokens), shape.head_dim)
+    if isinstance(r4 := work.recipe.rotations.r4, LearnedInnerRotation):
         downs = sum(site.name.startswith("down_in") for site in shape.sites)
-        tokens = downs * min(r4.batch_tokens, job.all_tokens)
+        tokens = downs * min(r4.batch_tokens, work.all_tokens)
         flops += shape.num_layers * r4.steps * 6.0 * tokens * shape.intermediate_size * r4.most
     return flops / speed.float32
 
@@ -118,40 +117,40 @@ def _step(tokens: float, size: int) -> float:
     return 6.0 * tokens * size**2 + 10.0 * size**3
 
 
-def _merging(job: Job, speed: Speed) -> float:
+def _merging(work: Workload, speed: Speed) -> float:
     """Rotations are merged in float64, at half the speed of float32 at best."""
-    merged = job.shape.linears * job.shape.hidden_size if job.recipe.rotations.r1.kind != "none" else 0
+    merged = work.shape.linears * work.shape.hidden_size if work.recipe.rotations.r1.kind != "none" else 0
     return 4.0 * merged / speed.float32
 
 
-def _refining(job: Job, speed: Speed) -> float:
+def _refining(work: Workload, speed: Speed) -> float:
     """Two layers forth and back in each step, and the unquantized model beside."""
-    if not job.refined:
+    if not work.refined:
         return 0.0
-    layers, forward = job.shape.num_layers, 2 * job.shape.active / speed.products
-    windows = -(-(job.step_tokens // job.seqlen) // job.ranks)  # of a step, on the busiest rank
-    return layers * forward * (job.tokens + 6 * job.steps * windows * job.seqlen)
+    layers, forward = work.shape.num_layers, 2 * work.shape.active / speed.products
+    windows = -(-(work.step_tokens // work.seqlen) // work.ranks)  # of a step, on the busiest rank
+    return layers * forward * (work.tokens + 6 * work.steps * windows * work.seqlen)
 
 
-def _rounding(job: Job, speed: Speed) -> float:
+def _rounding(work: Workload, speed: Speed) -> float:
     """Hessians of a layer, which all ranks add to, and the rounding of its sites.
 
     Ranks share out the sites of a stage, or where these are fewer the rows of each; then all of them make its factor.
     """
-    weights = job.recipe.weights
+    weights = work.recipe.weights
     if not weights.enabled:
         return 0.0
     ratios = len(COARSE_RATIOS + FINE_STEPS) if weights.clip == "mse" else 1
     shared, stages = 0.0, dict[str, list[tuple[float, float]]]()
-    for site in job.shape.sites:
+    for site in work.shape.sites:
         size = site.in_features
         whole, by_rows = 0.0, ratios * PASSES_PER_RATIO * 4 * size * site.out_features / speed.bandwidth
         if weights.method == "gptq":
-            shared += 2.0 * site.share * job.tokens * size**2 / speed.float32
+            shared += 2.0 * site.share * work.tokens * size**2 / speed.float32
             whole += 2.0 * size**3 / speed.float32 + size * speed.column
             by_rows += 2.0 * site.out_features * size**2 / speed.float32
         stages.setdefault(stage_of(site.name), []).append((whole, by_rows))
-    return shared + sum(busiest(of_sites, job.ranks) for of_sites in stages.values())
+    return shared + sum(busiest(of_sites, work.ranks) for of_sites in stages.values())
 
 
 def busiest(of_sites: list[tuple[float, float]], ranks: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jointquant._version import __version__
 from jointquant.distributed.ranks import Ranks
 from jointquant.errors import require
 from jointquant.files.durable import bytes_of
-from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.run.journal import differences
 from jointquant.run.opening import Subject
 
@@ -22,28 +23,42 @@ PIECES, PIECE = 64, 4096
 """Of a file that is compared with another: how many pieces are read, and bytes of one."""
 
 
-def identity_of(subject: Subject, recipe: Recipe, windows: Tensor, batch_tokens: int) -> dict[str, Any]:
+def identity_of(
+    subject: Subject,
+    recipes: Mapping[str, Recipe],
+    windows: Mapping[CalibrationSettings, Tensor],
+    batch_tokens: int,
+    besides: Mapping[str, Any],
+) -> dict[str, Any]:
     """Plain data, by what a user could have changed.
 
     Args:
         subject: the model, and where it runs.
-        recipe: all its settings.
-        windows: the calibration windows [n, T].
+        recipes: by label, all their settings.
+        windows: the calibration windows [n, T] of each calibration settings.
         batch_tokens: how many tokens run at once: the last digits of sums depend on it.
+        besides: what else makes the run what it is; empty where one recipe becomes an artifact.
     """
     config = subject.stream.config.to_dict()
     config.pop("_name_or_path", None)  # where it lies does not matter
+    each = {label: _of_recipe(recipe, windows[recipe.calibration]) for label, recipe in recipes.items()}
     return {
         "model": {
             **subject.stream.source.identity(),
             "config": digest(json.dumps(config, sort_keys=True, default=str).encode()),
         },
-        "recipe": recipe.model_dump(mode="json"),
-        "windows": {"shape": list(windows.shape), "tokens": tensor_digest(windows)},
+        **({"recipes": each, **besides} if besides else next(iter(each.values()))),
         "batch_tokens": batch_tokens,
         "device": subject.place.device.type,
         "dtype": str(subject.place.dtype).removeprefix("torch."),
         "versions": {"jointquant": __version__, "torch": torch.__version__},
+    }
+
+
+def _of_recipe(recipe: Recipe, windows: Tensor) -> dict[str, Any]:
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "windows": {"shape": list(windows.shape), "tokens": tensor_digest(windows)},
     }
 
 

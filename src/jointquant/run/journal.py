@@ -30,6 +30,7 @@ from jointquant.trust.permissions import seal
 
 RUN_NAME, JOURNAL_NAME = "run.json", "journal.jsonl"
 COMPLETE_NAME = "complete.json"
+REMOVED = -1
 SHOWN = 3
 """Differences that an error message names."""
 
@@ -41,7 +42,8 @@ class Entry:
     Attributes:
         stage: the pass.
         step: which of its steps.
-        files: those the step left behind, relative to the run's folder, and their sizes in bytes.
+        files: those the step left behind, relative to the run's folder, and their sizes in bytes; REMOVED: it took one
+            away that an earlier step had left.
         facts: what later steps need to know.
     """
 
@@ -74,10 +76,29 @@ class Journal:
         """The finished steps of a pass, in order."""
         return [entry for entry in self._entries if entry.stage == stage]
 
+    def part(self, name: str, artifact: Path | None = None) -> Journal:
+        """A part of the run: its own steps, and a folder of its own for its work; ``artifact`` is what it fills."""
+        return JournalPart(self, name, artifact or self.artifact)
+
+    def make(self, folder: Path) -> None:
+        """Make a folder of the run."""
+        folder.mkdir(parents=True, exist_ok=True)
+
     def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
         """A step is done: its files are on the disk. Raises ResumableError when the disk is full."""
         sizes = {str(path.relative_to(self.folder)): path.stat().st_size for path in files}
-        entry = Entry(stage, step, sizes, facts)
+        self.enter(Entry(stage, step, sizes, facts))
+
+    def clear(self, stage: str, folders: list[Path], facts: dict[str, Any]) -> None:
+        """A part is done, and what it kept in some folders is not needed any more: say so, then remove them."""
+        within = {name for entry in self._entries for name in entry.files}
+        gone = {name for folder in folders for name in within if (self.folder / name).is_relative_to(folder)}
+        self.enter(Entry(stage, 0, dict.fromkeys(sorted(gone), REMOVED), facts))
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def enter(self, entry: Entry) -> None:
+        """Write a line; it is on the disk when this returns. Raises ResumableError when the disk is full."""
         path = self.folder / JOURNAL_NAME
         line = json.dumps(asdict(entry), sort_keys=True) + "\n"
         with room_needed(path, len(line)), path.open("a", encoding="utf-8") as file:
@@ -109,11 +130,45 @@ class FollowedJournal(Journal):
         self.resumed = bool(entries)
         self.artifact, self.work = folder / "artifact", folder / "work"
 
+    def make(self, folder: Path) -> None:
+        """The leading rank does."""
+
     def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
+        """The leading rank does."""
+
+    def clear(self, stage: str, folders: list[Path], facts: dict[str, Any]) -> None:
         """The leading rank does."""
 
     def complete(self, report: dict[str, Any]) -> None:
         """The leading rank does."""
+
+
+class JournalPart(Journal):
+    """A part of a run that has several: its steps stand in the run's journal, behind the part's name.
+
+    Args:
+        whole: the run's.
+        name: the part's.
+        artifact: what the part fills.
+    """
+
+    def __init__(self, whole: Journal, name: str, artifact: Path) -> None:
+        self.whole, self.name, self.folder, self.resumed = whole, name, whole.folder, whole.resumed
+        self.artifact, self.work = artifact, whole.work / name
+        self.make(artifact)
+        self.make(self.work)
+
+    def make(self, folder: Path) -> None:
+        """As the run does."""
+        self.whole.make(folder)
+
+    def entries(self, stage: str) -> list[Entry]:
+        """The part's alone."""
+        return self.whole.entries(f"{self.name}/{stage}")
+
+    def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
+        """In the run's journal."""
+        self.whole.record(f"{self.name}/{stage}", step, files, facts)
 
 
 @contextmanager
@@ -237,6 +292,8 @@ def _damage(folder: Path, entries: list[Entry]) -> str | None:
     """What is wrong with the files that the entries name; None: nothing. Of a file named twice the last word counts."""
     for name, size in {name: size for entry in entries for name, size in entry.files.items()}.items():
         path = folder / name
+        if size == REMOVED:
+            continue
         if not path.is_file():
             return f"{name} has gone"
         if path.stat().st_size != size:

@@ -11,6 +11,7 @@ from jointquant.backend.devices import resolve_device, resolve_dtype
 from jointquant.hub import Location, locate
 from jointquant.models.configuration import read_config
 from jointquant.models.layer import Place
+from jointquant.models.options import ModelOptions, completed
 from jointquant.models.registry import architecture_of
 from jointquant.models.rehearsal import rehearse
 from jointquant.models.stream import ModelStream, open_stream
@@ -34,24 +35,21 @@ class Subject:
 def open_subject(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    revision: str | None,
-    hub: str,
-    device: str,
-    dtype: str,
     progress: Progress,
-    allow_pickle: bool = False,
+    options: ModelOptions,
 ) -> Subject:
-    """Find a model and open it; the arguments are those of ``quantize``. Raises InputError."""
+    """Find a model and open it; a model in memory needs its tokenizer. Raises InputError."""
+    options = completed(options)
     origin = None
     if not isinstance(model, PreTrainedModel):
-        origin = locate(model, revision, hub, progress, before_weights=check_architecture)
+        origin = locate(model, options["revision"], options["hub"], progress, before_weights=check_architecture)
         model = origin.folder
-    stream = open_stream(model, ATTENTION_NAME, allow_pickle)
+    stream = open_stream(model, ATTENTION_NAME, options["allow_pickle"])
     if origin is not None:
         rehearse(stream.skeleton, stream.architecture)
     generation_config_of(model)  # settings that could not be saved are refused now
-    where = resolve_device(device)
-    place = Place(where, resolve_dtype(dtype, where, stream.stored_dtype))
+    where = resolve_device(options["device"])
+    place = Place(where, resolve_dtype(options["dtype"], where, stream.stored_dtype))
     return Subject(model, origin, stream, tokenizer or load_tokenizer(model), place)
 
 

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from typing_extensions import Unpack
 
 from jointquant.errors import require
 from jointquant.hub import locate
+from jointquant.models.options import ModelOptions, completed, of_folder
 from jointquant.progress import Progress
 from jointquant.runtime.loading import load, load_tokenizer
 
@@ -37,17 +39,13 @@ def generate_text(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
-    device: str = "auto",
-    dtype: str = "auto",
     *,
-    revision: str | None = None,
-    hub: str = "hf",
-    allow_pickle: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[ModelOptions],
 ) -> Generation:
     """Continue ``prompt``, with a cache; temperature 0 always takes the likeliest token.
 
-    ``revision``, ``hub`` and ``progress`` belong to a model that is a hub id, ``allow_pickle`` to a folder.
+    The options are those of ``quantize``; progress is that of a model's download.
 
     Raises:
         InputError: no such model, a prompt without tokens, or more tokens than the model has positions.
@@ -56,9 +54,10 @@ def generate_text(
         temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf,
         f"temperature {temperature}: expected 0, or a number from {LOWEST_TEMPERATURE} on",
     )
-    model = locate(model, revision, hub, progress).folder
+    given = completed(options)
+    model = locate(model, given["revision"], given["hub"], progress).folder
     tokenizer = load_tokenizer(model)
-    loaded = load(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    loaded = load(model, **of_folder(given))
     torch.manual_seed(seed)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.device)
     prompt_tokens = inputs["input_ids"].shape[1]

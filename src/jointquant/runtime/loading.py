@@ -12,11 +12,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from typing_extensions import Unpack
 
 from jointquant.backend.devices import resolve_device, resolve_dtype
 from jointquant.errors import InputError, require
 from jointquant.hub import locate
 from jointquant.models.configuration import blamed, read_config
+from jointquant.models.options import ModelOptions, completed
 from jointquant.models.source import check_finite
 from jointquant.models.stream import open_stream
 from jointquant.runtime.integration import check_artifact, is_artifact
@@ -28,41 +30,29 @@ from jointquant.trust.folder import GENERATION_NAME, check_folder, tokenizer_cod
 PROBE = "Hello world,  don't\tsplit 12345.67 naïve 東京 — “quoted” (x_y) != z\n\n    return   None\r\n"
 
 
-def load(
-    model: str | Path,
-    *,
-    revision: str | None = None,
-    hub: str = "hf",
-    device: str = "auto",
-    dtype: str = "auto",
-    allow_pickle: bool = False,
-    kernels: str | None = None,
-) -> PreTrainedModel:
+def load(model: str | Path, *, kernels: str | None = None, **options: Unpack[ModelOptions]) -> PreTrainedModel:
     """A model folder, a hub id or an artifact, ready to run.
 
     Args:
         model: the folder or the id.
-        revision: branch, tag or commit of a hub id.
-        hub: ``hf`` or ``modelscope``.
-        device: "auto" is the accelerator if there is one.
-        dtype: what is computed in; "auto" is float32 on the CPU and the stored dtype elsewhere.
-        allow_pickle: whether weights may be read from pickle files.
         kernels: ``auto`` or ``reference``, for the quantized linears; None: what the environment variable
             ``JOINTQUANT_KERNELS`` says, else ``auto``.
+        **options: ``revision``, ``hub``, ``device``, ``dtype``, ``allow_pickle``, as for ``quantize``.
 
     Raises:
         InputError: no such model, an unknown architecture, tensors that are missing or broken, or unknown kernels.
     """
     mode = default_mode() if kernels is None else mode_named(kernels)
-    folder = locate(model, revision, hub).folder
+    given = completed(options)
+    folder = locate(model, given["revision"], given["hub"]).folder
     config = read_config(folder)
-    where = resolve_device(device)
+    where = resolve_device(given["device"])
     if is_artifact(folder):
         check_artifact(folder, config)
         stored = config.dtype
     else:
-        stored = open_stream(folder, allow_pickle=allow_pickle).stored_dtype
-    computed = resolve_dtype(dtype, where, stored)
+        stored = open_stream(folder, allow_pickle=given["allow_pickle"]).stored_dtype
+    computed = resolve_dtype(given["dtype"], where, stored)
     with blamed(f"{folder} cannot be loaded"):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=computed, local_files_only=True, trust_remote_code=False

@@ -1,0 +1,189 @@
+"""A comparison at work: candidates calibrated together, quantized, and measured one after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from jointquant.analysis.candidates import Candidate
+from jointquant.analysis.inspection import Inspector
+from jointquant.backend.memory import Size, peak_rss_bytes
+from jointquant.calibration.calibrate import Calibrated, calibrate_together
+from jointquant.evaluation.divergence import Divergence
+from jointquant.evaluation.evaluate import EvaluationResult, evaluate
+from jointquant.job import OpenJobs
+from jointquant.models.options import ModelOptions, of_folder
+from jointquant.pipeline import write_artifact
+from jointquant.progress import Prefixed, Progress
+from jointquant.recipe.recipe import CalibrationSettings
+from jointquant.rotations.bundle import Rotations
+from jointquant.run.identity import digest
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe with one seed: by text the perplexity, and the divergence from the unquantized model.
+
+    Seconds are those of ``quantize`` alone, without what the comparison measures; of a recipe that was stopped on its
+    way (``resumed``) those of its last part.
+    """
+
+    recipe: str
+    seed: int
+    perplexity: dict[str, float]
+    divergence: dict[str, Divergence]
+    bits: float
+    size_bytes: int
+    seconds: float
+    peak_rss_bytes: int
+    resumed: bool = False
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Run:
+        """Of its plain data."""
+        return cls(**{**data, "divergence": {text: Divergence(**found) for text, found in data["divergence"].items()}})
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How artifacts are measured; the fields are arguments of ``evaluate``."""
+
+    texts: tuple[str, ...]
+    seqlen: int | None
+    max_tokens: int | None
+    memory_budget: Size
+    options: ModelOptions
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed comparison must have in common with the one that was stopped."""
+        texts = {text: _text_digest(text) for text in self.texts}
+        return {"verb": "compare", "texts": texts, "seqlen": self.seqlen, "max_tokens": self.max_tokens}
+
+    def measure(self, model: str | Path | PreTrainedModel, **others: Any) -> EvaluationResult:
+        """What a model or an artifact makes of the texts."""
+        return evaluate(
+            model,
+            self.texts,
+            seqlen=self.seqlen,
+            max_tokens=self.max_tokens,
+            memory_budget=self.memory_budget,
+            **of_folder(self.options),
+            **others,
+        )
+
+
+class Laboratory:
+    """A comparison at work. Each recipe's figures are written into the journal as soon as they are known.
+
+    Args:
+        opened: the jobs, by the candidates' names.
+        candidates: by name.
+        protocol: how each is measured.
+        keep_artifacts: whether artifacts stay.
+        progress: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        opened: OpenJobs,
+        candidates: Mapping[str, Candidate],
+        protocol: Protocol,
+        keep_artifacts: bool,
+        progress: Progress,
+    ) -> None:
+        assert opened.journal is not None
+        self.opened, self.candidates, self.protocol, self.progress = opened, candidates, protocol, progress
+        self.keep_artifacts, self.journal, self.subject = keep_artifacts, opened.journal, opened.subject
+        self.inspected: set[str] = set()
+
+    def remembered(self, stage: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Plain data that a run before has written down, or that is made now and written down."""
+        entries = self.journal.entries(stage)
+        if entries:
+            return entries[-1].facts
+        facts = make()
+        self.journal.record(stage, 0, [], facts)
+        return facts
+
+    def measure_reference(self) -> dict[str, Any]:
+        """The unquantized model's figures, and facts about the evaluation."""
+        progress = Prefixed(self.progress, "unquantized")
+        measured = self.protocol.measure(self.subject.model, tokenizer=self.subject.tokenizer, progress=progress)
+        source = self.subject.stream.source
+        sizes = (torch.Size(shape).numel() * source.dtype(name).itemsize for name, shape in source.shapes().items())
+        figures = {
+            "perplexity": measured.perplexity,
+            "bits": 8.0 * self.subject.stream.stored_dtype.itemsize,
+            "size_bytes": sum(sizes),
+        }
+        return {"figures": figures, "facts": {"tokens": measured.tokens, "seqlen": measured.seqlen}}
+
+    def measured(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each candidate's name and what was found, those that calibrate alike behind each other."""
+        groups: dict[CalibrationSettings, list[str]] = {}
+        for name, candidate in self.candidates.items():
+            groups.setdefault(candidate.recipe.calibration, []).append(name)
+        for number, names in enumerate(groups.values()):
+            done = {name: self.journal.entries(f"{name}/measured") for name in names}
+            rotations = self.calibrated([name for name in names if not done[name]], f"walk-{number}")
+            for name in names:
+                found = done[name][-1].facts if done[name] else self.run(name, rotations[name])
+                self.inspected |= {self.candidates[name].label} if found["details"] else set()
+                yield name, found
+
+    def calibrated(self, names: list[str], walk: str) -> dict[str, Calibrated]:
+        """Pass 1 of several candidates in one walk; what they come to is in their own parts of the journal then."""
+        if not names:
+            return {}
+        seed = self.candidates[names[0]].seed
+        progress = Prefixed(self.progress, f"{len(names)} recipes (seed {seed})")
+        jobs = [self.opened.jobs[name] for name in names]
+        workspace = self.opened.shared(names, walk)
+        found = calibrate_together(jobs, workspace, progress)
+        assert workspace.journal is not None
+        self.journal.clear(f"{walk}/over", [workspace.journal.work], {})
+        return dict(zip(names, found, strict=True))
+
+    def run(self, name: str, calibrated: Calibrated) -> dict[str, Any]:
+        """Pass 2 of a candidate, and how good its artifact is; details of the first seed of each recipe."""
+        candidate, rotations = self.candidates[name], calibrated.rotations
+        job = replace(self.opened.jobs[name], progress=Prefixed(self.progress, candidate.title))
+        resumed = bool(self.journal.entries(f"{name}/quantize"))
+        inspector = None
+        if candidate.label not in self.inspected:
+            inspector = Inspector(job.stream, job.assembly, rotations, job.windows, job.place)
+        besides = inspector.seconds if inspector else 0.0
+        start = time.perf_counter()
+        written = write_artifact(job, rotations, inspector)
+        seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
+        peak = max(job.ranks.ask(peak_rss_bytes()))  # asked of all: the artifact is there when they have answered
+        found = self.protocol.measure(job.artifact, reference=self.subject.model, progress=job.progress)
+        figures = found.perplexity, found.divergence, written.bits_per_weight, written.size_bytes
+        run = Run(candidate.label, candidate.seed, *figures, seconds, peak, resumed)
+        details = {} if inspector is None else _details(rotations, inspector) | {"transforms": written.transforms}
+        facts = {"run": asdict(run), "details": details}
+        assert job.workspace.journal is not None
+        folders = [job.workspace.journal.work, *([] if self.keep_artifacts else [job.artifact])]
+        self.journal.clear(f"{name}/measured", folders, facts)
+        return facts
+
+
+def _text_digest(source: str) -> str:
+    """A fingerprint of a text file; a hub's text goes by its name."""
+    name, _, field = source.rpartition(":")
+    path = Path(name if field and Path(name).is_file() else source)
+    return digest(path.read_bytes()) if path.is_file() else ""
+
+
+def _details(rotations: Rotations, inspector: Inspector) -> dict[str, Any]:
+    return {
+        "traces": {name: asdict(trace) for name, trace in rotations.traces.items()},
+        "spreads": [spread.to_dict() for spread in inspector.spreads],
+        "errors": [asdict(error) for error in inspector.errors],
+    }
