@@ -55,7 +55,7 @@ def labelled(
     labels = [label for label, _ in named]
     for label in labels:
         require(labels.count(label) == 1, f"recipe {label!r} is named twice: expected different names")
-        plain = Path(label).name == label and not label.startswith(".")
+        plain = label != "" and Path(label).name == label and not label.startswith(".")
         require(plain, f"recipe {label!r} cannot name a folder: expected a name without a slash, and no dot before it")
     repeats = [[]] if seeds is None else [[f"calibration.seed={seed}"] for seed in seeds]
     candidates = [

@@ -294,5 +294,5 @@ def _traced(learned: Sequence[Learned], name: str, traces: dict[str, Trace]) -> 
     """The rotations; what is known of their training goes to ``traces`` under the names of their tensors."""
     single = name == "r1" and len(learned) == 1
     for index, result in enumerate(learned):
-        traces[name if single else f"{name}.{index}"] = Trace(result.losses, result.angles)
+        traces[name if single else f"{name}.{index}"] = Trace.of(result.losses, result.angles)
     return tuple(result.rotation for result in learned)
