@@ -23,3 +23,7 @@ def printable(text: str, limit: int = 1000) -> str:
     line = " ".join(text.split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
+class DamageWarning(UserWarning):
+    """Something of an unfinished run is not what was written: it is done again."""

@@ -6,16 +6,24 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from jointquant.distributed.ranks import Ranks
+from jointquant.files.digests import PIECE, running
 from jointquant.files.durable import bytes_of, room_needed
 
 SLOTS = ("hidden-0.bin", "hidden-1.bin")
 """The states last saved, and those that will replace them."""
+
+
+class Saved(NamedTuple):
+    """A file of states: its name, and the digest of its bytes."""
+
+    name: str
+    digest: str
 
 
 class Store(Protocol):
@@ -38,7 +46,7 @@ class Store(Protocol):
     def turn(self) -> None:
         """All windows were written: from now on they are what is read."""
 
-    def save(self) -> str:
+    def save(self) -> Saved:
         """Make what is read durable; returns the file that holds it."""
 
     def load(self, name: str) -> None:
@@ -77,16 +85,16 @@ class HeldStates:
     def turn(self) -> None:
         """Nothing to do."""
 
-    def save(self) -> str:
+    def save(self) -> Saved:
         """Write the slot that was not written last."""
         assert self.folder is not None
         self._slot = 1 - self._slot
-        path = self.folder / SLOTS[self._slot]
+        path, digest = self.folder / SLOTS[self._slot], running()
         with room_needed(path, self.states.nbytes), path.open("wb") as file:
             for window in self.states:  # from an accelerator one window at a time
-                file.write(bytes_of(window.cpu().contiguous()))
+                _write(file, digest, window.cpu())
             os.fsync(file.fileno())
-        return path.name
+        return Saved(path.name, digest.hexdigest())
 
     def load(self, name: str) -> None:
         """Read a slot."""
@@ -112,6 +120,7 @@ class SpilledStates:
     ) -> None:
         self.folder, self._shape, self.dtype, self._slots = folder, shape, dtype, slots
         self._slot = 0  # the one that is read
+        self._digest, self._next_digest = running(), running()  # of what is read, and of what is being written
         self._bytes_per_window = shape[1] * shape[2] * dtype.itemsize
         for name in slots:
             (folder / name).touch()
@@ -133,22 +142,26 @@ class SpilledStates:
         path = self.folder / self._slots[self._next]
         with room_needed(path, self._shape[0] * self._bytes_per_window), path.open("r+b") as file:
             file.seek(start * self._bytes_per_window)
-            file.write(bytes_of(states.to(self.dtype).cpu().contiguous()))
+            _write(file, self._next_digest, states.to(self.dtype).cpu())
 
     def turn(self) -> None:
         """Change files."""
         self._slot = self._next
+        self._digest, self._next_digest = self._next_digest, running()
 
-    def save(self) -> str:
+    def save(self) -> Saved:
         """Flush the current file."""
         path = self.folder / self._slots[self._slot]
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        return path.name
+        return Saved(path.name, self._digest.hexdigest())
 
     def load(self, name: str) -> None:
         """Make a file the current one."""
-        self._slot = self._slots.index(name)
+        self._slot, self._digest = self._slots.index(name), running()
+        with (self.folder / name).open("rb") as file:
+            while piece := file.read(PIECE):
+                self._digest.update(piece)
 
     @property
     def _next(self) -> int:
@@ -223,23 +236,24 @@ class SharedStore:
         """All of this rank's windows were written."""
         self.own.turn()
 
-    def save(self) -> str:
+    def save(self) -> Saved:
         """Write the slot that was not written last, window by window as they arrive."""
         self._slot = 1 - self._slot
+        digest = running()
         if not self.ranks.leads:
             for window in self._own_windows():
                 self.ranks.pass_aside(window, self.ranks.rank, 0)
-            return SLOTS[self._slot]
+            return Saved(SLOTS[self._slot], "")  # the leading rank knows it
         assert self.folder is not None
         path = self.folder / SLOTS[self._slot]
         with room_needed(path, self._window_bytes * self.whole[0]), path.open("wb") as file:
             for window in self._own_windows():
-                file.write(bytes_of(window))
+                _write(file, digest, window)
             for number in range(self.share.part().stop, self.whole[0]):
                 empty = torch.empty(self.whole[1:], dtype=self.own.dtype)
-                file.write(bytes_of(self.ranks.pass_aside(empty, self.share.owner(number), 0)))
+                _write(file, digest, self.ranks.pass_aside(empty, self.share.owner(number), 0))
             os.fsync(file.fileno())
-        return path.name
+        return Saved(path.name, digest.hexdigest())
 
     def load(self, name: str) -> None:
         """Read a slot, and give every rank its windows."""
@@ -264,6 +278,12 @@ class SharedStore:
     def _own_windows(self) -> Iterator[Tensor]:
         for number in range(self.own.shape[0]):
             yield self.own.read(number, number + 1)[0].cpu().contiguous()
+
+
+def _write(file: BinaryIO, digest: Any, states: Tensor) -> None:
+    data = bytes_of(states.contiguous())
+    file.write(data)
+    digest.update(data)
 
 
 def _from_file(descriptor: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,7 @@ from jointquant.calibration.learners import HeadLearner, Learner, ResidualLearne
 from jointquant.calibration.smoothing import Smoother
 from jointquant.distributed.ranks import ALONE, Ranks, of_leader
 from jointquant.errors import require
+from jointquant.files.digests import digest_of_file
 from jointquant.files.durable import save_tensors
 from jointquant.models.layer import LayerArguments, Place
 from jointquant.models.stream import ModelStream
@@ -26,8 +27,9 @@ from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, Trace, layered
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.optimizers import Learned
+from jointquant.run.entries import CURRENT, Entry
 from jointquant.run.job import Job
-from jointquant.run.journal import Entry, Journal
+from jointquant.run.journal import Journal
 from jointquant.run.workspace import Workspace, Write
 from jointquant.seeds import generator
 
@@ -151,7 +153,7 @@ def write_records(journal: Journal, index: int, learners: Sequence[Learner]) -> 
         record, state = journal.work / f"calibrate-{index}.safetensors", journal.work / STATE_NAMES[index % 2]
         save_tensors(record, records)
         save_tensors(state, states)
-        return [record], {"state": state.name}
+        return [record], {"state": state.name, CURRENT: {state.name: digest_of_file(state)}}
 
     return write
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -18,7 +20,7 @@ from jointquant.cli.quantize import quantize
 from jointquant.cli.ranks import main_of_rank
 from jointquant.cli.stats import stats
 from jointquant.distributed.ranks import started_by_torchrun
-from jointquant.errors import InputError
+from jointquant.errors import DamageWarning, InputError, printable
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -55,6 +57,8 @@ def application() -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the input is at fault, 130 interrupted, 1 a defect of ours."""
     _be_quiet()
+    warnings.simplefilter("always", DamageWarning)
+    warnings.showwarning = _show_warning
     if started_by_torchrun():
         main_of_rank(sys.argv[1:] if arguments is None else arguments, run)
     try:
@@ -74,6 +78,10 @@ def run(arguments: list[str] | None) -> int:
     command = typer.main.get_command(application())
     status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
     return status if isinstance(status, int) else 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"note: {printable(str(message))}", file=sys.stderr)
 
 
 def _be_quiet() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from jointquant._version import __version__
@@ -51,7 +52,9 @@ def identity_of(
         "batch_tokens": batch_tokens,
         "device": subject.place.device.type,
         "dtype": str(subject.place.dtype).removeprefix("torch."),
-        "versions": {"jointquant": __version__, "torch": torch.__version__},
+        "threads": torch.get_num_threads(),  # sums are split over them
+        "versions": {"jointquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "format": 2,  # of the journal
     }
 
 
@@ -101,7 +104,7 @@ def check_alike(ranks: Ranks, identity: dict[str, Any], folder: Path | None) -> 
     model = dict(identity["model"])
     if folder is not None:
         model["shards"] = {name: sample_digest(folder / name) for name in model["shards"]}
-    every = ranks.ask({**identity, "model": model})
+    every = ranks.ask({**identity, "model": model, "threads": "as each host has them"})
     for rank, other in enumerate(every):
         found = differences(every[0], other)
         require(

@@ -16,41 +16,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jointquant.distributed.ranks import Ranks
-from jointquant.errors import InputError, ResumableError, require
-from jointquant.files.durable import flush, room_needed, save_json
+from jointquant.errors import DamageWarning, InputError, ResumableError, require
+from jointquant.files.digests import digest_of_bytes, digest_of_file
+from jointquant.files.durable import flush, save_json
 from jointquant.files.working_folder import discard, empty, locked, make_working_folder
+from jointquant.run.entries import CURRENT, Entry, Lines, Named, whole
 from jointquant.trust.permissions import seal
 
 RUN_NAME, JOURNAL_NAME = "run.json", "journal.jsonl"
 COMPLETE_NAME = "complete.json"
-REMOVED = -1
 SHOWN = 3
 """Differences that an error message names."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A finished step.
-
-    Attributes:
-        stage: the pass.
-        step: which of its steps.
-        files: those the step left behind, relative to the run's folder, and their sizes in bytes; REMOVED: it took one
-            away that an earlier step had left.
-        facts: what later steps need to know.
-    """
-
-    stage: str
-    step: int
-    files: dict[str, int] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Journal:
@@ -59,14 +42,15 @@ class Journal:
     Args:
         folder: ``.NAME.partial``.
         entries: what was done before.
+        lines: the file; None: somebody else writes it.
     """
 
-    def __init__(self, folder: Path, entries: list[Entry]) -> None:
-        self.folder, self._entries = folder, entries
+    def __init__(self, folder: Path, entries: list[Entry], lines: Lines | None = None) -> None:
+        self.folder, self._entries, self._lines = folder, entries, lines
         self.resumed = bool(entries)
         self.artifact, self.work = folder / "artifact", folder / "work"
-        for path in (self.artifact, self.work):
-            path.mkdir(exist_ok=True)
+        self.make(self.artifact)
+        self.make(self.work)
 
     def all_entries(self) -> list[Entry]:
         """The finished steps of all passes, in order."""
@@ -82,65 +66,51 @@ class Journal:
 
     def make(self, folder: Path) -> None:
         """Make a folder of the run."""
-        folder.mkdir(parents=True, exist_ok=True)
+        if self._lines is not None:
+            folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
         """A step is done: its files are on the disk. Raises ResumableError when the disk is full."""
-        sizes = {str(path.relative_to(self.folder)): path.stat().st_size for path in files}
-        self.enter(Entry(stage, step, sizes, facts))
+        if self._lines is not None:
+            named: Named = {str(path.relative_to(self.folder)): digest_of_file(path) for path in files}
+            self._enter(Entry(stage, step, named, facts))
 
-    def clear(self, stage: str, folders: list[Path], facts: dict[str, Any]) -> None:
-        """A part is done, and what it kept in some folders is not needed any more: say so, then remove them."""
-        within = {name for entry in self._entries for name in entry.files}
-        gone = {name for folder in folders for name in within if (self.folder / name).is_relative_to(folder)}
-        self.enter(Entry(stage, 0, dict.fromkeys(sorted(gone), REMOVED), facts))
+    def clear(self, stage: str, folders: list[Path], facts: dict[str, Any], files: Sequence[Path] = ()) -> None:
+        """A part is done, and what it kept in some folders is not needed any more: say so, then remove them.
+
+        ``files`` are those that it leaves.
+        """
+        if self._lines is None:
+            return
+        names = {name for entry in self._entries for name in entry.files}
+        gone = sorted(n for n in names if any((self.folder / n).is_relative_to(folder) for folder in folders))
+        kept: Named = {str(path.relative_to(self.folder)): digest_of_file(path) for path in files}
+        self._enter(Entry(stage, 0, dict.fromkeys(gone) | kept, facts))
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def enter(self, entry: Entry) -> None:
-        """Write a line; it is on the disk when this returns. Raises ResumableError when the disk is full."""
-        path = self.folder / JOURNAL_NAME
-        line = json.dumps(asdict(entry), sort_keys=True) + "\n"
-        with room_needed(path, len(line)), path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+    def forget(self, stage: str, why: str) -> None:
+        """A pass begins again, for something of it is damaged."""
+        self._entries = [entry for entry in self._entries if entry.stage != stage]
+        if self._lines is not None:
+            warn_of_damage(f"{self.folder}: {why}, {stage} begins again")
+            self._lines.rewrite(self._entries)
+
+    def _enter(self, entry: Entry) -> None:
+        assert self._lines is not None
+        self._lines.append(entry)
         self._entries.append(entry)
 
     def complete(self, report: dict[str, Any]) -> None:
         """All is done but for the artifact's name."""
-        save_json(self.folder / COMPLETE_NAME, {"identity": _load(self.folder / RUN_NAME), "report": report})
+        if self._lines is not None:
+            found = {"identity": _load(self.folder / RUN_NAME), "report": report}
+            save_json(self.folder / COMPLETE_NAME, found | {"digest": _digest(found)})
 
     @property
     def started(self) -> bool:
         """Whether a step is done, so that there is something to go on from."""
         return bool(self._entries)
-
-
-class FollowedJournal(Journal):
-    """What a rank that does not lead knows of a run: the steps that were done before. It writes nothing.
-
-    Args:
-        folder: the leading rank's, for messages.
-        entries: what was done before.
-    """
-
-    def __init__(self, folder: Path, entries: list[Entry]) -> None:
-        self.folder, self._entries = folder, entries
-        self.resumed = bool(entries)
-        self.artifact, self.work = folder / "artifact", folder / "work"
-
-    def make(self, folder: Path) -> None:
-        """The leading rank does."""
-
-    def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
-        """The leading rank does."""
-
-    def clear(self, stage: str, folders: list[Path], facts: dict[str, Any]) -> None:
-        """The leading rank does."""
-
-    def complete(self, report: dict[str, Any]) -> None:
-        """The leading rank does."""
 
 
 class JournalPart(Journal):
@@ -170,12 +140,16 @@ class JournalPart(Journal):
         """In the run's journal."""
         self.whole.record(f"{self.name}/{stage}", step, files, facts)
 
+    def forget(self, stage: str, why: str) -> None:
+        """In the run's journal."""
+        self.whole.forget(f"{self.name}/{stage}", why)
+
 
 @contextmanager
 def join_journal(out: Path, identity: dict[str, Any], overwrite: bool, ranks: Ranks) -> Iterator[Journal]:
     """The run that fills ``out``, as ``open_journal``, of which one rank writes the journal."""
     if not ranks.leads:
-        yield FollowedJournal(partial_folder(out), ranks.tell([]))
+        yield Journal(partial_folder(out), ranks.tell([]))
         return
     with open_journal(out, identity, overwrite) as journal:
         ranks.tell(journal.all_entries())
@@ -195,12 +169,12 @@ def open_journal(out: Path, identity: dict[str, Any], overwrite: bool) -> Iterat
         overwrite: discard an unfinished run that is another one.
 
     Raises:
-        InputError: an unfinished run that differs or is damaged, or one that is at work.
+        InputError: an unfinished run that differs, or one that is at work.
     """
     folder = partial_folder(out)
     new_parents = make_working_folder(folder)
     with locked(folder, out):
-        journal = Journal(folder, _entries(folder, out, identity, overwrite))
+        journal = Journal(folder, *_opened(folder, out, identity, overwrite))
         try:
             yield journal
         except BaseException as error:
@@ -249,56 +223,62 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
     with locked(folder, out):
         found = _load(folder / COMPLETE_NAME)
-        if differences(found.get("identity"), _plain(identity)):
+        whole_report = found.pop("digest", None) == _digest(found)
+        if not whole_report or differences(found.get("identity"), _plain(identity)):
             return None
         _clear(folder)
     report: dict[str, Any] = found["report"]
     return report
 
 
-def _entries(folder: Path, out: Path, identity: dict[str, Any], overwrite: bool) -> list[Entry]:
+def _opened(folder: Path, out: Path, identity: dict[str, Any], overwrite: bool) -> tuple[list[Entry], Lines]:
     """What an unfinished run in ``folder`` has done; where there is none to go on with, the folder is made ready."""
-    run = folder / RUN_NAME
-    wanted = _plain(identity)
+    run, wanted = folder / RUN_NAME, _plain(identity)
+    lines = Lines(folder / JOURNAL_NAME, _digest(wanted))
     if run.is_file():
         different = differences(_load(run), wanted)
-        entries = _read(folder / JOURNAL_NAME)
-        damage = None if different else _damage(folder, entries)
-        if not different and damage is None:
-            return entries
-        what = f"is damaged: {damage}" if damage else f"is another one: {'; '.join(different)}"
+        if not different:
+            return _checked(folder, lines), lines
         require(
             overwrite,
-            f"an unfinished run for {out} {what}, "
+            f"an unfinished run for {out} is another one: {'; '.join(different)}, "
             "expected the same command, another --out, or --overwrite to discard it",
         )
     empty(folder)
     save_json(run, wanted)
-    return []
+    return [], lines
 
 
-def _read(path: Path) -> list[Entry]:
-    """The journal's entries; a last line that was cut off never happened, and is cut away."""
-    if not path.is_file():
-        return []
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        os.truncate(path, len(whole))
-    return [Entry(**json.loads(line)) for line in whole.splitlines()]
+def _checked(folder: Path, lines: Lines) -> list[Entry]:
+    """The entries of which everything is as it was written; the rest is cut away, and files that none of them names."""
+    entries, cut = lines.read()
+    good, damaged = whole(entries, folder)
+    if damaged is not None:
+        warn_of_damage(f"{folder / damaged} is not what was written: what came after it is done again")
+        lines.rewrite(good)
+    elif cut:
+        warn_of_damage(f"{lines.path} does not fit together behind line {len(good)}: what came after it is done again")
+    _remove_strangers(folder, good)
+    return good
 
 
-def _damage(folder: Path, entries: list[Entry]) -> str | None:
-    """What is wrong with the files that the entries name; None: nothing. Of a file named twice the last word counts."""
-    for name, size in {name: size for entry in entries for name, size in entry.files.items()}.items():
-        path = folder / name
-        if size == REMOVED:
-            continue
-        if not path.is_file():
-            return f"{name} has gone"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
-    return None
+def _remove_strangers(folder: Path, entries: list[Entry]) -> None:
+    """Files in artifact and work that no step left; hidden states and the like, which the last steps name, stay."""
+    named = {folder / name for entry in entries for name, digest in entry.files.items() if digest is not None}
+    current = {name for entry in entries for name in entry.facts.get(CURRENT, {})}
+    for part in (folder / "artifact", folder / "work"):
+        for path in part.rglob("*") if part.is_dir() else ():
+            if (path.is_symlink() or path.is_file()) and path not in named and path.name not in current:
+                path.unlink()
+
+
+def warn_of_damage(line: str) -> None:
+    """Tell the user, in one line; the work goes on."""
+    warnings.warn(line, DamageWarning, stacklevel=2)
+
+
+def _digest(data: Any) -> str:
+    return digest_of_bytes(json.dumps(data, sort_keys=True).encode())
 
 
 def differences(there: Any, here: Any) -> list[str]:

@@ -15,10 +15,12 @@ from jointquant.activations.hidden_states import HiddenStates, micro_batch
 from jointquant.activations.stores import SLOTS, HeldStates, Share, SharedStore, SpilledStates, Store
 from jointquant.backend.background import Background
 from jointquant.backend.devices import tokens_at_once
-from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all
+from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all, of_leader
+from jointquant.files.digests import has_digest
 from jointquant.files.durable import load_tensors
 from jointquant.models.layer import Place
-from jointquant.run.journal import Entry, Journal
+from jointquant.run.entries import CURRENT, Entry
+from jointquant.run.journal import Journal
 
 Storage = Literal["device", "memory", "disk"]
 """Where hidden states are: on the device that layers run on, in the host's memory, or in files."""
@@ -103,9 +105,19 @@ class Ledger:
         self.journal, self.stage, self.states, self.background = journal, stage, states, background
 
     def resume(self) -> list[Entry]:
-        """The steps that are done; the states are those behind the last of them."""
+        """The steps that are done; the states are those behind the last of them.
+
+        Where a file that the last step left is not what was written, the pass begins again.
+        """
         entries = [] if self.journal is None else self.journal.entries(self.stage)
-        if entries and "states" in entries[-1].facts:
+        if not entries or self.journal is None:
+            return []
+        ranks, journal, current = self.states.ranks, self.journal, entries[-1].facts.get(CURRENT, {})
+        damaged = of_leader(ranks, lambda: [n for n, d in current.items() if not has_digest(journal.work / n, d)])
+        if damaged:
+            journal.forget(self.stage, f"{damaged[0]} is not what was written")
+            return []
+        if "states" in entries[-1].facts:
             self.states.store.load(entries[-1].facts["states"])
         return entries
 
@@ -123,7 +135,9 @@ class Ledger:
             files, facts = write() if self.states.ranks.leads else ([], {})
             if self.journal is not None:
                 if save_states:
-                    facts = {**facts, "states": self.states.store.save()}
+                    saved = self.states.store.save()
+                    current = facts.get(CURRENT, {}) | {saved.name: saved.digest}
+                    facts = {**facts, "states": saved.name, CURRENT: current}
                 self.journal.record(self.stage, step, files, facts)
 
         self.background.submit(work)
