@@ -20,6 +20,7 @@ from jointquant.backend.memory import return_freed_memory
 from jointquant.calibration.windows import calibration_sets
 from jointquant.distributed.process_group import joined, spill_folder
 from jointquant.distributed.ranks import Ranks, of_leader
+from jointquant.errors import ResumableError
 from jointquant.files.output import check_output
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits, budget_of, plan_runs, workload_of
@@ -152,6 +153,8 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
         if request.announce is not None:
             request.announce(max(plans.values(), key=lambda plan: plan.host_peak))
     with join_journal(out, identity, overwrite, ranks) as journal, spill_folder(ranks) as spill:
+        if ranks.leads:
+            _check_unchanged(subject, journal)
         jobs = {}
         for label, assembly in assemblies.items():
             part = journal if request.folder is None else journal.part(label, journal.artifact / request.folder / label)
@@ -161,6 +164,16 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
             )
             jobs[label] = Job(subject, assembly, batch, workspace, part.artifact, request.progress)
         yield OpenJobs(subject, jobs, plans, journal, ranks)
+
+
+def _check_unchanged(subject: Subject, journal: Journal) -> None:
+    """Refuse to go on with a model whose files hold something else than when the run began, whatever their dates."""
+    name = subject.stream.source.changed(journal.read())
+    if name is not None:
+        raise ResumableError(
+            f"tensor {name} of {subject.model} is not what the unfinished run has read: expected the same files (put "
+            "them back), another --out, or --overwrite to begin again"
+        )
 
 
 def planned(

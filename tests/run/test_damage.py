@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
@@ -191,3 +192,41 @@ def test_undisturbed_steps_are_not_done_again(place: Path) -> None:
         assert jointquant.quantize(place / "m", out, RECIPE, progress=Sees("", 0)).resumed
     assert ("calibrate", 1) not in seen
     assert seen[0] == ("quantize", 2) or ("quantize", 2) in seen
+
+
+def test_a_model_that_changed_with_the_same_size_and_date(place: Path) -> None:
+    """What the run has read is looked at again: two models never become one artifact."""
+    model, out, folder = place / "m", place / "out", partial_folder(place / "out")
+    for path in (out, folder):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(place / "stopped-3", folder)
+    shard = model / "model.safetensors"
+    before, status = shard.read_bytes(), shard.stat()
+    size = int.from_bytes(before[:8], "little")
+    header = json.loads(before[8 : 8 + size])
+    for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"):
+        at = 8 + size + header[name]["data_offsets"][0]
+        shard.write_bytes(before[:at] + bytes([before[at] ^ 0x01]) + before[at + 1 :])
+        os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(InputError, match=f"tensor {name} of .* is not what the unfinished run"):
+            jointquant.quantize(model, out, RECIPE)
+    shard.write_bytes(before)
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert jointquant.quantize(model, out, RECIPE).resumed
+    assert contents(out) == contents(place / "whole")
+
+
+def test_other_threads_are_another_run(place: Path) -> None:
+    import torch
+
+    out, folder = place / "out", partial_folder(place / "out")
+    for path in (out, folder):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(place / "stopped-3", folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(InputError, match=rf"threads was {threads}, now {threads + 1}"):
+            jointquant.quantize(place / "m", out, RECIPE)
+    finally:
+        torch.set_num_threads(threads)

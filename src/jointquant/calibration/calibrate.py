@@ -124,7 +124,10 @@ def walk(
     frontend = stream.frontend(workspace.place)
     arguments = frontend.layer_arguments(windows)
     states = workspace.states(windows, stream.config.hidden_size)
-    with workspace.ledger("calibrate", states) as ledger, progress.stage("calibrate", stream.num_layers) as stage:
+    with (
+        workspace.ledger("calibrate", states, stream.source) as ledger,
+        progress.stage("calibrate", stream.num_layers) as stage,
+    ):
         start = restore(learners, ledger.resume(), workspace)
         if start == 0:
             embed(frontend, windows, states)

@@ -8,6 +8,7 @@ and folders saved in that form, hold ``gate_up_proj`` [experts, 2 · intermediat
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,14 @@ class ExpertTensors:
     def identity(self) -> dict[str, Any]:
         """That of the stored tensors."""
         return self.source.identity()
+
+    def digests(self) -> dict[str, str]:
+        """Those of the stored tensors."""
+        return self.source.digests()
+
+    def changed(self, digests: Mapping[str, str]) -> str | None:
+        """Among the stored tensors."""
+        return self.source.changed(digests)
 
     def load(self, name: str) -> Tensor:
         """A tensor; of a fused one a view."""

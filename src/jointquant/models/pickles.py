@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,18 @@ class PickleCheckpoint:
         """Size and time of the last change of every file."""
         return {"shards": self._stamps.found}
 
+    def digests(self) -> dict[str, str]:
+        """Of the tensors that have been read."""
+        return self._stamps.digests.copy()
+
+    def changed(self, digests: Mapping[str, str]) -> str | None:
+        """Reads and compares."""
+        return self._stamps.changed(digests, self.load)
+
     def load(self, name: str) -> Tensor:
         """One tensor, mapped from its file."""
         self._stamps.check(self._files[name])
-        return check_finite(name, self._open(self._files[name])[name].contiguous())
+        return self._stamps.seen(name, check_finite(name, self._open(self._files[name])[name].contiguous()))
 
     def _open(self, file: str) -> dict[str, Tensor]:
         """The tensors of one file; the file before is let go."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jointquant.errors import InputError, ResumableError, require
+from jointquant.files.digests import digest_of_tensors
 from jointquant.files.durable import bytes_of
 from jointquant.trust.safetensors_header import Entry, read_header
 from jointquant.trust.shard_index import SAFETENSORS, read_index
@@ -35,6 +36,12 @@ class TensorSource(Protocol):
     def identity(self) -> dict[str, Any]:
         """What tells these tensors from others, as plain data."""
 
+    def digests(self) -> dict[str, str]:
+        """Those of the stored tensors that have been read so far, by name; none where identity has all."""
+
+    def changed(self, digests: Mapping[str, str]) -> str | None:
+        """The first tensor that is not what it was when it had its digest; None: all are. Reads them."""
+
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
     """``tensor`` itself; raises InputError, with its name, when it holds NaN or infinity."""
@@ -44,10 +51,15 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
 
 
 class Stamps:
-    """What tells the files of a folder from changed ones: size in bytes and time of the last change in nanoseconds."""
+    """What tells the files of a folder from changed ones: size in bytes and time of the last change in nanoseconds.
+
+    Attributes:
+        digests: of each tensor that was read: what a file holds may change without either.
+    """
 
     def __init__(self, folder: Path, files: Iterable[str]) -> None:
         self.folder = folder
+        self.digests: dict[str, str] = {}
         self.found = {file: _stamp(folder / file) for file in files}
 
     def check(self, file: str) -> Path:
@@ -61,6 +73,16 @@ class Stamps:
                 "put it back and run the same command again"
             )
         return path
+
+    def seen(self, name: str, tensor: Tensor) -> Tensor:
+        """``tensor`` itself, whose digest is taken the first time."""
+        if name not in self.digests:
+            self.digests[name] = digest_of_tensors({name: tensor})
+        return tensor
+
+    def changed(self, digests: Mapping[str, str], load: Callable[[str], Tensor]) -> str | None:
+        """The first tensor that is not what it was; None: all are."""
+        return next((n for n, digest in digests.items() if digest_of_tensors({n: load(n)}) != digest), None)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -113,11 +135,19 @@ class Checkpoint:
                 tensor: Tensor = shard.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ResumableError(f"tensor {name} cannot be read from {path}: {error}") from None
-        return check_finite(name, tensor)
+        return self._stamps.seen(name, check_finite(name, tensor))
 
     def identity(self) -> dict[str, Any]:
         """Size and time of the last change of every shard."""
         return {"shards": self._stamps.found}
+
+    def digests(self) -> dict[str, str]:
+        """Of the tensors that have been read."""
+        return self._stamps.digests.copy()
+
+    def changed(self, digests: Mapping[str, str]) -> str | None:
+        """Reads and compares."""
+        return self._stamps.changed(digests, self.load)
 
 
 class InMemory:
@@ -141,6 +171,14 @@ class InMemory:
             total.update(name.encode())
             total.update(bytes_of(tensor.detach().cpu().contiguous()))
         return {"tensors": total.hexdigest()[:16]}
+
+    def digests(self) -> dict[str, str]:
+        """None: the identity has all."""
+        return {}
+
+    def changed(self, digests: Mapping[str, str]) -> str | None:
+        """As the identity says, nothing."""
+        return None
 
     def load(self, name: str) -> Tensor:
         """A tensor of the model."""

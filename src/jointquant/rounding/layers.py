@@ -53,7 +53,10 @@ def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = No
     inventories: list[Inventory] = []
     room = room_between_runs(stream, assembly, windows, workspace)
     last = assembly.last_reader() if witness is None else stream.num_layers  # behind it nobody asks for the states
-    with workspace.ledger("quantize", states) as ledger, progress.stage("quantize", stream.num_layers) as stage:
+    with (
+        workspace.ledger("quantize", states, stream.source) as ledger,
+        progress.stage("quantize", stream.num_layers) as stage,
+    ):
         done = ledger.resume()
         for entry in done:
             writer.enter(entry.facts["tensors"], entry.facts["bytes"])

@@ -18,6 +18,9 @@ from jointquant.files.durable import room_needed, settle
 CURRENT = "current"
 """Of a step's facts: files in the work folder that the next step replaces, and their digests."""
 
+READ = "read"
+"""Of a step's facts: tensors of the model that it has read, and their digests."""
+
 Named = dict[str, str | None]
 """Files by name, relative to the run's folder, and their digests; None: one that an earlier step left was removed."""
 

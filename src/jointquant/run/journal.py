@@ -27,7 +27,7 @@ from jointquant.errors import DamageWarning, InputError, ResumableError, require
 from jointquant.files.digests import digest_of_bytes, digest_of_file
 from jointquant.files.durable import flush, save_json
 from jointquant.files.working_folder import discard, empty, locked, make_working_folder
-from jointquant.run.entries import CURRENT, Entry, Lines, Named, whole
+from jointquant.run.entries import CURRENT, READ, Entry, Lines, Named, whole
 from jointquant.trust.permissions import seal
 
 RUN_NAME, JOURNAL_NAME = "run.json", "journal.jsonl"
@@ -51,6 +51,10 @@ class Journal:
         self.artifact, self.work = folder / "artifact", folder / "work"
         self.make(self.artifact)
         self.make(self.work)
+
+    def read(self) -> dict[str, str]:
+        """The model's tensors that all finished steps have read, and their digests."""
+        return {name: digest for entry in self._entries for name, digest in entry.facts.get(READ, {}).items()}
 
     def all_entries(self) -> list[Entry]:
         """The finished steps of all passes, in order."""

@@ -19,7 +19,8 @@ from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all, of_leader
 from jointquant.files.digests import has_digest
 from jointquant.files.durable import load_tensors
 from jointquant.models.layer import Place
-from jointquant.run.entries import CURRENT, Entry
+from jointquant.models.source import TensorSource
+from jointquant.run.entries import CURRENT, READ, Entry
 from jointquant.run.journal import Journal
 
 Storage = Literal["device", "memory", "disk"]
@@ -85,10 +86,10 @@ class Workspace:
         return HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device), folder)
 
     @contextmanager
-    def ledger(self, stage: str, states: HiddenStates) -> Iterator[Ledger]:
+    def ledger(self, stage: str, states: HiddenStates, source: TensorSource) -> Iterator[Ledger]:
         """The book of one pass; when the block ends, all is written."""
         with Background(stage) as background:
-            yield Ledger(self.journal, stage, states, background)
+            yield Ledger(self.journal, stage, states, source, background)
 
 
 class Ledger:
@@ -98,11 +99,20 @@ class Ledger:
         journal: where; None: files are written, but the pass cannot be resumed.
         stage: the pass.
         states: the hidden states that travel through it.
+        source: the model's tensors.
         background: who writes.
     """
 
-    def __init__(self, journal: Journal | None, stage: str, states: HiddenStates, background: Background) -> None:
+    def __init__(
+        self,
+        journal: Journal | None,
+        stage: str,
+        states: HiddenStates,
+        source: TensorSource,
+        background: Background,
+    ) -> None:
         self.journal, self.stage, self.states, self.background = journal, stage, states, background
+        self.source, self.entered = source, set[str]()
 
     def resume(self) -> list[Entry]:
         """The steps that are done; the states are those behind the last of them.
@@ -128,11 +138,15 @@ class Ledger:
     def commit(self, step: int, write: Write, save_states: bool = True) -> None:
         """A step is done: write its files and the states behind it, then enter it in the journal.
 
-        Of several ranks one writes, and the others hand it their states.
+        Of several ranks one writes, and the others hand it their states. The tensors that were read since the step
+        before are entered too: a run that goes on looks whether they are still the same.
         """
+        read = {name: digest for name, digest in self.source.digests().items() if name not in self.entered}
+        self.entered |= set(read)
 
         def work() -> None:
             files, facts = write() if self.states.ranks.leads else ([], {})
+            facts = {**facts, READ: read}
             if self.journal is not None:
                 if save_states:
                     saved = self.states.store.save()
