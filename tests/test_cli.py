@@ -128,7 +128,7 @@ def test_an_output_folder_that_is_not_empty(save_model, tmp_path: Path, capsys) 
     out.mkdir()
     (out / "mine.txt").write_text("keep")
     arguments = ["quantize", str(save_model("llama")), "--out", str(out), *QUICK]
-    for flags, message in (([], "is not empty"), (["--overwrite"], "holds no earlier output")):
+    for flags, message in (([], "is not empty"), (["--overwrite"], "has no manifest of jointquant")):
         assert run(*arguments, *flags) == 2
         assert message in capsys.readouterr().err
         assert (out / "mine.txt").read_text() == "keep"

@@ -37,6 +37,7 @@ def test_two_at_once_are_refused_and_what_was_left_behind_is_removed(kind: str, 
     out = tmp_path / "out"
     partial_of(out).mkdir(parents=True)
     (partial_of(out) / "left").write_text("by a process that was killed")
+    (partial_of(out).parent / "lock").touch()
     with writing(kind, out) as partial:
         assert not partial.exists() or not any(partial.iterdir())
         with pytest.raises(InputError, match="another run is filling"), writing(kind, out):

@@ -190,7 +190,7 @@ def test_a_dry_run_needs_the_configuration_alone(tmp_path: Path, capsys) -> None
         (["--set", "weights.group_size=48"], "does not divide"),
         (["--seqlen", "100000"], "is longer than the model's"),
         (["--calib", "nosuch.txt"], "no such text file"),
-        (["--overwrite", "--out", "OUT"], "holds no earlier output"),
+        (["--overwrite", "--out", "OUT"], "has no manifest of jointquant"),
         (["--out", "OUT"], "is not empty"),
     ],
 )

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jointquant.errors import require
+from jointquant.files.manifest import check_replaceable, replace_folder, write_manifest
 from jointquant.files.working_folder import discard, empty, locked, make_working_folder
 from jointquant.trust.permissions import current_umask, seal
 from jointquant.trust.target import check_file_target, check_target
@@ -18,7 +19,10 @@ from jointquant.trust.target import check_file_target, check_target
 
 def check_output(out: Path, overwrite: bool) -> None:
     """Raises InputError when ``out`` is no place for output, or is not empty and may not be overwritten."""
-    check_target(out, overwrite)
+    check_target(out)
+    if out.is_dir() and any(out.iterdir()):
+        require(overwrite, f"output folder {out} is not empty: expected a new one, or --overwrite")
+        check_replaceable(out)
 
 
 @contextmanager
@@ -32,10 +36,9 @@ def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     with _written_aside(out) as partial:
         partial.mkdir(mode=0o700)
         yield partial
+        write_manifest(partial)
         seal(partial)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        replace_folder(partial, out)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from jointquant.distributed.ranks import Ranks
 from jointquant.errors import DamageWarning, InputError, ResumableError, require
 from jointquant.files.digests import digest_of_bytes, digest_of_file
 from jointquant.files.durable import flush, save_json
-from jointquant.files.working_folder import discard, empty, locked, make_working_folder
+from jointquant.files.manifest import replace_folder, write_manifest
+from jointquant.files.working_folder import check_ours, discard, empty, locked, make_working_folder, remove
 from jointquant.run.entries import CURRENT, READ, Entry, Lines, Named, whole
 from jointquant.trust.permissions import seal
 
@@ -71,6 +72,7 @@ class Journal:
     def make(self, folder: Path) -> None:
         """Make a folder of the run."""
         if self._lines is not None:
+            require(not folder.is_symlink(), f"{folder} is a link: expected none, it is where work is done")
             folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
@@ -186,10 +188,9 @@ def open_journal(out: Path, identity: dict[str, Any], overwrite: bool) -> Iterat
             if not (stays and journal.started):
                 discard(folder, new_parents)
             raise
+        write_manifest(journal.artifact)
         seal(journal.artifact)
-        if out.exists():
-            shutil.rmtree(out)
-        journal.artifact.rename(out)
+        replace_folder(journal.artifact, out)
         flush(out.absolute().parent)
         _clear(folder)
 
@@ -225,6 +226,7 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     folder = partial_folder(out)
     if not nearly_finished(out):
         return None
+    check_ours(folder)
     with locked(folder, out):
         found = _load(folder / COMPLETE_NAME)
         whole_report = found.pop("digest", None) == _digest(found)
@@ -320,5 +322,5 @@ def _load(path: Path) -> Any:
 def _clear(folder: Path) -> None:
     """Remove a finished run's folder; whoever is killed on the way leaves what it was until the end."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == COMPLETE_NAME):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove(path)
     folder.rmdir()

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from jointquant.errors import InputError, require
-from jointquant.trust.strict_json import read_object
+from jointquant.errors import require
 
 MAX_NAME = 200
 """Bytes of the folder's name: working names are made from it, and file systems take 255."""
 
-MARKS: dict[str, str] = {
-    "config.json": '"jointquant_version"',
-    "results.json": '"jointquant"',
-    "stats.json": '"jointquant"',
-}
-"""By file at the top of an output folder: the JSON key in which this package's version stands."""
 
-
-def check_target(out: Path, overwrite: bool) -> None:
-    """Refuse a place for output before any work is done.
-
-    Args:
-        out: the folder to write.
-        overwrite: whether what is there may be replaced; only an earlier output of ours may.
+def check_target(out: Path) -> None:
+    """Refuse a place for an output folder before any work is done.
 
     Raises:
-        InputError: a name that is none, a link, a file, under a file, a folder that may not be written, or one that is
-            not empty.
+        InputError: a name that is none, a link, a file, under a file, or a folder that may not be written.
     """
     _check_name(out, "folder")
     require(not os.path.lexists(out) or out.is_dir(), f"output {out} is a file: expected a folder")
     _check_parent(out)
-    if out.is_dir() and any(out.iterdir()):
-        require(overwrite, f"output folder {out} is not empty: expected a new one, or --overwrite")
-        require(
-            is_output(out),
-            f"output folder {out} holds no earlier output of jointquant: --overwrite replaces nothing else",
-        )
 
 
 def check_file_target(out: Path, overwrite: bool) -> None:
@@ -79,15 +59,3 @@ def check_apart(out: Path, model: Path) -> None:
     shared = os.path.commonpath([output, source])
     require(shared != source, f"output {out} is the model's folder or inside it: expected another folder")
     require(shared != output, f"output {out} contains the model's folder {model}: expected another folder")
-
-
-def is_output(folder: Path) -> bool:
-    """Whether a folder holds what a run of ours left: an artifact, a comparison, or statistics."""
-    return any(_is_marked(folder / name, mark) for name, mark in MARKS.items())
-
-
-def _is_marked(path: Path, mark: str) -> bool:
-    try:
-        return mark in json.dumps(read_object(path))
-    except InputError:
-        return False
