@@ -20,8 +20,10 @@ from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import round_to_nearest
 from jointquant.recipe.settings import RefinementSettings
 from jointquant.rotations.bundle import Rotations
-from jointquant.rounding.reference import Reference
+from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.refinement import refine
+from jointquant.rounding.teacher import Teacher
+from jointquant.run.fitting import assemble
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.cache import PackedCache
 from jointquant.seeds import rounds
@@ -37,26 +39,26 @@ BALANCED = ("kv_cache.balancing=full", "rotations.r3.kind=learned", "rotations.r
 def test_the_reference_is_the_unquantized_model(family: str) -> None:
     """Layers that give the unquantized states have no loss, behind a layer and behind the head; others have one."""
     stream = open_stream(make_model(family))
-    reference = Reference(stream, Rotations(), WINDOWS, Workspace(PLACE))
+    teacher = Teacher(stream, Rotations(), WINDOWS, Workspace(PLACE))
     model = make_model(family)
     with torch.no_grad():
         states = model(input_ids=WINDOWS, output_hidden_states=True).hidden_states
     chosen = torch.tensor([4, 1])
     for index in range(stream.num_layers):
-        exact = reference.states.chosen(chosen).clone()  # behind this layer
+        exact = teacher.states.chosen(chosen).clone()  # behind this layer
         if not stream.architecture.norm.subtracts_mean and index + 1 < stream.num_layers:
             torch.testing.assert_close(exact, states[index + 1][chosen], rtol=1e-4, atol=1e-4)
-        loss = reference.loss_of(index)
+        loss = teacher.loss_of(index)
         assert loss(exact, chosen).item() == pytest.approx(0, abs=1e-8)
         assert loss(exact.flip(-1), chosen).item() > 1e-6
 
 
 def test_a_reference_that_starts_later_is_the_same() -> None:
     stream = open_stream(make_model("qwen2"))
-    first = Reference(stream, Rotations(), WINDOWS, Workspace(PLACE))
+    first = Teacher(stream, Rotations(), WINDOWS, Workspace(PLACE))
     first.loss_of(0)
     first.loss_of(1)
-    later = Reference(stream, Rotations(), WINDOWS, Workspace(PLACE), start=1)
+    later = Teacher(stream, Rotations(), WINDOWS, Workspace(PLACE), start=1)
     later.loss_of(1)
     everything = torch.arange(len(WINDOWS))
     assert torch.equal(first.states.chosen(everything), later.states.chosen(everything))
@@ -86,9 +88,11 @@ def test_it_beats_rounding_to_nearest(family: str) -> None:
 
     linears = {name: layer.get_submodule(name) for name in architecture.linears}
     rounded = {name: round_to_nearest(linear.weight, IntFormat(3, True)) for name, linear in linears.items()}
-    settings = RefinementSettings(steps=60, batch_tokens=64)
-    draws = torch.Generator().manual_seed(0)
-    refined = refine(layer, architecture, rounded, HiddenStates.held(states), arguments, loss, settings, draws)
+    recipe = jointquant.load_recipe("fp16", small("refinement.steps=60", "refinement.batch_tokens=64"))
+    assembly = assemble(stream.skeleton, architecture, recipe)
+    refined = refine(
+        LayerInWork(layer, 0, assembly, HiddenStates.held(states), arguments, torch.float32), rounded, loss
+    )
     assert all(layer.get_submodule(name) is linear for name, linear in linears.items())
 
     def error(weights) -> float:

@@ -17,7 +17,7 @@ from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.int4_triton import Int4Triton
 from jointquant.runtime.kernels.selection import choose
 from jointquant.runtime.linear import PackedLinear
-from jointquant.runtime.site import Site
+from jointquant.runtime.site import SharedInput
 
 pytest.importorskip("triton", reason="the Triton kernels need Triton: pip install triton")
 
@@ -63,7 +63,7 @@ def check(weight: IntFormat, quantizer: DynamicRange | None, sizes, dtype: torch
     kernel, x = Int4Triton(), tokens(rows, in_features, dtype, seed)
     problem = linear.problem(rows, dtype)
     assert kernel.refusal_of_formats(problem) is None
-    y = kernel.run(Site().read(x, path, {}), kernel.prepare(rounded, quantizer, dtype))
+    y = kernel.run(SharedInput().read(x, path, {}), kernel.prepare(rounded, quantizer, dtype))
     read = x if quantizer is None else quantizer.encode(x).dequantize()
     expected = read.double() @ rounded.dequantize(torch.float64).T
     assert y.dtype == dtype
@@ -98,7 +98,7 @@ def test_rotated_inputs_go_through_one_program_unless_they_are_centred(centred: 
     known = {"input_mean": 3 * tokens(1, 256, torch.float32)[0]} if centred else {}
     rounded = round_to_nearest(torch.randn(32, 256).to(DEVICE), IntFormat(4, True), "none", torch.float32)
     x, kernel = tokens(5, 256, torch.float32), Int4Triton()
-    y = kernel.run(Site().read(x, path, known), kernel.prepare(rounded, path.quantizer, x.dtype))
+    y = kernel.run(SharedInput().read(x, path, known), kernel.prepare(rounded, path.quantizer, x.dtype))
     expected = path(x, known) @ rounded.dequantize().T
     assert (y - expected).abs().max() < 1e-2 * expected.abs().max()
 
