@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -113,3 +114,14 @@ def tensors_of(artifact: Path) -> dict[str, Tensor]:
 def told(stderr: str) -> list[str]:
     """The lines that say what was wrong; the rest is torchrun's own."""
     return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def quantized(model: Path, out: Path, *changes: str) -> list[str | Path]:
+    return ["quantize", model, "--out", out, *WINDOWS, *TINY, *changes]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    first, second = tensors_of(a), tensors_of(b)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, different

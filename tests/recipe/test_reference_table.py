@@ -11,7 +11,7 @@ import pytest
 from jointquant.recipe.recipe import load_recipe
 from jointquant.recipe.reference_table import MEANINGS, Key, key_table, keys, size_table
 
-PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 LEARNED = [*(f"rotations.{r}.kind=learned" for r in ("r1", "r2", "r3", "r4"))]
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import jointquant
-from conftest import FAMILIES, make_model, small
+from conftest import MIXTURES, make_model, small
+from invariance import ROTATIONS, exact
 from jointquant.errors import InputError
 from jointquant.models.architecture import Site
 from jointquant.models.expert_tensors import StoredNames
@@ -23,9 +24,7 @@ from jointquant.models.registry import ARCHITECTURES
 from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms, merge_rotations
 from jointquant.rotations.hadamard import random_hadamard
-from models.test_invariance import ROTATIONS, exact
 
-MIXTURES = tuple(family for family in FAMILIES if ARCHITECTURES[family].mixture is not None)
 INPUT_IDS = torch.randint(0, 2048, (2, 24), generator=torch.Generator().manual_seed(1))
 DOUBLE = Place(torch.device("cpu"), torch.float64)
 

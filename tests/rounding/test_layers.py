@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 import jointquant
+from commands import tensors_of
 from conftest import make_model, small
 from jointquant.rounding import layers as rounding_pass
 from jointquant.rounding import weights as rounding
@@ -21,10 +20,6 @@ LAYERS = 3
 GPTQ = "weights={num_bits: 4, method: gptq}"
 RTN = "weights={num_bits: 4, method: rtn}"
 FIRST = 'overrides=[{modules: "model.layers.0.*", weights: {method: gptq}}]'
-
-
-def tensors_of(folder: Path) -> dict[str, Tensor]:
-    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
 @pytest.mark.parametrize(

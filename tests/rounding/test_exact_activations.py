@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import jointquant
+from commands import tensors_of
 from conftest import FAMILIES, make_model, possible, small
 from jointquant.runtime.linear import PackedLinear
-from test_passes import tensors_of
 
 ROUNDED = ("weights={num_bits: 4, method: gptq}", "rotations.r4.kind=hadamard", "head={num_bits: 4, method: gptq}")
 QUANTIZED = ("activations.num_bits=4", "kv_cache.num_bits=4")

@@ -22,7 +22,7 @@ from jointquant.errors import InputError, ResumableError
 from jointquant.models.stream import ModelStream
 from jointquant.run.journal import partial_folder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ("rotations.r1.steps=3", "rotations.r2.steps=3", "smoothing.alpha=0.5")
 STAGES = ("calibrate", "quantize")
 

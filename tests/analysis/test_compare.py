@@ -9,10 +9,10 @@ import pytest
 
 import jointquant
 import jointquant.calibration.calibrate
+from commands import assert_refused, last_json, run
 from conftest import DEMO, make_model, small
 from jointquant.analysis.compare import Comparison
 from jointquant.errors import InputError
-from test_cli import assert_refused, last_json, run
 
 QUICK = ("rotations.r1.steps=4", "rotations.r2.steps=4")
 TEXT = str(DEMO / "heldout.txt")

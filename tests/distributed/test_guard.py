@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from processes import environment, launcher, told, wait_for_steps
-from test_ranks import alone, assert_same, model, quantized  # noqa: F401
-
 from jointquant.run.journal import partial_folder
+from processes import assert_same, environment, launcher, quantized, told, wait_for_steps
 
 ADDRESS = "10.213.77.1"
 
@@ -61,7 +57,7 @@ def start(hosts: tuple[str, str], arguments: list[str | Path]) -> list[subproces
     return found
 
 
-def test_a_host_that_is_cut_off(hosts: tuple[str, str], model: Path, alone: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_host_that_is_cut_off(hosts: tuple[str, str], model: Path, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "a"
     running = start(hosts, quantized(model, out))
     wait_for_steps(partial_folder(out), 4, *running)

@@ -1,4 +1,4 @@
-"""SmoothQuant: which channels get which scale. That the function stays is in models/test_invariance.py."""
+"""SmoothQuant: which channels get which scale. That the function stays is in models/test_transforms.py."""
 
 from __future__ import annotations
 

@@ -14,22 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from commands import QUICK, assert_refused, last_json, run
 from conftest import DEMO
 from jointquant import InputError, evaluate
-from jointquant.cli.main import main
 from jointquant.cli.output import finish
-
-QUICK = ["--recipe", "rtn", "--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    return int(ended.value.code or 0)
-
-
-def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
-    return dict(json.loads(capsys.readouterr().out.strip().splitlines()[-1]))
 
 
 def test_quantize_eval_generate(save_model, tmp_path: Path, capsys) -> None:
@@ -107,19 +95,6 @@ def test_lists(verb: str, capsys) -> None:
 def test_a_recipe_in_full(capsys) -> None:
     assert run("recipes", "dartquant") == 0
     assert "objective: whip" in capsys.readouterr().out
-
-
-def assert_refused(arguments: list[str], message: str, capsys, folder: Path) -> None:
-    """One line, exit 2, and nothing new in ``folder``. The message may be one of several, separated by ``|``."""
-    before = sorted(folder.rglob("*"))
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert any(words in lines[0] for words in message.split("|")), lines[0]
-    assert lines[0].isprintable()
-    assert "Traceback" not in captured.err + captured.out
-    assert sorted(folder.rglob("*")) == before
 
 
 def test_an_output_folder_that_is_not_empty(save_model, tmp_path: Path, capsys) -> None:
