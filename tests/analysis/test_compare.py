@@ -9,7 +9,6 @@ import pytest
 
 import jointquant
 import jointquant.calibration.calibrate
-from commands import assert_refused, last_json, run
 from conftest import DEMO, make_model, small
 from jointquant.analysis.compare import Comparison
 from jointquant.errors import InputError
@@ -92,46 +91,3 @@ def test_refusals(tmp_path: Path, tokenizer) -> None:
     refused("unknown key", ("rtn",), "weights.bits=3")
     refused("seeds must be different", ("rtn",), seeds=(1, 1))
     refused("too short", ("rtn",), "calibration.num_samples=100000")
-
-
-def test_stats(tmp_path: Path, tokenizer) -> None:
-    options = {"changes": [*small(), *QUICK], "tokenizer": tokenizer}
-    result = jointquant.stats(make_model("llama"), tmp_path / "out", "dartquant", **options)  # type: ignore[arg-type]
-    assert [row["site"] for row in result.sites][:4] == ["attn_in", "o_in", "mlp_in", "down_in"]
-    stored = json.loads((tmp_path / "out" / "stats.json").read_text())
-    assert stored == json.loads(json.dumps(result.to_dict()))
-    assert len(stored["spreads"]) == 3 * 6
-    assert set(stored["traces"]) == {"r1", "r2.0", "r2.1", "r2.2"}
-    assert (tmp_path / "out" / "stats.html").is_file()
-
-
-CALIB = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
-
-
-def test_the_verbs(save_model, tmp_path: Path, capsys) -> None:
-    model = str(save_model("llama"))
-    texts = ["--text", TEXT, "--eval-seqlen", "32", "--max-tokens", "320"]
-    assert run("compare", model, "--recipes", "rtn, gptq", "--out", str(tmp_path / "c"), *texts, *CALIB, "--json") == 0
-    result = last_json(capsys)
-    assert [row["recipe"] for row in result["rows"]] == ["rtn", "gptq"]  # type: ignore[attr-defined]
-    assert run("stats", model, "--out", str(tmp_path / "s"), *CALIB, "--json") == 0
-    assert len(last_json(capsys)["sites"]) == 6  # type: ignore[arg-type]
-    again = ["compare", model, "--recipes", "rtn", "--out", str(tmp_path / "c"), *texts, *CALIB]
-    assert_refused(again, "not empty", capsys, tmp_path)
-    assert run(*again, "--seeds", "0,1", "--overwrite") == 0
-    assert "unquantized" in capsys.readouterr().out
-
-
-def test_the_verbs_refuse(save_model, tmp_path: Path, capsys) -> None:
-    model, out = str(save_model("llama")), str(tmp_path / "o" / "out")
-    start = ["compare", model, "--out", out, *CALIB, "--text", TEXT, "--recipes"]
-    for extra, message in (
-        (["rtn,nope"], "unknown recipe 'nope'"),
-        ([","], "no recipe"),
-        (["rtn", "--seeds", "0,x"], "--seeds '0,x'"),
-        (["rtn", "--seeds", "0", "--seed", "1"], "expected one of them"),
-        (["rtn", "--text", "nowhere.txt"], "nowhere.txt"),
-        (["rtn", "--eval-seqlen", "1"], "seqlen must be at least 2"),
-    ):
-        assert_refused([*start, *extra], message, capsys, tmp_path)
-    assert_refused(["stats", model, "--out", out, *CALIB, "--calib", "nowhere.txt"], "nowhere.txt", capsys, tmp_path)

@@ -9,7 +9,14 @@ import pytest
 
 import jointquant
 from jointquant.backend import memory
-from jointquant.backend.memory import little_freed_memory_kept, peak_rss_bytes, resident, return_freed_memory
+from jointquant.backend.memory import (
+    bytes_of_size,
+    little_freed_memory_kept,
+    peak_rss_bytes,
+    resident,
+    return_freed_memory,
+    words,
+)
 from jointquant.errors import InputError
 
 MEGABYTE = 10**6
@@ -100,3 +107,22 @@ def test_without_a_control_group_it_is_the_machine(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=123))
     assert memory.available() == 123
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24 * GB), ("1.5 gib", 3 * 2**29), ("800mb", 8 * 10**8), ("7", 7)])
+def test_sizes(text: str, size: int) -> None:
+    assert bytes_of_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1e9", "24 XB", "nan", "0", "9" * 40])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="is no size"):
+        bytes_of_size(text)
+
+
+@pytest.mark.parametrize(("size", "text"), [(5, "5 B"), (24e9, "24.00 GB"), (123_456_789, "123 MB"), (5e12, "5000 GB")])
+def test_sizes_in_words(size: float, text: str) -> None:
+    assert words(size) == text

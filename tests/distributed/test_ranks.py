@@ -20,8 +20,7 @@ from jointquant.distributed.ranks import Ranks
 from jointquant.errors import InputError
 from jointquant.models.layer import Place
 from jointquant.models.stream import open_stream
-from jointquant.planning.speed import busiest
-from jointquant.quantization.gptq import HessianSum, bands_of
+from jointquant.quantization.gptq import HessianSum
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange, StaticRange
 from jointquant.quantization.weights import QuantizedWeight
@@ -132,19 +131,6 @@ def test_kept_tokens_come_back(group_size: int | None, strategy: str, start: int
     codes, values = (kept.channels(12, start).t() for kept in hessian.kept)
     assert torch.equal(codes, quantizer.quantize(x, known).flatten(0, 1)[:, start:])
     assert torch.equal(values, x.flatten(0, 1)[:, start:])
-
-
-@pytest.mark.parametrize("size", [1, 7, 128, 129, 1024, 1025, 5000])
-def test_bands_cover_a_hessian_once(size: int) -> None:
-    bands = bands_of(torch.empty(size, size, device="meta"))
-    assert [start for start, _ in bands] == [sum(len(b) for _, b in bands[:i]) for i in range(len(bands))]
-    assert sum(len(band) for _, band in bands) == size
-    assert all(128 <= len(band) <= 512 for _, band in bands[:-1])
-
-
-@pytest.mark.parametrize(("sites", "ranks", "expected"), [(1, 4, 1 + 8 / 4), (3, 4, 3 * (1 + 8 / 4)), (4, 2, 2 * 9.0)])
-def test_the_estimate_shares_rows_or_sites(sites: int, ranks: int, expected: float) -> None:
-    assert busiest([(1.0, 8.0)] * sites, ranks) == pytest.approx(expected)
 
 
 @pytest.fixture

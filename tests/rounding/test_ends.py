@@ -12,9 +12,6 @@ import jointquant
 from conftest import FAMILIES, make_model, possible, small
 from jointquant.errors import InputError
 from jointquant.models.registry import ARCHITECTURES
-from jointquant.quantization.codebook import NF4, CodebookFormat
-from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.weights import round_to_nearest
 from jointquant.runtime.embedding import PackedEmbedding
 from jointquant.runtime.linear import PackedLinear
 from jointquant.text.sources import load_text
@@ -31,27 +28,6 @@ HEAD = {
 def logits(model, input_ids: torch.Tensor = INPUT_IDS) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=input_ids).logits
-
-
-@pytest.mark.parametrize(
-    "fmt", [IntFormat(4, False), IntFormat(3, False, 16), IntFormat(8, True), CodebookFormat(NF4, 16)]
-)
-def test_an_embedding_looks_rows_up(fmt) -> None:
-    weight = torch.randn(50, 48, generator=torch.Generator().manual_seed(0))
-    rounded = round_to_nearest(weight, fmt)
-    embedding = PackedEmbedding.of(rounded, 1.0, torch.float32)
-    ids = torch.tensor([[3, 49, 3], [0, 7, 7]])
-    assert torch.equal(embedding(ids), rounded.dequantize()[ids])
-    assert torch.equal(embedding(ids[:1, :1]), rounded.dequantize()[ids[:1, :1]])
-    assert PackedEmbedding.of(rounded, 1.0, torch.bfloat16)(ids).dtype == torch.bfloat16
-
-
-def test_rows_are_rounded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, fmt = torch.randn(50, 48, generator=torch.Generator().manual_seed(0)), IntFormat(4, False, 16)
-    whole = round_to_nearest(weight, fmt)
-    monkeypatch.setattr(jointquant.quantization.weights, "elements_at_once", lambda device: 7 * 48)
-    parts = round_to_nearest(weight, fmt)
-    assert torch.equal(whole.dequantize(), parts.dequantize())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

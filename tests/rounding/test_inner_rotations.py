@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 import jointquant
@@ -15,18 +13,12 @@ from conftest import make_model, small
 from jointquant.distributed.ranks import Ranks
 from jointquant.errors import InputError
 from jointquant.export.export import export_artifact
-from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.ranges import DynamicRange
-from jointquant.rotations.blocks import block_products, largest_block, rotate_blocks
-from jointquant.rotations.hadamard import HadamardTransform, random_hadamard
+from jointquant.rotations.blocks import rotate_blocks
 from jointquant.rotations.learning import Training, learn_blocks
 from jointquant.rotations.objectives import token_range
 from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
 from jointquant.rotations.sampling import DrawnTokens
-from jointquant.rounding.inner_rotations import turn_input
-from jointquant.runtime.inner_rotation import INPUT_ROTATION, InnerRotation, as_integers, matrices
-from jointquant.runtime.input_path import InputPath
-from jointquant.runtime.linear import OnlineLinear
+from jointquant.runtime.inner_rotation import INPUT_ROTATION, InnerRotation
 
 LEARNED = ("rotations.r4.kind=learned", "rotations.r4.steps=10")
 FOUR = ("weights.num_bits=4", "activations.num_bits=4", "activations.centring=mean")
@@ -41,23 +33,6 @@ def rotations(blocks: int, size: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(torch.randn(blocks, size, size, generator=seeded(seed), dtype=torch.float64)).Q
 
 
-@given(blocks=st.integers(1, 6), size=st.integers(1, 9), rows=st.integers(0, 5), seed=st.integers(0, 99))
-def test_blocks_are_a_block_diagonal_matrix(blocks: int, size: int, rows: int, seed: int) -> None:
-    x, y = torch.randn(2, rows, blocks * size, generator=seeded(seed), dtype=torch.float64)
-    turns = rotations(blocks, size, seed)
-    dense = torch.block_diag(*turns)
-    torch.testing.assert_close(rotate_blocks(x, turns), x @ dense, rtol=0, atol=1e-12)
-    parts = [(x.T @ y)[i : i + size, i : i + size] for i in range(0, blocks * size, size)]
-    torch.testing.assert_close(block_products(x, y, size), torch.stack(parts), rtol=0, atol=1e-12)
-
-
-@given(size=st.integers(1, 5000), most=st.integers(1, 200))
-def test_a_block_is_the_largest_that_divides(size: int, most: int) -> None:
-    found = largest_block(size, most)
-    assert size % found == 0
-    assert all(size % other for other in range(found + 1, min(size, most) + 1))
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_ranges_of_whole_tokens_fall(optimizer: str) -> None:
     """Blocks share one loss, whether its gradient is in closed form (newton_schulz) or autograd's (the others)."""
@@ -68,64 +43,6 @@ def test_ranges_of_whole_tokens_fall(optimizer: str) -> None:
     assert found.shape == start.shape
     assert (found.mT @ found - torch.eye(16)).abs().max() < 1e-9
     assert token_range(rotate_blocks(x, found.float())) < 0.85 * token_range(x)
-
-
-def test_a_linear_reads_what_its_weight_expects() -> None:
-    """Rounded matrices are not orthogonal; the weight makes up for that."""
-    path = InputPath(HadamardTransform.of_size(48), inner=InnerRotation(16))
-    linear = OnlineLinear(48, 7, True, path).double()
-    x = torch.randn(5, 48, generator=seeded(), dtype=torch.float64)
-    with torch.no_grad():
-        before = linear(x)
-        turn_input(linear, rotations(3, 16))
-        kept = matrices(linear.input_rotation, torch.float64)
-        assert linear.input_rotation.dtype == torch.int8
-        assert 1e-4 < (kept.mT @ kept - torch.eye(16)).abs().max() < 0.1
-        torch.testing.assert_close(linear(x), before, rtol=0, atol=1e-12)
-
-
-def test_identities_are_kept_as_they_are_and_others_to_half_a_step() -> None:
-    identity = InnerRotation(8).buffers(24)[INPUT_ROTATION]
-    assert torch.equal(matrices(identity, torch.float64), torch.eye(8, dtype=torch.float64).repeat(3, 1, 1))
-    turned = random_hadamard(8, seeded())
-    assert (matrices(as_integers(turned), torch.float64) - turned).abs().max() < 0.5 / 127 + 1e-12
-
-
-def test_the_path_turns_before_it_centres_and_quantizes() -> None:
-    quantizer = DynamicRange(IntFormat(4, symmetric=False))
-    path = InputPath(HadamardTransform.of_size(32), quantizer, centred=True, inner=InnerRotation(16))
-    x, mean = torch.randn(6, 32, generator=seeded()), torch.randn(32, generator=seeded(1))
-    known = {INPUT_ROTATION: as_integers(rotations(2, 16)), "input_mean": mean}
-    turned = path.transform.apply(x) @ torch.block_diag(*matrices(known[INPUT_ROTATION], torch.float32))
-    torch.testing.assert_close(path.arrive(x, known), turned - mean, rtol=1e-5, atol=1e-5)
-    assert path(x, known).unique().numel() <= 6 * 16
-    assert path(x.bfloat16(), known).dtype == torch.bfloat16
-
-
-@given(cut=st.integers(1, 199), share=st.floats(0.05, 1.0), seed=st.integers(0, 9))
-def test_the_same_tokens_however_they_come(cut: int, share: float, seed: int) -> None:
-    x = torch.randn(200, 6, generator=seeded(seed))
-    whole, parts = DrawnTokens(share, seed), DrawnTokens(share, seed)
-    whole.update(x)
-    for part in (x[cut:], x[:cut]):
-        parts.update(part.unsqueeze(0))
-    found, same = whole.take(), parts.take()
-    assert (found is None and same is None) or torch.equal(found, same)
-
-
-def test_about_as_many_tokens_as_asked_for_and_others_with_another_seed() -> None:
-    x = torch.randn(20000, 5, generator=seeded())
-    kept = {}
-    for seed in (0, 1):
-        drawn = DrawnTokens(0.1, seed)
-        drawn.update(x)
-        kept[seed] = drawn.take()
-        assert 1800 < len(kept[seed]) < 2200
-    assert len(torch.unique(torch.cat([kept[0], kept[1]]), dim=0)) > 3500
-    everything = DrawnTokens(3.0, 0)
-    everything.update(x)
-    assert len(everything.take()) == 20000
-    assert DrawnTokens(1.0, 0).take() is None
 
 
 class TwoRanks(Ranks):

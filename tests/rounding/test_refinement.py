@@ -19,56 +19,14 @@ from jointquant.models.stream import open_stream
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import round_to_nearest
 from jointquant.recipe.settings import RefinementSettings
-from jointquant.rotations.bundle import Rotations
-from jointquant.rounding.reference import Reference
 from jointquant.rounding.refinement import refine
-from jointquant.run.workspace import Workspace
 from jointquant.runtime.cache import PackedCache
-from jointquant.seeds import rounds
 
 PLACE = Place(torch.device("cpu"), torch.float32)
 WINDOWS = torch.randint(0, 2048, (6, 32), generator=torch.Generator().manual_seed(4))
 FOUR = ("weights.num_bits=4", "weights.method=rtn", "activations.num_bits=4", "kv_cache.num_bits=4")
 CENTRED = ("activations.centring=mean", "activations.clip_ratio=search", "kv_cache.centring=both")
 BALANCED = ("kv_cache.balancing=full", "rotations.r3.kind=learned", "rotations.r3.steps=3")
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "phi3"])
-def test_the_reference_is_the_unquantized_model(family: str) -> None:
-    """Layers that give the unquantized states have no loss, behind a layer and behind the head; others have one."""
-    stream = open_stream(make_model(family))
-    reference = Reference(stream, Rotations(), WINDOWS, Workspace(PLACE))
-    model = make_model(family)
-    with torch.no_grad():
-        states = model(input_ids=WINDOWS, output_hidden_states=True).hidden_states
-    chosen = torch.tensor([4, 1])
-    for index in range(stream.num_layers):
-        exact = reference.states.chosen(chosen).clone()  # behind this layer
-        if not stream.architecture.norm.subtracts_mean and index + 1 < stream.num_layers:
-            torch.testing.assert_close(exact, states[index + 1][chosen], rtol=1e-4, atol=1e-4)
-        loss = reference.loss_of(index)
-        assert loss(exact, chosen).item() == pytest.approx(0, abs=1e-8)
-        assert loss(exact.flip(-1), chosen).item() > 1e-6
-
-
-def test_a_reference_that_starts_later_is_the_same() -> None:
-    stream = open_stream(make_model("qwen2"))
-    first = Reference(stream, Rotations(), WINDOWS, Workspace(PLACE))
-    first.loss_of(0)
-    first.loss_of(1)
-    later = Reference(stream, Rotations(), WINDOWS, Workspace(PLACE), start=1)
-    later.loss_of(1)
-    everything = torch.arange(len(WINDOWS))
-    assert torch.equal(first.states.chosen(everything), later.states.chosen(everything))
-
-
-@pytest.mark.parametrize(("windows", "size"), [(6, 2), (7, 3), (5, 9)])
-def test_every_window_of_a_round_comes_once(windows: int, size: int) -> None:
-    draws = rounds(windows, size, torch.Generator().manual_seed(0))
-    size = min(size, windows)
-    drawn_rounds = [torch.cat([next(draws) for _ in range(windows // size)]).tolist() for _ in range(3)]
-    assert all(len(set(drawn)) == len(drawn) == windows - windows % size for drawn in drawn_rounds)
-    assert windows < 6 or drawn_rounds[0] != drawn_rounds[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
