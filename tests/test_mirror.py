@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent
 WHOLE_SYSTEM = {
     "export/test_llama_cpp.py": "what llama.cpp computes from our files",
     "hostile/test_hostile.py": "input that nobody vouches for, through the command line",
+    "test_docs.py": "what the pages say of the tree",
     "test_layers.py": "what may import what",
     "test_mirror.py": "this file",
     "test_mixtures.py": "models with experts through both passes and back",
