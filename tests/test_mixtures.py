@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import jointquant
-from conftest import DEMO, make_job, make_model, small, token_by_token
+from conftest import DEMO, MIXTURES, make_job, make_model, small, token_by_token
 from jointquant.activations.propagation import embed
 from jointquant.activations.routing import FEWEST, all_tokens_for, routed_tokens, starved
 from jointquant.calibration.calibrate import calibrate
@@ -27,7 +27,6 @@ from jointquant.run.fitting import assemble
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.loading import load_tokenizer
-from models.test_mixtures import MIXTURES
 
 INPUT_IDS = torch.randint(0, 2048, (2, 24), generator=torch.Generator().manual_seed(1))
 PLACE = Place(torch.device("cpu"), torch.float32)

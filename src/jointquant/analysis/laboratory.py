@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from jointquant.analysis.candidates import Candidate
 from jointquant.analysis.inspection import Inspector
-from jointquant.backend.memory import Size, peak_rss_bytes
+from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_bytes, return_freed_memory
 from jointquant.calibration.calibrate import Calibrated, calibrate_together
 from jointquant.evaluation.divergence import Divergence
 from jointquant.evaluation.evaluate import EvaluationResult, evaluate
@@ -137,6 +137,7 @@ class Laboratory:
                 self.inspected |= {self.candidates[name].label} if found["details"] else set()
                 yield name, found
 
+    @little_freed_memory_kept()
     def calibrated(self, names: list[str], walk: str) -> dict[str, Calibrated]:
         """Pass 1 of several candidates in one walk; what they come to is in their own parts of the journal then."""
         if not names:
@@ -160,10 +161,12 @@ class Laboratory:
             inspector = Inspector(job.stream, job.assembly, rotations, job.windows, job.place)
         besides = inspector.seconds if inspector else 0.0
         start = time.perf_counter()
-        written = write_artifact(job, rotations, inspector)
+        with little_freed_memory_kept():
+            written = write_artifact(job, rotations, inspector)
         seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
         peak = max(job.ranks.ask(peak_rss_bytes()))  # asked of all: the artifact is there when they have answered
         found = self.protocol.measure(job.artifact, reference=self.subject.model, progress=job.progress)
+        return_freed_memory()
         figures = found.perplexity, found.divergence, written.bits_per_weight, written.size_bytes
         run = Run(candidate.label, candidate.seed, *figures, seconds, peak, resumed)
         details = {} if inspector is None else _details(rotations, inspector) | {"transforms": written.transforms}

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from jointquant._version import __version__
 from jointquant.analysis.inspection import SiteSpread, inspect_activations
 from jointquant.artifact.metadata import base_facts
-from jointquant.backend.memory import Size
+from jointquant.backend.memory import Size, little_freed_memory_kept
 from jointquant.calibration.calibrate import calibrate
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
@@ -53,6 +53,7 @@ class Statistics:
         return asdict(self)
 
 
+@little_freed_memory_kept()
 def stats(
     model: str | Path | PreTrainedModel,
     out: str | Path,

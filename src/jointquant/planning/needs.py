@@ -194,11 +194,12 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
     if samples:  # of all recipes that learn together; they train one after another
         yield Needs("calibrate a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | samples, ahead)
         yield Needs("learn R1", learning_bytes(work) | samples, {})
-    probe = probe_bytes(work)
+    if work.probed:
+        yield Needs("look at a layer", layer | probe_bytes(work) | rotation_bytes(work), ahead)
     if not work.rounds:
-        yield Needs("look at a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | probe, ahead)
         return
-    layer |= probe
+    if work.probed:  # its weights before rounding stay until it is looked at
+        layer |= {"unrounded weights": shape.linears * width}
     if inner := inner_sample_bytes(work):
         yield Needs(
             "learn R4",
@@ -248,14 +249,12 @@ def sample_bytes(work: Workload) -> Bytes:
 
 
 def probe_bytes(work: Workload) -> Bytes:
-    """What looking at a layer takes: its unquantized twin, its weights before rounding, and the probe's states."""
-    if not work.probed:
-        return {}
+    """What looking at a layer takes: where it was rounded its unquantized twin and weights, and the probe's states."""
     shape, width = work.shape, work.dtype.itemsize
     widest = max(shape.inner_channels, 2 * shape.hidden_size)
-    twin = shape.layer + shape.linears if work.rounds else 0
-    states = work.probed * (PROBE_STATES * shape.hidden_size + LAYER_ACTIVATIONS * widest)
-    return {"the unquantized layer beside": twin * width, "what is looked at": round(states) * width}
+    states = round(work.probed * (PROBE_STATES * shape.hidden_size + LAYER_ACTIVATIONS * widest))
+    twin = {"the unquantized layer": (shape.layer + shape.linears) * width} if work.rounds else {}
+    return twin | {"what is looked at": states * width}
 
 
 def inner_sample_bytes(work: Workload) -> Bytes:
