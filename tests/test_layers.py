@@ -147,3 +147,37 @@ def test_what_a_backend_may_lack_goes_through_the_table() -> None:
             where = f"{name}: {function.name}"
             assert "double" not in methods, f"{where} calls .double(): expected devices.double"
             assert not (methods & FACTORISATIONS) or "linalg_device" in called, f"{where} asks no linalg_device"
+
+
+def private_imports(text: str) -> list[str]:
+    """Names of other files of the package that begin with one underscore: imported, or read off an imported module."""
+    tree, modules, found = ast.parse(text), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            source = getattr(node, "module", None) or ""
+            names = [alias.name for alias in node.names]
+            if "jointquant" in {source.split(".")[0], *(name.split(".")[0] for name in names)}:
+                parts = [part for name in (source, *names) for part in name.split(".")]
+                found += [part for part in parts if re.match("_[^_]", part) and part != "_version"]
+                inside = source.removeprefix("jointquant.")
+                modules |= {alias.asname or alias.name for alias in node.names if f"{inside}.{alias.name}" in graph()}
+    found += [
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if node.value.id in modules and re.match("_[^_]", node.attr)
+    ]
+    return sorted(found)
+
+
+def test_names_with_an_underscore_stay_in_their_file() -> None:
+    found = {name: private_imports(path.read_text(encoding="utf-8")) for name, path in files().items()}
+    assert not {name: names for name, names in found.items() if names}
+
+
+def test_private_names_are_seen() -> None:
+    text = "from jointquant.seeds import _a, b, __c__\nfrom jointquant.rounding import layers\nlayers._d\nself._e\n"
+    assert private_imports(text + "from torch import _f\nfrom jointquant._version import __version__") == [
+        "_a",
+        "layers._d",
+    ]
