@@ -12,7 +12,7 @@ from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.interface import Kernel
 from jointquant.runtime.kernels.selection import KERNELS
 from jointquant.runtime.linear import PackedLinear
-from jointquant.runtime.site import Site
+from jointquant.runtime.site import SharedInput
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -43,7 +43,7 @@ def exact(linear: PackedLinear, x: Tensor) -> Tensor:
 
 
 def by_kernel(kernel: Kernel, linear: PackedLinear, x: Tensor) -> Tensor:
-    inputs = Site().read(x, linear.path, linear.known())
+    inputs = SharedInput().read(x, linear.path, linear.known())
     return kernel.run(inputs, kernel.prepare(linear.quantized_weight(), linear.path.quantizer, x.dtype))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,11 @@ class Prober:
     def observers(self) -> Observers:
         return {}
 
-    def before(self, layer: nn.Module, states: HiddenStates, arguments: dict[str, object]) -> None:
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: dict[str, object]
+    ) -> AbstractContextManager[None]:
         self.sensitivity.visit(layer, states, arguments)
+        return nullcontext()
 
     def after(self, index: int) -> None:
         pass

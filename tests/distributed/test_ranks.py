@@ -26,6 +26,7 @@ from jointquant.quantization.ranges import DynamicRange, StaticRange
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.rotations.sampling import TokenSample
 from jointquant.rounding.hessians import SharedHessian
+from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.weights import round_site
 from jointquant.run.fitting import assemble
 
@@ -95,13 +96,14 @@ def test_ranks_share_rows(method: str, size: int) -> None:
         stream.architecture,
         jointquant.load_recipe("fp16", small("weights.num_bits=4", f"weights.method={method}")),
     )
-    layer = stream.layer(0, Place(torch.device("cpu"), torch.float32))
-    site = assembly.layers[0].sites[0]
+    module = stream.layer(0, Place(torch.device("cpu"), torch.float32))
+    layer = LayerInWork(module, 0, assembly, HiddenStates.held(torch.zeros(1, 1, 48)), {}, torch.float32)
+    site = layer.architecture.sites[0]
 
     def rounded(ranks: Ranks) -> dict[str, QuantizedWeight]:
         hessian = HessianSum(48, torch.device("cpu"))
         hessian.update(torch.randn(200, 48, generator=torch.Generator().manual_seed(1)))
-        return round_site(layer, 0, site, assembly, hessian, torch.float32, ranks)
+        return round_site(layer, site, hessian, ranks)
 
     alone = rounded(Ranks())
     assert list(alone) == list(site.linears)

@@ -105,22 +105,14 @@ def test_what_is_found_is_in_the_artifact(strategy, clip, buffers, weight_bits, 
 def test_the_run_and_the_artifact_compute_the_same(family: str, tmp_path: Path, tokenizer, monkeypatch) -> None:
     """The hidden states that leave the last layer of the run are those of the loaded model, bit for bit."""
     seen: list[torch.Tensor] = []
-    final = jointquant.rounding.ends.final_modules
+    head = jointquant.rounding.layers.quantize_head
 
-    def keep(*arguments, **options):
-        seen.append(hidden[-1].first(hidden[-1].num_windows))
-        return final(*arguments, **options)
+    def keep(job, rotations, states, shards) -> None:
+        seen.append(states.first(states.num_windows))
+        head(job, rotations, states, shards)
 
-    hidden: list[HiddenStates] = []
-    advance = jointquant.rounding.layers.advance
-
-    def watch(layer, states, *arguments) -> None:
-        advance(layer, states, *arguments)
-        hidden.append(states)
-
-    monkeypatch.setattr(jointquant.rounding.layers.Assembly, "last_reader", lambda assembly: len(assembly.layers))
-    monkeypatch.setattr(jointquant.rounding.layers, "final_modules", keep)
-    monkeypatch.setattr(jointquant.rounding.layers, "advance", watch)
+    monkeypatch.setattr(jointquant.rounding.layers, "last_reader", lambda assembly: len(assembly.layers))
+    monkeypatch.setattr(jointquant.rounding.layers, "quantize_head", keep)
     changes = [*FOUR, "activations.strategy=channel", "activations.clip_ratio=search", "kv_cache.num_bits=4"]
     changes += ["kv_cache.values={num_bits: 3, clip_ratio: 0.9}"]
     changes += possible(family, *(f"rotations.{r}.kind=hadamard" for r in ("r1", "r2", "r3", "r4")))

@@ -12,6 +12,7 @@ from commands import tensors_of
 from conftest import make_model, small
 from jointquant.rounding import layers as rounding_pass
 from jointquant.rounding import weights as rounding
+from jointquant.rounding.layer import LayerInWork
 from jointquant.runtime.kernels.capabilities import exact_weight_bits
 from jointquant.runtime.kernels.selection import VARIABLE
 from jointquant.runtime.linear import PackedLinear
@@ -41,16 +42,16 @@ def test_layers_run_as_far_as_their_states_are_asked_for(
 ) -> None:
     """Running them all gives the same tensors."""
     model, recipe = make_model("llama"), jointquant.load_recipe("fp16", small(*changes))
-    runs, plain = [], rounding_pass.advance
+    runs, plain = [], LayerInWork.advance
 
     def counting(*arguments: object) -> None:
         runs.append(arguments)
         plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rounding_pass, "advance", counting)
+    monkeypatch.setattr(LayerInWork, "advance", counting)
     jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
     assert len(runs) == expected
-    monkeypatch.setattr(rounding_pass.Assembly, "last_reader", lambda _: LAYERS)
+    monkeypatch.setattr(rounding_pass, "last_reader", lambda _: LAYERS)
     jointquant.quantize(model, tmp_path / "b", recipe, tokenizer=tokenizer)
     assert len(runs) == expected + LAYERS
     one, other = (tensors_of(tmp_path / name) for name in "ab")

@@ -18,8 +18,9 @@ from jointquant.models.layer import Place, run_layer
 from jointquant.models.stream import open_stream
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import round_to_nearest
-from jointquant.recipe.settings import RefinementSettings
+from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.refinement import refine
+from jointquant.run.fitting import assemble
 from jointquant.runtime.cache import PackedCache
 
 PLACE = Place(torch.device("cpu"), torch.float32)
@@ -44,9 +45,10 @@ def test_it_beats_rounding_to_nearest(family: str) -> None:
 
     linears = {name: layer.get_submodule(name) for name in architecture.linears}
     rounded = {name: round_to_nearest(linear.weight, IntFormat(3, True)) for name, linear in linears.items()}
-    settings = RefinementSettings(steps=60, batch_tokens=64)
-    draws = torch.Generator().manual_seed(0)
-    refined = refine(layer, architecture, rounded, HiddenStates.held(states), arguments, loss, settings, draws)
+    recipe = jointquant.load_recipe("fp16", small("refinement.steps=60", "refinement.batch_tokens=64"))
+    assembly = assemble(stream.skeleton, architecture, recipe)
+    work = LayerInWork(layer, 0, assembly, HiddenStates.held(states), arguments, torch.float32)
+    refined = refine(work, rounded, loss)
     assert all(layer.get_submodule(name) is linear for name, linear in linears.items())
 
     def error(weights) -> float:

@@ -8,7 +8,7 @@ import torch
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import CLIP_RATIO, DynamicRange, SearchedRange
 from jointquant.runtime.input_path import InputPath
-from jointquant.runtime.site import Site
+from jointquant.runtime.site import SharedInput
 from linears import linear_of, tokens
 
 
@@ -20,13 +20,13 @@ def test_linears_of_a_site_quantize_once(same: bool, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(SearchedRange, "encode", lambda self, *a: searched.append(1) or encode(self, *a))
     original = DynamicRange.encode
     monkeypatch.setattr(DynamicRange, "encode", lambda self, *a: calls.append(1) or original(self, *a))
-    path, site = InputPath(None, DynamicRange(IntFormat(8, False))), Site(2)
+    path, site = InputPath(None, DynamicRange(IntFormat(8, False))), SharedInput(2)
     pair = [linear_of(16, 64, IntFormat(4, True), path, seed=seed) for seed in (0, 1)]
     x = tokens(3, 64, torch.float32)
     apart = [linear(x) for linear in pair]
     assert len(calls) == 2
     for linear in pair:
-        linear.site = site
+        linear.shared = site
     assert all(torch.equal(linear(x), y) for linear, y in zip(pair, apart, strict=True))
     assert len(calls) == 3
     assert site._last is None

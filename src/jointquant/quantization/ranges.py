@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -34,17 +34,17 @@ class DynamicRange:
         """Nothing is known beforehand."""
         return {}
 
-    def ratio(self, known: Mapping[str, Tensor]) -> float:
+    def ratio(self, buffers: Mapping[str, Tensor]) -> float:
         """The part of the range that is kept."""
         return self.clip_ratio
 
-    def encode(self, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Codes:
+    def encode(self, x: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Codes:
         """[..., n] → integers [..., groups, group_size]."""
         return encode_rows(x, self.fmt, self.clip_ratio)
 
-    def quantize(self, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Tensor:
+    def quantize(self, x: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        return self.encode(x, known).dequantize().to(x.dtype)
+        return self.encode(x, buffers).dequantize().to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ class SearchedRange:
         """The ratio, a float32 number; NaN until it is found."""
         return {CLIP_RATIO: torch.full((), torch.nan, device=device, dtype=torch.float32)}
 
-    def ratio(self, known: Mapping[str, Tensor]) -> float:
+    def ratio(self, buffers: Mapping[str, Tensor]) -> float:
         """The part of the range that is kept."""
-        return float(known[CLIP_RATIO])
+        return float(buffers[CLIP_RATIO])
 
-    def encode(self, x: Tensor, known: Mapping[str, Tensor]) -> Codes:
+    def encode(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Codes:
         """[..., n] → integers [..., groups, group_size]."""
-        return encode_rows(x, self.fmt, known[CLIP_RATIO])
+        return encode_rows(x, self.fmt, buffers[CLIP_RATIO])
 
-    def quantize(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    def quantize(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        return self.encode(x, known).dequantize().to(x.dtype)
+        return self.encode(x, buffers).dequantize().to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,19 @@ class StaticRange:
     def buffers(self, in_features: int, device: torch.device | None = None) -> dict[str, Tensor]:
         """Scale (float32) and, on asymmetric grids, zero point (int8): [1] or [in]; NaN until they are found."""
         size = in_features if self.strategy == "channel" else 1
-        known = {SCALE: torch.full((size,), torch.nan, device=device, dtype=torch.float32)}
+        buffers = {SCALE: torch.full((size,), torch.nan, device=device, dtype=torch.float32)}
         if not self.fmt.symmetric:
-            known[ZERO_POINT] = torch.zeros(size, device=device, dtype=torch.int8)
-        return known
+            buffers[ZERO_POINT] = torch.zeros(size, device=device, dtype=torch.int8)
+        return buffers
 
-    def encode(self, x: Tensor, known: Mapping[str, Tensor]) -> Codes:
+    def encode(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Codes:
         """[..., n] → integers [..., 1, n]."""
-        scale = known[SCALE]
-        return encode_static(x, scale, known.get(ZERO_POINT, torch.zeros_like(scale)), self.fmt)
+        scale = buffers[SCALE]
+        return encode_static(x, scale, buffers.get(ZERO_POINT, torch.zeros_like(scale)), self.fmt)
 
-    def quantize(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    def quantize(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        return self.encode(x, known).dequantize().to(x.dtype)
+        return self.encode(x, buffers).dequantize().to(x.dtype)
 
     def found(self, low: Tensor, high: Tensor, clip_ratio: float) -> dict[str, Tensor]:
         """The buffers for inputs whose channels lie in [low, high], both [n]."""
@@ -109,6 +109,16 @@ InputRange = DynamicRange | SearchedRange | StaticRange
 def _host(x: Tensor | None) -> Any:
     """For plain data that goes to other ranks."""
     return None if x is None else x.cpu()
+
+
+class Statistic(Protocol):
+    """What is found out about the tokens that pass, on all ranks together."""
+
+    def update(self, x: Tensor) -> None:
+        """Take in the tokens of x: [..., n]."""
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on it is over the tokens that all ranks have seen."""
 
 
 class ChannelMean:
@@ -196,8 +206,8 @@ class ClipSearch:
 
     def update(self, x: Tensor) -> None:
         """Take in the tokens of x: [..., n]."""
-        for ratio, (quantizer, known) in self.candidates.items():
-            self.errors[ratio] += float((quantizer.quantize(x, known) - x).float().square().sum())
+        for ratio, (quantizer, buffers) in self.candidates.items():
+            self.errors[ratio] += float((quantizer.quantize(x, buffers) - x).float().square().sum())
 
     def share(self, ranks: Ranks) -> None:
         """From now on they are over the tokens that all ranks have seen."""

@@ -54,14 +54,14 @@ class CachePath:
         """Whether keys or values take fewer bits."""
         return self.key is not None or self.value is not None
 
-    def of_query(self, query: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """Queries in the basis in which the keys are quantized; ``known`` are the attention module's buffers."""
-        query = query if self.basis is None else self.basis.of_query(query, known)
+    def of_query(self, query: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """Queries in the basis in which the keys are quantized; ``buffers`` are the attention module's buffers."""
+        query = query if self.basis is None else self.basis.of_query(query, buffers)
         return query if self.transform is None else self.transform.apply(query)
 
-    def of_key(self, key: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """Keys as they are quantized; ``known`` as for queries."""
-        key = key if self.basis is None else self.basis.of_key(key, known)
+    def of_key(self, key: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """Keys as they are quantized; ``buffers`` as for queries."""
+        key = key if self.basis is None else self.basis.of_key(key, buffers)
         return key if self.transform is None else self.transform.apply(key)
 
     def of_value(self, value: Tensor) -> Tensor:
@@ -69,15 +69,15 @@ class CachePath:
         return value
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, known: Mapping[str, Tensor]
+        self, query: Tensor, key: Tensor, value: Tensor, buffers: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All [batch, heads, tokens, head_dim]; keys and values have the KV heads; ``known`` as for ``of_query``.
+        """All [batch, heads, tokens, head_dim]; keys and values have the KV heads; ``buffers`` as for ``of_query``.
 
         Keys and values out of a packed cache have passed before they were kept.
         """
         if isinstance(key, CachedStates):
-            return self.of_query(query, known), key.as_subclass(Tensor), value.as_subclass(Tensor)
-        query, key, value = self.of_query(query, known), self.of_key(key, known), self.of_value(value)
+            return self.of_query(query, buffers), key.as_subclass(Tensor), value.as_subclass(Tensor)
+        query, key, value = self.of_query(query, buffers), self.of_key(key, buffers), self.of_value(value)
         if self.key is not None:
             key = self.key.quantize(key)
         if self.value is not None:

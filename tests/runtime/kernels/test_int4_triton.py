@@ -16,7 +16,7 @@ from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.int4_triton import Int4Triton
 from jointquant.runtime.kernels.selection import choose
 from jointquant.runtime.linear import PackedLinear
-from jointquant.runtime.site import Site
+from jointquant.runtime.site import SharedInput
 
 pytest.importorskip("triton", reason="the Triton kernels need Triton: pip install triton")
 
@@ -61,7 +61,7 @@ def check(weight: IntFormat, quantizer: DynamicRange | None, sizes, dtype: torch
     kernel, x = Int4Triton(), tokens(rows, in_features, dtype, seed)
     problem = linear.problem(rows, dtype)
     assert kernel.refusal_of_formats(problem) is None
-    y = kernel.run(Site().read(x, path, {}), kernel.prepare(rounded, quantizer, dtype))
+    y = kernel.run(SharedInput().read(x, path, {}), kernel.prepare(rounded, quantizer, dtype))
     read = x if quantizer is None else quantizer.encode(x).dequantize()
     expected = read.double() @ rounded.dequantize(torch.float64).T
     assert y.dtype == dtype

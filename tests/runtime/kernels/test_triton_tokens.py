@@ -12,7 +12,7 @@ from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels import triton_tokens
 from jointquant.runtime.kernels.int4_triton import Int4Triton
-from jointquant.runtime.site import Site
+from jointquant.runtime.site import SharedInput
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -49,7 +49,7 @@ def test_rotated_inputs_go_through_one_program_unless_they_are_centred(centred: 
     known = {"input_mean": 3 * tokens(1, 256, torch.float32)[0]} if centred else {}
     rounded = round_to_nearest(torch.randn(32, 256).to(DEVICE), IntFormat(4, True), "none", torch.float32)
     x, kernel = tokens(5, 256, torch.float32), Int4Triton()
-    y = kernel.run(Site().read(x, path, known), kernel.prepare(rounded, path.quantizer, x.dtype))
+    y = kernel.run(SharedInput().read(x, path, known), kernel.prepare(rounded, path.quantizer, x.dtype))
     expected = path(x, known) @ rounded.dequantize().T
     assert (y - expected).abs().max() < 1e-2 * expected.abs().max()
 

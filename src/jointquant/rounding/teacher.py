@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from jointquant.activations.propagation import advance, embed
-from jointquant.models.layer import LayerArguments, run_layer
+from jointquant.activations.unquantized import Unquantized
+from jointquant.models.layer import run_layer
 from jointquant.models.stream import ModelStream
-from jointquant.models.transforms import fuse_norms
 from jointquant.rotations.bundle import Rotations
 from jointquant.run.workspace import Workspace
 
@@ -28,12 +27,12 @@ A number, the mean over this rank's windows of the step, whose outputs these are
 
 
 @dataclass(frozen=True)
-class Reading:
+class Readout:
     """What the next part of the model makes of a layer's output, in the unquantized model's basis.
 
     Attributes:
         read: the layer's output [windows, T, hidden] → what is compared.
-        expected: the reference's states [windows, T, hidden] → what it is compared with.
+        expected: the teacher's states [windows, T, hidden] → what it is compared with.
         distance: (what is compared, with what) → a number.
     """
 
@@ -42,7 +41,7 @@ class Reading:
     distance: Callable[[Tensor, Tensor], Tensor]
 
 
-class Reference:
+class Teacher:
     """The unquantized model's hidden states behind the layer after the one that is being quantized.
 
     Args:
@@ -60,42 +59,32 @@ class Reference:
         self, stream: ModelStream, rotations: Rotations, windows: Tensor, workspace: Workspace, start: int = 0
     ) -> None:
         self.stream, self.rotations, self.place = stream, rotations, workspace.place
-        frontend = stream.frontend(self.place)
-        self.arguments: list[LayerArguments] = frontend.layer_arguments(windows)
         self.states = workspace.states(windows, stream.config.hidden_size, aside="reference")
-        embed(frontend, windows, self.states)
-        del frontend
-        for index in range(start + 1):
-            self._pass(index)
+        self.model = Unquantized(stream, windows, self.states, self.place)
+        self.model.skip(start + 1)
 
     def loss_of(self, index: int) -> Loss:
         """The loss of layer ``index``; asked for once for each layer, in order."""
         last = index + 1 == self.stream.num_layers
         r1 = self.rotations.r1_of(-1 if last else index + 1)
         back = None if r1 is None else r1.T.to(self.place.device, self.place.dtype)
-        reading = self._behind_head() if last else self._behind_layer(index + 1)
+        readout = self._behind_head() if last else self._behind_next_layer()
 
         def loss(output: Tensor, chosen: Tensor) -> Tensor:
             exact = self.states.chosen(chosen)
             if not len(output):
                 return output.sum()
-            read = reading.read(output if back is None else output @ back)
-            return reading.distance(read, reading.expected(exact))
+            read = readout.read(output if back is None else output @ back)
+            return readout.distance(read, readout.expected(exact))
 
         return loss
 
-    def _pass(self, index: int) -> nn.Module:
-        """Take the states through layer ``index``, and return it: norms fused, not rotated."""
-        layer = self.stream.layer(index, self.place)
-        fuse_norms(layer, self.stream.architecture)
-        advance(layer, self.states, self.arguments[index])
-        return layer
+    def _behind_next_layer(self) -> Readout:
+        arguments = self.model.arguments[self.model.done]
+        layer = self.model.advance()
+        return Readout(lambda states: run_layer(layer, states, arguments), lambda states: states, functional.mse_loss)
 
-    def _behind_layer(self, index: int) -> Reading:
-        layer, arguments = self._pass(index), self.arguments[index]
-        return Reading(lambda states: run_layer(layer, states, arguments), lambda states: states, functional.mse_loss)
-
-    def _behind_head(self) -> Reading:
+    def _behind_head(self) -> Readout:
         norm, head = self.stream.final_norm(self.place), self.stream.head(self.place).requires_grad_(False)
         cap = getattr(self.stream.config, "final_logit_softcapping", None)
 
@@ -103,7 +92,7 @@ class Reference:
             logits = head(norm(states)).float()
             return (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
 
-        return Reading(read, read, divergence)
+        return Readout(read, read, divergence)
 
 
 def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
