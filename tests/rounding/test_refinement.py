@@ -18,6 +18,7 @@ from jointquant.models.layer import Place, run_layer
 from jointquant.models.stream import open_stream
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import round_to_nearest
+from jointquant.recipe.settings import RefinementSettings
 from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.refinement import refine
 from jointquant.run.fitting import assemble
