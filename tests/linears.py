@@ -37,13 +37,13 @@ def exact(linear: PackedLinear, x: Tensor) -> Tensor:
     """The product in float64, of the same integers."""
     values = linear.arriving(x)
     if linear.path.quantizer is not None:
-        values = linear.path.quantizer.encode(values, linear.known()).dequantize()
+        values = linear.path.quantizer.encode(values, linear.input_buffers()).dequantize()
     y = values.double() @ linear.quantized_weight().dequantize(torch.float64).T
     return y if linear.bias is None else y + linear.bias.double()
 
 
 def by_kernel(kernel: Kernel, linear: PackedLinear, x: Tensor) -> Tensor:
-    inputs = SharedInput().read(x, linear.path, linear.known())
+    inputs = SharedInput().read(x, linear.path, linear.input_buffers())
     return kernel.run(inputs, kernel.prepare(linear.quantized_weight(), linear.path.quantizer, x.dtype))
 
 

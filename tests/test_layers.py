@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import jointquant
 from imports import ROOT, circles, files, graph, reached
+from jointquant.cli.main import VERBS
 
 ORDER = (
     "errors",
@@ -147,3 +149,87 @@ def test_what_a_backend_may_lack_goes_through_the_table() -> None:
             where = f"{name}: {function.name}"
             assert "double" not in methods, f"{where} calls .double(): expected devices.double"
             assert not (methods & FACTORISATIONS) or "linalg_device" in called, f"{where} asks no linalg_device"
+
+
+def private_imports(text: str) -> list[str]:
+    """Names of other files of the package that begin with one underscore: imported, or read off an imported module."""
+    tree, modules, found = ast.parse(text), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            source = getattr(node, "module", None) or ""
+            names = [alias.name for alias in node.names]
+            if "jointquant" in {source.split(".")[0], *(name.split(".")[0] for name in names)}:
+                parts = [part for name in (source, *names) for part in name.split(".")]
+                found += [part for part in parts if re.match("_[^_]", part) and part != "_version"]
+                inside = source.removeprefix("jointquant.")
+                modules |= {alias.asname or alias.name for alias in node.names if f"{inside}.{alias.name}" in graph()}
+    found += [
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if node.value.id in modules and re.match("_[^_]", node.attr)
+    ]
+    return sorted(found)
+
+
+def test_names_with_an_underscore_stay_in_their_file() -> None:
+    found = {name: private_imports(path.read_text(encoding="utf-8")) for name, path in files().items()}
+    assert not {name: names for name, names in found.items() if names}
+
+
+def test_private_names_are_seen() -> None:
+    text = "from jointquant.seeds import _a, b, __c__\nfrom jointquant.rounding import layers\nlayers._d\nself._e\n"
+    assert private_imports(text + "from torch import _f\nfrom jointquant._version import __version__") == [
+        "_a",
+        "layers._d",
+    ]
+
+
+MOST = 7
+FREE = {"runtime/attention.py softcap_attention": "transformers' signature"}
+"""Functions with more parameters, and whose choice that was."""
+
+EXPORTED = set(jointquant.__all__)
+"""The public API: its options are the reader's, each by name."""
+
+
+def parameters(function: ast.FunctionDef) -> list[str]:
+    arguments = function.args
+    plain = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    names = [argument.arg for argument in (*plain, arguments.vararg, arguments.kwarg) if argument is not None]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def is_public(name: str, function: str) -> bool:
+    """Whether a module defines what the package exports under that name."""
+    home = getattr(getattr(jointquant, function, None), "__module__", "")
+    return function in EXPORTED and home == f"jointquant.{name.removesuffix('.py').replace('/', '.')}"
+
+
+def is_free(name: str, function: ast.FunctionDef) -> bool:
+    """Whether what it takes is decided elsewhere: by the user, by Triton, by a library that calls it."""
+    compiled = any(ast.unparse(decorator).startswith("triton.jit") for decorator in function.decorator_list)
+    verb = name.startswith("cli/") and function.name in {verb.__name__ for verb in VERBS.values()}
+    return compiled or verb or is_public(name, function.name) or f"{name} {function.name}" in FREE
+
+
+def crowded() -> list[str]:
+    found = []
+    for path in files().values():
+        name = path.relative_to(ROOT).as_posix()
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef) and len(parameters(function)) > MOST:
+                found += [] if is_free(name, function) else [f"{name} {function.name}: {len(parameters(function))}"]
+    return found
+
+
+def test_functions_take_few_parameters() -> None:
+    assert not crowded(), f"more than {MOST}: what belongs together is one object"
+
+
+def test_parameters_are_counted() -> None:
+    (function,) = ast.parse("def f(self, a, /, b, *c, d=1, **e): ...").body
+    assert isinstance(function, ast.FunctionDef)
+    assert parameters(function) == ["a", "b", "d", "c", "e"]
+    assert is_public("pipeline.py", "quantize")
+    assert not is_public("cli/quantize.py", "quantize")

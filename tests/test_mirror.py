@@ -14,6 +14,7 @@ from imports import ROOT, files, graph, imports_of, reached
 TESTS = Path(__file__).parent
 
 WHOLE_SYSTEM = {
+    "analysis/test_resumed_inspection.py": "what is measured beside pass 2, when a run is stopped and goes on",
     "export/test_llama_cpp.py": "what llama.cpp computes from our files",
     "hostile/test_hostile.py": "input that nobody vouches for, through the command line",
     "test_docs.py": "what the pages say of the tree",
@@ -31,6 +32,7 @@ COVERED_ELSEWHERE = {
     "activations/propagation.py": "tests/rounding/test_site_runs.py",
     "activations/routing.py": "tests/test_mixtures.py",
     "analysis/candidates.py": "tests/analysis/test_compare.py",
+    "activations/unquantized.py": "tests/rounding/test_teacher.py",
     "artifact/metadata.py": "tests/test_pipeline.py",
     "artifact/result.py": "tests/test_pipeline.py",
     "calibration/learners.py": "tests/calibration/test_calibrate.py",
@@ -60,14 +62,16 @@ COVERED_ELSEWHERE = {
     "rotations/shared.py": "tests/distributed/test_process_group.py",
     "rounding/cache.py": "tests/models/test_transforms.py",
     "rounding/hessians.py": "tests/distributed/test_ranks.py",
+    "rounding/demand.py": "tests/rounding/test_layers.py",
     "rounding/shards.py": "tests/test_pipeline.py",
-    "rounding/stand_ins.py": "tests/rounding/test_site_runs.py",
     "rounding/weights.py": "tests/rounding/test_site_runs.py",
+    "rounding/layer.py": "tests/rounding/test_site_runs.py",
     "run/fitting.py": "tests/rounding/test_site_runs.py",
     "run/identity.py": "tests/run/test_journal.py",
     "run/job.py": "tests/run/test_journal.py",
     "run/opening.py": "tests/run/test_journal.py",
     "run/workspace.py": "tests/calibration/test_calibrate.py",
+    "runtime/checks.py": "tests/runtime/test_assembly.py",
     "runtime/generation.py": "tests/cli/test_generate.py",
     "runtime/integration.py": "tests/test_pipeline.py",
     "runtime/kernels/capabilities.py": "tests/rounding/test_layers.py",

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from hostile.damage import raw_header, raw_shard
 from jointquant.errors import InputError
-from jointquant.trust.safetensors_header import BITS, Entry, read_header, read_metadata
+from jointquant.trust.safetensors_header import BITS, HeaderEntry, read_header, read_metadata
 
 QUICK = settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SAMPLE = {
@@ -42,7 +42,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
-def outcome(path: Path) -> dict[str, Entry] | None:
+def outcome(path: Path) -> dict[str, HeaderEntry] | None:
     """The header as we read it, or None where it is refused."""
     try:
         return read_header(path)

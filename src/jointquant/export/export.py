@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -112,7 +112,10 @@ def export_artifact(
         with output_file(target, overwrite) as file:
             size = write_gguf(opened, file, progress)
     else:
-        size = _checkpoint(opened, cast("Format", format), target, whole, base, dtype, overwrite, progress)
+        check_output(target, overwrite)
+        kind: Kind = "compressed-tensors" if format == "compressed-tensors" else "dense" if whole else "rotated"
+        folder = _base_folder(opened, base, progress) if kind == "rotated" else None
+        size = _write_folder(opened, _contents(opened, kind, folder, dtype), target, overwrite, progress)
     seconds = time.perf_counter() - start
     return ExportResult(str(out), format, reached.tier, list(reached.runtimes), size, seconds)
 
@@ -122,41 +125,41 @@ def _architectural(artifact: Artifact) -> list[Obstacle]:
     return [o for o in online(artifact.facts) if not o.change or o.change.startswith("rotations.r1")]
 
 
-def _checkpoint(
-    artifact: Artifact,
-    format: Format,
-    out: Path,
-    whole: bool,
-    base: str | Path | None,
-    dtype: str,
-    overwrite: bool,
-    progress: Progress,
-) -> int:
+@dataclass(frozen=True)
+class _Contents:
+    """What a folder of tensors is filled with; ``exact``: with the very values that were measured."""
+
+    kind: Kind
+    shards: Iterable[dict[str, Tensor]]
+    config: dict[str, Any]
+    exact: bool = True
+
+
+def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> _Contents:
+    """Those of a checkpoint; one of the rotated weights needs the ``base`` model."""
+    if kind == "compressed-tensors":
+        return _Contents(kind, compressed_shards(artifact), compressed_config(artifact))
+    as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
+    about = {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.quantization.to_dict()}
+    shards = (
+        dequantized_shards(artifact, as_dtype)
+        if base is None
+        else rotated_shards(artifact, open_stream(base), as_dtype)
+    )
+    exact = as_dtype == DTYPES["float32"]  # what `eval` computes with
+    return _Contents(kind, shards, artifact.plain_config | about, exact)
+
+
+def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite: bool, progress: Progress) -> int:
     """A dense or compressed-tensors folder; bytes of its tensors."""
-    check_output(out, overwrite)
-    config, same_values = artifact.plain_config, True
-    if format == "compressed-tensors":
-        shards, config = compressed_shards(artifact), compressed_config(artifact)
-    else:
-        as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
-        same_values = as_dtype == DTYPES["float32"]  # what `eval` computes with
-        config = config | {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.quantization.to_dict()}
-        stream = None if whole else open_stream(_base_folder(artifact, base, progress))
-        shards = (
-            dequantized_shards(artifact, as_dtype) if stream is None else rotated_shards(artifact, stream, as_dtype)
-        )
     with output_folder(out, overwrite) as folder:
-        size = _write(folder, shards, artifact.num_layers + 2, progress)
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _copy_companions(artifact.folder, folder, keep_rotations=format == "compressed-tensors")
+        size = _write(folder, contents.shards, artifact.num_layers + 2, progress)
+        config = json.dumps(contents.config, indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG_NAME).write_text(config, encoding="utf-8")
+        _copy_companions(artifact.folder, folder, keep_rotations=contents.kind == "compressed-tensors")
         save_tokenizer(load_tokenizer(artifact.folder), folder)
-        kind = "compressed-tensors" if format == "compressed-tensors" else "dense" if whole else "rotated"
-        write_card(
-            folder,
-            artifact.quantization.to_dict() | reach(artifact.facts).to_dict(),
-            cast("Kind", kind),
-            carried_from=artifact.folder if same_values else None,
-        )
+        facts = artifact.quantization.to_dict() | reach(artifact.facts).to_dict()
+        write_card(folder, facts, contents.kind, carried_from=artifact.folder if contents.exact else None)
     return size
 
 

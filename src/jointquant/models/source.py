@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jointquant.errors import InputError, ResumableError, require
 from jointquant.files.durable import bytes_of
-from jointquant.trust.safetensors_header import Entry, read_header
+from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.shard_index import SAFETENSORS, read_index
 
 INDEX_NAME, SINGLE_NAME = SAFETENSORS.index, SAFETENSORS.single
@@ -80,7 +80,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, HeaderEntry] = {}
         self._files: dict[str, str] = {}
         index = read_index(folder)
         index.check_present(folder)

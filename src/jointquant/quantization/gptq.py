@@ -178,14 +178,12 @@ class Columns:
     def _round_one_by_one(self, near: Tensor, first: int, last: int) -> None:
         """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""
         inside = self.feedback[first:last, first:last]
+        parts = (near, *(x[first:last] for x in (self.weight, self.scale, self.zero_point, self.errors, self.codes)))
         if isinstance(self.fmt, IntFormat) and is_nvidia(near.device) and has_triton():
             from jointquant.quantization.gptq_triton import round_columns
 
-            weight, scale, zero_point = (x[first:last] for x in (self.weight, self.scale, self.zero_point))
-            errors, codes = self.errors[first:last], self.codes[first:last]
-            round_columns(near, weight, scale, zero_point, inside, errors, codes, self.fmt)
+            round_columns(parts, inside, self.fmt)
             return
-        parts = (near, *(x[first:last] for x in (self.weight, self.scale, self.zero_point, self.errors, self.codes)))
         for index, (column, weight, scale, zero_point, error, codes) in enumerate(
             zip(*(part.unbind() for part in parts), strict=True)
         ):

@@ -14,7 +14,7 @@ from jointquant.rotations.blocks import block_products, rotate_blocks
 from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.objectives import Objective, whip
-from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
+from jointquant.rotations.optimizers import Learned, Optimizer, RotationProblem, Schedule, tangent
 from jointquant.rotations.shared import agreed, joined_heads, pooled_loss, pooled_turning, sharing
 from jointquant.seeds import rounds
 
@@ -80,7 +80,7 @@ def learn(
     if objective is not whip:
         few = scale * spread(samples, batch_tokens)
         units = whip_units(lambda r: objective(few @ r), lambda r: whip(few @ r), start)
-    return agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks)
+    return agreed(training.optimizer(RotationProblem(loss, units, closed), start, training.schedule), ranks)
 
 
 def learn_heads(
@@ -125,7 +125,7 @@ def learn_blocks(
         few = scale * spread(sample, training.batch_tokens)
         per_block = whip_units(lambda r: objective(rotate_blocks(few, r)), lambda r: whip(rotate_blocks(few, r)), start)
         units = per_block.mean()
-    return agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks)
+    return agreed(training.optimizer(RotationProblem(loss, units, closed), start, training.schedule), ranks)
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:

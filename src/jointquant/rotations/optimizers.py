@@ -69,7 +69,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Problem:
+class RotationProblem:
     """What an optimiser minimises.
 
     Attributes:
@@ -109,10 +109,10 @@ class Learned:
     angles: tuple[float, ...]
 
 
-Optimizer = Callable[[Problem, Tensor, Schedule], Learned]
+Optimizer = Callable[[RotationProblem, Tensor, Schedule], Learned]
 
 
-def qr_orth(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
+def qr_orth(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
     """SGD with momentum on a latent matrix Z whose orthogonal factor is the rotation (QR-Orth).
 
     Source: DartQuant (arXiv 2511.04063), QR-Orth: R = qr(Z).Q with a positive diagonal of the triangular factor.
@@ -146,7 +146,7 @@ def qr_orth(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
     return Learned(final, tuple(losses), tuple(angles))
 
 
-def cayley(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
+def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
     """Gradient descent with momentum in the tangent space, each step retracted by the Cayley transform.
 
     With G the Euclidean gradient at R: the tangent direction is A = (RᵀG − GᵀR)/2, skew-symmetric; the momentum
@@ -181,7 +181,7 @@ def cayley(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
     return Learned(orthogonal_factor(double(rotation.detach())).cpu(), tuple(losses), tuple(angles))
 
 
-def newton_schulz(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
+def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
     """Normalised descent in the tangent space whose every step is made of matrix products alone.
 
     The tangent direction A = RᵀG − GᵀR is skew-symmetric; of unit length (an RMS turn of one radian) it enters the

@@ -30,7 +30,7 @@ from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
 from jointquant.runtime.cache import PackedGeneration
 from jointquant.trust.folder import CONFIG_NAME
-from jointquant.trust.safetensors_header import Entry, read_header
+from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.strict_json import read_object
 
 INTEGERS = {torch.int8: "I8", torch.int32: "I32"}
@@ -126,7 +126,7 @@ def check_complete(model: PreTrainedModel, files: list[str]) -> None:
     Raises:
         InputError: a tensor that is missing, too many, or of another shape or kind.
     """
-    have: dict[str, Entry] = {}
+    have: dict[str, HeaderEntry] = {}
     for file in files:
         have |= read_header(Path(file))
     want = model.state_dict()

@@ -33,7 +33,7 @@ BITS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class HeaderEntry:
     """One tensor of a header: its dtype, its shape, and its bytes [begin, end) behind the header."""
 
     dtype: str
@@ -42,7 +42,7 @@ class Entry:
     end: int
 
 
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path) -> dict[str, HeaderEntry]:
     """The tensors of a safetensors file by name; only the header is read.
 
     Raises:
@@ -94,7 +94,7 @@ def _check_metadata(metadata: Any, path: Path) -> None:
     require(texts, f"{path} has {METADATA} that is not a mapping of strings")
 
 
-def _entry(name: str, value: Any, path: Path) -> Entry:
+def _entry(name: str, value: Any, path: Path) -> HeaderEntry:
     where = f"tensor {name} in {path}"
     keys = sorted(value) if isinstance(value, dict) else None
     require(keys == ["data_offsets", "dtype", "shape"], f"{where} is not described by dtype, shape and data_offsets")
@@ -109,14 +109,14 @@ def _entry(name: str, value: Any, path: Path) -> Entry:
     bits = numel * BITS[dtype]
     fits = end >= begin and bits == 8 * (end - begin)
     require(fits, f"{where} has {end - begin} bytes: its shape {list(shape)} of {dtype} takes {bits / 8:g}")
-    return Entry(dtype, tuple(shape), begin, end)
+    return HeaderEntry(dtype, tuple(shape), begin, end)
 
 
 def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-def _check_layout(entries: dict[str, Entry], room: int, path: Path) -> None:
+def _check_layout(entries: dict[str, HeaderEntry], room: int, path: Path) -> None:
     """The tensors lie one behind the other and fill the file: no byte is shared, skipped or left over."""
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
