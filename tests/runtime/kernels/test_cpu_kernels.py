@@ -135,7 +135,7 @@ def test_the_zero_points_columns_add_up(sums: list[int]) -> None:
     assert columns.abs().max() <= LARGEST_DIGIT
 
 
-@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("rows", [1, 5, 9000])
 @pytest.mark.parametrize("kind", ["searched", "tensor"])
 def test_ranges_known_from_calibration(kind: str, rows: int) -> None:
     fmt = IntFormat(8, False)
