@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -28,3 +29,27 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "commit": described.stdout.strip() or "unknown",
     }
+
+
+class Result:
+    """A result file that is written anew with each row, so that what was measured is kept when a later row fails.
+
+    Args:
+        path: the file.
+        command: that makes it.
+        device: what was measured on.
+        more: further facts.
+    """
+
+    def __init__(self, path: Path, command: str, device: str = "cpu", **more: Any) -> None:
+        self.path, self.content = path, {"command": command, **machine(device), **more, "rows": []}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Print a row and write it."""
+        print(json.dumps(row), flush=True)
+        self.content["rows"].append(row)
+        self.write()
+
+    def write(self) -> None:
+        """What there is so far."""
+        self.path.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")

@@ -32,7 +32,7 @@ GROUP_DEPTH, GROUP_STAGES = 64, 3
 """Columns in a tile of a weight with groups, which are multiples of it."""
 BAND = 8
 """Tiles of rows that run side by side, so that they read the same rows of W from the second cache."""
-EXPAND_ROWS, EXPAND_BYTES = 4, 1024
+EXPAND_ROWS, EXPAND_BYTES = 4, 512
 """Rows and bytes of a row that one program expands."""
 ELEMENTS = 2**27
 """Of W that are expanded at a time."""

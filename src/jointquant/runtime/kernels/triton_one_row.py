@@ -19,7 +19,7 @@ from torch import Tensor
 from jointquant.quantization.ranges import InputRange
 from jointquant.runtime.kernels.triton_tokens import block_of, encoded, entries, range_arguments, token_grid
 
-BLOCK_OUT, BLOCK_WORDS, WARPS = 16, 512, 4
+BLOCK_OUT, BLOCK_WORDS, WARPS = 8, 256, 4
 """Rows of W and words of a row in a tile, and the warps that share it."""
 COLUMNS = 8
 """Columns of W in a word: what in_features is a multiple of."""
