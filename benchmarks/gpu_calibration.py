@@ -1,11 +1,11 @@
 """Calibration and rounding at the sizes of large models, on an accelerator.
 
-    python benchmarks/gpu_calibration.py [--device cuda:0] [--small] [--out FILE]
+    python benchmarks/gpu_calibration.py [--only calibration,gptq,quantize] [--device cuda:0] [--small] [--out FILE]
 
 Three parts: the seconds of R1's optimisers at hidden size 4096 and 8192, with Whip on heavy-tailed activations, ratios
 first; the seconds of GPTQ for the linears of a 7B and a 70B layer; ``quantize`` of two layers of 70B shape, learned
 rotations included, under a cap of 24 GB of the device's memory. --small runs all of it at toy sizes: a check of the
-script, not a measurement. Writes benchmarks/results/gpu_calibration.json.
+script, not a measurement. Writes benchmarks/results/gpu_calibration.json, and keeps what it holds of other parts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,18 @@ def main() -> None:
     """Run the three parts and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     device, sizes = resolve_device(arguments.device), SMALL if arguments.small else REAL
-    result: dict[str, Any] = {"command": "python benchmarks/gpu_calibration.py", **machine(str(device))}
-    result["calibration"] = [shown(optimizers(size, sizes, device)) for size in sizes.hidden]
-    result["gptq"] = [shown(layer(name, linears, device)) for name, linears in sizes.layers.items()]
-    result["quantize"] = shown(capped_run(sizes, device))
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    result |= {"command": "python benchmarks/gpu_calibration.py", **machine(str(device))}
+    for part in arguments.only.split(","):
+        result[part] = []
+        for row in PARTS[part](sizes, device):
+            result[part].append(shown(row))
+            arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +185,12 @@ def capped_run(sizes: Sizes, device: torch.device) -> dict[str, Any]:
         row |= {"peak_device_bytes": torch.cuda.max_memory_allocated(device), "cap_bytes": CAP_BYTES}
     return row
 
+
+PARTS: dict[str, Callable[[Sizes, torch.device], Iterator[dict[str, Any]]]] = {
+    "calibration": lambda sizes, device: (optimizers(size, sizes, device) for size in sizes.hidden),
+    "gptq": lambda sizes, device: (layer(name, linears, device) for name, linears in sizes.layers.items()),
+    "quantize": lambda sizes, device: (capped_run(sizes, device) for _ in range(1)),
+}
 
 if __name__ == "__main__":
     main()

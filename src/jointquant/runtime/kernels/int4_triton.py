@@ -112,21 +112,25 @@ def _product(inputs: SiteInput, weight: TritonWeight) -> Tensor:
     """[rows, out], by the program for as many rows."""
     from jointquant.runtime.kernels.triton_few_rows import few_rows
     from jointquant.runtime.kernels.triton_many_rows import many_rows
-    from jointquant.runtime.kernels.triton_one_row import COLUMNS, one_row
+    from jointquant.runtime.kernels.triton_one_row import COLUMNS, one_row, one_row_of_integers
 
-    rows, dtype = len(inputs.rows), inputs.rows.dtype
-    known_path = weight.quantizer is None or has_programs(inputs.path)
-    if rows <= ONE_ROW and inputs.rows.shape[1] % COLUMNS == 0 and known_path and rows:
-        if weight.quantizer is None:
-            return one_row(inputs.values(), weight, dtype, None, None, {})
-        mean = inputs.known[INPUT_MEAN] if inputs.path.centred else None
-        return one_row(rotated(inputs, inputs.rows), weight, dtype, mean, weight.quantizer, inputs.known)
+    (rows, columns), dtype = inputs.rows.shape, inputs.rows.dtype
+    one = 0 < rows <= ONE_ROW and columns % COLUMNS == 0
     few = 0 < rows <= FEW_ROWS and (weight.quantizer is not None or dtype != torch.float32)
     multiply = few_rows if few else many_rows
     if weight.quantizer is None:
-        return multiply(inputs.values(), weight, dtype, None, None)
+        values = inputs.values()
+        return one_row(values, weight, dtype) if one else multiply(values, weight, dtype, None, None)
+    path = inputs.path
+    if one and path.transform is None and has_programs(path):
+        mean = inputs.known[INPUT_MEAN] if path.centred else None
+        return one_row(inputs.rows, weight, dtype, mean, weight.quantizer, inputs.known)
     codes = token_codes(inputs)
-    return multiply(codes.integers, weight, dtype, codes.scale.flatten().contiguous(), codes.zero_point)
+    integers, scale, zero_point = codes.integers, codes.scale.flatten().contiguous(), codes.zero_point
+    assert zero_point is not None
+    if one:
+        return one_row_of_integers(integers, weight, dtype, scale, zero_point)
+    return multiply(integers, weight, dtype, scale, zero_point)
 
 
 def has_programs(path: InputPath) -> bool:
@@ -141,37 +145,47 @@ def has_programs(path: InputPath) -> bool:
     return fits(transform)
 
 
-def rotated(inputs: SiteInput, x: Tensor) -> Tensor:
-    """Some rows [rows, in] behind the online rotations, in float32; x itself where there is none."""
-    from jointquant.runtime.kernels.triton_hadamard import hadamard, learned_blocks
-
-    path = inputs.path
-    if path.transform is None:
-        return x
-    y = hadamard(x, path.transform)
-    if path.inner is None:
-        return y
-    kept = inputs.known[INPUT_ROTATION]
-    return learned_blocks(y, kept.float() if kept.is_floating_point() else matrices(kept, torch.float32))
-
-
 def token_codes(inputs: SiteInput) -> TokenCodes:
     """The integers of an input, by programs or, where there are none for its path, by torch's operations."""
-    from jointquant.runtime.kernels.triton_hadamard import ELEMENTS
-    from jointquant.runtime.kernels.triton_tokens import token_integers
-
-    path, known = inputs.path, inputs.known
-    quantizer = path.quantizer
-    if quantizer is None or not has_programs(path):
+    if not has_programs(inputs.path):
         return inputs.signed_codes()
-    mean = known[INPUT_MEAN] if path.centred else None
 
     def make() -> TokenCodes:
-        size = len(inputs.rows) if path.transform is None else max(1, ELEMENTS // inputs.rows.shape[1])
-        parts = [token_integers(rotated(inputs, x), mean, quantizer, known) for x in inputs.rows.split(max(1, size))]
+        parts = [_integers(inputs, x) for x in inputs.rows.split(_rows_at_once(inputs))]
         integers, scale, zero_point = (
             torch.cat(part) if len(part) > 1 else part[0] for part in zip(*parts, strict=True)
         )
         return TokenCodes(integers, scale.unsqueeze(1), zero_point)
 
     return inputs.once("triton", make)
+
+
+def _rows_at_once(inputs: SiteInput) -> int:
+    """Rows that are rotated together, so that their float32 copies stay small."""
+    from jointquant.runtime.kernels.triton_hadamard import ELEMENTS
+
+    rows, columns = inputs.rows.shape
+    return max(1, rows if inputs.path.transform is None else ELEMENTS // columns)
+
+
+def _integers(inputs: SiteInput, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers, scales and zero points of some rows [rows, in], in as few programs as there are for their path."""
+    from jointquant.runtime.kernels.triton_hadamard import (
+        fits_one_program,
+        hadamard,
+        hadamard_integers,
+        learned_blocks,
+    )
+    from jointquant.runtime.kernels.triton_tokens import token_integers
+
+    path, known = inputs.path, inputs.known
+    assert path.quantizer is not None
+    mean = known[INPUT_MEAN] if path.centred else None
+    if path.transform is not None:
+        if path.inner is None and fits_one_program(path.transform):
+            return hadamard_integers(x, path.transform, mean, path.quantizer, known)
+        x = hadamard(x, path.transform)
+    if path.inner is not None:
+        kept = known[INPUT_ROTATION]
+        x = learned_blocks(x, kept.float() if kept.is_floating_point() else matrices(kept, torch.float32))
+    return token_integers(x, mean, path.quantizer, known)

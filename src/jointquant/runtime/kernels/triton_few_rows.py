@@ -25,7 +25,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-TILES = {16: Tile(16, 32, 128, 4, 4), 32: Tile(32, 32, 128, 4, 4), 64: Tile(64, 64, 64, 4, 4)}
+TILES = {16: Tile(16, 32, 128, 4, 4), 64: Tile(64, 32, 64, 4, 4)}
 """By the most rows of x that they are for."""
 GROUP_HALF = 64
 """Bytes of a row in a tile of a weight with groups, which are multiples of it."""

@@ -14,6 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
+from triton.runtime import driver
+
+from jointquant.runtime.kernels.triton_tokens import FUSED
 
 
 class Tile(NamedTuple):
@@ -26,10 +29,12 @@ class Tile(NamedTuple):
     stages: int
 
 
-TILES = {128: Tile(64, 128, 128, 4, 3), 2**31: Tile(128, 256, 64, 8, 4)}
+TILES = {128: Tile(64, 64, 128, 4, 4), 2**31: Tile(128, 128, 128, 4, 3)}
 """By the most rows of x that they are for."""
 GROUP_DEPTH, GROUP_STAGES = 64, 3
 """Columns in a tile of a weight with groups, which are multiples of it."""
+MOST_SUMS, HOPPER = 2048, 90
+"""Sums of a warp that leave it registers for the rest; the first capability that needs fewer of them."""
 BAND = 8
 """Tiles of rows that run side by side, so that they read the same rows of W from the second cache."""
 EXPAND_ROWS, EXPAND_BYTES = 4, 512
@@ -40,8 +45,9 @@ ELEMENTS = 2**27
 
 @triton.jit
 def _expand(  # type: ignore[no-untyped-def]
-    w, y, w_scale, w_zero, out_features, half, groups, group_size,
-    scaled: tl.constexpr, block_out: tl.constexpr, block_bytes: tl.constexpr,
+    w, y, w_scale, w_zero, out_features, half, groups,
+    group_size: tl.constexpr, grouped: tl.constexpr, scaled: tl.constexpr,
+    block_out: tl.constexpr, block_bytes: tl.constexpr,
 ):  # fmt: skip
     """q_w − z_w as int8, or scaled in y's dtype: w is uint8 [out, half], y [out, 2·half]."""
     out = tl.program_id(0) * block_out + tl.arange(0, block_out)
@@ -49,12 +55,14 @@ def _expand(  # type: ignore[no-untyped-def]
     there = (out[:, None] < out_features) & (k[None, :] < half)
     row = out[:, None].to(tl.int64) * half
     packed = tl.load(w + row + k[None, :], mask=there, other=0)
+    group, known = out[:, None] * groups, out[:, None] < out_features
     for high in tl.static_range(2):
         codes = ((packed >> 4) if high else (packed & 15)).to(tl.int8) - 8
-        group = out[:, None] * groups + (k + high * half)[None, :] // group_size
-        codes -= tl.load(w_zero + group, mask=there, other=0)
+        if grouped:
+            group, known = out[:, None] * groups + (k + high * half)[None, :] // group_size, there
+        codes -= tl.load(w_zero + group, mask=known, other=0)
         if scaled:
-            codes = codes.to(tl.float32) * tl.load(w_scale + group, mask=there, other=0)
+            codes = codes.to(tl.float32) * tl.load(w_scale + group, mask=known, other=0)
         tl.store(y + 2 * row + high * half + k[None, :], codes.to(y.dtype.element_ty), mask=there)
 
 
@@ -124,7 +132,8 @@ def expanded(weight: Any, part: slice, dtype: torch.dtype) -> Tensor:
     out_features, half = packed.shape
     y = torch.empty(out_features, 2 * half, dtype=dtype, device=packed.device)
     _expand[triton.cdiv(out_features, EXPAND_ROWS), triton.cdiv(half, EXPAND_BYTES)](
-        packed, y, weight.scale[part], weight.zero_point[part], out_features, half, groups, 2 * half // groups,
+        packed, y, weight.scale[part], weight.zero_point[part], out_features, half, groups,
+        group_size=2 * half // groups, grouped=groups > 1,
         scaled=dtype != torch.int8, block_out=EXPAND_ROWS, block_bytes=EXPAND_BYTES,
     )  # fmt: skip
     return y
@@ -145,8 +154,18 @@ def _multiply(x: Tensor, weight: Any, part: slice, scale: Tensor, zero_point: Te
 
 
 def tile_for(rows: int, grouped: bool) -> Tile:
-    """The tile for some rows; with groups, sums of two kinds need registers."""
+    """The tile for some rows; where groups or older tensor cores need registers, more warps share it."""
     tile = TILES[next(most for most in TILES if rows <= most)]
-    if not grouped:
-        return tile
-    return Tile(tile.rows, 128, GROUP_DEPTH, tile.warps, GROUP_STAGES)
+    if grouped:
+        tile = tile._replace(depth=GROUP_DEPTH, stages=GROUP_STAGES)
+    if tile.rows * tile.out // tile.warps > MOST_SUMS and (grouped or not operands_in_shared_memory()):
+        tile = tile._replace(warps=2 * tile.warps)
+    return tile
+
+
+def operands_in_shared_memory() -> bool:
+    """Whether the tensor cores read both sides of a product from shared memory, as they do from Hopper on."""
+    if not FUSED.value:
+        return False
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= HOPPER

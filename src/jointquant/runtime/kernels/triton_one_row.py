@@ -27,8 +27,9 @@ COLUMNS = 8
 
 @triton.jit
 def _one_row(  # type: ignore[no-untyped-def]
-    x, w, y, w_scale, w_zero, mean, out_features, size, words, groups, group_words, ratio, known_scale, known_zero,
-    quantized: tl.constexpr, centred: tl.constexpr, grouped: tl.constexpr, searched: tl.constexpr,
+    x, w, y, w_scale, w_zero, mean, x_scale, x_zero, out_features, size, words, groups, group_words,
+    ratio, known_scale, known_zero,
+    quantized: tl.constexpr, coded: tl.constexpr, centred: tl.constexpr, grouped: tl.constexpr, searched: tl.constexpr,
     static: tl.constexpr, q_min: tl.constexpr, q_max: tl.constexpr, symmetric: tl.constexpr,
     block: tl.constexpr, block_out: tl.constexpr, block_words: tl.constexpr,
 ):  # fmt: skip
@@ -36,7 +37,7 @@ def _one_row(  # type: ignore[no-untyped-def]
 
     x is [rows, size], w int32 [out, words = size / 8] (word k: columns 4k … 4k + 3 of the first half of W in the low
     four bits of its bytes, those of the second half in the high ones), y [rows, out], w_scale float32 and w_zero int8
-    [out, groups], mean [size].
+    [out, groups], mean [size]; x may be integers already, then x_scale is float32 and x_zero int32 [rows].
     """
     row = tl.program_id(1).to(tl.int64)
     out = tl.program_id(0) * block_out + tl.arange(0, block_out)
@@ -47,6 +48,9 @@ def _one_row(  # type: ignore[no-untyped-def]
             token, mean, size, ratio, known_scale, known_zero,
             centred, searched, static, block, q_min, q_max, symmetric,
         )  # fmt: skip
+        reciprocal = tl.div_rn(1.0, step)
+    elif coded:
+        step, zero = tl.load(x_scale + row), tl.load(x_zero + row).to(tl.float32)
     offset = 1.5 + tl.load(w_zero + out * groups, mask=out_in, other=0).to(tl.float32) / 16
     total = tl.zeros((block_out, block_words), tl.float32)
     for start in range(0, words, block_words):
@@ -60,7 +64,9 @@ def _one_row(  # type: ignore[no-untyped-def]
             for byte in tl.static_range(4):
                 values = entries(token, mean, half * 4 * words + 4 * word + byte, inside, centred)
                 if quantized:
-                    values = encoded(values, step, zero, q_min, q_max) - zero  # 0 outside: 0 is on every grid
+                    values = encoded(values, step, reciprocal, zero, q_min, q_max) - zero  # 0 outside
+                elif coded:
+                    values = tl.where(inside, values - zero, 0.0)
                 if 8 * byte + 4 * half <= 19:
                     moved = packed << (19 - 8 * byte - 4 * half)
                 else:
@@ -77,16 +83,20 @@ def _one_row(  # type: ignore[no-untyped-def]
     result = 16 * tl.sum(total, axis=1)
     if not grouped:
         result = result * tl.load(w_scale + out, mask=out_in, other=0)
-    if quantized:
+    if quantized or coded:
         result = result * step
     tl.store(y + row * out_features + out, result.to(y.dtype.element_ty), mask=out_in)
 
 
 def one_row(
-    x: Tensor, weight: Any, dtype: torch.dtype, mean: Tensor | None, quantizer: InputRange | None,
-    known: Mapping[str, Tensor],
-) -> Tensor:  # fmt: skip
-    """[rows, out] in ``dtype``: x, or its integers, times a weight.
+    x: Tensor,
+    weight: Any,
+    dtype: torch.dtype,
+    mean: Tensor | None = None,
+    quantizer: InputRange | None = None,
+    known: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """[rows, out] in ``dtype``: x, or the integers that are made of it, times a weight.
 
     Args:
         x: [rows, in] in bfloat16, float16 or float32; a row is read by as many programs as it takes.
@@ -96,15 +106,27 @@ def one_row(
         quantizer: of x; None: x is multiplied as it is.
         known: what the quantizer knows from calibration.
     """
+    arguments = _UNQUANTIZED if quantizer is None else range_arguments(quantizer, known or {})
+    return _launch(x, weight, dtype, mean, None, None, quantized=quantizer is not None, coded=False, **arguments)
+
+
+def one_row_of_integers(x: Tensor, weight: Any, dtype: torch.dtype, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """[rows, out] in ``dtype``, of int8 integers [rows, in] with scale float32 and zero point int32, both [rows]."""
+    return _launch(x, weight, dtype, None, scale, zero_point, quantized=False, coded=True, **_UNQUANTIZED)
+
+
+def _launch(
+    x: Tensor, weight: Any, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None, zero_point: Tensor | None,
+    **arguments: Any,
+) -> Tensor:  # fmt: skip
     (rows, size), (out_features, half), groups = x.shape, weight.bytes.shape, weight.scale.shape[1]
     words = half // 4
     y = torch.empty(rows, out_features, dtype=dtype, device=x.device)
-    arguments = _UNQUANTIZED if quantizer is None else range_arguments(quantizer, known)
     block_out, block_words = _tile(groups, words)
     _one_row[triton.cdiv(out_features, block_out), rows](
-        x.contiguous(), weight.bytes.view(torch.int32), y, weight.scale, weight.zero_point, mean,
+        x.contiguous(), weight.bytes.view(torch.int32), y, weight.scale, weight.zero_point, mean, scale, zero_point,
         out_features, size, words, groups, 2 * words // groups,
-        quantized=quantizer is not None, centred=mean is not None, grouped=groups > 1,
+        centred=mean is not None, grouped=groups > 1,
         block=block_of(size), block_out=block_out, block_words=block_words, num_warps=WARPS, **arguments,
     )  # fmt: skip
     return y

@@ -35,32 +35,31 @@ def entries(x, mean, column, inside, centred: tl.constexpr):  # type: ignore[no-
     return values.to(tl.float32)
 
 
+FUSED: tl.constexpr = tl.constexpr(isinstance(entries, triton.JITFunction))
+"""Whether tl.fma rounds once: in programs it does, in Triton's interpreter not."""
+
+
 @triton.jit
-def token_grid(  # type: ignore[no-untyped-def]
-    x, mean, size, ratio, known_scale, known_zero,
-    centred: tl.constexpr, searched: tl.constexpr, static: tl.constexpr, block: tl.constexpr,
-    q_min: tl.constexpr, q_max: tl.constexpr, symmetric: tl.constexpr,
+def grid_of(  # type: ignore[no-untyped-def]
+    low, high, unreal, ratio, known_scale, known_zero,
+    searched: tl.constexpr, static: tl.constexpr, q_min: tl.constexpr, q_max: tl.constexpr, symmetric: tl.constexpr,
 ):  # fmt: skip
-    """Scale and zero point of a token in float32, as ``quantization.integer`` finds them; NaN where x has one."""
+    """Scale and zero point in float32, as ``quantization.integer`` finds them for the range [low, high].
+
+    ``unreal`` is 0, or NaN where x has one or an infinity.
+    """
     if static:
         step = tl.load(known_scale)
         zero = tl.zeros_like(step)
         if not symmetric:
             zero = tl.load(known_zero).to(tl.float32)
     else:
-        lows = tl.zeros((block,), tl.float32)
-        highs, unreal = lows, lows
-        for start in range(0, size, block):
-            column = start + tl.arange(0, block)
-            values = entries(x, mean, column, column < size, centred)
-            lows, highs = tl.minimum(lows, values), tl.maximum(highs, values)
-            unreal += 0.0 * values
         kept = tl.load(ratio) if searched else ratio
-        low, high = tl.min(lows, axis=0) * kept, tl.max(highs, axis=0) * kept
+        # Between a product and a difference, so that a compiler does not round the two at once.
+        low, high = tl.minimum(low * kept, 0.0), tl.maximum(high * kept, 0.0)
         span = 2 * tl.maximum(-low, high) if symmetric else high - low
         levels: tl.constexpr = q_max - q_min
-        step = tl.where(span > 1.1754943508222875e-38 * levels, tl.div_rn(span, levels * 1.0), 1.0)
-        step += tl.sum(unreal, axis=0)  # 0, or NaN
+        step = tl.where(span > 1.1754943508222875e-38 * levels, tl.div_rn(span, levels * 1.0), 1.0) + unreal
         zero = tl.zeros_like(step)
         if not symmetric:
             zero = (q_min - tl.div_rn(low, step) + ROUNDER) - ROUNDER
@@ -69,12 +68,36 @@ def token_grid(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def encoded(values, step, zero, q_min: tl.constexpr, q_max: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Integers in float32."""
-    codes = tl.div_rn(values, tl.zeros_like(values) + step) + zero
-    codes = tl.minimum(tl.maximum(codes, q_min - 1.0), q_max + 1.0)  # small enough to be rounded by adding
-    codes = (codes + ROUNDER) - ROUNDER
-    return tl.minimum(tl.maximum(codes, q_min * 1.0), q_max * 1.0)
+def token_grid(  # type: ignore[no-untyped-def]
+    x, mean, size, ratio, known_scale, known_zero,
+    centred: tl.constexpr, searched: tl.constexpr, static: tl.constexpr, block: tl.constexpr,
+    q_min: tl.constexpr, q_max: tl.constexpr, symmetric: tl.constexpr,
+):  # fmt: skip
+    """Scale and zero point of a token, which is read for them where they are not known."""
+    lows = tl.zeros((block,), tl.float32)
+    highs, unreal = lows, lows
+    if not static:
+        for start in range(0, size, block):
+            column = start + tl.arange(0, block)
+            values = entries(x, mean, column, column < size, centred)
+            lows, highs = tl.minimum(lows, values), tl.maximum(highs, values)
+            unreal += 0.0 * values
+    return grid_of(
+        tl.min(lows, axis=0), tl.max(highs, axis=0), tl.sum(unreal, axis=0), ratio, known_scale, known_zero,
+        searched, static, q_min, q_max, symmetric,
+    )  # fmt: skip
+
+
+@triton.jit
+def encoded(values, step, reciprocal, zero, q_min: tl.constexpr, q_max: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Integers in float32; the quotient is the correctly rounded one (Markstein) with 1/step, rounded, at hand."""
+    if FUSED:
+        quotient = values * reciprocal
+        quotient = tl.fma(tl.fma(-quotient, step, values), reciprocal, quotient)
+    else:
+        quotient = tl.div_rn(values, tl.zeros_like(values) + step)
+    codes = tl.minimum(tl.maximum(quotient + zero, q_min * 1.0), q_max * 1.0)  # whole bounds: the same before rounding
+    return (codes + ROUNDER) - ROUNDER
 
 
 @triton.jit
@@ -83,10 +106,11 @@ def _store_integers(  # type: ignore[no-untyped-def]
     centred: tl.constexpr, block: tl.constexpr, q_min: tl.constexpr, q_max: tl.constexpr,
 ):  # fmt: skip
     """All integers of a token: int8 [size]."""
+    reciprocal = tl.div_rn(1.0, step)
     for start in range(0, size, block):
         column = start + tl.arange(0, block)
         values = entries(x, mean, column, column < size, centred)
-        tl.store(codes + column, encoded(values, step, zero, q_min, q_max).to(tl.int8), mask=column < size)
+        tl.store(codes + column, encoded(values, step, reciprocal, zero, q_min, q_max).to(tl.int8), mask=column < size)
 
 
 @triton.jit
@@ -159,7 +183,7 @@ def token_integers(
     Returns:
         int8 [tokens, size], scale float32 [tokens], zero point int32 [tokens].
     """
-    found, size = _empty(x), x.shape[-1]
+    found, size = empty_integers(x), x.shape[-1]
     _token_integers[(len(x),)](
         x.contiguous(), mean, *found, size,
         centred=mean is not None, block=block_of(size), num_warps=WARPS, **range_arguments(quantizer, known or {}),
@@ -169,7 +193,7 @@ def token_integers(
 
 def rms_norm_integers(x: Tensor, weight: Tensor, epsilon: float, fmt: IntFormat, clip_ratio: float) -> Integers:
     """The integers of weight · x / √(mean x² + ε), one range per token; as ``token_integers``."""
-    found, size = _empty(x), x.shape[-1]
+    found, size = empty_integers(x), x.shape[-1]
     _rms_norm[(len(x),)](
         x.contiguous(), weight, torch.empty_like(x), *found, size, epsilon, clip_ratio,
         dtype=DTYPES[x.dtype], block=block_of(size), num_warps=WARPS, **_grid(fmt),
@@ -182,7 +206,8 @@ def block_of(size: int) -> int:
     return min(triton.next_power_of_2(size), LARGEST_BLOCK)
 
 
-def _empty(x: Tensor) -> Integers:
+def empty_integers(x: Tensor) -> Integers:
+    """Room for them."""
     tokens = len(x)
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
