@@ -164,7 +164,7 @@ def layer(name: str, linears: dict[str, tuple[int, int]], device: torch.device) 
     return row
 
 
-def capped_run(sizes: Sizes, device: torch.device) -> dict[str, Any]:
+def capped_run(name: str, changes: tuple[str, ...], sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """``quantize`` of two layers, with rotations learned by the preset, under the cap."""
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(CAP_BYTES / torch.cuda.get_device_properties(device).total_memory)
@@ -175,21 +175,25 @@ def capped_run(sizes: Sizes, device: torch.device) -> dict[str, Any]:
         f"calibration.seqlen={sizes.seqlen}",
         "calibration.num_samples=16",
     ]
-    given += ["rotations.r1.num_tokens=16384", "rotations.r2.num_tokens=4096"]
+    given += ["rotations.r1.num_tokens=16384", "rotations.r2.num_tokens=4096", *changes]
+    row: dict[str, Any] = {"recipe": name, "layers": 2, "shape": sizes.shape, "cap_bytes": CAP_BYTES}
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder) / "model", 2, **sizes.shape)
         recipe = jointquant.load_recipe("w4a4kv4", given)
-        done = jointquant.quantize(Path(folder) / "model", Path(folder) / "a", recipe, device=str(device))
-    row: dict[str, Any] = {"layers": 2, "shape": sizes.shape, "seconds": done.seconds, "stages": done.stage_seconds}
-    if device.type == "cuda":
-        row |= {"peak_device_bytes": torch.cuda.max_memory_allocated(device), "cap_bytes": CAP_BYTES}
-    return row
+        out = Path(folder) / "a"
+        try:
+            done = jointquant.quantize(Path(folder) / "model", out, recipe, device=str(device), device_budget=CAP_BYTES)
+        except torch.OutOfMemoryError as error:
+            return row | {"failed": " ".join(str(error).split())[:160]}
+    row |= {"seconds": done.seconds, "stages": done.stage_seconds}
+    return row | ({"peak_device_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
 
 
+CAPPED = {"w4a4kv4, GPTQ for its refinement": ("refinement.steps=0", "weights.method=gptq"), "w4a4kv4": ()}
 PARTS: dict[str, Callable[[Sizes, torch.device], Iterator[dict[str, Any]]]] = {
     "calibration": lambda sizes, device: (optimizers(size, sizes, device) for size in sizes.hidden),
     "gptq": lambda sizes, device: (layer(name, linears, device) for name, linears in sizes.layers.items()),
-    "quantize": lambda sizes, device: (capped_run(sizes, device) for _ in range(1)),
+    "quantize": lambda sizes, device: (capped_run(name, each, sizes, device) for name, each in CAPPED.items()),
 }
 
 if __name__ == "__main__":

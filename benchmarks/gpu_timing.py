@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 REPLAYS, ROUNDS = 20, 3
-CALLS = 200
+CALLS = 100
 Work = Callable[[], object]
 
 

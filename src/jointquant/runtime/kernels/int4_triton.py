@@ -7,6 +7,7 @@ what happens to x before is in ``triton_tokens`` and ``triton_hadamard``. All of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,6 +52,11 @@ class TritonWeight:
     row_sums: Tensor
     block_sums: Tensor
     quantizer: InputRange | None
+
+    @cached_property
+    def words(self) -> Tensor:
+        """int32 [out, in / 8]: ``bytes``, four at a time; of halves that are multiples of four."""
+        return self.bytes.view(torch.int32)
 
 
 class Int4Triton:
@@ -151,7 +157,11 @@ def token_codes(inputs: SiteInput) -> TokenCodes:
         return inputs.signed_codes()
 
     def make() -> TokenCodes:
-        parts = [_integers(inputs, x) for x in inputs.rows.split(_rows_at_once(inputs))]
+        size = _rows_at_once(inputs)
+        if size >= len(inputs.rows):
+            integers, scale, zero_point = _integers(inputs, inputs.rows)
+            return TokenCodes(integers, scale.unsqueeze(1), zero_point)
+        parts = [_integers(inputs, x) for x in inputs.rows.split(size)]
         integers, scale, zero_point = (
             torch.cat(part) if len(part) > 1 else part[0] for part in zip(*parts, strict=True)
         )

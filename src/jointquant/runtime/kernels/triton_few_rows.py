@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from jointquant.runtime.kernels.launching import launch, parts
+
 
 class Tile(NamedTuple):
     """Rows of x, rows of W and bytes of a row of W in a tile; warps, and tiles under way at a time."""
@@ -115,13 +117,14 @@ def few_rows(x: Tensor, weight: Any, dtype: torch.dtype, scale: Tensor | None, z
     y = torch.empty(rows, out_features, dtype=dtype, device=x.device)
     sums = weight.block_sums if groups > 1 else weight.row_sums
     tile = tile_for(rows, groups > 1)
-    _few_rows[triton.cdiv(rows, tile.rows), triton.cdiv(out_features, tile.out)](
-        x.contiguous(), weight.bytes, y, weight.scale, weight.zero_point, sums, scale, zero_point,
-        rows, out_features, half, groups, 2 * half // groups,
-        integer=scale is not None, grouped=groups > 1,
-        block_rows=tile.rows, block_out=tile.out, block_half=tile.half,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    arguments = {
+        "x": x.contiguous(), "w": weight.bytes, "y": y, "w_scale": weight.scale, "w_zero": weight.zero_point,
+        "w_sum": sums, "x_scale": scale, "x_zero": zero_point,
+        "rows": rows, "out_features": out_features, "half": half, "groups": groups, "group_size": 2 * half // groups,
+        "integer": scale is not None, "grouped": groups > 1,
+        "block_rows": tile.rows, "block_out": tile.out, "block_half": tile.half,
+    }  # fmt: skip
+    launch(_few_rows, (parts(rows, tile.rows), parts(out_features, tile.out)), arguments, tile.warps, tile.stages)
     return y
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from jointquant.quantization.ranges import InputRange
 from jointquant.rotations.hadamard import HadamardTransform, hadamard_matrix
+from jointquant.runtime.kernels.launching import launch, next_power_of_two, parts
 from jointquant.runtime.kernels.triton_tokens import (
     FUSED,
     Integers,
@@ -173,20 +175,19 @@ def hadamard(x: Tensor, transform: HadamardTransform) -> Tensor:
         table, out = _table(order, x.device), torch.empty(x.shape, dtype=torch.float32, device=x.device)
         factor = transform.block_size**-0.5 if position == len(orders) - 1 else 1.0
         count = y.numel() // order
+        arguments: dict[str, Any] = {"x": y, "table": table, "y": out}
+        numbers = {"factor": factor, "pieces": pieces_of(y.dtype)}
         if inner == 1:
             few = TILE[count > TILE[0]]
-            grid: tuple[int, ...] = triton.cdiv(count, few), triton.cdiv(order, TILE[1])
-            _last_factor[grid](
-                y, table, out, count, order, factor, pieces=pieces_of(y.dtype),
-                block_m=few, block_n=TILE[1], block_k=DEPTH, num_warps=WARPS, num_stages=STAGES,
-            )  # fmt: skip
+            arguments |= {"rows": count, "order": order, **numbers}
+            arguments |= {"block_m": few, "block_n": TILE[1], "block_k": DEPTH}
+            launch(_last_factor, (parts(count, few), parts(order, TILE[1])), arguments, WARPS, STAGES)
         else:
             few = TILE[order > TILE[0]]
-            grid = count // inner, triton.cdiv(inner, TILE[1]), triton.cdiv(order, few)
-            _outer_factor[grid](
-                y, table, out, order, inner, factor, pieces=pieces_of(y.dtype),
-                block_n=few, block_j=TILE[1], block_k=DEPTH, num_warps=WARPS, num_stages=STAGES,
-            )  # fmt: skip
+            arguments |= {"order": order, "inner": inner, **numbers}
+            arguments |= {"block_n": few, "block_j": TILE[1], "block_k": DEPTH}
+            grid = count // inner, parts(inner, TILE[1]), parts(order, few)
+            launch(_outer_factor, grid, arguments, WARPS, STAGES)
         y, inner = out, inner * order
     return y
 
@@ -197,14 +198,17 @@ def hadamard_integers(
     """As ``triton_tokens.token_integers``, of x R less a mean, for a transform that ``fits_one_program``."""
     found = empty_integers(x)
     a, columns = factor_orders(transform.block_size, transform.base)
-    b = triton.next_power_of_2(columns)
-    _hadamard_integers[(len(x),)](
-        x.contiguous(), _table(columns, x.device), _table(a, x.device), mean, *found,
-        columns, transform.size**-0.5, pieces=pieces_of(x.dtype), all_pieces=pieces_of(torch.float32),
-        centred=mean is not None, a=a, b=b, block_k=DEPTH,
-        num_warps=max(4, a * b // NUMBERS_OF_A_WARP), num_stages=STAGES,
-        **range_arguments(quantizer, known),
-    )  # fmt: skip
+    b, facts = next_power_of_two(columns), range_arguments(quantizer, known)
+    arguments = {
+        "x": x.contiguous(), "last": _table(columns, x.device), "outer": _table(a, x.device), "mean": mean,
+        "codes": found[0], "scale": found[1], "zero_point": found[2],
+        "columns": columns, "factor": transform.size**-0.5,
+        "ratio": facts.ratio, "known_scale": facts.scale, "known_zero": facts.zero_point,
+        "pieces": pieces_of(x.dtype), "all_pieces": pieces_of(torch.float32), "centred": mean is not None,
+        "searched": facts.searched, "static": facts.static, **facts.grid,
+        "a": a, "b": b, "block_k": DEPTH,
+    }  # fmt: skip
+    launch(_hadamard_integers, (len(x),), arguments, max(4, a * b // NUMBERS_OF_A_WARP), STAGES)
     return found
 
 
@@ -222,10 +226,11 @@ def learned_blocks(x: Tensor, rotations: Tensor) -> Tensor:
     """
     (rows, columns), (count, order, _) = x.shape, rotations.shape
     y, few = torch.empty_like(x), TILE[rows > TILE[0]]
-    _blocks[triton.cdiv(rows, few), count, triton.cdiv(order, TILE[1])](
-        x, rotations.contiguous(), y, rows, columns, order, precision="tf32x3",
-        block_m=few, block_n=TILE[1], block_k=DEPTH, num_warps=WARPS, num_stages=STAGES,
-    )  # fmt: skip
+    arguments = {
+        "x": x, "rotations": rotations.contiguous(), "y": y, "rows": rows, "columns": columns, "order": order,
+        "precision": "tf32x3", "block_m": few, "block_n": TILE[1], "block_k": DEPTH,
+    }  # fmt: skip
+    launch(_blocks, (parts(rows, few), count, parts(order, TILE[1])), arguments, WARPS, STAGES)
     return y
 
 
@@ -236,12 +241,13 @@ def fits(transform: HadamardTransform) -> bool:
     return transform.base <= LARGEST_FACTOR and transform.block_size > 1
 
 
+@lru_cache(maxsize=64)
 def fits_one_program(transform: HadamardTransform) -> bool:
     """Whether a program holds a token: two factors, the first of a size for tensor cores, all of it not too large."""
     orders = factor_orders(transform.block_size, transform.base)
     if transform.is_block_diagonal or len(orders) != 2 or orders[0] < 16:
         return False
-    numbers = orders[0] * triton.next_power_of_2(orders[1])
+    numbers = orders[0] * next_power_of_two(orders[1])
     return numbers <= LARGEST_TOKEN
 
 
@@ -254,11 +260,11 @@ def factor_orders(order: int, base: int) -> tuple[int, ...]:
     last, twos = base, order // base
     while twos > FIRST_FACTOR and 2 * last <= COMFORTABLE_FACTOR:
         last, twos = 2 * last, twos // 2
-    parts = []
+    found = []
     while twos > COMFORTABLE_FACTOR:
-        parts.append(COMFORTABLE_FACTOR)
+        found.append(COMFORTABLE_FACTOR)
         twos //= COMFORTABLE_FACTOR
-    return tuple(part for part in (*parts, twos, last) if part > 1)
+    return tuple(order for order in (*found, twos, last) if order > 1)
 
 
 @lru_cache(maxsize=64)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from triton.runtime import driver
 
+from jointquant.runtime.kernels.launching import launch, parts
 from jointquant.runtime.kernels.triton_tokens import FUSED
 
 
@@ -31,14 +32,12 @@ class Tile(NamedTuple):
 
 TILES = {128: Tile(64, 64, 128, 4, 4), 2**31: Tile(128, 128, 128, 4, 3)}
 """By the most rows of x that they are for."""
-GROUP_DEPTH, GROUP_STAGES = 64, 3
-"""Columns in a tile of a weight with groups, which are multiples of it."""
 MOST_SUMS, HOPPER = 2048, 90
 """Sums of a warp that leave it registers for the rest; the first capability that needs fewer of them."""
 BAND = 8
 """Tiles of rows that run side by side, so that they read the same rows of W from the second cache."""
-EXPAND_ROWS, EXPAND_BYTES = 4, 512
-"""Rows and bytes of a row that one program expands."""
+EXPAND_ROWS, EXPAND_BYTES, EXPAND_WARPS = 4, 512, 4
+"""Rows and bytes of a row that one program expands, and the warps that do it."""
 ELEMENTS = 2**27
 """Of W that are expanded at a time."""
 
@@ -68,9 +67,8 @@ def _expand(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _integer_product(  # type: ignore[no-untyped-def]
-    x, w, y, w_scale, w_sum, x_scale, x_zero, rows, out_features, stride, size, groups, group_size,
-    grouped: tl.constexpr, band: tl.constexpr,
-    block_rows: tl.constexpr, block_out: tl.constexpr, block_k: tl.constexpr,
+    x, w, y, w_scale, w_sum, x_scale, x_zero, rows, out_features, stride, size,
+    band: tl.constexpr, block_rows: tl.constexpr, block_out: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
     """One tile [block_rows, block_out] of y: x is int8 [rows, size], w int8 [out, size], y [rows, stride]."""
     down, across = tl.cdiv(rows, block_rows), tl.cdiv(out_features, block_out)
@@ -82,25 +80,18 @@ def _integer_product(  # type: ignore[no-untyped-def]
     row_in, out_in, column = row < rows, out < out_features, tl.arange(0, block_k)
     x_row = x + row[:, None].to(tl.int64) * size
     w_row = w + out[None, :].to(tl.int64) * size
-    zero = tl.load(x_zero + row, mask=row_in, other=0)
-    total = tl.zeros((block_rows, block_out), dtype=tl.float32 if grouped else tl.int32)
+    total = tl.zeros((block_rows, block_out), dtype=tl.int32)
     for start in range(0, size, block_k):
         k = start + column
         left = tl.load(x_row + k[None, :], mask=row_in[:, None] & (k[None, :] < size), other=0)
         right = tl.load(w_row + k[:, None], mask=(k[:, None] < size) & out_in[None, :], other=0)
-        if grouped:
-            part = tl.dot(left, right, out_dtype=tl.int32)
-            sums = tl.load(w_sum + out * (size // block_k) + start // block_k, mask=out_in, other=0)
-            scale = tl.load(w_scale + out * groups + start // group_size, mask=out_in, other=0)
-            total += (part - zero[:, None] * sums[None, :]).to(tl.float32) * scale[None, :]
-        else:
-            total = tl.dot(left, right, total, out_dtype=tl.int32)
-    if not grouped:
-        total -= zero[:, None] * tl.load(w_sum + out, mask=out_in, other=0)[None, :]
-        total = total.to(tl.float32) * tl.load(w_scale + out, mask=out_in, other=0)[None, :]
-    total = total * tl.load(x_scale + row, mask=row_in, other=0)[:, None]
+        total = tl.dot(left, right, total, out_dtype=tl.int32)
+    zero = tl.load(x_zero + row, mask=row_in, other=0)
+    total -= zero[:, None] * tl.load(w_sum + out, mask=out_in, other=0)[None, :]
+    result = total.to(tl.float32) * tl.load(w_scale + out, mask=out_in, other=0)[None, :]
+    result = result * tl.load(x_scale + row, mask=row_in, other=0)[:, None]
     place = y + row[:, None].to(tl.int64) * stride + out[None, :]
-    tl.store(place, total.to(y.dtype.element_ty), mask=row_in[:, None] & out_in[None, :])
+    tl.store(place, result.to(y.dtype.element_ty), mask=row_in[:, None] & out_in[None, :])
 
 
 def many_rows(x: Tensor, weight: Any, dtype: torch.dtype, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
@@ -113,6 +104,9 @@ def many_rows(x: Tensor, weight: Any, dtype: torch.dtype, scale: Tensor | None, 
         scale: float32 [rows] with integers.
         zero_point: int32 [rows] with integers.
     """
+    if scale is not None and weight.scale.shape[1] > 1:  # sums of each group by themselves keep tensor cores idle
+        assert zero_point is not None
+        x, scale = ((x - zero_point.unsqueeze(1)) * scale.unsqueeze(1)).to(dtype), None
     out_features, count = len(weight.bytes), max(1, ELEMENTS // x.shape[1])
     if scale is None and count >= out_features:
         return functional.linear(x, expanded(weight, slice(None), dtype))
@@ -131,34 +125,34 @@ def expanded(weight: Any, part: slice, dtype: torch.dtype) -> Tensor:
     packed, groups = weight.bytes[part], weight.scale.shape[1]
     out_features, half = packed.shape
     y = torch.empty(out_features, 2 * half, dtype=dtype, device=packed.device)
-    _expand[triton.cdiv(out_features, EXPAND_ROWS), triton.cdiv(half, EXPAND_BYTES)](
-        packed, y, weight.scale[part], weight.zero_point[part], out_features, half, groups,
-        group_size=2 * half // groups, grouped=groups > 1,
-        scaled=dtype != torch.int8, block_out=EXPAND_ROWS, block_bytes=EXPAND_BYTES,
-    )  # fmt: skip
+    arguments = {
+        "w": packed, "y": y, "w_scale": weight.scale[part], "w_zero": weight.zero_point[part],
+        "out_features": out_features, "half": half, "groups": groups,
+        "group_size": 2 * half // groups, "grouped": groups > 1, "scaled": dtype != torch.int8,
+        "block_out": EXPAND_ROWS, "block_bytes": EXPAND_BYTES,
+    }  # fmt: skip
+    launch(_expand, (parts(out_features, EXPAND_ROWS), parts(half, EXPAND_BYTES)), arguments, EXPAND_WARPS)
     return y
 
 
 def _multiply(x: Tensor, weight: Any, part: slice, scale: Tensor, zero_point: Tensor | None, y: Tensor) -> None:
-    """``y`` [rows, out of the part] becomes the product of integers."""
-    (rows, size), groups = x.shape, weight.scale.shape[1]
-    right, grouped = expanded(weight, part, torch.int8), groups > 1
-    sums = (weight.block_sums if grouped else weight.row_sums)[part]
-    tile = tile_for(rows, grouped)
-    _integer_product[(triton.cdiv(rows, tile.rows) * triton.cdiv(len(right), tile.out),)](
-        x.contiguous(), right, y, weight.scale[part], sums, scale, zero_point,
-        rows, len(right), y.stride(0), size, groups, size // groups,
-        grouped=grouped, band=BAND, block_rows=tile.rows, block_out=tile.out, block_k=tile.depth,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    """``y`` [rows, out of the part] becomes the product of integers, of a weight without groups."""
+    (rows, size), right = x.shape, expanded(weight, part, torch.int8)
+    tile = tile_for(rows)
+    arguments = {
+        "x": x.contiguous(), "w": right, "y": y, "w_scale": weight.scale[part], "w_sum": weight.row_sums[part],
+        "x_scale": scale, "x_zero": zero_point,
+        "rows": rows, "out_features": len(right), "stride": y.stride(0), "size": size,
+        "band": BAND, "block_rows": tile.rows, "block_out": tile.out, "block_k": tile.depth,
+    }  # fmt: skip
+    tiles = parts(rows, tile.rows) * parts(len(right), tile.out)
+    launch(_integer_product, (tiles,), arguments, tile.warps, tile.stages)
 
 
-def tile_for(rows: int, grouped: bool) -> Tile:
-    """The tile for some rows; where groups or older tensor cores need registers, more warps share it."""
+def tile_for(rows: int) -> Tile:
+    """The tile for some rows; where older tensor cores need registers for what they read, more warps share it."""
     tile = TILES[next(most for most in TILES if rows <= most)]
-    if grouped:
-        tile = tile._replace(depth=GROUP_DEPTH, stages=GROUP_STAGES)
-    if tile.rows * tile.out // tile.warps > MOST_SUMS and (grouped or not operands_in_shared_memory()):
+    if tile.rows * tile.out // tile.warps > MOST_SUMS and not operands_in_shared_memory():
         tile = tile._replace(warps=2 * tile.warps)
     return tile
 

@@ -17,7 +17,15 @@ import triton.language as tl
 from torch import Tensor
 
 from jointquant.quantization.ranges import InputRange
-from jointquant.runtime.kernels.triton_tokens import block_of, encoded, entries, range_arguments, token_grid
+from jointquant.runtime.kernels.launching import launch, parts
+from jointquant.runtime.kernels.triton_tokens import (
+    RangeFacts,
+    block_of,
+    encoded,
+    entries,
+    range_arguments,
+    token_grid,
+)
 
 BLOCK_OUT, BLOCK_WORDS, WARPS = 8, 256, 4
 """Rows of W and words of a row in a tile, and the warps that share it."""
@@ -106,36 +114,38 @@ def one_row(
         quantizer: of x; None: x is multiplied as it is.
         known: what the quantizer knows from calibration.
     """
-    arguments = _UNQUANTIZED if quantizer is None else range_arguments(quantizer, known or {})
-    return _launch(x, weight, dtype, mean, None, None, quantized=quantizer is not None, coded=False, **arguments)
+    facts = UNQUANTIZED if quantizer is None else range_arguments(quantizer, known or {})
+    return _launch(x, weight, dtype, facts, mean=mean, quantized=quantizer is not None)
 
 
 def one_row_of_integers(x: Tensor, weight: Any, dtype: torch.dtype, scale: Tensor, zero_point: Tensor) -> Tensor:
     """[rows, out] in ``dtype``, of int8 integers [rows, in] with scale float32 and zero point int32, both [rows]."""
-    return _launch(x, weight, dtype, None, scale, zero_point, quantized=False, coded=True, **_UNQUANTIZED)
+    return _launch(x, weight, dtype, UNQUANTIZED, scale=scale, zero_point=zero_point)
 
 
 def _launch(
-    x: Tensor, weight: Any, dtype: torch.dtype, mean: Tensor | None, scale: Tensor | None, zero_point: Tensor | None,
-    **arguments: Any,
+    x: Tensor, weight: Any, dtype: torch.dtype, facts: RangeFacts, mean: Tensor | None = None,
+    scale: Tensor | None = None, zero_point: Tensor | None = None, quantized: bool = False,
 ) -> Tensor:  # fmt: skip
     (rows, size), (out_features, half), groups = x.shape, weight.bytes.shape, weight.scale.shape[1]
     words = half // 4
     y = torch.empty(rows, out_features, dtype=dtype, device=x.device)
     block_out, block_words = _tile(groups, words)
-    _one_row[triton.cdiv(out_features, block_out), rows](
-        x.contiguous(), weight.bytes.view(torch.int32), y, weight.scale, weight.zero_point, mean, scale, zero_point,
-        out_features, size, words, groups, 2 * words // groups,
-        centred=mean is not None, grouped=groups > 1,
-        block=block_of(size), block_out=block_out, block_words=block_words, num_warps=WARPS, **arguments,
-    )  # fmt: skip
+    arguments = {
+        "x": x.contiguous(), "w": weight.words, "y": y, "w_scale": weight.scale, "w_zero": weight.zero_point,
+        "mean": mean, "x_scale": scale, "x_zero": zero_point,
+        "out_features": out_features, "size": size, "words": words, "groups": groups,
+        "group_words": 2 * words // groups,
+        "ratio": facts.ratio, "known_scale": facts.scale, "known_zero": facts.zero_point,
+        "quantized": quantized, "coded": scale is not None, "centred": mean is not None, "grouped": groups > 1,
+        "searched": facts.searched, "static": facts.static, **facts.grid,
+        "block": block_of(size), "block_out": block_out, "block_words": block_words,
+    }  # fmt: skip
+    launch(_one_row, (parts(out_features, block_out), rows), arguments, WARPS)
     return y
 
 
-_UNQUANTIZED: dict[str, Any] = {
-    "ratio": 1.0, "known_scale": None, "known_zero": None, "searched": False, "static": False,
-    "q_min": 0, "q_max": 0, "symmetric": True,
-}  # fmt: skip
+UNQUANTIZED = RangeFacts(1.0, None, None, False, False, {"q_min": 0, "q_max": 0, "symmetric": True})
 
 
 def _tile(groups: int, words: int) -> tuple[int, int]:

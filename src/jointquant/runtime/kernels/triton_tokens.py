@@ -7,7 +7,7 @@ way. The same steps are used by ``triton_one_row``, which quantizes its token it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from jointquant.quantization.gptq_triton import ROUNDER
 from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.ranges import SCALE, ZERO_POINT, InputRange, SearchedRange, StaticRange
+from jointquant.quantization.ranges import CLIP_RATIO, SCALE, ZERO_POINT, InputRange, SearchedRange, StaticRange
+from jointquant.runtime.kernels.launching import launch, next_power_of_two
 
 LARGEST_BLOCK, WARPS = 4096, 8
 """Channels that a program reads at once, and the warps that do it."""
@@ -161,12 +162,25 @@ def _rms_norm(  # type: ignore[no-untyped-def]
     tl.store(zero_point + token, zero.to(tl.int32))
 
 
-def range_arguments(quantizer: InputRange, known: Mapping[str, Tensor]) -> dict[str, Any]:
+class RangeFacts(NamedTuple):
     """What a program has to know of a quantizer: its range, as far as it is known beforehand, and its grid."""
-    static, searched = isinstance(quantizer, StaticRange), isinstance(quantizer, SearchedRange)
-    ratio = known["input_clip_ratio"] if searched else getattr(quantizer, "clip_ratio", 1.0)
-    found = {"known_scale": known[SCALE] if static else None, "known_zero": known.get(ZERO_POINT) if static else None}
-    return {"ratio": ratio, "searched": searched, "static": static, **found, **_grid(quantizer.fmt)}
+
+    ratio: float | Tensor
+    scale: Tensor | None
+    zero_point: Tensor | None
+    searched: bool
+    static: bool
+    grid: dict[str, int | bool]
+
+
+def range_arguments(quantizer: InputRange, known: Mapping[str, Tensor]) -> RangeFacts:
+    """The facts of a quantizer."""
+    grid = _grid(quantizer.fmt)
+    if isinstance(quantizer, StaticRange):
+        return RangeFacts(1.0, known[SCALE], known.get(ZERO_POINT), False, True, grid)
+    searched = isinstance(quantizer, SearchedRange)
+    ratio = known[CLIP_RATIO] if searched else quantizer.ratio(known)
+    return RangeFacts(ratio, None, None, searched, False, grid)
 
 
 def token_integers(
@@ -184,26 +198,32 @@ def token_integers(
         int8 [tokens, size], scale float32 [tokens], zero point int32 [tokens].
     """
     found, size = empty_integers(x), x.shape[-1]
-    _token_integers[(len(x),)](
-        x.contiguous(), mean, *found, size,
-        centred=mean is not None, block=block_of(size), num_warps=WARPS, **range_arguments(quantizer, known or {}),
-    )  # fmt: skip
+    facts = range_arguments(quantizer, known or {})
+    arguments = {
+        "x": x.contiguous(), "mean": mean, **_named(found), "size": size,
+        "ratio": facts.ratio, "known_scale": facts.scale, "known_zero": facts.zero_point,
+        "centred": mean is not None, "searched": facts.searched, "static": facts.static, "block": block_of(size),
+        **facts.grid,
+    }  # fmt: skip
+    launch(_token_integers, (len(x),), arguments, WARPS)
     return found
 
 
 def rms_norm_integers(x: Tensor, weight: Tensor, epsilon: float, fmt: IntFormat, clip_ratio: float) -> Integers:
     """The integers of weight · x / √(mean x² + ε), one range per token; as ``token_integers``."""
     found, size = empty_integers(x), x.shape[-1]
-    _rms_norm[(len(x),)](
-        x.contiguous(), weight, torch.empty_like(x), *found, size, epsilon, clip_ratio,
-        dtype=DTYPES[x.dtype], block=block_of(size), num_warps=WARPS, **_grid(fmt),
-    )  # fmt: skip
+    arguments = {
+        "x": x.contiguous(), "weight": weight, "normed": torch.empty_like(x), **_named(found),
+        "size": size, "epsilon": epsilon, "ratio": clip_ratio,
+        "dtype": DTYPES[x.dtype], "block": block_of(size), **_grid(fmt),
+    }  # fmt: skip
+    launch(_rms_norm, (len(x),), arguments, WARPS)
     return found
 
 
 def block_of(size: int) -> int:
     """Channels that are read at once."""
-    return min(triton.next_power_of_2(size), LARGEST_BLOCK)
+    return min(next_power_of_two(size), LARGEST_BLOCK)
 
 
 def empty_integers(x: Tensor) -> Integers:
@@ -212,6 +232,11 @@ def empty_integers(x: Tensor) -> Integers:
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     return codes, scale, torch.empty(tokens, dtype=torch.int32, device=x.device)
+
+
+def _named(found: Integers) -> dict[str, Tensor]:
+    """By the programs' names."""
+    return dict(zip(("codes", "scale", "zero_point"), found, strict=True))
 
 
 def _grid(fmt: IntFormat) -> dict[str, int | bool]:
