@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         text=True,
         check=False,
     )
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if device != "cpu":
+        versions["triton"] = version("triton")
     return {
         "date": date.today().isoformat(),
         "machine": f"{device_name(torch.device(device))}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": versions,
         "commit": described.stdout.strip() or "unknown",
     }
 

@@ -169,7 +169,8 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help=f"some of {', '.join(MODELS)}")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    result = Result(arguments.out, "python benchmarks/triton_compile.py", triton=triton.__version__)
+    given = "" if arguments.models == ",".join(MODELS) else f" --models {arguments.models}"
+    result = Result(arguments.out, f"python benchmarks/triton_compile.py{given}", triton=triton.__version__)
     for name in arguments.targets.split(","):
         if not supported(TARGETS[name]):
             print(f"{name}: no back end in Triton {triton.__version__}")
