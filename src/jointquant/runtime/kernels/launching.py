@@ -40,9 +40,13 @@ def launch(
     """
     values = tuple(arguments.values())
     tensors = [value for value in values if isinstance(value, Tensor)]
-    direct = _direct and tensors[0].is_cuda and not any(tensor.data_ptr() % ALIGNED for tensor in tensors)
     device = tensors[0].device
-    key = program, device, warps, stages, *(value.dtype if isinstance(value, Tensor) else value for value in values)
+    if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton launches on the current one
+        with torch.cuda.device(device):
+            return launch(program, grid, arguments, warps, stages)
+    direct = _direct and device.type == "cuda" and not any(tensor.data_ptr() % ALIGNED for tensor in tensors)
+    facts = (value.dtype if isinstance(value, Tensor) else value for value in values)
+    key = id(program), device, warps, stages, *facts  # programs stay where they are: none is ever unloaded
     kernel = _variants.get(key) if direct else None
     if kernel is not None:
         columns, rows, layers = (*grid, 1, 1)[:3]
