@@ -26,7 +26,7 @@ ROTATION_SHARED_BYTES = 48 * 1024
 """What each GPU has for a block without being asked for more."""
 ROTATIONS = {"last_factor", "outer_factor", "blocks", "hadamard_integers"}
 PROGRAMS = ROTATIONS - {"last_factor", "outer_factor"} | {"one_row", "few_rows", "expand", "integer_product"}
-STACK_BYTES = 512
+STACK_BYTES = 256
 """Of a thread, for what did not fit into registers: a few numbers that are seldom read."""
 SECONDS = 60
 """To compile one variant on a machine that others use too; by itself it takes a few."""

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from jointquant.quantization.ranges import InputRange
 from jointquant.rotations.hadamard import HadamardTransform, hadamard_matrix
@@ -228,10 +229,15 @@ def learned_blocks(x: Tensor, rotations: Tensor) -> Tensor:
     y, few = torch.empty_like(x), TILE[rows > TILE[0]]
     arguments = {
         "x": x, "rotations": rotations.contiguous(), "y": y, "rows": rows, "columns": columns, "order": order,
-        "precision": "tf32x3", "block_m": few, "block_n": TILE[1], "block_k": DEPTH,
+        "precision": precise(), "block_m": few, "block_n": TILE[1], "block_k": DEPTH,
     }  # fmt: skip
     launch(_blocks, (parts(rows, few), count, parts(order, TILE[1])), arguments, WARPS, STAGES)
     return y
+
+
+def precise() -> str:
+    """How products are to be as exact as float32's; three of TF32 where tensor cores have it."""
+    return "tf32x3" if FUSED.value and driver.active.get_current_target().backend == "cuda" else "ieee"
 
 
 def fits(transform: HadamardTransform) -> bool:
