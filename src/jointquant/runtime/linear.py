@@ -14,6 +14,7 @@ from jointquant.quantization.packing import pack, packed_size, unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, matrices
 from jointquant.runtime.input_path import InputPath
+from jointquant.runtime.kernels.failures import LaunchError, remember
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.selection import Mode, choose
 from jointquant.runtime.site import SharedInput, SiteInput
@@ -175,11 +176,20 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
         inputs = self.shared.read(x, self.path, self._ready(x.dtype))
-        kernel = self._kernel(inputs)
-        y = kernel.run(inputs, self._weight_for(kernel, x.dtype))
+        y = self._product(inputs)
         if self.bias is not None:
             y = y.add_(self.bias)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _product(self, inputs: SiteInput) -> Tensor:
+        """[rows, out] by the chosen kernel; where its program cannot be launched, by the next that does it."""
+        kernel = self._kernel(inputs)
+        try:
+            return kernel.run(inputs, self._weight_for(kernel, inputs.rows.dtype))
+        except LaunchError as error:
+            remember(kernel.name, self.problem(len(inputs.rows), inputs.rows.dtype), error)
+            self._forget()
+        return self._product(inputs)
 
     def kernels_used(self) -> list[str]:
         """The names of the kernels that have run."""

@@ -156,7 +156,7 @@ class SiteInput:
         for chunk, out in zip(self.rows.split(size), integers.split(size), strict=True):
             codes = quantizer.encode(self.path.arrive(chunk, self.buffers), self.buffers)
             write(codes, out)
-            scales.append(codes.scale.reshape(-1, 1).float())
+            scales.append(codes.scale.reshape(-1, 1).float().expand(len(chunk), 1))  # one for all may stand there once
         return TokenCodes(integers, scales[0] if len(scales) == 1 else torch.cat(scales))
 
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from jointquant.backend.products import linear_product
 from jointquant.errors import InputError
 from jointquant.quantization.codebook import NF4, CodebookFormat
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import CLIP_RATIO, SCALE, ZERO_POINT, DynamicRange, SearchedRange, StaticRange
+from jointquant.quantization.weights import round_to_nearest
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels import selection
 from jointquant.runtime.kernels.dense import Dense
+from jointquant.runtime.kernels.int8_product import LARGEST_DIGIT, zero_point_columns
+from jointquant.runtime.kernels.interface import Kernel
 from jointquant.runtime.kernels.selection import KERNELS, choose, reasons
-from linears import BY_NAME, X86, by_kernel, exact, linear_of, tokens
+from jointquant.runtime.linear import PackedLinear
+from jointquant.runtime.site import SharedInput
 
+X86 = platform.machine() in ("x86_64", "AMD64")
 DENSE = Dense()
+BY_NAME: dict[str, Kernel] = {kernel.name: kernel for kernel in KERNELS}
 EPS = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of the largest result: a few roundings of the dtype."""
 
@@ -28,6 +38,36 @@ FORMATS = st.builds(IntFormat, st.sampled_from([2, 3, 4, 8]), st.booleans(), GRO
 )
 TOKEN = st.builds(IntFormat, st.sampled_from([2, 4, 5, 8]), st.booleans())
 RANGES = st.none() | st.builds(DynamicRange, TOKEN, st.sampled_from([1.0, 0.9]))
+
+
+def linear_of(
+    out_features: int, in_features: int, fmt, path: InputPath, *, bias: bool = False, seed: int = 0
+) -> PackedLinear:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out_features, in_features, generator=generator) + 0.3
+    rounded = round_to_nearest(weight, fmt, "none", torch.float32)
+    offset = torch.randn(out_features, generator=generator) if bias else None
+    return PackedLinear.of(rounded, offset, path, {})
+
+
+def tokens(rows: int, in_features: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """With a mean, so that zero points matter."""
+    x = torch.randn(rows, in_features, generator=torch.Generator().manual_seed(seed + 1))
+    return (x + 0.7 * torch.arange(rows)[:, None]).to(dtype)
+
+
+def exact(linear: PackedLinear, x: Tensor) -> Tensor:
+    """The product in float64, of the same integers."""
+    values = linear.arriving(x)
+    if linear.path.quantizer is not None:
+        values = linear.path.quantizer.encode(values, linear.input_buffers()).dequantize()
+    y = values.double() @ linear.quantized_weight().dequantize(torch.float64).T
+    return y if linear.bias is None else y + linear.bias.double()
+
+
+def by_kernel(kernel: Kernel, linear: PackedLinear, x: Tensor) -> Tensor:
+    inputs = SharedInput().read(x, linear.path, linear.input_buffers())
+    return kernel.run(inputs, kernel.prepare(linear.quantized_weight(), linear.path.quantizer, x.dtype))
 
 
 @given(
@@ -75,7 +115,28 @@ def test_odd_sizes_in_integers(rows, in_features, out_features, weight, quantize
     torch.testing.assert_close(linear(x).double(), expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.skipif(not X86, reason="products of integers need an x86 processor")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_sums_beyond_float32_are_exact_in_integers(bits: int) -> None:
+    """All integers at their largest, both signs of the zero point: int32 holds what neither int16 nor float32 does."""
+    in_features = 20_000
+    fmt = IntFormat(bits, True)
+    linear = linear_of(16, in_features, fmt, InputPath(None, DynamicRange(IntFormat(8, False))))
+    x = torch.ones(2, in_features)
+    x[0, 0], x[1, 0] = -1e-3, 2.0
+    x[1] *= -1
+    error = (by_kernel(BY_NAME["int8_product"], linear, x) - exact(linear, x)).abs()
+    assert (error / exact(linear, x).abs()).max() < 1e-6
+
+
+@given(sums=st.lists(st.integers(-300_000, 300_000), min_size=1, max_size=9))
+def test_the_zero_points_columns_add_up(sums: list[int]) -> None:
+    columns = zero_point_columns(torch.tensor(sums))
+    assert columns.sum(dim=1, dtype=torch.int64).tolist() == [-value for value in sums]
+    assert columns.abs().max() <= LARGEST_DIGIT
+
+
+@pytest.mark.parametrize("rows", [1, 5, 9000])
 @pytest.mark.parametrize("kind", ["searched", "tensor"])
 def test_ranges_known_from_calibration(kind: str, rows: int) -> None:
     fmt = IntFormat(8, False)
@@ -104,6 +165,14 @@ def test_rotated_inputs_in_chunks(rows: int) -> None:
     assert close.float().mean() > 0.999  # a value on the border of two integers may round either way
 
 
+def test_sums_stay_in_the_range_of_float16() -> None:
+    linear = linear_of(16, 4096, IntFormat(4, True), InputPath())
+    x = 30 * linear.quantized_weight().codes[:1].sign().to(torch.float16)
+    linear.weight_scale.fill_(1e-3)
+    linear.mode = "auto"
+    torch.testing.assert_close(linear(x).double(), exact(linear, x), rtol=1e-2, atol=1.0)
+
+
 def test_what_is_refused_has_a_reason() -> None:
     token = DynamicRange(IntFormat(8, False))
     cases = {
@@ -127,6 +196,26 @@ def test_integers_are_chosen_whatever_the_number_of_rows(rows: int) -> None:
         assert choose(other, "integers").name == "reference"
         assert "int8_product" in reasons(other, "integers")
         assert reasons(other, "reference") == {}
+
+
+@given(fmt=FORMATS | st.just(CodebookFormat(NF4, 64)), quantizer=RANGES, dtype=st.sampled_from(list(EPS)))
+def test_a_dense_weight_is_kept_and_gives_what_the_reference_does(fmt, quantizer, dtype) -> None:
+    linear, x = linear_of(16, 64, fmt, InputPath(None, quantizer), bias=True), tokens(5, 64, dtype)
+    problem = linear.problem(5, dtype)
+    found = choose(problem, "dense").name
+    assert found == ("int8_product" if selection.INTEGERS.refusal(problem) is None else "dense")
+    y = by_kernel(DENSE, linear, x)
+    weight = linear.quantized_weight().dequantize(dtype)
+    assert torch.equal(y, linear_product(linear.read(x), weight))
+    reference = by_kernel(selection.REFERENCE, linear, x)
+    torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-5)
+    assert torch.equal(y, reference) or dtype == torch.float32  # whose products are summed in another order
+    linear.mode = "dense"
+    assert torch.equal(linear(x), linear(x))
+    (kept,) = linear.prepared_weights().values()
+    if found == "dense":
+        assert torch.equal(linear(x), y.add_(linear.bias))
+        assert kept.dtype == dtype
 
 
 def test_another_path_is_taken_at_once() -> None:
@@ -173,3 +262,33 @@ def test_new_weights_are_seen() -> None:
     assert not torch.equal(old(x), new(x))
     old.load_state_dict(new.state_dict())
     assert torch.equal(old(x), new(x))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_linears_of_a_site_quantize_once(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the ratio is known beforehand, if it is the same."""
+    calls, searched = [], []
+    encode = SearchedRange.encode
+    monkeypatch.setattr(SearchedRange, "encode", lambda self, *a: searched.append(1) or encode(self, *a))
+    original = DynamicRange.encode
+    monkeypatch.setattr(DynamicRange, "encode", lambda self, *a: calls.append(1) or original(self, *a))
+    path, site = InputPath(None, DynamicRange(IntFormat(8, False))), SharedInput(2)
+    pair = [linear_of(16, 64, IntFormat(4, True), path, seed=seed) for seed in (0, 1)]
+    x = tokens(3, 64, torch.float32)
+    apart = [linear(x) for linear in pair]
+    assert len(calls) == 2
+    for linear in pair:
+        linear.shared = site
+    assert all(torch.equal(linear(x), y) for linear, y in zip(pair, apart, strict=True))
+    assert len(calls) == 3
+    assert site._last is None
+    for linear, ratio in zip(pair, (0.5, 0.5 if same else 0.7), strict=True):
+        linear.path, linear._known_names = InputPath(None, SearchedRange(IntFormat(8, False))), (CLIP_RATIO,)
+        setattr(linear, CLIP_RATIO, torch.tensor(ratio))
+        linear(x)
+    assert len(calls) == 3
+    assert searched == [1] * (1 if same else 2)
+    site._last = None
+    before = [linear(x) for linear in pair]
+    x.mul_(2)
+    torch.testing.assert_close([linear(x) for linear in pair], [2 * y for y in before])

@@ -1,4 +1,4 @@
-"""Triton programs: x times packed 4-bit weights, integers on both sides or floating-point x.
+"""A Triton program for a few tokens: packed 4-bit weights times integers of x, or x itself, on the tensor cores.
 
 Two integers of W share a byte: column k of the first half of W lies in the low four bits, column k + in/2 in the high
 ones. A tile of bytes is unpacked in registers and multiplied with two tiles of x; sums are int32 for integers of x and
@@ -7,15 +7,30 @@ float32 otherwise. Scales, and the zero points of x, are applied to the sums.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_ROWS, BLOCK_OUT, BLOCK_HALF = (16, 128), 64, 64
-"""Rows of x (few, many), rows of W, and bytes of a row of W in a tile."""
+from jointquant.runtime.kernels.launching import launch, parts
+
+
+class Tile(NamedTuple):
+    """Rows of x, rows of W and bytes of a row of W in a tile; warps, and tiles under way at a time."""
+
+    rows: int
+    out: int
+    half: int
+    warps: int
+    stages: int
+
+
+TILES = {16: Tile(16, 32, 128, 4, 4), 64: Tile(64, 32, 64, 4, 4)}
+"""By the most rows of x that they are for."""
+GROUP_HALF = 64
+"""Bytes of a row in a tile of a weight with groups, which are multiples of it."""
 
 
 @triton.jit
@@ -26,7 +41,7 @@ def _unpacked(bytes_, zero_point, high: tl.constexpr):  # type: ignore[no-untype
 
 
 @triton.jit
-def _product(  # type: ignore[no-untyped-def]
+def _few_rows(  # type: ignore[no-untyped-def]
     x, w, y, w_scale, w_zero, w_sum, x_scale, x_zero,
     rows, out_features, half, groups, group_size,
     integer: tl.constexpr, grouped: tl.constexpr,
@@ -45,9 +60,7 @@ def _product(  # type: ignore[no-untyped-def]
     w_row = w + out[None, :].to(tl.int64) * half
     zero_low = tl.load(w_zero + out * groups, mask=out_in, other=0)
     zero_high = zero_low
-    total = tl.zeros((block_rows, block_out), dtype=tl.float32)
-    if integer and not grouped:
-        total = tl.zeros((block_rows, block_out), dtype=tl.int32)
+    total = tl.zeros((block_rows, block_out), dtype=tl.int32 if integer and not grouped else tl.float32)
     for start in range(0, half, block_half):
         k = start + column
         inside = k < half
@@ -64,8 +77,8 @@ def _product(  # type: ignore[no-untyped-def]
             part_low = tl.dot(x_low, w_low, out_dtype=tl.int32)
             part_high = tl.dot(x_high, w_high, out_dtype=tl.int32)
         else:
-            part_low = tl.dot(x_low, w_low.to(x_low.dtype), input_precision="ieee")
-            part_high = tl.dot(x_high, w_high.to(x_high.dtype), input_precision="ieee")
+            part_low = tl.dot(x_low, w_low.to(x_low.dtype))
+            part_high = tl.dot(x_high, w_high.to(x_high.dtype))
         if grouped:
             if integer:
                 zero = tl.load(x_zero + row, mask=row_in, other=0)
@@ -89,26 +102,33 @@ def _product(  # type: ignore[no-untyped-def]
     tl.store(pointer, total.to(y.dtype.element_ty), mask=row_in[:, None] & out_in[None, :])
 
 
-def product(x: Tensor, weight: Any, dtype: torch.dtype, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
+def few_rows(x: Tensor, weight: Any, dtype: torch.dtype, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
     """[rows, out] in ``dtype``.
 
     Args:
-        x: [rows, in]: int8 integers, or values in bfloat16, float16 or float32.
+        x: [rows, in]: int8 integers, or values in bfloat16 or float16.
         weight: a ``TritonWeight``.
         dtype: of the result.
         scale: float32 [rows] with integers.
         zero_point: int32 [rows] with integers.
     """
     (rows, _), (out_features, half) = x.shape, weight.bytes.shape
-    groups, integer = weight.scale.shape[1], scale is not None
+    groups = weight.scale.shape[1]
     y = torch.empty(rows, out_features, dtype=dtype, device=x.device)
     sums = weight.block_sums if groups > 1 else weight.row_sums
-    block_rows = BLOCK_ROWS[rows > BLOCK_ROWS[0]]
-    grid = triton.cdiv(rows, block_rows), triton.cdiv(out_features, BLOCK_OUT)
-    _product[grid](
-        x.contiguous(), weight.bytes, y, weight.scale, weight.zero_point, sums, scale, zero_point,
-        rows, out_features, half, groups, 2 * half // groups,
-        integer=integer, grouped=groups > 1,
-        block_rows=block_rows, block_out=BLOCK_OUT, block_half=BLOCK_HALF,
-    )  # fmt: skip
+    tile = tile_for(rows, groups > 1)
+    arguments = {
+        "x": x.contiguous(), "w": weight.bytes, "y": y, "w_scale": weight.scale, "w_zero": weight.zero_point,
+        "w_sum": sums, "x_scale": scale, "x_zero": zero_point,
+        "rows": rows, "out_features": out_features, "half": half, "groups": groups, "group_size": 2 * half // groups,
+        "integer": scale is not None, "grouped": groups > 1,
+        "block_rows": tile.rows, "block_out": tile.out, "block_half": tile.half,
+    }  # fmt: skip
+    launch(_few_rows, (parts(rows, tile.rows), parts(out_features, tile.out)), arguments, tile.warps, tile.stages)
     return y
+
+
+def tile_for(rows: int, grouped: bool) -> Tile:
+    """The tile for some rows."""
+    tile = TILES[next((most for most in TILES if rows <= most), max(TILES))]
+    return tile._replace(half=GROUP_HALF) if grouped else tile
