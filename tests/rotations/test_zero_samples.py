@@ -1,4 +1,4 @@
-"""Samples of zeros, of which pruned models have some, and of sizes whose squares no float holds: rotations stay whole."""
+"""Samples of zeros, of which pruned models have some, and of sizes whose squares no float holds."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def test_rotations_learned_beside_a_head_of_another_size(optimizer: str, objecti
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(2, TOKENS, SIZE, generator=generator)
     initial = torch.stack([INITS["hadamard"](SIZE, generator) for _ in range(2)])
+    fmt = IntFormat(4, symmetric=False)
     training = Training(
         OBJECTIVES[objective](Quantizer(IntFormat(4, symmetric=False))),
         OPTIMIZERS[optimizer],

@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from jointquant.errors import InputError, require
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.trust.folder import CONFIG_NAME, check_folder
+from jointquant.trust.shard_index import SAFETENSORS
 from jointquant.trust.strict_json import read_object
 
 # The largest dense models have 126 layers, hidden_size 16384 and a vocabulary of 256000.
@@ -56,6 +57,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     check_folder(folder)
     data = read_object(path)
     check_sizes(data, path)
+    named = data.get("transformers_weights")
+    require(named is None, f"{path} names the file of its weights ({str(named)[:60]!r}): expected {SAFETENSORS.single}")
     family = data.get("model_type")
     require(
         "auto_map" not in data or (isinstance(family, str) and family in CONFIG_MAPPING),
