@@ -24,7 +24,7 @@ def test_rotations_learned_beside_a_head_of_another_size(optimizer: str, objecti
     initial = torch.stack([INITS["hadamard"](SIZE, generator) for _ in range(2)])
     fmt = IntFormat(4, symmetric=False)
     training = Training(
-        OBJECTIVES[objective](Quantizer(IntFormat(4, symmetric=False))),
+        OBJECTIVES[objective](Quantizer(fmt)),
         OPTIMIZERS[optimizer],
         Schedule(5, 0.01, 0.5),
         16,

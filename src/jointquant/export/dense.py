@@ -16,7 +16,8 @@ from jointquant.models.frontend import rotate_embeddings
 from jointquant.models.layer import Place
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norm, fuse_norms, linear_weight, merge_rotations, rotate_reader
-from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
+from jointquant.rotations.bundle import Rotations
+from jointquant.runtime.integration import rotations_file
 
 CPU = torch.device("cpu")
 LEAST_SIMILAR = 0.5
@@ -50,8 +51,8 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
         InputError: another model than the artifact's base.
     """
     architecture, place = base.architecture, Place(CPU, torch.float32)
-    path = artifact.folder / ROTATIONS_NAME
-    rotations = Rotations.load(path) if path.is_file() else Rotations()
+    path = rotations_file(artifact.folder, artifact.recipe)
+    rotations = Rotations() if path is None else Rotations.load(path)
     frontend = base.frontend(place)
     if (first := rotations.r1_of(0)) is not None:
         rotate_embeddings(frontend, architecture, first)

@@ -91,7 +91,7 @@ def _not_whole(path: Path, reason: str) -> str:
 
 def _check_metadata(metadata: Any, path: Path) -> None:
     texts = (
-        metadata is None or isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+        metadata is None or (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()))
     )
     require(texts, f"{path} has {METADATA} that is not a mapping of strings")
 
