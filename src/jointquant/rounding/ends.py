@@ -11,7 +11,7 @@ from jointquant.models.frontend import Frontend
 from jointquant.models.layer import Place
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norm, linear_weight, rotate_reader
-from jointquant.quantization.weights import round_to_nearest
+from jointquant.quantization.weights import check_scales, round_to_nearest
 from jointquant.recipe.settings import EmbeddingSettings, WeightSettings
 from jointquant.rounding.hessians import SharedHessian
 from jointquant.rounding.weights import factor_of, round_stack
@@ -29,6 +29,7 @@ def round_embedding(
     name = architecture.embeddings[0]
     old = frontend.module(name)
     scales = settings.scales(stored_dtype)
+    check_scales(name, linear_weight(old), settings.format, scales)
     rounded = round_to_nearest(linear_weight(old), settings.format, settings.clip, scales)
     frontend.replace(name, PackedEmbedding.of(rounded, embedding_factor(old), linear_weight(old).dtype).eval())
 
@@ -50,6 +51,7 @@ def round_head(
     if fmt is None:
         return head
     assert isinstance(head, nn.Linear)
+    check_scales("the head", head.weight, fmt, settings.scales(stored_dtype))
     if settings.method == "rtn":
         rounded = round_to_nearest(head.weight, fmt, settings.clip, settings.scales(stored_dtype))
     else:

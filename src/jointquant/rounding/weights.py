@@ -16,7 +16,7 @@ from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all
 from jointquant.models.architecture import Site
 from jointquant.models.layer import LayerArguments
 from jointquant.quantization.gptq import Factor, HessianSum, factorize, gptq
-from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
+from jointquant.quantization.weights import QuantizedWeight, check_scales, round_to_nearest
 from jointquant.recipe.settings import WeightSettings
 from jointquant.rounding.hessians import SharedHessian
 from jointquant.rounding.reference import Reference
@@ -162,7 +162,8 @@ def round_site(
         settings = assembly.recipe.weights_of(assembly.full_name(index, linear))
         weight = _linear(layer, linear).weight
         start, stop = sharing.part(len(weight))
-        if settings.enabled and start < stop:
+        if settings.format is not None and start < stop:
+            check_scales(assembly.full_name(index, linear), weight, settings.format, settings.scales(stored_dtype))
             by_settings.setdefault(settings, {})[linear] = weight[start:stop]
     factors = {settings: factor_of(hessian, settings) for settings in by_settings}
     if hessian is not None:
