@@ -42,6 +42,9 @@ MAX_SIZES: dict[str, int] = {
 MAX_EXPERTS = 1 << 17
 """Of all layers together: the largest models have some 30,000."""
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+"""What torch says where the host has no more memory; it has no class of error for that."""
+
 POSITIVE = ("rms_norm_eps", "rope_theta", "initializer_range", "query_pre_attn_scalar", "attn_logit_softcapping")
 
 
@@ -112,6 +115,8 @@ def blamed(message: str) -> Iterator[None]:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
+            raise InputError(f"this process may not have more memory: {_brief(error)}, expected more of it") from None
         raise InputError(f"{message}: {_brief(error)}") from None
 
 

@@ -62,6 +62,12 @@ class ModelStream:
 
     def _check_heads(self) -> None:
         """R2 acts on the values' rows head by head, so the head counts read off the configuration must be right."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        paired = bool(rope) and "partial_rotary_factor" not in rope
+        require(
+            not paired or self.head_dim % 2 == 0,
+            f"head_dim is {self.head_dim} in this model: rotary embeddings turn channels in pairs, expected an even one",
+        )
         value = self.architecture.value
         linear = self.skeleton.get_submodule(f"{self.architecture.layer_prefix(0)}.{value.linear}")
         assert isinstance(linear, nn.Linear)

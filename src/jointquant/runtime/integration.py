@@ -23,7 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
-from jointquant.models.registry import ARCHITECTURES, architecture_of
+from jointquant.models.registry import ARCHITECTURES, ARTIFACT_PREFIX, architecture_of
 from jointquant.models.source import DTYPES, Checkpoint
 from jointquant.recipe.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
@@ -38,7 +38,7 @@ INTEGERS = {torch.int8: "I8", torch.int32: "I32"}
 """What artifacts have, as files call them."""
 QUANT_METHOD = "jointquant"
 FORMAT_VERSION = 1
-MODEL_TYPE_PREFIX = "jointquant_"
+MODEL_TYPE_PREFIX = ARTIFACT_PREFIX
 MODEL_TYPE_SUFFIX = " (pip install jointquant, then import jointquant)"
 """All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
 KEPT_DTYPES = ("weight_scale", "input_scale", "input_clip_ratio", "input_mean", "key_mean", "key_basis", "query_basis")
