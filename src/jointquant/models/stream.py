@@ -66,7 +66,8 @@ class ModelStream:
         paired = bool(rope) and "partial_rotary_factor" not in rope
         require(
             not paired or self.head_dim % 2 == 0,
-            f"head_dim is {self.head_dim} in this model: rotary embeddings turn channels in pairs, expected an even one",
+            f"head_dim is {self.head_dim} in this model: rotary embeddings turn channels in pairs, expected an even "
+            "number",
         )
         value = self.architecture.value
         linear = self.skeleton.get_submodule(f"{self.architecture.layer_prefix(0)}.{value.linear}")

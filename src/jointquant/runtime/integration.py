@@ -107,7 +107,7 @@ class JointQuantHfQuantizer(HfQuantizer):
         if files:
             check_complete(model, files)
             file = rotations_file(Path(files[0]).parent, self.quantization_config.parsed_recipe())
-            model.rotations_file = file  # type: ignore[assignment]
+            model.rotations_file = file
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""
