@@ -15,6 +15,10 @@ class ResumableError(InputError):
     """Something outside the run stopped it (a full disk, a file that vanished); what is done is kept."""
 
 
+class OverflowedError(InputError):
+    """A computation left the range of its dtype; whoever knows the model adds which of its tensors is the largest."""
+
+
 def printable(text: str, limit: int = 1000) -> str:
     """``text`` on one line of at most ``limit`` characters; what does not print is escaped.
 

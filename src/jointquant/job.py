@@ -22,6 +22,7 @@ from jointquant.distributed.process_group import joined, spill_folder
 from jointquant.distributed.ranks import Ranks, of_leader
 from jointquant.files.output import check_output
 from jointquant.models.options import ModelOptions
+from jointquant.models.overflow import overflow_explained
 from jointquant.planning.budget import Limits, budget_of, plan_runs, workload_of
 from jointquant.planning.needs import DEMANDS
 from jointquant.planning.plan import Plan
@@ -160,7 +161,8 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
                 subject.place, choice.storage, choice.batch_tokens, choice.keep_inner, part.work, part, ranks, spill
             )
             jobs[label] = Job(subject, assembly, batch, workspace, part.artifact, request.progress)
-        yield OpenJobs(subject, jobs, plans, journal, ranks)
+        with overflow_explained(stream, subject.place):
+            yield OpenJobs(subject, jobs, plans, journal, ranks)
 
 
 def planned(

@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from jointquant.errors import InputError, require
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.trust.folder import CONFIG_NAME, check_folder
+from jointquant.trust.shard_index import SAFETENSORS
 from jointquant.trust.strict_json import read_object
 
 # The largest dense models have 126 layers, hidden_size 16384 and a vocabulary of 256000.
@@ -41,6 +42,9 @@ MAX_SIZES: dict[str, int] = {
 MAX_EXPERTS = 1 << 17
 """Of all layers together: the largest models have some 30,000."""
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+"""What torch says where the host has no more memory; it has no class of error for that."""
+
 POSITIVE = ("rms_norm_eps", "rope_theta", "initializer_range", "query_pre_attn_scalar", "attn_logit_softcapping")
 
 
@@ -56,6 +60,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     check_folder(folder)
     data = read_object(path)
     check_sizes(data, path)
+    named = data.get("transformers_weights")
+    require(named is None, f"{path} names the file of its weights ({str(named)[:60]!r}): expected {SAFETENSORS.single}")
     family = data.get("model_type")
     require(
         "auto_map" not in data or (isinstance(family, str) and family in CONFIG_MAPPING),
@@ -109,6 +115,8 @@ def blamed(message: str) -> Iterator[None]:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
+            raise InputError(f"this process may not have more memory: {_brief(error)}, expected more of it") from None
         raise InputError(f"{message}: {_brief(error)}") from None
 
 

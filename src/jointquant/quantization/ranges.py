@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jointquant.backend.devices import double
 from jointquant.distributed.ranks import Ranks
+from jointquant.errors import OverflowedError
 from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, encode_rows, encode_static
 
 CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
@@ -152,7 +153,7 @@ class ChannelMean:
         if self.total is None:
             raise ValueError("a mean needs at least one token, got none")
         if not torch.isfinite(self.total).all():
-            raise ValueError("the mean must be finite, got NaN or infinity: the calibration activations overflowed")
+            raise OverflowedError("a mean of inputs is not finite: the calibration activations overflowed")
         return self.total / self.num_tokens
 
 
@@ -184,7 +185,7 @@ class ChannelBounds:
         if self.low is None or self.high is None:
             raise ValueError("bounds need at least one token, got none")
         if not (torch.isfinite(self.low).all() and torch.isfinite(self.high).all()):
-            raise ValueError("the bounds must be finite, got NaN or infinity: the calibration activations overflowed")
+            raise OverflowedError("the bounds of inputs are not finite: the calibration activations overflowed")
         return self.low, self.high
 
     def sizes(self) -> Tensor:

@@ -157,10 +157,22 @@ def slope(loss: Callable[[Tensor], Tensor], rotation: Tensor) -> Tensor:
 def unit_scale(samples: Tensor) -> Tensor:
     """What samples [..., tokens, n] are multiplied by to have an RMS of 1 over tokens and channels: [..., 1, 1].
 
-    A batch is scaled when it is drawn: a scaled copy of all samples would need as much room again.
+    A batch is scaled when it is drawn: a scaled copy of all samples would need as much room again. Samples that are all
+    zero, as those of a pruned head, or whose scale no number of their dtype expresses, stay as they are.
     """
     norm = torch.linalg.vector_norm(samples, dim=(-2, -1), keepdim=True)
-    return math.sqrt(samples.shape[-2] * samples.shape[-1]) / norm.clamp_min(torch.finfo(samples.dtype).tiny)
+    sound = norm.isfinite() & (norm > math.sqrt(torch.finfo(norm.dtype).tiny))
+    if not bool(sound.all()):
+        norm = torch.where(sound, norm, _norm_of_any_size(samples))
+    scale = math.sqrt(samples.shape[-2] * samples.shape[-1]) / norm
+    return torch.where(scale.isfinite() & (scale > 0), scale, torch.ones_like(scale))
+
+
+def _norm_of_any_size(samples: Tensor) -> Tensor:
+    """The norm where squares overflow or vanish, by way of the largest value: [..., tokens, n] → [..., 1, 1]."""
+    largest = samples.abs().amax(dim=(-2, -1), keepdim=True)
+    within = samples / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return largest * torch.linalg.vector_norm(within, dim=(-2, -1), keepdim=True)
 
 
 class Batches:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jointquant.backend.devices import double, linalg_device, product_dtype
+from jointquant.errors import OverflowedError
 
 LARGEST_TURN = 0.1
 """Radians that a step of ``cayley`` turns at most at the full rate; the bound decays with the rate."""
@@ -107,6 +108,11 @@ class Learned:
     rotation: Tensor
     losses: tuple[float, ...]
     angles: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rotation, whichever optimiser made it."""
+        if not torch.isfinite(self.rotation).all():
+            raise OverflowedError("a learned rotation is not finite: the samples or the objective overflowed")
 
 
 Optimizer = Callable[[RotationProblem, Tensor, Schedule], Learned]
@@ -283,7 +289,7 @@ def orthogonalized(matrix: Tensor, tolerance: float, low: torch.dtype | None = N
         low: the dtype in which factors enter products; None: their own.
 
     Raises:
-        ValueError: the matrix is not finite.
+        OverflowedError: the matrix is not finite.
     """
     last = math.inf
     while True:
@@ -292,7 +298,7 @@ def orthogonalized(matrix: Tensor, tolerance: float, low: torch.dtype | None = N
         excess.diagonal(dim1=-2, dim2=-1).sub_(1)
         distance = torch.linalg.matrix_norm(excess, dtype=matrix.dtype).max().item()
         if not math.isfinite(distance):
-            raise ValueError("the rotation is not finite any more: the samples or the objective overflowed")
+            raise OverflowedError("a rotation is not finite any more: the samples or the objective overflowed")
         if distance > max(last, STRAYED):
             return orthogonal_factor(matrix)
         if distance <= tolerance or distance >= last:

@@ -11,7 +11,7 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.frontend import Frontend, rotate_embeddings
 from jointquant.models.layer import LayerArguments
 from jointquant.models.transforms import fuse_norm, linear_weight, rotate_reader
-from jointquant.quantization.weights import round_to_nearest
+from jointquant.quantization.weights import check_scales, round_to_nearest
 from jointquant.recipe.settings import EmbeddingSettings, WeightSettings
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.hessians import SharedHessian
@@ -80,6 +80,7 @@ def round_embedding(
     name = architecture.embeddings[0]
     old = frontend.module(name)
     scales = settings.scales(stored_dtype)
+    check_scales(name, linear_weight(old), settings.format, scales)
     rounded = round_to_nearest(linear_weight(old), settings.format, settings.clip, scales)
     frontend.replace(name, PackedEmbedding.of(rounded, embedding_factor(old), linear_weight(old).dtype).eval())
 
@@ -102,6 +103,7 @@ def round_head(
         return head
     assert isinstance(head, nn.Linear)
     scale_dtype = settings.scales(stored_dtype)
+    check_scales("the head", head.weight, fmt, scale_dtype)
     if settings.method == "rtn":
         rounded = round_to_nearest(head.weight, fmt, settings.clip, scale_dtype)
     else:

@@ -14,7 +14,7 @@ from jointquant.backend.memory import return_freed_memory
 from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all
 from jointquant.models.architecture import Site
 from jointquant.quantization.gptq import Factor, HessianSum, factorize, gptq
-from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
+from jointquant.quantization.weights import QuantizedWeight, check_scales, round_to_nearest
 from jointquant.recipe.settings import WeightSettings
 from jointquant.rounding.demand import rounded_linears
 from jointquant.rounding.hessians import SharedHessian
@@ -103,7 +103,8 @@ def round_site(
     for name in site.linears:
         settings, weight = layer.weights_of(name), layer.linear(name).weight
         start, stop = sharing.part(len(weight))
-        if settings.enabled and start < stop:
+        if settings.format is not None and start < stop:
+            check_scales(layer.full_name(name), weight, settings.format, layer.scale_dtype(name))
             by_settings.setdefault(settings, {})[name] = weight[start:stop]
     factors = {settings: factor_of(hessian, settings) for settings in by_settings}
     if hessian is not None:

@@ -15,6 +15,7 @@ from jointquant.hub import locate
 from jointquant.models.options import ModelOptions, completed, of_folder
 from jointquant.progress import Progress
 from jointquant.runtime.loading import load, load_tokenizer
+from jointquant.text.windows import check_vocabulary
 
 LOWEST_TEMPERATURE = 1e-6
 """Below it, float32 logits divided by it overflow."""
@@ -62,6 +63,7 @@ def generate_text(
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.device)
     prompt_tokens = inputs["input_ids"].shape[1]
     require(prompt_tokens > 0, "the prompt has no tokens: expected some text")
+    check_vocabulary(inputs["input_ids"], loaded.config.vocab_size)
     limit = getattr(loaded.config, "max_position_embeddings", None) or prompt_tokens + max_new_tokens
     require(
         prompt_tokens + max_new_tokens <= limit,

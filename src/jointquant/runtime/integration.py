@@ -7,6 +7,7 @@ runtime's modules in before the weights are loaded.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
-from jointquant.models.registry import ARCHITECTURES, architecture_of
+from jointquant.models.registry import ARCHITECTURES, ARTIFACT_PREFIX, architecture_of
 from jointquant.models.source import DTYPES, Checkpoint
 from jointquant.recipe.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
@@ -37,7 +38,7 @@ INTEGERS = {torch.int8: "I8", torch.int32: "I32"}
 """What artifacts have, as files call them."""
 QUANT_METHOD = "jointquant"
 FORMAT_VERSION = 1
-MODEL_TYPE_PREFIX = "jointquant_"
+MODEL_TYPE_PREFIX = ARTIFACT_PREFIX
 MODEL_TYPE_SUFFIX = " (pip install jointquant, then import jointquant)"
 """All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
 KEPT_DTYPES = ("weight_scale", "input_scale", "input_clip_ratio", "input_mean", "key_mean", "key_basis", "query_basis")
@@ -105,6 +106,8 @@ class JointQuantHfQuantizer(HfQuantizer):
         files = kwargs.get("checkpoint_files")
         if files:
             check_complete(model, files)
+            file = rotations_file(Path(files[0]).parent, self.quantization_config.parsed_recipe())
+            model.rotations_file = file
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""
@@ -163,10 +166,41 @@ def check_artifact(folder: Path, config: PretrainedConfig) -> None:
     family = artifact_type(str(parsed.architecture))
     known = family == config.model_type and parsed.architecture in ARCHITECTURES
     require(known, f"an artifact of architecture {str(parsed.architecture)[:60]!r} has model_type {config.model_type}")
-    parsed.parsed_recipe()
+    rotations_file(folder, parsed.parsed_recipe())
     Checkpoint(folder)
     if (folder / ROTATIONS_NAME).exists():
         read_header(folder / ROTATIONS_NAME)
+
+
+def rotations_file(folder: Path, recipe: Recipe) -> Path | None:
+    """Where an artifact keeps its rotations; None where its recipe has none that are merged.
+
+    Raises:
+        InputError: it has some, and the file is missing.
+    """
+    kinds = {name: getattr(recipe.rotations, name).kind for name in ("r1", "r2")}
+    merged = [f"{name.upper()} ({kind})" for name, kind in kinds.items() if kind != "none"]
+    path = folder / ROTATIONS_NAME
+    require(
+        not merged or path.is_file(),
+        f"{path} is missing: the artifact's recipe merges {' and '.join(merged)}, expected the whole of the artifact",
+    )
+    return path if merged else None
+
+
+class SavedWhole:
+    """Mixed into a family's model class: ``save_pretrained`` saves all that an artifact has, its rotations too."""
+
+    rotations_file: Path | None = None
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As transformers' own. Raises InputError when the rotations that the artifact was loaded with have gone."""
+        file, target = self.rotations_file, Path(save_directory) / ROTATIONS_NAME
+        gone = file is not None and not file.is_file()
+        require(not gone, f"{file} has gone: an artifact cannot be saved without its rotations, expected it there")
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if file is not None and kwargs.get("is_main_process", True) and not (target.exists() and target.samefile(file)):
+            shutil.copyfile(file, target)
 
 
 def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assembly:
@@ -241,9 +275,11 @@ def register_families() -> None:
         )
         model_class = type(
             name,
-            (PackedGeneration, base_model),
+            (SavedWhole, PackedGeneration, base_model),
             described | {"config_class": config_class},
         )
         AutoConfig.register(artifact_type(model_type), config_class)
         AutoModelForCausalLM.register(config_class, model_class)
         _CLASSES[model_type] = (config_class, model_class)
+        for made in (config_class, model_class):  # where pickles look for them
+            globals()[made.__name__] = made

@@ -234,6 +234,10 @@ class PackedLinear(nn.Module):
         self.release_prepared()
         self._chosen.clear()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: all but what is made anew, of which some cannot be copied."""
+        return {**self.__dict__, "_prepared": {}, "_matrices": {}, "_chosen": {}}
+
     def _apply(self, *args: Any, **kwargs: Any) -> PackedLinear:
         self._forget()
         return super()._apply(*args, **kwargs)

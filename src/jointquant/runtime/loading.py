@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -82,6 +83,12 @@ def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBa
             not tokenizer_code(folder),
             f"the tokenizer in {folder} needs code of the model folder (auto_map), which is never run: "
             "expected one that tokenizer.json describes",
+        )
+        alone = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+        require(
+            not alone or importlib.util.find_spec("sentencepiece") is not None,
+            f"the tokenizer in {folder} is tokenizer.model alone, which sentencepiece reads: expected tokenizer.json "
+            "beside it, or pip install sentencepiece protobuf",
         )
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"no tokenizer in {model}: expected tokenizer.json ({reason})") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -172,6 +172,10 @@ class SharedInput:
         self._last: SiteInput | None = None
         self._version: int | None = None
         self._reads = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: nothing of an input."""
+        return {"readers": self.readers, "_last": None, "_version": None, "_reads": 0}
 
     def look(self, x: Tensor, path: InputPath, buffers: Mapping[str, Tensor]) -> SiteInput:
         """The input x [..., in], for who looks on; the same object for the same tensor and path."""

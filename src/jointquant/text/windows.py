@@ -21,6 +21,16 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
         return torch.tensor(tokenizer(text, verbose=False).input_ids, dtype=torch.long)
 
 
+def check_vocabulary(tokens: Tensor, vocabulary: int) -> None:
+    """Raises InputError when token ids, of any shape, lie beyond the rows of an embedding."""
+    largest = int(tokens.max()) if tokens.numel() else -1
+    require(
+        largest < vocabulary,
+        f"the tokenizer has ids beyond the model's vocabulary of {vocabulary}: the text has token {largest}, "
+        "expected the tokenizer of this model, or embeddings with a row for each token",
+    )
+
+
 @contextmanager
 def _remembering_nothing(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """While open, no word is cached: between cached ones much of what a long text took could not be given back."""

@@ -57,7 +57,7 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
         require(length <= room, _not_whole(path, f"a header of {length} bytes in a file of {size}"))
         require(length <= LIMIT, f"{path} has a header of {length} bytes: expected at most {LIMIT}")
         header = parse_object(file.read(length), f"the header of {path}")
-    _check_metadata(header.pop(METADATA, {}), path)
+    _check_metadata(header.pop(METADATA, None), path)
     entries = {_checked_name(name, path): _entry(name, value, path) for name, value in header.items()}
     _check_layout(entries, room - length, path)
     return entries
@@ -67,8 +67,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The free text of a file whose header :func:`read_header` accepts."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        metadata: dict[str, str] = parse_object(file.read(length), f"the header of {path}").get(METADATA, {})
-    return metadata
+        metadata: dict[str, str] | None = parse_object(file.read(length), f"the header of {path}").get(METADATA)
+    return metadata or {}
 
 
 def check_name(name: object, where: str) -> str:
@@ -90,7 +90,9 @@ def _not_whole(path: Path, reason: str) -> str:
 
 
 def _check_metadata(metadata: Any, path: Path) -> None:
-    texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    texts = metadata is None or (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    )
     require(texts, f"{path} has {METADATA} that is not a mapping of strings")
 
 
