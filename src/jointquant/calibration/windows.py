@@ -12,7 +12,8 @@ from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.run.fitting import check_positions
 from jointquant.run.opening import Subject
 from jointquant.text.sources import load_text
-from jointquant.text.windows import calibration_windows, tokenize
+from jointquant.text.tokens import tokenize
+from jointquant.text.windows import calibration_windows
 
 
 def calibration_sets(
@@ -31,7 +32,7 @@ def calibration_set(subject: Subject, settings: CalibrationSettings, progress: P
     """
     config = subject.stream.config
     check_positions(config, settings)
-    tokens = tokenize(subject.tokenizer, load_text(settings.source, "calibration", progress))
+    tokens = tokenize(subject.tokenizer, load_text(settings.source, "calibration", progress, subject.tokenizer))
     vocabulary = config.vocab_size
     require(int(tokens.max()) < vocabulary, f"the tokenizer has ids beyond the model's vocabulary of {vocabulary}")
     return calibration_windows(tokens, settings.num_samples, settings.seqlen, settings.seed, settings.source)

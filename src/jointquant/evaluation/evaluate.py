@@ -26,7 +26,8 @@ from jointquant.run.identity import check_alike, folder_identity
 from jointquant.runtime.loading import load_tokenizer
 from jointquant.text.hub_text import max_windows
 from jointquant.text.sources import load_text
-from jointquant.text.windows import evaluation_windows, tokenize
+from jointquant.text.tokens import tokenize
+from jointquant.text.windows import evaluation_windows
 
 DEFAULT_SEQLEN = 2048
 
@@ -131,7 +132,7 @@ def evaluate(
     def cut() -> dict[str, Tensor]:
         windows = {}
         for source in sources:
-            tokens = tokenize(encoder, load_text(source, "evaluation", progress))
+            tokens = tokenize(encoder, load_text(source, "evaluation", progress, encoder))
             windows[source] = evaluation_windows(tokens[:max_tokens], length, source)[: max_windows(source)]
         return windows
 
