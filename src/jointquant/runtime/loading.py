@@ -8,7 +8,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,10 +20,11 @@ from jointquant.models.configuration import blamed, read_config
 from jointquant.models.options import ModelOptions, completed
 from jointquant.models.source import check_finite
 from jointquant.models.stream import open_stream
+from jointquant.runtime.generation_settings import generation_settings_of
 from jointquant.runtime.integration import check_artifact, is_artifact
 from jointquant.runtime.kernels.choices import use_kernels
 from jointquant.runtime.kernels.selection import default_mode, mode_named
-from jointquant.trust.folder import GENERATION_NAME, check_folder, tokenizer_code
+from jointquant.trust.folder import check_folder, tokenizer_code
 
 # Spaces, case, numbers, punctuation, scripts and line ends: what tokenizers treat differently.
 PROBE = "Hello world,  don't\tsplit 12345.67 naïve 東京 — “quoted” (x_y) != z\n\n    return   None\r\n"
@@ -46,6 +46,7 @@ def load(model: str | Path, *, kernels: str | None = None, **options: Unpack[Mod
     given = completed(options)
     folder = locate(model, given["revision"], given["hub"]).folder
     config = read_config(folder)
+    generation_settings_of(folder)  # transformers reads them too, and stumbles over what is none
     where = resolve_device(given["device"])
     if is_artifact(folder):
         check_artifact(folder, config)
@@ -103,22 +104,3 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         again(PROBE).input_ids == tokenizer(PROBE).input_ids,
         f"the tokenizer {type(tokenizer).__name__} encodes differently once saved: expected a fast tokenizer",
     )
-
-
-def generation_config_of(model: str | Path | PreTrainedModel) -> GenerationConfig | None:
-    """The generation settings of a model folder, if it has any, or of a model in memory.
-
-    Raises:
-        InputError: settings that contradict each other; an artifact could not be given them.
-    """
-    if isinstance(model, PreTrainedModel):
-        return model.generation_config
-    path = Path(model) / GENERATION_NAME
-    if not path.is_file():
-        return None
-    try:
-        settings = GenerationConfig.from_pretrained(model, local_files_only=True)
-        settings.validate(strict=True)
-    except Exception as error:  # data of others, as above
-        raise InputError(f"{path} holds no generation settings: {' '.join(str(error).split())[:200]}") from None
-    return settings
