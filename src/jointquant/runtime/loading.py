@@ -14,7 +14,7 @@ from transformers import (
 from typing_extensions import Unpack
 
 from jointquant.backend.devices import resolve_device, resolve_dtype
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, fault_of_machine, require
 from jointquant.hub import locate
 from jointquant.models.configuration import blamed, read_config
 from jointquant.models.options import ModelOptions, completed
@@ -79,6 +79,8 @@ def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBa
         )
         tokenizer(PROBE)
     except Exception as error:  # a tokenizer is data of others: its library raises whatever it meets
+        if fault_of_machine(error) is not None:
+            raise
         require(
             not tokenizer_code(folder),
             f"the tokenizer in {folder} needs code of the model folder (auto_map), which is never run: "
