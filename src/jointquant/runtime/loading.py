@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from jointquant.backend.devices import resolve_device, resolve_dtype
 from jointquant.errors import InputError, fault_of_machine, require
+from jointquant.files.durable import room_needed
 from jointquant.hub import locate
 from jointquant.models.configuration import blamed, read_config
 from jointquant.models.options import ModelOptions, completed
@@ -99,8 +100,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
     Raises:
         InputError: the saved tokenizer encodes differently.
+        ResumableError: the disk is full.
     """
-    tokenizer.save_pretrained(folder)
+    with room_needed(folder / "tokenizer.json", 0):
+        tokenizer.save_pretrained(folder)
     again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     require(
         again(PROBE).input_ids == tokenizer(PROBE).input_ids,
