@@ -26,6 +26,7 @@ from jointquant.runtime.integration import check_artifact, is_artifact
 from jointquant.runtime.kernels.choices import use_kernels
 from jointquant.runtime.kernels.selection import default_mode, mode_named
 from jointquant.trust.folder import check_folder, tokenizer_code
+from jointquant.trust.tokenizer_growth import check_growth
 
 # Spaces, case, numbers, punctuation, scripts and line ends: what tokenizers treat differently.
 PROBE = "Hello world,  don't\tsplit 12345.67 naïve 東京 — “quoted” (x_y) != z\n\n    return   None\r\n"
@@ -74,6 +75,7 @@ def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBa
     folder = Path(str(model))
     require(folder.is_dir(), f"no such model: {model} (expected a folder with config.json and safetensors)")
     check_folder(folder)
+    check_growth(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
