@@ -15,7 +15,8 @@ from jointquant.models.registry import ARCHITECTURES
 from jointquant.runtime.embedding import PackedEmbedding
 from jointquant.runtime.linear import PackedLinear
 from jointquant.text.sources import load_text
-from jointquant.text.windows import calibration_windows, tokenize
+from jointquant.text.tokens import tokenize
+from jointquant.text.windows import calibration_windows
 
 INPUT_IDS = torch.randint(0, 2048, (2, 20), generator=torch.Generator().manual_seed(3))
 HEAD = {

@@ -15,7 +15,8 @@ from jointquant.quantization.integer import IntFormat, fake_quantize
 from jointquant.quantization.ranges import CLIP_RATIOS, ChannelBounds, DynamicRange, StaticRange, clip_search
 from jointquant.rounding.input_ranges import SEARCHED_TOKENS, searched_batches
 from jointquant.text.sources import load_text
-from jointquant.text.windows import calibration_windows, tokenize
+from jointquant.text.tokens import tokenize
+from jointquant.text.windows import calibration_windows
 
 INPUT_IDS = torch.randint(0, 2048, (2, 20), generator=torch.Generator().manual_seed(3))
 FOUR = ("weights.num_bits=4", "activations.num_bits=4")

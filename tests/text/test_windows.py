@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 
 from jointquant.demo.story import CALIBRATION_TEXT, MODEL
 from jointquant.errors import InputError
-from jointquant.text.windows import CACHED_WORDS, calibration_windows, evaluation_windows, tokenize
+from jointquant.text.tokens import CACHED_WORDS, tokenize
+from jointquant.text.windows import calibration_windows, evaluation_windows
 
 
 def test_evaluation_windows_cover_the_text_in_order() -> None:

@@ -11,7 +11,8 @@ from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.run.fitting import check_positions
 from jointquant.run.opening import Subject
 from jointquant.text.sources import load_text
-from jointquant.text.windows import calibration_windows, check_vocabulary, tokenize
+from jointquant.text.tokens import tokenize
+from jointquant.text.windows import calibration_windows, check_vocabulary
 
 
 def calibration_sets(
@@ -30,6 +31,6 @@ def calibration_set(subject: Subject, settings: CalibrationSettings, progress: P
     """
     config = subject.stream.config
     check_positions(config, settings)
-    tokens = tokenize(subject.tokenizer, load_text(settings.source, "calibration", progress))
+    tokens = tokenize(subject.tokenizer, load_text(settings.source, "calibration", progress, subject.tokenizer))
     check_vocabulary(tokens, config.vocab_size)
     return calibration_windows(tokens, settings.num_samples, settings.seqlen, settings.seed, settings.source)

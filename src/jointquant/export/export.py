@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.native import CompressedExport
+from jointquant.files.durable import room_needed, save_json
 from jointquant.files.output import check_output, output_file, output_folder
 from jointquant.hub import locate
 from jointquant.hub.location import may_be_id
@@ -154,8 +154,7 @@ def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite:
     """A dense or compressed-tensors folder; bytes of its tensors."""
     with output_folder(out, overwrite) as folder:
         size = _write(folder, contents.shards, artifact.num_layers + 2, progress)
-        config = json.dumps(contents.config, indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG_NAME).write_text(config, encoding="utf-8")
+        save_json(folder / CONFIG_NAME, contents.config)
         _copy_companions(artifact.folder, folder, keep_rotations=contents.kind == "compressed-tensors")
         save_tokenizer(load_tokenizer(artifact.folder), folder)
         facts = artifact.quantization.to_dict() | reach(artifact.facts).to_dict()
@@ -180,8 +179,7 @@ def _base_folder(artifact: Artifact, base: str | Path | None, progress: Progress
 def _native(source: CompressedExport, out: Path, overwrite: bool, progress: Progress, start: float) -> ExportResult:
     with output_folder(out, overwrite) as folder, blamed(f"{source.folder} is not as its configuration says"):
         size = _write(folder, source.shards(), source.num_shards(), progress)
-        config = json.dumps(source.config(), indent=2, sort_keys=True)
-        (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+        save_json(folder / CONFIG_NAME, source.config())
         _copy_companions(source.folder, folder, keep_rotations=True)
         save_tokenizer(load_tokenizer(source.folder), folder)
         reached = reach(Artifact.open(folder).facts)
@@ -205,7 +203,8 @@ def _copy_companions(source: Path, folder: Path, keep_rotations: bool) -> None:
     names = ["generation_config.json", "chat_template.jinja", *([ROTATIONS_NAME] if keep_rotations else [])]
     for name in names:
         if (source / name).is_file():
-            (folder / name).write_bytes((source / name).read_bytes())
+            with room_needed(folder / name, (source / name).stat().st_size):
+                (folder / name).write_bytes((source / name).read_bytes())
 
 
 __all__ = ["EXPORTS", "ExportResult", "export_artifact"]

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, fault_of_machine, require
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.shard_index import SAFETENSORS
@@ -42,8 +41,6 @@ MAX_SIZES: dict[str, int] = {
 MAX_EXPERTS = 1 << 17
 """Of all layers together: the largest models have some 30,000."""
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
-"""What torch says where the host has no more memory; it has no class of error for that."""
 
 POSITIVE = ("rms_norm_eps", "rope_theta", "initializer_range", "query_pre_attn_scalar", "attn_logit_softcapping")
 
@@ -112,11 +109,11 @@ def blamed(message: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, MemoryError, torch.OutOfMemoryError):
+    except InputError:
         raise
     except Exception as error:
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
-            raise InputError(f"this process may not have more memory: {_brief(error)}, expected more of it") from None
+        if fault_of_machine(error) is not None:
+            raise
         raise InputError(f"{message}: {_brief(error)}") from None
 
 

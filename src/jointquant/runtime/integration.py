@@ -27,6 +27,7 @@ from jointquant.models.registry import ARCHITECTURES, ARTIFACT_PREFIX, architect
 from jointquant.models.source import DTYPES, Checkpoint
 from jointquant.recipe.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
+from jointquant.runtime.artifact_facts import check_facts, check_recipe, digest_of
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
 from jointquant.runtime.cache import PackedGeneration
@@ -36,6 +37,8 @@ from jointquant.trust.strict_json import read_object
 
 INTEGERS = {torch.int8: "I8", torch.int32: "I32"}
 """What artifacts have, as files call them."""
+STORED = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
+"""The dtypes that an artifact's other tensors may have."""
 QUANT_METHOD = "jointquant"
 FORMAT_VERSION = 1
 MODEL_TYPE_PREFIX = ARTIFACT_PREFIX
@@ -106,8 +109,9 @@ class JointQuantHfQuantizer(HfQuantizer):
         files = kwargs.get("checkpoint_files")
         if files:
             check_complete(model, files)
-            file = rotations_file(Path(files[0]).parent, self.quantization_config.parsed_recipe())
-            model.rotations_file = file
+            recipe = self.quantization_config.parsed_recipe()
+            check_recipe(recipe, self.quantization_config.facts)
+            model.rotations_file = rotations_file(Path(files[0]).parent, recipe)
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""
@@ -166,7 +170,11 @@ def check_artifact(folder: Path, config: PretrainedConfig) -> None:
     family = artifact_type(str(parsed.architecture))
     known = family == config.model_type and parsed.architecture in ARCHITECTURES
     require(known, f"an artifact of architecture {str(parsed.architecture)[:60]!r} has model_type {config.model_type}")
+    check_facts(parsed.facts, str(folder / CONFIG_NAME))
     rotations_file(folder, parsed.parsed_recipe())
+    stored = read_object(folder / CONFIG_NAME).get("dtype")
+    known = isinstance(stored, str) and stored in STORED
+    require(known, f"{folder / CONFIG_NAME} has dtype {str(stored)[:40]!r}: expected one of {', '.join(STORED)}")
     Checkpoint(folder)
     if (folder / ROTATIONS_NAME).exists():
         read_header(folder / ROTATIONS_NAME)
@@ -225,6 +233,7 @@ def artifact_config(
         dtype: the dtype of the tensors that are not integers.
         facts: what else is worth knowing (base model, transforms, versions).
     """
+    facts = facts | {"recipe_digest": digest_of(recipe)}
     quantization = JointQuantConfig(recipe.model_dump(mode="json"), architecture.model_type, **facts)
     data: dict[str, Any] = config.to_dict()
     data |= {
