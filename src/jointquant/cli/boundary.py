@@ -109,8 +109,8 @@ def safe_streams() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout = Answering(sys.stdout or _nothing("w"))  # type: ignore[assignment]
-    sys.stderr = Unfailing(sys.stderr or _nothing("w"))  # type: ignore[assignment]
+    sys.stdout = Answering(sys.stdout or _nothing("w"))
+    sys.stderr = Unfailing(sys.stderr or _nothing("w"))
     try:
         yield
     finally:
