@@ -50,7 +50,7 @@ FACTS: dict[str, tuple[Edit, str]] = {
     "a base of a list": (fact("base_model", ["a"]), "base_model"),
     "no dtype": (lambda data: data.pop("dtype"), "has dtype 'None'"),
     "a dtype that is none": (lambda data: data.update(dtype="int3"), "has dtype 'int3'"),
-    "a dtype of a list": (lambda data: data.update(dtype=["float32"]), "has dtype"),
+    "a dtype of a list": (lambda data: data.update(dtype=["float32"]), "config.json"),
     "a cache of other bits": (recipe("kv_cache", num_bits=16), "KV cache is said to have 16 bits for keys"),
     "a cache of other groups": (recipe("kv_cache", symmetric=True), "is not the one that it was made by"),
     "inputs of other bits": (recipe("activations", num_bits=8), "is not the one that it was made by"),

@@ -40,5 +40,5 @@ def generate(
     if result.ignored:
         typer.echo(f"of the model's generation settings, {', '.join(result.ignored)} are not used here", err=True)
     if not as_json:
-        typer.echo(result.text)
+        print(result.text)
     finish(result.to_dict(), as_json)

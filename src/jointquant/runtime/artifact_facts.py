@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -54,7 +54,7 @@ class ArtifactFacts(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
     transforms: Annotated[dict[Words, Words], Field(max_length=64)]
-    tier: Literal[1, 2, 3]
+    tier: Annotated[int, Field(ge=1, le=3)]
     runtimes: Annotated[list[Words], Field(max_length=64)]
     quantized_weights: Count
     kept: Annotated[list[KeptFact], Field(max_length=1 << 16)]
