@@ -1,17 +1,44 @@
 #!/usr/bin/env bash
 # All that needs an NVIDIA GPU, in an environment made with pip install -e '.[dev]' and torch's build for the GPU.
-# Results: benchmarks/results/*gpu*.json.
-set -euo pipefail
+# Stages do not depend on each other: one that fails, or takes longer than it may, is reported, and the next one runs.
+# Results: benchmarks/results/*gpu*.json; what became of each stage: benchmarks/results/gpu_stages.json.
+#   benchmarks/gpu.sh [STAGE …]
+set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PYTHONUNBUFFERED=1
+asked=" $* "
+stages=benchmarks/results/gpu_stages.json
+rows=()
+failed=0
 
-# Kernels and GPTQ: correct against the reference, on the device instead of in Triton's interpreter.
-TRITON_INTERPRET=0 python -m pytest tests/runtime/kernels tests/runtime/test_cache.py tests/quantization/test_gptq_triton.py -q
+# stage NAME SECONDS COMMAND…: run the command, for at most so long.
+stage() {
+    local name=$1 limit=$2 start=$SECONDS status
+    shift 2
+    if [[ $asked != "  " && $asked != *" $name "* ]]; then return; fi
+    echo "== $name (at most $limit s): $*"
+    timeout "$limit" "$@"
+    status=$?
+    if ((status != 0)); then failed=1; fi
+    rows+=("{\"stage\": \"$name\", \"status\": $status, \"seconds\": $((SECONDS - start)), \"limit\": $limit}")
+    (IFS=,; printf '{"stages": [%s]}\n' "${rows[*]}") > "$stages"
+    if ((status == 124)); then echo "== $name: not done in $limit s"; else echo "== $name: status $status, $((SECONDS - start)) s"; fi
+}
 
-# Kernels: products at 7B shapes against bfloat16, R4 with quantization.
-python benchmarks/gpu_kernels.py
+# The Hadamard programs at all orders; then whole models beside the CPU's figures.
+stage orders 60 python benchmarks/gpu_kernels.py --only orders --out benchmarks/results/gpu_orders.json
+stage model 150 python benchmarks/gpu_model.py
+# R1's optimisers at hidden 4096 and 8192; two layers of 70B shape under a 24 GB cap; GPTQ at 7B and 70B layer shapes.
+stage quantize 115 python benchmarks/gpu_calibration.py --only quantize
+stage gptq 60 python benchmarks/gpu_calibration.py --only gptq
+stage calibration 60 python benchmarks/gpu_calibration.py --only calibration
+# Products, decode and prefill at 7B shape against bfloat16.
+stage products 115 python benchmarks/gpu_kernels.py --only products --out benchmarks/results/gpu_products.json
+stage inference 115 python benchmarks/inference.py --shapes Llama-2-7B --layers 4 --repetitions 3 --prefill 2048 \
+    --artifacts "W4A16;W4A8;W4A4 with R4;W4A4KV4 with R3, R4" --out benchmarks/results/inference_gpu.json
+# Kernels and GPTQ against the reference, on the device instead of in Triton's interpreter.
+TRITON_INTERPRET=0 OMP_NUM_THREADS=1 stage tests 115 python -m pytest -q -n 8 tests/runtime/kernels/test_triton_kernels.py \
+    tests/runtime/kernels/test_artifacts.py tests/runtime/test_cache.py tests/quantization/test_gptq_triton.py
 
-# Calibration at hidden 4096 and 8192, GPTQ at 7B and 70B layer shapes, two layers of 70B shape under a 24 GB cap.
-python benchmarks/gpu_calibration.py
-
-# Prefill and decode at 7B shape.
-python benchmarks/inference.py --shapes Llama-2-7B --layers 8 --out benchmarks/results/inference_gpu.json
+cat "$stages"
+exit $failed

@@ -1,11 +1,11 @@
 """Calibration and rounding at the sizes of large models, on an accelerator.
 
-    python benchmarks/gpu_calibration.py [--device cuda:0] [--small] [--out FILE]
+    python benchmarks/gpu_calibration.py [--only calibration,gptq,quantize] [--device cuda:0] [--small] [--out FILE]
 
 Three parts: the seconds of R1's optimisers at hidden size 4096 and 8192, with Whip on heavy-tailed activations, ratios
 first; the seconds of GPTQ for the linears of a 7B and a 70B layer; ``quantize`` of two layers of 70B shape, learned
 rotations included, under a cap of 24 GB of the device's memory. --small runs all of it at toy sizes: a check of the
-script, not a measurement. Writes benchmarks/results/gpu_calibration.json.
+script, not a measurement. Writes benchmarks/results/gpu_calibration.json, and keeps what it holds of other parts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,18 @@ def main() -> None:
     """Run the three parts and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     device, sizes = resolve_device(arguments.device), SMALL if arguments.small else REAL
-    result: dict[str, Any] = {"command": "python benchmarks/gpu_calibration.py", **machine(str(device))}
-    result["calibration"] = [shown(optimizers(size, sizes, device)) for size in sizes.hidden]
-    result["gptq"] = [shown(layer(name, linears, device)) for name, linears in sizes.layers.items()]
-    result["quantize"] = shown(capped_run(sizes, device))
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    result |= {"command": "python benchmarks/gpu_calibration.py", **machine(str(device))}
+    for part in arguments.only.split(","):
+        result[part] = []
+        for row in PARTS[part](sizes, device):
+            result[part].append(shown(row))
+            arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +164,7 @@ def layer(name: str, linears: dict[str, tuple[int, int]], device: torch.device) 
     return row
 
 
-def capped_run(sizes: Sizes, device: torch.device) -> dict[str, Any]:
+def capped_run(name: str, changes: tuple[str, ...], sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """``quantize`` of two layers, with rotations learned by the preset, under the cap."""
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(CAP_BYTES / torch.cuda.get_device_properties(device).total_memory)
@@ -172,16 +175,27 @@ def capped_run(sizes: Sizes, device: torch.device) -> dict[str, Any]:
         f"calibration.seqlen={sizes.seqlen}",
         "calibration.num_samples=16",
     ]
-    given += ["rotations.r1.num_tokens=16384", "rotations.r2.num_tokens=4096"]
+    given += ["rotations.r1.num_tokens=16384", "rotations.r2.num_tokens=4096", *changes]
+    row: dict[str, Any] = {"recipe": name, "layers": 2, "shape": sizes.shape, "cap_bytes": CAP_BYTES}
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder) / "model", 2, **sizes.shape)
         recipe = jointquant.load_recipe("w4a4kv4", given)
-        done = jointquant.quantize(Path(folder) / "model", Path(folder) / "a", recipe, device=str(device))
-    row: dict[str, Any] = {"layers": 2, "shape": sizes.shape, "seconds": done.seconds, "stages": done.stage_seconds}
-    if device.type == "cuda":
-        row |= {"peak_device_bytes": torch.cuda.max_memory_allocated(device), "cap_bytes": CAP_BYTES}
-    return row
+        out = Path(folder) / "a"
+        try:
+            budget = None if device.type == "cpu" else CAP_BYTES
+            done = jointquant.quantize(Path(folder) / "model", out, recipe, device=str(device), device_budget=budget)
+        except torch.OutOfMemoryError as error:
+            return row | {"failed": " ".join(str(error).split())[:160]}
+    row |= {"seconds": done.seconds, "stages": done.stage_seconds}
+    return row | ({"peak_device_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
 
+
+CAPPED = {"w4a4kv4, GPTQ for its refinement": ("refinement.steps=0", "weights.method=gptq"), "w4a4kv4": ()}
+PARTS: dict[str, Callable[[Sizes, torch.device], Iterator[dict[str, Any]]]] = {
+    "calibration": lambda sizes, device: (optimizers(size, sizes, device) for size in sizes.hidden),
+    "gptq": lambda sizes, device: (layer(name, linears, device) for name, linears in sizes.layers.items()),
+    "quantize": lambda sizes, device: (capped_run(name, each, sizes, device) for name, each in CAPPED.items()),
+}
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,7 @@
 """Prefill and decode of artifacts against bfloat16 transformers, side by side in one process.
 
-    python benchmarks/inference.py [--shapes Llama-3.2-1B,TinyLlama-1.1B] [--layers 4] [--repetitions 5] [--out FILE]
+    python benchmarks/inference.py [--shapes Llama-3.2-1B,TinyLlama-1.1B] [--layers 4] [--repetitions 5]
+        [--artifacts W4A16,W4A8] [--prefill 512] [--out FILE]
 
 The models have random weights and some layers of real shapes, with as many words as give the head the part of the
 weights that it has in the whole model: a fifth in Llama 3.2 1B (16 layers, 128,256 words), a sixteenth in TinyLlama
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from jointquant.runtime.kernels.choices import packed_linears
 from jointquant.runtime.loading import load_tokenizer
 
 RESULT = Path(__file__).parent / "results" / "inference.json"
-PROMPT, STEPS, PREFILL = 64, 16, 512
+PROMPT, STEPS = 64, 16
 HEAD = "head.num_bits=4"
 R4 = "rotations.r4.kind=hadamard"
 LEARNED_R4 = ("rotations.r4.kind=learned", "rotations.r4.steps=1")
@@ -93,46 +95,56 @@ def main() -> None:
     parser.add_argument("--shapes", default="Llama-3.2-1B,TinyLlama-1.1B", help=f"some of {', '.join(SHAPES)}")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--repetitions", type=int, default=5)
+    every = ";".join(ARTIFACTS)
+    parser.add_argument("--artifacts", default=every, help=f"some, between semicolons, of {every}")
+    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt whose time is measured")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    load = os.getloadavg()
-    device = resolve_device("auto")
-    rows, cache = [], [cache_bytes(head_dim) for head_dim in (64, 80, 96, 128)]
+    device, rows = resolve_device("auto"), list[Row]()
+    result = described(arguments, device) | {"rows": rows}
+    result["cache"] = [cache_bytes(head_dim) for head_dim in (64, 80, 96, 128)]
     for shape in arguments.shapes.split(","):
-        base = generated(SHAPES[shape], arguments.layers).to(device)
+        base = generated(SHAPES[shape], arguments.layers, device)
         with tempfile.TemporaryDirectory() as folder:
-            for name, changes in ARTIFACTS.items():
-                artifact = artifact_of(base, Path(folder) / "a", changes)
+            for name in arguments.artifacts.split(";"):
+                artifact = artifact_of(base, Path(folder) / "a", ARTIFACTS[name])
                 keep_freed_memory()
-                rows.append({"shape": shape, "artifact": name, **compared(base, artifact, arguments.repetitions)})
+                found = compared(base, artifact, arguments.repetitions, arguments.prefill)
+                rows.append({"shape": shape, "artifact": name, **found})
                 print(json.dumps(rows[-1]), flush=True)
+                arguments.out.write_text(json.dumps(result, indent=2) + "\n")
                 del artifact
-    result = {
-        "command": f"python benchmarks/inference.py --shapes {arguments.shapes} --layers {arguments.layers}"
-        f" --repetitions {arguments.repetitions}",
+
+
+def described(arguments: argparse.Namespace, device: torch.device) -> Row:
+    """What is measured, with what, and where."""
+    given = [f"--shapes {arguments.shapes} --layers {arguments.layers} --repetitions {arguments.repetitions}"]
+    if arguments.artifacts != ";".join(ARTIFACTS):
+        given.append(f"--artifacts '{arguments.artifacts}'")
+    if arguments.prefill != 512:
+        given.append(f"--prefill {arguments.prefill}")
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        "command": f"python benchmarks/inference.py {' '.join(given)}",
         "date": date.today().isoformat(),
         "commit": commit(),
         "machine": f"{device_name(device)}, {torch.get_num_threads()} threads",
-        "load_average": load,
-        "versions": {
-            "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()
-        },
+        "load_average": os.getloadavg(),
+        "versions": versions | {"python": platform.python_version()},
         "layers": arguments.layers,
         "prompt": PROMPT,
-        "prefill": PREFILL,
+        "prefill": arguments.prefill,
         "repetitions": arguments.repetitions,
-        "rows": rows,
-        "cache": cache,
-    }  # fmt: skip
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    }
 
 
-def generated(shape: Shape, layers: int) -> PreTrainedModel:
-    """A model of some layers with random weights in bfloat16."""
+def generated(shape: Shape, layers: int, device: torch.device) -> PreTrainedModel:
+    """A model of some layers with random weights in bfloat16, made where it runs."""
     config = LlamaConfig(**shape.with_layers(layers), max_position_embeddings=4096, tie_word_embeddings=False)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    model = LlamaForCausalLM(config).eval()
+    with device:
+        model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
     return model
 
@@ -146,10 +158,10 @@ def artifact_of(base: PreTrainedModel, folder: Path, changes: tuple[str, ...]) -
     return jointquant.load(folder, dtype="bfloat16")
 
 
-def compared(base: PreTrainedModel, artifact: PreTrainedModel, repetitions: int) -> Row:
+def compared(base: PreTrainedModel, artifact: PreTrainedModel, repetitions: int, prompt: int) -> Row:
     """Ratios, tokens per second, and bytes."""
     row: Row = {}
-    for name, measure, tokens in (("decode", decode, STEPS), ("prefill", prefill, PREFILL)):
+    for name, measure, tokens in (("decode", decode, STEPS), ("prefill", partial(prefill, tokens=prompt), prompt)):
         for model in (base, artifact):
             measure(model)
         pairs = [(measure(base), measure(artifact)) for _ in range(repetitions)]
@@ -187,9 +199,9 @@ def decode(model: PreTrainedModel) -> float:
 
 
 @torch.inference_mode()
-def prefill(model: PreTrainedModel) -> float:
-    """Seconds for a prompt of ``PREFILL`` tokens, batch 1."""
-    ids = torch.arange(PREFILL, device=model.device)[None] * 37 % WORDS
+def prefill(model: PreTrainedModel, tokens: int) -> float:
+    """Seconds for a prompt, batch 1."""
+    ids = torch.arange(tokens, device=model.device)[None] * 37 % WORDS
     return timed(model, lambda: model(ids, use_cache=False, logits_to_keep=1))
 
 

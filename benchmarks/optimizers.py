@@ -37,7 +37,7 @@ from jointquant.recipe.training import training_of
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, learn, unit_scale
 from jointquant.rotations.objectives import whip
-from jointquant.rotations.optimizers import Learned, Problem, Schedule
+from jointquant.rotations.optimizers import Learned, RotationProblem, Schedule
 from jointquant.run.opening import open_subject
 from jointquant.run.workspace import Workspace
 from report import machine
@@ -150,7 +150,7 @@ def timed(case: Case, keys: dict[str, Any], marks: dict[int, Callable[[int], Non
     starts: list[float] = []
     away: list[float] = []
 
-    def watched(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
+    def watched(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
         def loss(rotation: Tensor, step: int) -> Tensor:
             begin = time.perf_counter()
             starts.append(begin)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,36 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         text=True,
         check=False,
     )
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if device != "cpu":
+        versions["triton"] = version("triton")
     return {
         "date": date.today().isoformat(),
         "machine": f"{device_name(torch.device(device))}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": versions,
         "commit": described.stdout.strip() or "unknown",
     }
+
+
+class Result:
+    """A result file that is written anew with each row, so that what was measured is kept when a later row fails.
+
+    Args:
+        path: the file.
+        command: that makes it.
+        device: what was measured on.
+        more: further facts.
+    """
+
+    def __init__(self, path: Path, command: str, device: str = "cpu", **more: Any) -> None:
+        self.path, self.content = path, {"command": command, **machine(device), **more, "rows": []}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Print a row and write it."""
+        print(json.dumps(row), flush=True)
+        self.content["rows"].append(row)
+        self.write()
+
+    def write(self) -> None:
+        """What there is so far."""
+        self.path.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")

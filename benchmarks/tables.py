@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tables_gpu
+
 from jointquant.recipe.reference_table import key_table, size_table
 
 ROOT = Path(__file__).parents[1]
@@ -334,6 +336,12 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "kill_and_resume": kill_and_resume,
     "q4_0": q4_0,
     "inference": inference,
+    "inference_gpu": inference,
+    "gpu_products": tables_gpu.products,
+    "gpu_orders": tables_gpu.orders,
+    "gpu_model": tables_gpu.model,
+    "gpu_calibration": tables_gpu.calibration,
+    "triton_compile": tables_gpu.compiled,
     "mixture": mixture,
     "mixture_starved": mixture_starved,
 }

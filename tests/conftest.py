@@ -58,6 +58,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     "qwen3_moe": MOE | {"head_dim": 16, "norm_topk_prob": True, "decoder_sparse_step": 2},
 }
 WITHOUT_R1 = tuple(family for family in FAMILIES if ARCHITECTURES[family].writer_norms)
+MIXTURES = tuple(family for family in FAMILIES if ARCHITECTURES[family].mixture is not None)
 
 
 def possible(family: str, *changes: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What may import what."""
+"""What may import what: the folders are floors of a house, and nobody looks up."""
 
 from __future__ import annotations
 
@@ -9,96 +9,123 @@ from pathlib import Path
 import pytest
 
 import jointquant
+from imports import ROOT, circles, files, graph, reached
+from jointquant.cli.main import VERBS
 
-ROOT = Path(jointquant.__file__).parent
-
-# Package (or module) → what it must not import, directly.
-FORBIDDEN: dict[str, tuple[str, ...]] = {
-    "errors": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "evaluation", "text"),
-    "devices": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "evaluation", "text"),
-    "trust": (
-        "models",
-        "runtime",
-        "quantization",
-        "rotations",
-        "pipeline",
-        "cli",
-        "evaluation",
-        "text",
-        "hub",
-        "recipe",
-    ),
-    "tiers": ("models", "runtime", "pipeline", "cli", "evaluation", "text", "export"),
-    "card": ("models", "runtime", "pipeline", "cli", "evaluation", "text", "export", "report"),
-    "recipe": ("models", "runtime", "pipeline", "cli", "evaluation", "text"),
-    "settings": ("models", "runtime", "pipeline", "cli", "evaluation", "text", "recipe"),
-    "quantization": ("models", "runtime", "pipeline", "cli", "evaluation", "export", "report", "text", "recipe"),
-    "rotations": ("models", "runtime", "pipeline", "cli", "evaluation", "export", "report", "text"),
-    "models": ("quantization", "runtime", "pipeline", "cli", "evaluation", "export", "report", "text", "recipe"),
-    "runtime": ("pipeline", "cli", "evaluation", "export", "report", "text"),
-    "text": ("models", "runtime", "pipeline", "cli", "evaluation", "export", "report"),
-    "evaluation": ("export", "report", "cli"),
-    "export": ("evaluation", "report", "cli", "pipeline"),
-    "report": ("evaluation", "export", "models", "runtime", "pipeline", "cli"),
-    "needs": ("runtime", "pipeline", "calibration", "rounding", "rounding_pass", "cli", "plan"),
-    "plan": ("runtime", "pipeline", "calibration", "rounding", "rounding_pass", "cli"),
-    "journal": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "recipe"),
-    "hidden_states": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "recipe"),
-    "ranks": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "recipe", "process_group", "guard"),
-    "guard": ("models", "runtime", "quantization", "rotations", "pipeline", "cli", "recipe", "process_group"),
-    "process_group": ("models", "runtime", "quantization", "rotations", "pipeline", "cli"),
-    "hessians": ("models", "runtime", "pipeline", "cli", "recipe"),
-    "traffic": ("runtime", "pipeline", "calibration", "rounding", "rounding_pass", "cli", "plan"),
-    "rounding_pass": ("pipeline", "cli", "comparison", "report"),
-    "pipeline": ("export", "cli", "comparison", "analysis", "inspection", "report"),
-    "keys": ("cli", "comparison", "analysis", "pipeline", "report", "inspection"),
-    "reference": ("cli", "comparison", "analysis", "pipeline", "report", "inspection", "recipe", "runtime"),
-    "refinement": ("cli", "comparison", "analysis", "pipeline", "report", "inspection", "recipe"),
-    "inspection": ("cli", "comparison", "analysis", "pipeline", "report"),
-    "comparison": ("cli",),
-    "analysis": ("cli",),
-}
+ORDER = (
+    "errors",
+    "progress",
+    "seeds",
+    "_version",
+    "report",
+    "trust",
+    "backend",
+    "distributed",
+    "hub",
+    "files",
+    "text",
+    "quantization",
+    "rotations",
+    "models",
+    "recipe",
+    "runtime",
+    "activations",
+    "run",
+    "artifact",
+    "calibration",
+    "rounding",
+    "planning",
+    "evaluation",
+    "export",
+    "job",
+    "pipeline",
+    "analysis",
+    "demo",
+    "__init__",
+    "cli",
+    "__main__",
+)
+"""Folders and modules in the root of the package, the lowest floor first."""
 
 
-def imports_of(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+def floor(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("part", FORBIDDEN)
-def test_imports(part: str) -> None:
-    paths = [ROOT / f"{part}.py"] if (ROOT / f"{part}.py").is_file() else sorted((ROOT / part).rglob("*.py"))
-    assert paths or not (ROOT / part).is_dir()
-    for path in paths:
-        for name in imports_of(path):
-            for forbidden in FORBIDDEN[part]:
-                target = f"jointquant.{forbidden}"
-                assert name != target, f"{path.name} imports {name}"
-                assert not name.startswith(f"{target}."), f"{path.name} imports {name}"
+def test_every_folder_and_root_module_has_a_floor() -> None:
+    floors = {floor(module) for module in graph()}
+    unknown, gone = sorted(floors - set(ORDER)), sorted(set(ORDER) - floors)
+    assert not unknown, f"no floor for {unknown}: give them their place in ORDER"
+    assert not gone, f"ORDER names {gone}, which are no more"
+    assert len(set(ORDER)) == len(ORDER)
+
+
+@pytest.mark.parametrize("module", graph())
+def test_a_module_imports_from_its_own_folder_and_from_floors_below(module: str) -> None:
+    own = floor(module)
+    allowed = {own, *ORDER[: ORDER.index(own)]}
+    above = sorted(other for other in graph()[module] if floor(other) not in allowed)
+    assert not above, f"{module} imports {above}: {own} lies below them"
+
+
+@pytest.mark.parametrize("own", ORDER)
+def test_nothing_above_is_reached_through_others(own: str) -> None:
+    start = [module for module in graph() if floor(module) == own]
+    found = {floor(module) for module in reached(start, graph())}
+    assert found <= {own, *ORDER[: ORDER.index(own)]}
+
+
+def test_no_modules_import_each_other() -> None:
+    assert not circles(graph()), "these import each other, type-only imports included"
+
+
+def test_circles_and_what_looks_up_are_seen() -> None:
+    """The checks above can fail."""
+    made = {"a": frozenset({"b"}), "b": frozenset({"c"}), "c": frozenset({"b"}), "d": frozenset({"d"})}
+    assert circles(made) == [["b", "c"], ["d"]]
+    assert reached(["a"], made) == {"a", "b", "c"}
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    lines = [
+        "from typing import TYPE_CHECKING",
+        "from jointquant.models import layer",
+        "import jointquant.errors",
+        "if TYPE_CHECKING:",
+        "    from jointquant.run.job import Job",
+        "def f():",
+        "    from jointquant import seeds, quantize",
+    ]
+    for name in ("seeds", "errors", "models/__init__", "models/layer", "run/job", "__init__"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").touch()
+    (tmp_path / "a.py").write_text("\n".join(lines))
+    assert graph(tmp_path)["a"] == {"models.layer", "errors", "run.job", "seeds", "__init__"}
+
+
+def test_few_modules_lie_in_the_root() -> None:
+    assert len(list(ROOT.glob("*.py"))) <= 10, "put the new module into the folder of its idea"
 
 
 BACKEND = re.compile(r"(cuda|npu|xpu|mps|torch_npu)(:\d+)?")
 FACTORISATIONS = {"qr", "cholesky", "cholesky_ex", "cholesky_inverse", "solve", "solve_ex", "inv", "svd", "eigh", "eig"}
+TABLE = "backend/devices.py"
 TOOLS = ("demo/train.py",)  # run by developers, on the CPU
+TRIES_EACH_OPERATION = "planning/doctor.py"  # on each device
 
 
-def sources() -> list[Path]:
-    return [
-        p for p in sorted(ROOT.rglob("*.py")) if p.name != "devices.py" and p.relative_to(ROOT).as_posix() not in TOOLS
-    ]
+def sources() -> dict[str, Path]:
+    found = {path.relative_to(ROOT).as_posix(): path for path in files().values()}
+    for name in (TABLE, *TOOLS):
+        del found[name]
+    return found
 
 
 def test_accelerators_are_named_in_one_place() -> None:
-    for path in sources():
+    for name, path in sources().items():
         if "kernels" in path.parts:
             continue
-        assert "cuda" not in path.read_text().lower(), f"{path.relative_to(ROOT)} names an accelerator"
+        assert "cuda" not in path.read_text().lower(), f"{name} names an accelerator"
         for node in ast.walk(ast.parse(path.read_text())):
             words = [
                 node.attr if isinstance(node, ast.Attribute) else "",
@@ -107,18 +134,102 @@ def test_accelerators_are_named_in_one_place() -> None:
                 *([alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []),
             ]
             for word in words:
-                assert not BACKEND.fullmatch(word), f"{path.relative_to(ROOT)}:{node.lineno} names {word}"
+                assert not BACKEND.fullmatch(word), f"{name}:{node.lineno} names {word}"
 
 
 def test_what_a_backend_may_lack_goes_through_the_table() -> None:
-    """float64 and factorisations are asked for through devices.py, which knows where they run."""
-    for path in sources():
-        if path.name == "doctor.py":  # tries each operation on each device
-            continue
+    """float64 and factorisations are asked for through backend/devices.py, which knows where they run."""
+    found = sources()
+    del found[TRIES_EACH_OPERATION]
+    for name, path in found.items():
         for function in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)):
             calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
             called = {n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", "") for n in calls}
             methods = {n.func.attr for n in calls if isinstance(n.func, ast.Attribute)}
-            where = f"{path.relative_to(ROOT)}: {function.name}"
+            where = f"{name}: {function.name}"
             assert "double" not in methods, f"{where} calls .double(): expected devices.double"
             assert not (methods & FACTORISATIONS) or "linalg_device" in called, f"{where} asks no linalg_device"
+
+
+def private_imports(text: str) -> list[str]:
+    """Names of other files of the package that begin with one underscore: imported, or read off an imported module."""
+    tree, modules, found = ast.parse(text), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            source = getattr(node, "module", None) or ""
+            names = [alias.name for alias in node.names]
+            if "jointquant" in {source.split(".")[0], *(name.split(".")[0] for name in names)}:
+                parts = [part for name in (source, *names) for part in name.split(".")]
+                found += [part for part in parts if re.match("_[^_]", part) and part != "_version"]
+                inside = source.removeprefix("jointquant.")
+                modules |= {alias.asname or alias.name for alias in node.names if f"{inside}.{alias.name}" in graph()}
+    found += [
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if node.value.id in modules and re.match("_[^_]", node.attr)
+    ]
+    return sorted(found)
+
+
+def test_names_with_an_underscore_stay_in_their_file() -> None:
+    found = {name: private_imports(path.read_text(encoding="utf-8")) for name, path in files().items()}
+    assert not {name: names for name, names in found.items() if names}
+
+
+def test_private_names_are_seen() -> None:
+    text = "from jointquant.seeds import _a, b, __c__\nfrom jointquant.rounding import layers\nlayers._d\nself._e\n"
+    assert private_imports(text + "from torch import _f\nfrom jointquant._version import __version__") == [
+        "_a",
+        "layers._d",
+    ]
+
+
+MOST = 7
+FREE = {"runtime/attention.py softcap_attention": "transformers' signature"}
+"""Functions with more parameters, and whose choice that was."""
+
+EXPORTED = set(jointquant.__all__)
+"""The public API: its options are the reader's, each by name."""
+
+
+def parameters(function: ast.FunctionDef) -> list[str]:
+    arguments = function.args
+    plain = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    names = [argument.arg for argument in (*plain, arguments.vararg, arguments.kwarg) if argument is not None]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def is_public(name: str, function: str) -> bool:
+    """Whether a module defines what the package exports under that name."""
+    home = getattr(getattr(jointquant, function, None), "__module__", "")
+    return function in EXPORTED and home == f"jointquant.{name.removesuffix('.py').replace('/', '.')}"
+
+
+def is_free(name: str, function: ast.FunctionDef) -> bool:
+    """Whether what it takes is decided elsewhere: by the user, by Triton, by a library that calls it."""
+    compiled = any(ast.unparse(decorator).startswith("triton.jit") for decorator in function.decorator_list)
+    verb = name.startswith("cli/") and function.name in {verb.__name__ for verb in VERBS.values()}
+    return compiled or verb or is_public(name, function.name) or f"{name} {function.name}" in FREE
+
+
+def crowded() -> list[str]:
+    found = []
+    for path in files().values():
+        name = path.relative_to(ROOT).as_posix()
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef) and len(parameters(function)) > MOST:
+                found += [] if is_free(name, function) else [f"{name} {function.name}: {len(parameters(function))}"]
+    return found
+
+
+def test_functions_take_few_parameters() -> None:
+    assert not crowded(), f"more than {MOST}: what belongs together is one object"
+
+
+def test_parameters_are_counted() -> None:
+    (function,) = ast.parse("def f(self, a, /, b, *c, d=1, **e): ...").body
+    assert isinstance(function, ast.FunctionDef)
+    assert parameters(function) == ["a", "b", "d", "c", "e"]
+    assert is_public("pipeline.py", "quantize")
+    assert not is_public("cli/quantize.py", "quantize")

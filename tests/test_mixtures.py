@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import jointquant
-from conftest import DEMO, make_job, make_model, small, token_by_token
+from conftest import DEMO, MIXTURES, make_job, make_model, small, token_by_token
 from jointquant.activations.propagation import embed
 from jointquant.activations.routing import FEWEST, all_tokens_for, routed_tokens, starved
 from jointquant.calibration.calibrate import calibrate
@@ -18,7 +18,8 @@ from jointquant.models.layer import Place
 from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms
 from jointquant.rotations.bundle import Rotations
-from jointquant.rounding.layers import prepare, starved_experts
+from jointquant.rounding.layer import LayerInWork, prepare
+from jointquant.rounding.layers import starved_experts
 from jointquant.rounding.site_runs import run_to, stages_of
 from jointquant.rounding.stand_ins import Room
 from jointquant.rounding.weights import hessians_of
@@ -26,52 +27,51 @@ from jointquant.run.fitting import assemble
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.loading import load_tokenizer
-from models.test_mixtures import MIXTURES
 
 INPUT_IDS = torch.randint(0, 2048, (2, 24), generator=torch.Generator().manual_seed(1))
 PLACE = Place(torch.device("cpu"), torch.float32)
 WINDOWS = torch.randint(0, 2048, (4, 32), generator=torch.Generator().manual_seed(2))
 
 
-def first_mixture(model, recipe):  # type: ignore[no-untyped-def]
+def first_mixture(model, recipe) -> LayerInWork:  # type: ignore[no-untyped-def]
     """The first layer of experts, prepared, with the states before it."""
     stream = open_stream(model)
-    assembly, rotations = assemble(stream.skeleton, stream.architecture, recipe), Rotations()
+    assembly = assemble(stream.skeleton, stream.architecture, recipe)
     index = next(i for i, layer in enumerate(assembly.layers) if layer.experts)
     frontend, states = stream.frontend(PLACE), Workspace(PLACE).states(WINDOWS, 48)
     arguments = frontend.layer_arguments(WINDOWS)[index]
     embed(frontend, WINDOWS, states)
-    layer = stream.layer(index, PLACE)
-    prepare(layer, index, stream, assembly, rotations)
-    return layer, index, assembly, states, arguments
+    module = stream.layer(index, PLACE)
+    room = Room(Workspace(PLACE).states(WINDOWS, module.get_submodule("self_attn.o_proj").in_features))
+    layer = LayerInWork(module, index, assembly, states, arguments, torch.float32, room)
+    prepare(layer, Rotations())
+    return layer
 
 
 def test_counts_are_those_of_the_router() -> None:
-    layer, _, _, states, arguments = first_mixture(make_model("mixtral"), jointquant.load_recipe("gptq", small()))
-    counts = routed_tokens(layer, states, arguments)
+    layer = first_mixture(make_model("mixtral"), jointquant.load_recipe("gptq", small()))
+    counts = routed_tokens(layer.module, layer.states, layer.arguments)
     assert counts.sum() == 2 * WINDOWS.numel()
-    few = starved(layer, counts)
+    few = starved(layer.module, counts)
     assert few == {n: c for n, c in enumerate(counts.tolist()) if c < FEWEST * 48}
 
 
 @pytest.mark.parametrize("family", MIXTURES)
 def test_hessians_are_those_of_the_tokens_that_arrive(family: str) -> None:
     recipe = jointquant.load_recipe("gptq", small())
-    layer, index, assembly, states, arguments = first_mixture(make_model(family), recipe)
-    counts = routed_tokens(layer, states, arguments)
-    few = {0: 0}
-    width = layer.get_submodule("self_attn.o_proj").in_features
-    sums, kept, room = {}, None, Room(Workspace(PLACE).states(WINDOWS, width))
-    with all_tokens_for(layer, few):
-        for stage in stages_of(assembly.layers[index]):
-            found, observers = hessians_of(layer, index, stage.sites, assembly, states)
-            kept = run_to(stage, layer, assembly.layers[index], observers, states, room, kept, arguments)
+    layer = first_mixture(make_model(family), recipe)
+    counts = routed_tokens(layer.module, layer.states, layer.arguments)
+    few, sums = {0: 0}, {}
+    with all_tokens_for(layer.module, few):
+        for stage in stages_of(layer.architecture):
+            found, observers = hessians_of(layer, stage.sites)
+            run_to(stage, layer, observers)
             sums |= found
     for number, count in enumerate(counts.tolist()):
         seen = WINDOWS.numel() if number in few else count
         for site in ("mlp_in", "down_in"):
             assert sums[f"{site}.{number}"].num_tokens == seen
-    assert layer.get_submodule("mlp.experts").open_to_all == frozenset()
+    assert layer.module.get_submodule("mlp.experts").open_to_all == frozenset()
 
 
 def test_only_what_observes_inputs_asks_for_tokens() -> None:
@@ -80,8 +80,7 @@ def test_only_what_observes_inputs_asks_for_tokens() -> None:
         (nothing, False),
         (jointquant.load_recipe("rtn", small("activations.centring=mean")), True),
     ):
-        layer, index, assembly, states, arguments = first_mixture(make_model("mixtral", num_local_experts=8), recipe)
-        assert bool(starved_experts(layer, index, assembly, states, arguments)) == expected
+        assert bool(starved_experts(first_mixture(make_model("mixtral", num_local_experts=8), recipe))) == expected
 
 
 def test_tokens_are_counted_before_quantizers_know_anything() -> None:
@@ -89,8 +88,7 @@ def test_tokens_are_counted_before_quantizers_know_anything() -> None:
     found = []
     for clip in ("1.0", "search"):
         recipe = jointquant.load_recipe("gptq", small(f"activations.clip_ratio={clip}", "kv_cache.num_bits=16"))
-        layer, index, assembly, states, arguments = first_mixture(make_model("mixtral", num_local_experts=8), recipe)
-        found.append(starved_experts(layer, index, assembly, states, arguments))
+        found.append(starved_experts(first_mixture(make_model("mixtral", num_local_experts=8), recipe)))
     assert found[0] == found[1] != {}
 
 

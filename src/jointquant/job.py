@@ -23,6 +23,7 @@ from jointquant.distributed.ranks import Ranks, of_leader
 from jointquant.errors import ResumableError
 from jointquant.files.output import check_output
 from jointquant.models.options import ModelOptions
+from jointquant.models.overflow import overflow_explained
 from jointquant.planning.budget import Limits, budget_of, plan_runs, workload_of
 from jointquant.planning.needs import DEMANDS
 from jointquant.planning.plan import Plan
@@ -163,7 +164,8 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
                 subject.place, choice.storage, choice.batch_tokens, choice.keep_inner, part.work, part, ranks, spill
             )
             jobs[label] = Job(subject, assembly, batch, workspace, part.artifact, request.progress)
-        yield OpenJobs(subject, jobs, plans, journal, ranks)
+        with overflow_explained(stream, subject.place):
+            yield OpenJobs(subject, jobs, plans, journal, ranks)
 
 
 def _check_unchanged(subject: Subject, journal: Journal) -> None:

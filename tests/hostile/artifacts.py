@@ -53,6 +53,7 @@ ARTIFACTS: dict[str, tuple[Damage, str]] = {
     "artifact whose shard is cut": (write(LAYER, b"\x08\0\0\0\0\0\0\0{}"), "not a whole safetensors file"),
     "artifact without a shard": (remove(LAYER), "is missing"),
     "artifact of broken rotations": (write("rotations.safetensors", b"rotations"), "not a whole safetensors file"),
+    "artifact without its rotations": (remove("rotations.safetensors"), "expected the whole of the artifact"),
     "artifact that names code": (
         both(write("own.py", CODE), config(auto_map={"AutoConfig": "own.C"}, model_type="x")),
         "never run",

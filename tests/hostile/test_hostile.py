@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 import jointquant
+from commands import assert_refused, run
 from conftest import DEMO, make_model
 from hostile.artifacts import ARTIFACTS
 from hostile.cases import ARGUMENTS, CHECKPOINTS, CONFIGURATIONS, FILES, PICKLES
 from hostile.damage import own_code, shards, to_pickle
 from jointquant.runtime.loading import load_tokenizer
-from test_cli import assert_refused, run
 
 QUICK = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
 MODELS = CHECKPOINTS | CONFIGURATIONS

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jointquant.quantization import weights
-from jointquant.quantization.gptq import HessianSum, factorize, gptq, lower_factor, turn_around_
+from jointquant.quantization.gptq import HessianSum, bands_of, factorize, gptq, lower_factor, turn_around_
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
 
@@ -202,3 +202,11 @@ def test_a_released_hessian_is_one_that_has_seen_nothing() -> None:
     total.release()
     with pytest.raises(ValueError, match="at least one token"):
         total.unscaled()
+
+
+@pytest.mark.parametrize("size", [1, 7, 128, 129, 1024, 1025, 5000])
+def test_bands_cover_a_hessian_once(size: int) -> None:
+    bands = bands_of(torch.empty(size, size, device="meta"))
+    assert [start for start, _ in bands] == [sum(len(b) for _, b in bands[:i]) for i in range(len(bands))]
+    assert sum(len(band) for _, band in bands) == size
+    assert all(128 <= len(band) <= 512 for _, band in bands[:-1])

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jointquant.quantization.integer import IntFormat, affine_parameters, dequantize, fake_quantize, quantize
-from jointquant.quantization.packing import pack, packed_size, unpack
 
 formats = st.builds(IntFormat, st.integers(2, 8), st.booleans())
 
@@ -112,20 +111,3 @@ def test_other_widths_are_refused(bits: int) -> None:
 def test_a_group_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="7 does not divide 16"):
         fake_quantize(random(2, 16), IntFormat(4, True, 7))
-
-
-@given(
-    bits=st.integers(2, 8),
-    rows=st.integers(1, 9),
-    columns=st.integers(1, 70),
-    dim=st.integers(0, 1),
-    seed=st.integers(0, 9),
-)
-def test_packing_round_trip(bits: int, rows: int, columns: int, dim: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
-    codes = torch.randint(low, high, (rows, columns), generator=generator, dtype=torch.int8)
-    packed = pack(codes, bits, dim)
-    assert packed.dtype == torch.int32
-    assert packed.shape[dim] == packed_size(codes.shape[dim], bits)
-    assert torch.equal(unpack(packed, bits, (rows, columns), dim), codes)

@@ -19,7 +19,6 @@ from jointquant.rotations.hadamard import (
     random_hadamard,
     supported_order,
 )
-from jointquant.rotations.williamson import WILLIAMSON_LENGTHS, williamson_matrix, williamson_sequences
 
 # fmt: off
 MODEL_SIZES = [
@@ -100,25 +99,6 @@ def test_the_quadratic_character_of_a_prime_field_is_the_legendre_symbol() -> No
         euler = [pow(a, (prime - 1) // 2, prime) for a in range(prime)]
         legendre = [-1 if value == prime - 1 else value for value in euler]
         assert hadamard._jacobsthal(prime, 1)[:, 0].tolist() == legendre
-
-
-@pytest.mark.parametrize("length", WILLIAMSON_LENGTHS)
-def test_williamson_seeds_satisfy_their_definition(length: int) -> None:
-    rows = williamson_sequences(length).long()
-    assert rows.shape == (4, length)
-    assert set(rows.flatten().tolist()) == {-1, 1}
-    assert torch.equal(rows[:, 1:], rows[:, 1:].flip(1))
-    for shift in range(1, length):
-        assert int((rows * rows.roll(shift, dims=1)).sum()) == 0
-    assert is_hadamard(williamson_matrix(length))
-
-
-def test_williamson_supplies_the_orders_nothing_else_reaches() -> None:
-    assert {23, 29, 39, 43} <= set(WILLIAMSON_LENGTHS)
-    for length in WILLIAMSON_LENGTHS:
-        assert torch.equal(hadamard_matrix(4 * length), williamson_matrix(length))
-    with pytest.raises(ValueError, match=r"Williamson seeds exist .* got 47"):
-        williamson_matrix(47)
 
 
 def test_sylvester_orders_match_the_bit_parity_formula() -> None:

@@ -13,7 +13,6 @@ from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, head_samples, initial_heads, learn
 from jointquant.rotations.objectives import OBJECTIVES, Quantizer, whip
 from jointquant.rotations.optimizers import OPTIMIZERS, orthogonal_factor
-from jointquant.rotations.sampling import TokenSample
 
 QUANTIZER = Quantizer(IntFormat(4, symmetric=False))
 
@@ -91,32 +90,6 @@ def test_whip_by_hand() -> None:
     y = torch.tensor([[0.0, 1.0], [-2.0, 3.0]], dtype=torch.float64)
     expected = (1 + torch.exp(torch.tensor([-1.0, -2.0, -3.0], dtype=torch.float64)).sum()) / 2
     torch.testing.assert_close(whip(y), expected)
-
-
-def test_samples_are_seeded_and_sized() -> None:
-    x = heavy_tailed(4, 50, 8)
-    samples = []
-    for seed in (0, 0, 1):
-        sample = TokenSample(0.1, rng(seed))
-        sample.update(x)
-        samples.append(sample.take())
-    assert samples[0].shape == (20, 8)
-    assert torch.equal(samples[0], samples[1])
-    assert not torch.equal(samples[0], samples[2])
-    rows = {tuple(row.tolist()) for row in x.reshape(-1, 8)}
-    assert all(tuple(row.tolist()) in rows for row in samples[0])
-    assert len({tuple(row.tolist()) for row in samples[0]}) == 20
-
-
-def test_every_token_can_be_sampled() -> None:
-    """A sampler that ignores part of its input is the trap: over seeds, every token turns up."""
-    x = torch.arange(40.0).reshape(40, 1)
-    seen: set[float] = set()
-    for seed in range(60):
-        sample = TokenSample(0.2, rng(seed))
-        sample.update(x)
-        seen.update(sample.take().flatten().tolist())
-    assert len(seen) == 40
 
 
 def test_heads_of_a_group_are_samples_of_one_rotation() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jointquant.quantization.integer import IntFormat, fake_quantize
 from jointquant.rotations.objectives import OBJECTIVES, Quantizer, kl
@@ -174,3 +175,42 @@ def test_kl_needs_two_tokens() -> None:
 def test_quant_error_needs_a_quantizer() -> None:
     with pytest.raises(ValueError, match="expected activations of less than 16 bits"):
         OBJECTIVES["quant_error"](None)
+
+
+UNDERIVED = {"aten::aminmax"}
+"""Operations that a torch from 2.8 on runs, but has no derivative of."""
+
+
+class Names(TorchDispatchMode):
+    """The operations that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.found.add(operation.name().partition(".")[0])
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_operation_has_a_derivative_in_older_versions_of_torch(name: str) -> None:
+    y = values(2, 8, 12).requires_grad_()
+    with Names() as names:
+        torch.autograd.grad(OBJECTIVES[name](ASYMMETRIC)(y).sum(), y)
+    assert names.found
+    assert not names.found & UNDERIVED
+
+
+def test_that_test_sees_an_operation_that_has_none() -> None:
+    with Names() as names:
+        torch.aminmax(values(2, 3), dim=-1)
+    assert names.found & UNDERIVED
+
+
+@pytest.mark.parametrize("name", ["range", "quant_error"])
+def test_ties_share_a_gradient(name: str) -> None:
+    y = torch.tensor([[3.0, 3.0, 1.0, -2.0, -2.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(OBJECTIVES[name](ASYMMETRIC)(y), y)
+    assert gradient[0, 0] == gradient[0, 1]
+    assert gradient[0, 3] == gradient[0, 4] == gradient[0, 5]

@@ -16,7 +16,7 @@ from jointquant.rotations.objectives import OBJECTIVES, Quantizer, whip
 from jointquant.rotations.optimizers import (
     OPTIMIZERS,
     SETTLING,
-    Problem,
+    RotationProblem,
     Schedule,
     cayley_transform,
     fastest_plane,
@@ -94,7 +94,7 @@ def test_the_rotation_is_the_one_after_the_last_step(optimizer: str) -> None:
         seen.append(rotation.detach().clone())
         return whip(samples @ rotation)
 
-    learned = OPTIMIZERS[optimizer](Problem(loss, torch.ones(())), start, Schedule(5, 1.0, 0.9))
+    learned = OPTIMIZERS[optimizer](RotationProblem(loss, torch.ones(())), start, Schedule(5, 1.0, 0.9))
     assert len(seen) == 5
     assert learned.angles[-1] > 0
     path = [*seen, learned.rotation]
@@ -134,10 +134,10 @@ def test_whip_units() -> None:
 def test_training_ends_when_the_loss_has_settled(optimizer: str) -> None:
     """A flat loss ends it at half the steps, a falling one does not."""
     start = random_hadamard(8, torch.Generator().manual_seed(0))
-    flat = Problem(lambda r, _: 1 + 0 * r.sum(), torch.ones(()))
+    flat = RotationProblem(lambda r, _: 1 + 0 * r.sum(), torch.ones(()))
     assert len(OPTIMIZERS[optimizer](flat, start, Schedule(60, 0.1, 0.9, tolerance=1e-3)).losses) == 30
     assert len(OPTIMIZERS[optimizer](flat, start, Schedule(60, 0.1, 0.9)).losses) == 60
-    falling = Problem(lambda r, step: 2 - step / 60 + 0 * r.sum(), torch.ones(()))
+    falling = RotationProblem(lambda r, step: 2 - step / 60 + 0 * r.sum(), torch.ones(()))
     learned = OPTIMIZERS[optimizer](falling, start, Schedule(60, 0.1, 0.9, tolerance=1e-3))
     assert len(learned.losses) == len(learned.angles) == 60
     torch.testing.assert_close(learned.rotation, start, rtol=0, atol=1e-9)
@@ -211,7 +211,7 @@ def test_closed_form_and_autograd_turn_alike(weights: tuple[float, ...] | None) 
     start = random_hadamard(8, torch.Generator().manual_seed(0))
     problems = []
 
-    def keep(problem: Problem, initial: Tensor, schedule: Schedule) -> optimizers.Learned:
+    def keep(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> optimizers.Learned:
         problems.append(problem)
         return optimizers.newton_schulz(problem, initial, schedule)
 

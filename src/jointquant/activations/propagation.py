@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.activations.hidden_states import HiddenStates
+from jointquant.errors import OverflowedError
 from jointquant.models.frontend import Frontend
 from jointquant.models.layer import LayerArguments, run_layer
 
@@ -27,7 +28,14 @@ def advance(
     layer: nn.Module, states: HiddenStates, arguments: LayerArguments, source: HiddenStates | None = None
 ) -> None:
     """Run a layer over all windows, on ``source`` (None: on the states): the states become those behind it."""
-    states.fill(run_layer(layer, batch, arguments) for batch in (source or states).batches())
+    states.fill(_finite(run_layer(layer, batch, arguments)) for batch in (source or states).batches())
+
+
+def _finite(hidden_states: Tensor) -> Tensor:
+    """The states themselves. Raises OverflowedError for some that are not finite: nothing behind them would be."""
+    if not torch.isfinite(hidden_states).all():
+        raise OverflowedError("the output of a layer is not finite: its activations overflowed")
+    return hidden_states
 
 
 @torch.no_grad()

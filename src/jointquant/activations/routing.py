@@ -7,8 +7,8 @@ own is seen and dropped. So its statistics are those of the site that all expert
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import observe
+from jointquant.activations.substitution import substituted
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import Experts
 from jointquant.models.layer import LayerArguments
@@ -40,9 +41,8 @@ def routed_tokens(layer: nn.Module, states: HiddenStates, arguments: LayerArgume
     def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         counts.add_(torch.bincount(inputs[1].flatten(), minlength=len(counts)).cpu())
 
-    handle = experts.register_forward_pre_hook(count)
-    observe(layer, states, arguments)
-    handle.remove()
+    with experts.register_forward_pre_hook(count):
+        observe(layer, states, arguments)
     return states.ranks.sum(counts)
 
 
@@ -63,12 +63,7 @@ def opened_experts(layer: nn.Module, architecture: Architecture) -> tuple[str, .
     return tuple(f"{mixture.experts}.{number}." for number in sorted(experts.open_to_all))
 
 
-@contextmanager
-def all_tokens_for(layer: nn.Module, numbers: Iterator[int] | dict[int, int]) -> Iterator[None]:
+def all_tokens_for(layer: nn.Module, numbers: Iterable[int]) -> AbstractContextManager[None]:
     """While open, some experts of a layer read every token."""
-    experts = experts_of(layer)
-    if experts is not None:
-        experts.open_to_all = frozenset(numbers)
-    yield
-    if experts is not None:
-        experts.open_to_all = frozenset()
+    names = [name for name, module in layer.named_modules() if isinstance(module, Experts)]
+    return substituted(layer, values={name: {"open_to_all": frozenset(numbers)} for name in names[:1]})

@@ -20,6 +20,7 @@ from jointquant.analysis.candidates import labelled
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size
+from jointquant.files.durable import save_text
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
@@ -194,5 +195,5 @@ def _about(subject: Subject) -> dict[str, Any]:
 
 def _write(folder: Path, result: Comparison) -> None:
     data = result.to_dict()
-    (folder / RESULTS_NAME).write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / REPORT_NAME).write_text(comparison_page(data), encoding="utf-8")
+    save_text(folder / RESULTS_NAME, json.dumps(data, ensure_ascii=False) + "\n")
+    save_text(folder / REPORT_NAME, comparison_page(data))

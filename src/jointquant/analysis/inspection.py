@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jointquant.activations.hidden_states import HiddenStates, micro_batch
-from jointquant.activations.propagation import Observers, advance, embed, observe, watching
+from jointquant.activations.propagation import Observer, Observers, advance, observe, watching
+from jointquant.activations.substitution import substituted
+from jointquant.activations.unquantized import Unquantized
 from jointquant.analysis.moments import ErrorSum, Spread, SpreadSum
-from jointquant.models.architecture import Site
+from jointquant.models.architecture import Architecture, Site
 from jointquant.models.layer import LayerArguments, Place
 from jointquant.models.stream import ModelStream
-from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
 from jointquant.rotations.bundle import Rotations
 from jointquant.run.workspace import Workspace
@@ -58,6 +60,11 @@ class SiteSpread:
             "after": self.after.to_dict(),
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SiteSpread:
+        """Of its fields as plain data."""
+        return cls(**{**data, "before": Spread.from_dict(data["before"]), "after": Spread.from_dict(data["after"])})
+
 
 @dataclass(frozen=True)
 class LayerError:
@@ -76,22 +83,18 @@ class LayerError:
     activations: dict[str, float]
 
 
-class Reference:
-    """The unquantized model on the probe, norms fused, one layer at a time."""
+class Probe:
+    """Some windows on their way through the unquantized model, norms fused, and what its sites see of them."""
 
     def __init__(self, stream: ModelStream, windows: Tensor, place: Place) -> None:
-        self.stream, self.place = stream, place
         self.windows = windows[: micro_batch(windows.shape[1], PROBE_TOKENS)]
-        frontend = stream.frontend(place)
-        self.arguments = frontend.layer_arguments(self.windows)
         self.states = Workspace(place).states(self.windows, stream.config.hidden_size)
-        embed(frontend, self.windows, self.states)
+        self.model = Unquantized(stream, self.windows, self.states, place)
 
-    def run(self, index: int, rotations: Rotations, online: OnlineTransforms) -> list[SiteSpread]:
-        """Take the probe through layer ``index``; what its sites see, as it is and rotated."""
-        layer = self.stream.layer(index, self.place)
-        fuse_norms(layer, self.stream.architecture)
-        rotates = site_rotations(self.stream, index, rotations, online)
+    def run(self, rotations: Rotations, online: OnlineTransforms) -> list[SiteSpread]:
+        """Take the probe through the next layer; what its sites see, as it is and rotated."""
+        stream, index, layer = self.model.stream, self.model.done, self.model.next_layer()
+        rotates = site_rotations(stream, index, rotations, online)
         sums = {site: (SpreadSum(), SpreadSum()) for site in rotates}
 
         def observer(site: str) -> Callable[[Tensor], None]:
@@ -101,23 +104,27 @@ class Reference:
 
             return update
 
-        sites = self.stream.architecture_of(index).whole_sites
-        places = {site.readers[0]: observer(site.name) for site in sites}
-        attention = layer.get_submodule(self.stream.architecture.attention)
-        attention.cache_path = CacheObserver(*(observer(name) for name in CACHES))  # type: ignore[assignment]
-        with watching(layer, places):
-            advance(layer, self.states, self.arguments[index])
+        places = {site.readers[0]: observer(site.name) for site in stream.architecture_of(index).whole_sites}
+        with watching(layer, places), cache_seen_by(layer, stream.architecture, *(observer(name) for name in CACHES)):
+            self.model.advance(layer)
         return [SiteSpread(index, site, a.result(), b.result(), a.tokens) for site, (a, b) in sums.items() if a.tokens]
+
+
+def cache_seen_by(
+    layer: nn.Module, architecture: Architecture, key: Observer, value: Observer
+) -> AbstractContextManager[None]:
+    """While open, keys and values of a layer are observed where they would be quantized, and are not."""
+    return substituted(layer, values={architecture.attention: {"cache_path": CacheObserver(key, value)}})
 
 
 class CacheObserver:
     """Stands where a cache path stands in the attention seam: sees keys and values, and changes nothing."""
 
-    def __init__(self, key: Callable[[Tensor], None], value: Callable[[Tensor], None]) -> None:
+    def __init__(self, key: Observer, value: Observer) -> None:
         self.key, self.value = key, value
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, known: Mapping[str, Tensor]
+        self, query: Tensor, key: Tensor, value: Tensor, buffers: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All [batch, heads, tokens, head_dim]."""
         self.key(key)
@@ -175,11 +182,11 @@ def inspect_activations(
     progress: Progress,
 ) -> list[SiteSpread]:
     """The values at every site of every layer of the unquantized model, before and after rotation."""
-    reference = Reference(stream, windows, place)
+    probe = Probe(stream, windows, place)
     spreads: list[SiteSpread] = []
     with progress.stage("measure", stream.num_layers) as stage:
-        for index in range(stream.num_layers):
-            spreads += reference.run(index, rotations, online)
+        for _ in range(stream.num_layers):
+            spreads += probe.run(rotations, online)
             stage.advance()
     return spreads
 
@@ -200,13 +207,26 @@ class Inspector:
         self.seconds = 0.0
         self.exact: dict[str, Tensor] = {}  # the layer's weights before rounding
         with self._timed():
-            self.reference = Reference(stream, windows, place)
+            self.probe = Probe(stream, windows, place)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - start
+
+    def resume(self, facts: list[dict[str, Any]]) -> None:
+        """Go on behind the layers that are done, with what was found out about them; the probe passes them anew."""
+        with self._timed():
+            for found in filter(None, facts):  # nothing is known of a layer that a run without a witness has done
+                self.spreads += [SiteSpread.from_dict(spread) for spread in found["spreads"]]
+                self.errors.append(LayerError(**found["error"]))
+            self.probe.model.skip(len(facts))
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """The spreads and errors of a layer."""
+        spreads = [asdict(spread) for spread in self.spreads if spread.layer == index]
+        return {"spreads": spreads, "error": asdict(self.errors[-1])}
 
     def merged(self, index: int, layer: nn.Module) -> None:
         """Keep the layer's weights as they are before rounding."""
@@ -218,18 +238,18 @@ class Inspector:
     def rounded(self, index: int, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
         """Run the probe through the layer and through its unquantized twin, and compare."""
         with self._timed():
-            self.spreads += self.reference.run(index, self.rotations, self.assembly.online)
+            self.spreads += self.probe.run(self.rotations, self.assembly.online)
             weights = {}
             for name, exact in self.exact.items():
                 weights[name] = relative_error(rounded_weight(layer.get_submodule(name), exact.dtype), exact)
             self.exact = {}
-            output = states.first(len(self.reference.windows))
-            probe = HiddenStates.held(output)
-            activations = input_errors(layer, self.assembly.layers[index].linears, probe, arguments)
-            advance(layer, probe, arguments)
+            output = states.first(len(self.probe.windows))
+            quantized = HiddenStates.held(output)
+            activations = input_errors(layer, self.assembly.layers[index].linears, quantized, arguments)
+            advance(layer, quantized, arguments)
             r1 = self.rotations.r1_of(min(index + 1, self.stream.num_layers - 1))
             output = output if r1 is None else output @ r1.to(output).T
-            hidden = relative_error(output, self.reference.states.first(len(self.reference.windows)))
+            hidden = relative_error(output, self.probe.states.first(len(self.probe.windows)))
             self.errors.append(LayerError(index, hidden, weights, activations))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +42,11 @@ class Spread:
     def to_dict(self) -> dict[str, object]:
         """As plain data, the histogram to six digits."""
         return asdict(self) | {"histogram": [float(f"{share:.6g}") for share in self.histogram]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Spread:
+        """Of its fields as plain data."""
+        return cls(**{**data, "histogram": tuple(data["histogram"])})
 
 
 @dataclass

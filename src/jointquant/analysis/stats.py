@@ -19,6 +19,7 @@ from jointquant.analysis.inspection import SiteSpread, inspect_activations
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size, little_freed_memory_kept
 from jointquant.calibration.calibrate import calibrate
+from jointquant.files.durable import save_text
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
@@ -110,8 +111,8 @@ def stats(
         rotations = calibrate(job)
         result = measured(job, rotations, name)
         data = result.to_dict()
-        (job.artifact / STATISTICS_NAME).write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
-        (job.artifact / PAGE_NAME).write_text(statistics_page(data), encoding="utf-8")
+        save_text(job.artifact / STATISTICS_NAME, json.dumps(data, ensure_ascii=False) + "\n")
+        save_text(job.artifact / PAGE_NAME, statistics_page(data))
         opened.complete(data)
     return result
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -12,9 +13,13 @@ import torch
 import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from pydantic import ValidationError
 
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, printable, require
+from jointquant.files.durable import save_text
 from jointquant.hub.location import may_be_id
+from jointquant.recipe.recipe import Recipe, describe
+from jointquant.runtime.artifact_facts import check_facts
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
 
@@ -22,8 +27,10 @@ CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 Kind = Literal["native", "rotated", "dense", "compressed-tensors"]
 
-FACTS = ("recipe", "transforms", "tier", "runtimes", "jointquant_version")
-"""What a card is made of, besides the base model."""
+ESCAPES = (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), *((c, f"\\{c}") for c in "`*[]|#"))
+"""By sign of Markdown or HTML: how it is written so that it stands for itself."""
+
+LONGEST_NAME = 200
 
 TIER_WORDS = {
     1: "nothing runs online, so its exports load wherever models of this family do",
@@ -146,8 +153,8 @@ def _identify(folder: Path) -> tuple[dict[str, Any], Kind]:
     path = folder / CONFIG_NAME
     data = read_object(path) if path.is_file() else {}
     quantization = data.get("quantization_config") or {}
-    if quantization.get("quant_method") == "jointquant":
-        return quantization, "native"
+    if isinstance(quantization, dict) and quantization.get("quant_method") == "jointquant":
+        return _checked(quantization, path), "native"
     require(
         "jointquant" in data and (folder / CARD_NAME).is_file(),
         f"{folder} is no artifact and no export of one: expected a folder that jointquant wrote, to write its card",
@@ -157,7 +164,18 @@ def _identify(folder: Path) -> tuple[dict[str, Any], Kind]:
     require(
         kind in get_args(Kind), f"{folder / CARD_NAME} does not say which export this is: expected jointquant's card"
     )
-    return data["jointquant"], cast("Kind", kind)
+    return _checked(data["jointquant"], path), cast("Kind", kind)
+
+
+def _checked(quantization: Any, path: Path) -> dict[str, Any]:
+    """What made a folder, as a card needs it. Raises InputError, naming the key, for what is none."""
+    require(isinstance(quantization, dict) and "recipe" in quantization, f"{path} does not say the recipe of it")
+    check_facts(quantization, str(path))
+    try:
+        recipe = Recipe.model_validate(quantization["recipe"])
+    except ValidationError as error:
+        raise InputError(f"recipe in {path}: {describe(error)}") from None
+    return {**quantization, "recipe": recipe.model_dump(mode="json")}
 
 
 @contextmanager
@@ -170,13 +188,9 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _render(folder: Path, quantization: dict[str, Any], kind: Kind, measured: list[Measured]) -> None:
-    missing = [key for key in FACTS if key not in quantization]
-    require(
-        not missing, f"the artifact's config.json does not say its {', '.join(missing)}: expected one of this version"
-    )
     recipe, base = quantization["recipe"], str(quantization.get("base_model") or "unnamed")
     revision, tier = quantization.get("base_revision"), int(quantization["tier"])
-    name = f"{base.rpartition('/')[2]}-jointquant"
+    name = f"{printable(base.rpartition('/')[2], LONGEST_NAME)}-jointquant"
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -193,21 +207,23 @@ def _render(folder: Path, quantization: dict[str, Any], kind: Kind, measured: li
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        name=base,
-        revision_words=f"revision {revision}" if revision else "a local model",
-        version=quantization["jointquant_version"],
-        description=recipe.get("description") or "a recipe of its own (below)",
-        rows=_rows(recipe, quantization, kind),
+        model_name=inline(name),
+        name=inline(base),
+        revision_words=f"revision {inline(revision)}" if revision else "a local model",
+        version=inline(quantization["jointquant_version"]),
+        description=inline(recipe.get("description") or "a recipe of its own (below)"),
+        rows=[(inline(what), inline(here)) for what, here in _rows(recipe, quantization, kind)],
         tier=tier,
         tier_words=TIER_WORDS[tier],
         loading=_loading(kind, tier, quantization["runtimes"]),
-        measured=measured,
-        calibration=calibration,
-        versions=f"jointquant {quantization['jointquant_version']}, torch {torch.__version__}, "
+        measured=[replace(row, text=inline(row.text)) for row in measured],
+        calibration=calibration | {"source": inline(calibration["source"])},
+        versions=f"jointquant {inline(quantization['jointquant_version'])}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
-        recipe=yaml.safe_dump(shown).rstrip(),
+        recipe=(dumped := yaml.safe_dump(shown).rstrip()),
+        fence=fence_of(dumped),
     )
-    (folder / CARD_NAME).write_text(str(card).rstrip() + "\n", encoding="utf-8")
+    save_text(folder / CARD_NAME, str(card).rstrip() + "\n")
 
 
 def _rows(recipe: dict[str, Any], quantization: dict[str, Any], kind: Kind) -> list[tuple[str, str]]:
@@ -226,7 +242,7 @@ def _inventory(quantization: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "quantized weights", str(quantization["quantized_weights"])
     by_reason: dict[str, list[str]] = {}
     for kept in quantization.get("kept", []):
-        by_reason.setdefault(kept["why"], []).append(f"`{kept['name']}` ({kept['parameters']})")
+        by_reason.setdefault(kept["why"], []).append(f"{kept['name']} ({kept['parameters']})")
     if by_reason:
         yield "kept in high precision", "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
     few = [
@@ -247,11 +263,25 @@ def _bits(settings: dict[str, Any]) -> str:
 
 def _loading(kind: Kind, tier: int, runtimes: list[str]) -> str:
     if kind == "native":
-        others = [words for words in runtimes if "import jointquant" not in words]
+        others = [inline(words) for words in runtimes if "import jointquant" not in words]
         return NATIVE_LOADING.format(runtimes="; ".join(others) or "none")
     if kind == "compressed-tensors":
         return ONLINE_LOADING if tier == 2 else COMPRESSED_LOADING
     return PLAIN_LOADING
+
+
+def inline(words: object) -> str:
+    """Words of others in a line of Markdown: no line ends, nothing that makes a heading, a cell, a link or a tag."""
+    line = printable(str(words))
+    for sign, written in ESCAPES:
+        line = line.replace(sign, written)
+    return line
+
+
+def fence_of(code: str) -> str:
+    """What a block of code is set between: longer than any row of backticks in it."""
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    return "`" * max(3, longest + 1)
 
 
 def _public(source: str) -> str:

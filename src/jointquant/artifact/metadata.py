@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from jointquant._version import __version__
 from jointquant.artifact.card import write_card
+from jointquant.files.durable import save_json
 from jointquant.hub import Location
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.run.job import Job
+from jointquant.runtime.generation_settings import generation_settings_of
 from jointquant.runtime.integration import artifact_config
 from jointquant.runtime.key_basis import KeyBasis
-from jointquant.runtime.loading import generation_config_of, save_tokenizer
+from jointquant.runtime.loading import save_tokenizer
 from jointquant.runtime.online import OnlineTransforms
+from jointquant.trust.folder import CONFIG_NAME, GENERATION_NAME
 
 
 def describe_transforms(
@@ -63,10 +65,10 @@ def write_metadata(job: Job, about: dict[str, object]) -> None:
     stream, folder = job.stream, job.artifact
     facts = {**base_facts(stream.config.name_or_path, job.subject.origin), **about, "jointquant_version": __version__}
     config = artifact_config(stream.config, stream.architecture, job.recipe, stream.stored_dtype, facts)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    generation = generation_config_of(job.subject.model)
+    save_json(folder / CONFIG_NAME, config)
+    generation = generation_settings_of(job.subject.model)
     if generation is not None:
-        generation.save_pretrained(folder)
+        save_json(folder / GENERATION_NAME, generation)
     save_tokenizer(job.subject.tokenizer, folder)
     write_card(folder, config["quantization_config"], "native")
 

@@ -2,7 +2,8 @@
 
 torch itself asks the BLAS library that it was built with, MKL in most builds, which has no AVX-512 for processors of
 another maker, where oneDNN has. Rows of its products do not depend on how many others there are, nor
-on the number of threads (``tests/test_products.py``), so parts of a product are the same bits wherever it is cut.
+on the number of threads (``tests/backend/test_products.py``), so parts of a product are the same bits wherever it is
+cut.
 """
 
 from __future__ import annotations

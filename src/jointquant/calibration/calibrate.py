@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,11 @@ def walk(
         stage.advance(start)
         for index, layer in stream.layers(workspace.place, start):
             fuse_norms(layer, stream.architecture)
-            for learner in learners:
-                learner.before(layer, states, arguments[index])
-            ledger.settle()
-            with watching(layer, *(learner.observers() for learner in learners)):
+            with ExitStack() as stack:
+                for learner in learners:
+                    stack.enter_context(learner.before(layer, states, arguments[index]))
+                ledger.settle()
+                stack.enter_context(watching(layer, *(learner.observers() for learner in learners)))
                 advance(layer, states, arguments[index])
             for learner in learners:
                 learner.after(index)
@@ -209,12 +211,16 @@ class RecipeCalibration:
                 found.setdefault(name, []).append(observer)
         return {name: _all(observers) for name, observers in found.items()}
 
-    def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
+    ) -> AbstractContextManager[object]:
         """Pass it on."""
         start = time.perf_counter()
-        for learner in self.learners:
-            learner.before(layer, states, arguments)
-        self.seconds += time.perf_counter() - start
+        with ExitStack() as stack:
+            for learner in self.learners:
+                stack.enter_context(learner.before(layer, states, arguments))
+            self.seconds += time.perf_counter() - start
+            return stack.pop_all()
 
     def after(self, index: int) -> None:
         """Pass it on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -31,8 +32,10 @@ class Learner(Protocol):
     def observers(self) -> Observers:
         """Who watches the inputs of a layer's modules while the layer runs."""
 
-    def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
-        """A layer of fused norms is about to run on ``states``."""
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
+    ) -> AbstractContextManager[object]:
+        """A layer of fused norms is about to run on ``states``; while it does, it is as the result makes it."""
 
     def after(self, index: int) -> None:
         """Layer ``index`` has run."""
@@ -86,11 +89,14 @@ class ResidualLearner:
         places = [site.readers[0] for site in self.stream.architecture_of(self.done).residual_sites]
         return dict.fromkeys(places, self.sample.update)
 
-    def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
+    ) -> AbstractContextManager[object]:
         """Measure the layer's sensitivity, where the weights ask for it."""
         self.sample.expect(states.token_parts(), len(self.observers()))
         if self.sensitivity is not None:
             self.sensitivity.visit(layer, states, arguments)
+        return nullcontext()
 
     def after(self, index: int) -> None:
         """Close the layer's sample."""
@@ -169,9 +175,12 @@ class HeadLearner:
         """At the input of the attention's output projection."""
         return {self.stream.architecture.output: self.sample.update}
 
-    def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
+    ) -> AbstractContextManager[object]:
         """Tell the sample which tokens come by."""
         self.sample.expect(states.token_parts())
+        return nullcontext()
 
     def after(self, index: int) -> None:
         """Learn the layer's R2; the smoother has closed the layer before."""

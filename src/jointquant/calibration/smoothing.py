@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -59,21 +59,21 @@ class Smoother:
         """At the first reader of each site."""
         return {site.readers[0]: self.sizes[site.name].update for site in self.sites}
 
-    def before(self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments) -> None:
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
+    ) -> AbstractContextManager[object]:
         """Forget the last layer; experts that see too few tokens read all of them until this one has run."""
-        self.layer, self.open = layer, ExitStack()
-        counts = routed_tokens(layer, states, arguments)
-        self.open.enter_context(all_tokens_for(layer, starved(layer, counts)))
+        self.layer, counts = layer, routed_tokens(layer, states, arguments)
         fed = [(self.architecture.value, self.architecture.output), *((m.up, m.down) for m in self.architecture.mlps)]
         names = {linear: site.name for site in self.architecture.inner_sites for linear in site.linears}
         self.fed: dict[str, list[tuple[LinearSlice, str]]] = {}
         for part, reader in fed:
             self.fed.setdefault(part.linear, []).append((part, names[reader]))
         self.sizes = {site.name: self.measure.inputs() for site in self.sites}
+        return all_tokens_for(layer, starved(layer, counts))
 
     def after(self, index: int) -> None:
         """Choose the layer's scales, those that divide rows of a later site's readers first."""
-        self.open.close()
         scales: dict[str, Tensor] = {}
         for site in sorted(self.sites, key=lambda site: site.norm is not None):
             self.sizes[site.name].share(self.ranks)

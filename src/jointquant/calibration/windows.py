@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from jointquant.errors import require
 from jointquant.progress import Progress
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.run.fitting import check_positions
 from jointquant.run.opening import Subject
 from jointquant.text.sources import load_text
-from jointquant.text.windows import calibration_windows, tokenize
+from jointquant.text.tokens import tokenize
+from jointquant.text.windows import calibration_windows, check_vocabulary
 
 
 def calibration_sets(
@@ -31,7 +31,6 @@ def calibration_set(subject: Subject, settings: CalibrationSettings, progress: P
     """
     config = subject.stream.config
     check_positions(config, settings)
-    tokens = tokenize(subject.tokenizer, load_text(settings.source, "calibration", progress))
-    vocabulary = config.vocab_size
-    require(int(tokens.max()) < vocabulary, f"the tokenizer has ids beyond the model's vocabulary of {vocabulary}")
+    tokens = tokenize(subject.tokenizer, load_text(settings.source, "calibration", progress, subject.tokenizer))
+    check_vocabulary(tokens, config.vocab_size)
     return calibration_windows(tokens, settings.num_samples, settings.seqlen, settings.seed, settings.source)

@@ -48,7 +48,7 @@ def recipes(
     if name is not None:
         data = load_recipe(name).model_dump(mode="json")
         if not as_json:
-            typer.echo(yaml.safe_dump(data, sort_keys=False).rstrip())
+            print(yaml.safe_dump(data, sort_keys=False).rstrip())
         finish(data, as_json)
         return
     presets = {preset: load_recipe(preset).description for preset in preset_names()}

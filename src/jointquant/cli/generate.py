@@ -37,6 +37,8 @@ def generate(
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
     result = generate_text(model, prompt, max_new_tokens, temperature, seed, progress=shown_progress(), **options)
+    if result.ignored:
+        typer.echo(f"of the model's generation settings, {', '.join(result.ignored)} are not used here", err=True)
     if not as_json:
-        typer.echo(result.text)
+        print(result.text)
     finish(result.to_dict(), as_json)

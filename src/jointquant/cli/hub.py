@@ -24,7 +24,7 @@ def download(
 
     found = run(repository, hub=hub, dataset=dataset, revision=revision, out=out, progress=shown_progress())
     if not as_json:
-        typer.echo(str(found.folder))
+        print(str(found.folder))
     finish({"repository": repository, "path": str(found.folder), "revision": found.revision}, as_json)
 
 
@@ -43,5 +43,5 @@ def push(
 
     pushed = run(folder, repository, private=private, message=message, progress=shown_progress())
     if not as_json:
-        typer.echo(f"{pushed.url} at {pushed.revision}")
+        print(f"{pushed.url} at {pushed.revision}")
     finish({"repository": repository, "url": pushed.url, "revision": pushed.revision}, as_json)

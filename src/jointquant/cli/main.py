@@ -10,17 +10,18 @@ from typing import Any
 import typer
 
 from jointquant.cli.about import demo, doctor, models, recipes
+from jointquant.cli.boundary import check_arguments, line_of, safe_streams
 from jointquant.cli.compare import compare
 from jointquant.cli.evaluate import evaluate
 from jointquant.cli.export import export
 from jointquant.cli.generate import generate
 from jointquant.cli.hub import download, push
-from jointquant.cli.output import INTERRUPTED, UsageProblem, as_line
+from jointquant.cli.output import INTERRUPTED
 from jointquant.cli.quantize import quantize
 from jointquant.cli.ranks import main_of_rank
 from jointquant.cli.stats import stats
 from jointquant.distributed.ranks import started_by_torchrun
-from jointquant.errors import DamageWarning, InputError, printable
+from jointquant.errors import DamageWarning, printable
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -55,25 +56,35 @@ def application() -> typer.Typer:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 the input is at fault, 130 interrupted, 1 a defect of ours."""
-    _be_quiet()
-    warnings.simplefilter("always", DamageWarning)
-    warnings.showwarning = _show_warning
-    if started_by_torchrun():
-        main_of_rank(sys.argv[1:] if arguments is None else arguments, run)
-    try:
-        status = run(arguments)
-    except (InputError, UsageProblem) as error:
-        print(as_line(error), file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
-    if status == INTERRUPTED:
-        print("interrupted", file=sys.stderr)
-    sys.exit(status)
+    """Run the command line and exit: 0 done, 2 the input is at fault, 130 interrupted, 1 a defect of ours.
+
+    The machine counts as input: a full disk, a path that may not be read, memory that is not there.
+    """
+    with safe_streams():
+        given = sys.argv[1:] if arguments is None else arguments
+        _be_quiet()
+        warnings.simplefilter("always", DamageWarning)
+        warnings.showwarning = _show_warning
+        if started_by_torchrun():
+            main_of_rank(given, run)
+        try:
+            check_arguments(given)
+            status = run(given)
+            sys.stdout.flush()
+        except (KeyboardInterrupt, typer.Abort):
+            status = INTERRUPTED
+        except BaseException as error:  # what panics in Rust is no Exception
+            line = line_of(error)
+            if line is None:
+                raise
+            print(line, file=sys.stderr)
+            sys.exit(2)
+        if status == INTERRUPTED:
+            print("interrupted", file=sys.stderr)
+        sys.exit(status)
 
 
-def run(arguments: list[str] | None) -> int:
+def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit status. Raises what goes wrong."""
     command = typer.main.get_command(application())
     status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import typer
 
-from jointquant.cli.output import INTERRUPTED, UsageProblem, as_line
+from jointquant.cli.boundary import check_arguments, line_of
+from jointquant.cli.output import INTERRUPTED, as_line
 from jointquant.distributed.guard import DEFECT, PeerLostError
 from jointquant.distributed.process_group import ProcessGroup, joined, leave
 from jointquant.distributed.ranks import leads
@@ -40,15 +41,17 @@ def main_of_rank(arguments: list[str], run: Callable[[list[str]], int]) -> NoRet
             f"{verb or 'this'} runs in one process: expected jointquant without torchrun, or one of "
             f"{', '.join(SHARED_VERBS)}",
         )
+        check_arguments(arguments)
         status = run(arguments)
+        sys.stdout.flush()
         leave()
-    except (InputError, UsageProblem) as error:
-        guard.fail(as_line(error), 2)
     except PeerLostError as error:
         guard.lost(" ".join(str(error).split())[:200])
     except (KeyboardInterrupt, typer.Abort):
         guard.fail("interrupted", INTERRUPTED)
-    except BaseException:
+    except BaseException as error:
+        if (line := line_of(error)) is not None:
+            guard.fail(line, 2)
         traceback.print_exc()
         guard.fail(None, DEFECT)
     sys.stdout.flush()

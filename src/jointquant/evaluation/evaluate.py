@@ -26,7 +26,9 @@ from jointquant.run.identity import check_alike, folder_identity
 from jointquant.runtime.loading import load_tokenizer
 from jointquant.text.hub_text import max_windows
 from jointquant.text.sources import load_text
-from jointquant.text.windows import evaluation_windows, tokenize
+from jointquant.text.tokens import tokenize
+from jointquant.text.windows import check_vocabulary as check_token_ids
+from jointquant.text.windows import evaluation_windows
 
 DEFAULT_SEQLEN = 2048
 
@@ -126,12 +128,13 @@ def evaluate(
         beside, other = opened(reference, None)
         check_vocabulary(runner, beside, tokenizer, other)
     length = _window_length(runner.config, seqlen)
-    encoder, sources = tokenizer, texts
+    encoder, sources, vocabulary = tokenizer, texts, runner.config.vocab_size
 
     def cut() -> dict[str, Tensor]:
         windows = {}
         for source in sources:
-            tokens = tokenize(encoder, load_text(source, "evaluation", progress))
+            tokens = tokenize(encoder, load_text(source, "evaluation", progress, encoder))
+            check_token_ids(tokens, vocabulary)
             windows[source] = evaluation_windows(tokens[:max_tokens], length, source)[: max_windows(source)]
         return windows
 

@@ -26,6 +26,7 @@ from jointquant.quantization.integer import IntFormat, num_groups
 from jointquant.quantization.packing import unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.recipe.recipe import Recipe
+from jointquant.runtime.artifact_facts import check_recipe
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.integration import (
     JointQuantConfig,
@@ -92,6 +93,7 @@ class Artifact:
             assembly_of(whole, self.quantization).install_model(whole)
         check_complete(whole, [str(self.folder / file) for file in sorted(set(self.source.files().values()))])
         stored_dtype(self.data)
+        check_recipe(self.recipe, self.quantization.facts)
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -14,9 +14,11 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.expert_tensors import stored_name
 from jointquant.models.frontend import rotate_embeddings
 from jointquant.models.layer import Place
+from jointquant.models.overflow import narrowed
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norm, fuse_norms, linear_weight, merge_rotations, rotate_reader
-from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
+from jointquant.rotations.bundle import Rotations
+from jointquant.runtime.integration import rotations_file
 
 CPU = torch.device("cpu")
 LEAST_SIMILAR = 0.5
@@ -30,9 +32,9 @@ def dequantized_shards(artifact: Artifact, dtype: torch.dtype) -> Iterator[dict[
         for module in modules:
             for name, full_name in artifact.tensors_of(module).items():
                 if name == "weight_packed":
-                    shard[f"{module}.weight"] = artifact.quantized_weight(module).dequantize(dtype)
+                    shard[f"{module}.weight"] = _dequantized(artifact, module, dtype)
                 elif name in ("weight", "bias"):
-                    shard[full_name] = artifact.load(full_name).to(dtype)
+                    shard[full_name] = narrowed(full_name, artifact.load(full_name), dtype)
         yield as_stored(shard, artifact.architecture)
 
 
@@ -50,8 +52,8 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
         InputError: another model than the artifact's base.
     """
     architecture, place = base.architecture, Place(CPU, torch.float32)
-    path = artifact.folder / ROTATIONS_NAME
-    rotations = Rotations.load(path) if path.is_file() else Rotations()
+    path = rotations_file(artifact.folder, artifact.recipe)
+    rotations = Rotations() if path is None else Rotations.load(path)
     frontend = base.frontend(place)
     if (first := rotations.r1_of(0)) is not None:
         rotate_embeddings(frontend, architecture, first)
@@ -78,7 +80,16 @@ def as_stored(tensors: dict[str, Tensor], architecture: Architecture) -> dict[st
 
 
 def _tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor.detach().to(dtype) for name, tensor in module.state_dict().items()}
+    return {
+        f"{prefix}.{name}": narrowed(f"{prefix}.{name}", tensor.detach(), dtype)
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _dequantized(artifact: Artifact, module: str, dtype: torch.dtype) -> Tensor:
+    """A packed weight in ``dtype``. Raises InputError as ``narrowed``."""
+    exact = artifact.quantized_weight(module).dequantize(torch.promote_types(dtype, torch.float32))
+    return narrowed(f"{module}.weight", exact, dtype)
 
 
 def _check_base(artifact: Artifact, shard: dict[str, Tensor]) -> None:

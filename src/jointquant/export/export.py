@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.native import CompressedExport
+from jointquant.files.durable import room_needed, save_json
 from jointquant.files.output import check_output, output_file, output_folder
 from jointquant.hub import locate
 from jointquant.hub.location import may_be_id
@@ -112,7 +112,10 @@ def export_artifact(
         with output_file(target, overwrite) as file:
             size = write_gguf(opened, file, progress)
     else:
-        size = _checkpoint(opened, cast("Format", format), target, whole, base, dtype, overwrite, progress)
+        check_output(target, overwrite)
+        kind: Kind = "compressed-tensors" if format == "compressed-tensors" else "dense" if whole else "rotated"
+        folder = _base_folder(opened, base, progress) if kind == "rotated" else None
+        size = _write_folder(opened, _contents(opened, kind, folder, dtype), target, overwrite, progress)
     seconds = time.perf_counter() - start
     return ExportResult(str(out), format, reached.tier, list(reached.runtimes), size, seconds)
 
@@ -122,41 +125,40 @@ def _architectural(artifact: Artifact) -> list[Obstacle]:
     return [o for o in online(artifact.facts) if not o.change or o.change.startswith("rotations.r1")]
 
 
-def _checkpoint(
-    artifact: Artifact,
-    format: Format,
-    out: Path,
-    whole: bool,
-    base: str | Path | None,
-    dtype: str,
-    overwrite: bool,
-    progress: Progress,
-) -> int:
+@dataclass(frozen=True)
+class _Contents:
+    """What a folder of tensors is filled with; ``exact``: with the very values that were measured."""
+
+    kind: Kind
+    shards: Iterable[dict[str, Tensor]]
+    config: dict[str, Any]
+    exact: bool = True
+
+
+def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> _Contents:
+    """Those of a checkpoint; one of the rotated weights needs the ``base`` model."""
+    if kind == "compressed-tensors":
+        return _Contents(kind, compressed_shards(artifact), compressed_config(artifact))
+    as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
+    about = {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.quantization.to_dict()}
+    shards = (
+        dequantized_shards(artifact, as_dtype)
+        if base is None
+        else rotated_shards(artifact, open_stream(base), as_dtype)
+    )
+    exact = as_dtype == DTYPES["float32"]  # what `eval` computes with
+    return _Contents(kind, shards, artifact.plain_config | about, exact)
+
+
+def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite: bool, progress: Progress) -> int:
     """A dense or compressed-tensors folder; bytes of its tensors."""
-    check_output(out, overwrite)
-    config, same_values = artifact.plain_config, True
-    if format == "compressed-tensors":
-        shards, config = compressed_shards(artifact), compressed_config(artifact)
-    else:
-        as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
-        same_values = as_dtype == DTYPES["float32"]  # what `eval` computes with
-        config = config | {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.quantization.to_dict()}
-        stream = None if whole else open_stream(_base_folder(artifact, base, progress))
-        shards = (
-            dequantized_shards(artifact, as_dtype) if stream is None else rotated_shards(artifact, stream, as_dtype)
-        )
     with output_folder(out, overwrite) as folder:
-        size = _write(folder, shards, artifact.num_layers + 2, progress)
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _copy_companions(artifact.folder, folder, keep_rotations=format == "compressed-tensors")
+        size = _write(folder, contents.shards, artifact.num_layers + 2, progress)
+        save_json(folder / CONFIG_NAME, contents.config)
+        _copy_companions(artifact.folder, folder, keep_rotations=contents.kind == "compressed-tensors")
         save_tokenizer(load_tokenizer(artifact.folder), folder)
-        kind = "compressed-tensors" if format == "compressed-tensors" else "dense" if whole else "rotated"
-        write_card(
-            folder,
-            artifact.quantization.to_dict() | reach(artifact.facts).to_dict(),
-            cast("Kind", kind),
-            carried_from=artifact.folder if same_values else None,
-        )
+        facts = artifact.quantization.to_dict() | reach(artifact.facts).to_dict()
+        write_card(folder, facts, contents.kind, carried_from=artifact.folder if contents.exact else None)
     return size
 
 
@@ -177,8 +179,7 @@ def _base_folder(artifact: Artifact, base: str | Path | None, progress: Progress
 def _native(source: CompressedExport, out: Path, overwrite: bool, progress: Progress, start: float) -> ExportResult:
     with output_folder(out, overwrite) as folder, blamed(f"{source.folder} is not as its configuration says"):
         size = _write(folder, source.shards(), source.num_shards(), progress)
-        config = json.dumps(source.config(), indent=2, sort_keys=True)
-        (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+        save_json(folder / CONFIG_NAME, source.config())
         _copy_companions(source.folder, folder, keep_rotations=True)
         save_tokenizer(load_tokenizer(source.folder), folder)
         reached = reach(Artifact.open(folder).facts)
@@ -202,7 +203,8 @@ def _copy_companions(source: Path, folder: Path, keep_rotations: bool) -> None:
     names = ["generation_config.json", "chat_template.jinja", *([ROTATIONS_NAME] if keep_rotations else [])]
     for name in names:
         if (source / name).is_file():
-            (folder / name).write_bytes((source / name).read_bytes())
+            with room_needed(folder / name, (source / name).stat().st_size):
+                (folder / name).write_bytes((source / name).read_bytes())
 
 
 __all__ = ["EXPORTS", "ExportResult", "export_artifact"]

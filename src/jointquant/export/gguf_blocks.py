@@ -70,4 +70,6 @@ def half_or_full(tensor: Tensor, name: str) -> NDArray[numpy.generic]:
         return tensor.float().numpy()
     half = tensor.to(torch.float16)
     require(bool(half.isfinite().all()), f"tensor {name} has values beyond float16's range: expected |w| < 65520")
+    peak, kept = tensor.float().abs().amax(), half.float().abs().amax()
+    require(bool((kept - peak).abs() <= peak / 8), f"tensor {name} has no value that float16 holds: they are too small")
     return half.numpy()

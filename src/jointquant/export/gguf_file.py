@@ -58,7 +58,7 @@ def write_gguf(artifact: Artifact, file: Path, progress: Progress) -> int:
     writer = GGUFWriter(file, family_name(artifact))
     _add_general(writer, artifact)
     add_hyperparameters(writer, artifact.config, family)
-    add_vocabulary(writer, vocabulary, tokenizer)
+    add_vocabulary(writer, vocabulary, tokenizer, artifact.config)
     plans = plan(artifact)
     for planned in plans:
         dtype = numpy.dtype(planned.dtype)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from jointquant.errors import require
 
@@ -29,6 +29,9 @@ PRE_TOKENIZERS = {
 
 IGNORES_MERGES = ("llama-bpe", "tekken")
 """Splits with which llama.cpp looks a whole word up before it merges."""
+
+SPACE = chr(ord(" ") + 256)
+"""What stands for a space inside a part of a merge."""
 
 SPACES = (
     {"type": "Prepend", "prepend": "▁"},
@@ -78,7 +81,9 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
     return _byte_level(data, size)
 
 
-def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> None:
+def add_vocabulary(
+    writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> None:
     """Write a vocabulary, the special tokens and the chat template into the metadata."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
@@ -89,15 +94,27 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: PreTra
     else:
         writer.add_token_scores(vocabulary.scores)
     writer.add_add_space_prefix(vocabulary.add_space_prefix)
-    for name in ("bos", "eos", "unk", "pad"):
-        token = getattr(tokenizer, f"{name}_token_id", None)
-        if token is not None:
-            getattr(writer, f"add_{name}_token_id")(token)
+    for name, token in special_ids(tokenizer, config).items():
+        getattr(writer, f"add_{name}_token_id")(token)
     ids = tokenizer("a").input_ids
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        writer.add_chat_template([{"name": name, "template": text} for name, text in templates.items()])
+    elif templates is not None:
+        writer.add_chat_template(templates)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> dict[str, int]:
+    """The ids of special tokens by kind: the tokenizer's, and where it names none, the model's, as llama.cpp does."""
+    found: dict[str, int] = {}
+    for name in ("bos", "eos", "unk", "sep", "pad", "mask"):
+        token = getattr(tokenizer, f"{name}_token_id", None)
+        token = getattr(config, f"{name}_token_id", None) if token is None else token
+        if isinstance(token, int) and 0 <= token < config.vocab_size:
+            found[name] = token
+    return found
 
 
 def _byte_level(data: dict[str, Any], size: int) -> Vocabulary:
@@ -110,8 +127,13 @@ def _byte_level(data: dict[str, Any], size: int) -> Vocabulary:
     _check_normalizers(data, ({"type": "NFC"},))
     _check_merges(data, PRE_TOKENIZERS[split])
     tokens, types = _tokens(data, size)
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in data["model"]["merges"]]
+    merges = [_merge(pair) for pair in data["model"]["merges"]]
     return Vocabulary("gpt2", PRE_TOKENIZERS[split], tokens, types, merges=merges)
+
+
+def _merge(pair: list[str] | str) -> str:
+    """A merge as one string; spaces inside its parts as llama.cpp's converter writes them."""
+    return pair if isinstance(pair, str) else " ".join(part.replace(" ", SPACE) for part in pair)
 
 
 def _sentencepiece(data: dict[str, Any], size: int) -> Vocabulary:

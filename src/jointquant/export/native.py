@@ -17,6 +17,7 @@ from jointquant.models.expert_tensors import our_name
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint
 from jointquant.recipe.recipe import Recipe
+from jointquant.runtime.artifact_facts import check_facts, check_recipe
 from jointquant.runtime.integration import JointQuantConfig, artifact_config
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.strict_json import read_object
@@ -41,7 +42,9 @@ class CompressedExport:
         )
         assert isinstance(kept, dict)
         self.quantization = JointQuantConfig(**kept)
+        check_facts(self.quantization.facts, str(folder / CONFIG_NAME))
         self.recipe: Recipe = self.quantization.parsed_recipe()
+        check_recipe(self.recipe, self.quantization.facts)
         self.architecture = architecture_of(self.quantization.architecture)
         self.source = Checkpoint(folder)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,7 +30,7 @@ def room_needed(path: Path, size: int) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # the libraries of Rust raise their own, or plain ones
         full = getattr(error, "errno", None) in NO_ROOM or any(words in str(error) for words in NO_ROOM_WORDS)
         if not full:
             raise
@@ -65,11 +64,23 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def save_json(path: Path, data: Any) -> None:
     """Write JSON. Raises ResumableError when the disk is full."""
-    text = json.dumps(data, indent=2, sort_keys=True) + "\n"
+    save_text(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all: what was there stays until then, and is replaced, not written into.
+
+    Raises:
+        ResumableError: the disk is full.
+    """
     aside = path.with_name(f"{path.name}.part")
-    with room_needed(path, len(text)):
-        aside.write_text(text, encoding="utf-8")
-        settle(aside, path)
+    try:
+        with room_needed(path, len(text)):
+            aside.write_text(text, encoding="utf-8")
+            settle(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def settle(aside: Path, path: Path) -> None:

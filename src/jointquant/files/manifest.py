@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jointquant._version import __version__
 from jointquant.errors import InputError, require
+from jointquant.files.durable import save_text
 from jointquant.trust.strict_json import read_object
 
 MANIFEST_NAME = "manifest.json"
@@ -17,7 +18,7 @@ def write_manifest(folder: Path) -> None:
     """List the files of a finished output in it."""
     names = sorted({*_files(folder), MANIFEST_NAME})
     text = json.dumps({"jointquant": __version__, "files": names}, indent=1, ensure_ascii=False) + "\n"
-    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    save_text(folder / MANIFEST_NAME, text)
 
 
 def check_replaceable(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The output folder: filled aside, and given its name only when it is complete.
 
 ``.NAME.writing`` beside it holds a lock and what is being written. A run with a journal works elsewhere
-(``journal.py``), so that neither removes what the other has begun.
+(``run/journal.py``), so that neither removes what the other has begun.
 """
 
 from __future__ import annotations

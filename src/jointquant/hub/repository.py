@@ -89,7 +89,7 @@ def fetch_model_files(
     folder = fetch(small_files(have))
     if before_weights is not None:
         before_weights(folder)
-    weights = weight_files(folder)
+    weights = [SINGLE_NAME] if SINGLE_NAME in have else weight_files(folder)
     missing = [name for name in weights if name not in have]
     require(not missing, f"{repository} lacks {', '.join(missing[:3])}, which its index names")
     fetch([*weights, *({ROTATIONS_NAME} & have)])
@@ -97,8 +97,9 @@ def fetch_model_files(
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The weight files of a model whose small files lie in ``folder``: the index's shards, or the single file."""
-    return list(read_index(folder).files) if (folder / INDEX_NAME).exists() else [SINGLE_NAME]
+    """The weight files of a model whose small files lie in ``folder``: the single file, or the index's shards."""
+    single = (folder / SINGLE_NAME).is_file() or not (folder / INDEX_NAME).exists()
+    return [SINGLE_NAME] if single else list(read_index(folder).files)
 
 
 def is_complete(folder: Path) -> bool:

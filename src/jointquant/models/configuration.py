@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, fault_of_machine, require
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.trust.folder import CONFIG_NAME, check_folder
+from jointquant.trust.shard_index import SAFETENSORS
 from jointquant.trust.strict_json import read_object
 
 # The largest dense models have 126 layers, hidden_size 16384 and a vocabulary of 256000.
@@ -41,6 +41,7 @@ MAX_SIZES: dict[str, int] = {
 MAX_EXPERTS = 1 << 17
 """Of all layers together: the largest models have some 30,000."""
 
+
 POSITIVE = ("rms_norm_eps", "rope_theta", "initializer_range", "query_pre_attn_scalar", "attn_logit_softcapping")
 
 
@@ -56,6 +57,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     check_folder(folder)
     data = read_object(path)
     check_sizes(data, path)
+    named = data.get("transformers_weights")
+    require(named is None, f"{path} names the file of its weights ({str(named)[:60]!r}): expected {SAFETENSORS.single}")
     family = data.get("model_type")
     require(
         "auto_map" not in data or (isinstance(family, str) and family in CONFIG_MAPPING),
@@ -106,9 +109,11 @@ def blamed(message: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, MemoryError, torch.OutOfMemoryError):
+    except InputError:
         raise
     except Exception as error:
+        if fault_of_machine(error) is not None:
+            raise
         raise InputError(f"{message}: {_brief(error)}") from None
 
 

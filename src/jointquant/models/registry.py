@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from jointquant.errors import InputError
+from jointquant.errors import InputError, require
 from jointquant.models import (
     gemma2,
     gemma3_text,
@@ -25,13 +25,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     for module in (gemma2, gemma3_text, llama, mistral, mixtral, opt, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe)
 }
 
+ARTIFACT_PREFIX = "jointquant_"
+"""Of the model types of artifacts, before that of their family."""
+
 
 def architecture_of(model_type: str) -> Architecture:
     """The architecture of a transformers ``model_type``.
 
     Raises:
-        InputError: an unknown family; the message lists the known ones.
+        InputError: an unknown family (the message lists the known ones), or an artifact's.
     """
+    require(
+        not model_type.startswith(ARTIFACT_PREFIX),
+        f"an artifact of jointquant ({model_type.split()[0]}) is already quantized: expected the model it was made of",
+    )
     if model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise InputError(f"unknown architecture {model_type!r}: expected one of {known}")

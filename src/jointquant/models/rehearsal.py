@@ -29,6 +29,7 @@ def rehearse(skeleton: PreTrainedModel, architecture: Architecture) -> None:
     count = kinds_within(layers, getattr(skeleton.config, "layer_types", None) or ())
     first: dict[int, Any] = {id(layers): nn.ModuleList(copy.deepcopy(layer) for layer in layers[:count])}
     model = copy.deepcopy(skeleton, first).to("meta")
+    _fix_frequencies(model)
     tokens = torch.zeros(1, 2, dtype=torch.long, device="meta")
     with (
         blamed("the model cannot run as its configuration says"),
@@ -36,6 +37,16 @@ def rehearse(skeleton: PreTrainedModel, architecture: Architecture) -> None:
         torch.no_grad(),
     ):
         model(input_ids=tokens, use_cache=False)
+
+
+def _fix_frequencies(model: nn.Module) -> None:
+    """Let rotary embeddings keep their frequencies: which ones suit a text depends on its length, and so on values."""
+    for module in model.modules():
+        kind: Any = getattr(module, "rope_type", None)
+        if isinstance(kind, dict):
+            module.rope_type = dict.fromkeys(kind, "default")  # type: ignore[assignment]
+        elif isinstance(kind, str):
+            module.rope_type = "default"  # type: ignore[assignment]
 
 
 def kinds_within(layers: nn.ModuleList, types: Sequence[str]) -> int:

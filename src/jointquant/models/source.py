@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +15,12 @@ from torch import Tensor
 from jointquant.errors import InputError, ResumableError, require
 from jointquant.files.digests import digest_of_tensors
 from jointquant.files.durable import bytes_of
-from jointquant.trust.safetensors_header import Entry, read_header
+from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.shard_index import SAFETENSORS, read_index
 
 INDEX_NAME, SINGLE_NAME = SAFETENSORS.index, SAFETENSORS.single
+LARGEST = 1e18
+"""The square of a larger weight, summed over channels, is more than float32 holds."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -44,9 +47,17 @@ class TensorSource(Protocol):
 
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
-    """``tensor`` itself; raises InputError, with its name, when it holds NaN or infinity."""
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    """``tensor`` itself; raises InputError, with its name, when it holds NaN, infinity, or more than ``LARGEST``."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return tensor
+    peak = torch.maximum(tensor.amax(), -tensor.amin()).item()  # NaN where there is one
+    if not math.isfinite(peak):
         raise InputError(f"tensor {name} holds NaN or infinite values: expected finite weights")
+    if peak > LARGEST:
+        raise InputError(
+            f"tensor {name} holds values up to {peak:.3g}, whose products overflow float32: expected weights below "
+            f"{LARGEST:.0e}, scale it down where the model is made"
+        )
     return tensor
 
 
@@ -102,7 +113,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, HeaderEntry] = {}
         self._files: dict[str, str] = {}
         index = read_index(folder)
         index.check_present(folder)

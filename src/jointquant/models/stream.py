@@ -15,6 +15,7 @@ from jointquant.backend.products import hasten
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model, read_config
+from jointquant.models.contents import AsNamed, check_contents, own_head
 from jointquant.models.expert_tensors import ExpertTensors
 from jointquant.models.experts import take_apart
 from jointquant.models.frontend import Frontend, centre_embeddings
@@ -23,9 +24,6 @@ from jointquant.models.pickles import PickleCheckpoint
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint, InMemory, TensorSource
 from jointquant.trust.shard_index import PICKLE, SAFETENSORS, has_weights
-
-# Buffers that old checkpoints carry and that transformers computes itself.
-LEGACY_BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
 
 
 class ModelStream:
@@ -39,25 +37,38 @@ class ModelStream:
     Raises:
         InputError: unknown architecture, a variant of it that is not supported, or tensors that are missing,
             unexpected or misshapen.
+
+    Attributes:
+        own_head: whether the output head is a matrix of its own, and not the token embedding.
     """
+
+    own_head = True
 
     def __init__(self, source: TensorSource, config: PretrainedConfig, attn_implementation: str | None = None) -> None:
         self.architecture: Architecture = architecture_of(config.model_type)
-        apart = self.architecture.mixture is not None
-        self.source: TensorSource = ExpertTensors(source, self.architecture) if apart else source
         self.architecture.check(config)
         self.config = copy.deepcopy(config)
         self.config._attn_implementation = attn_implementation
         self.skeleton: PreTrainedModel = empty_model(self.config)
+        named, apart = AsNamed(source, self.skeleton, self.architecture), self.architecture.mixture is not None
+        self.source: TensorSource = ExpertTensors(named, self.architecture) if apart else named
         take_apart(self.skeleton, self.architecture)
         hasten(self.skeleton)
         self.config = self.skeleton.config
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         self._check_heads()
-        self._check_tensors()
+        check_contents(self.source, self.skeleton, self.architecture, self.config.model_type)
+        self.own_head = own_head(self.source, self.architecture, self.config)
 
     def _check_heads(self) -> None:
         """R2 acts on the values' rows head by head, so the head counts read off the configuration must be right."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        paired = bool(rope) and "partial_rotary_factor" not in rope
+        require(
+            not paired or self.head_dim % 2 == 0,
+            f"head_dim is {self.head_dim} in this model: rotary embeddings turn channels in pairs, expected an even "
+            "number",
+        )
         value = self.architecture.value
         linear = self.skeleton.get_submodule(f"{self.architecture.layer_prefix(0)}.{value.linear}")
         assert isinstance(linear, nn.Linear)
@@ -68,25 +79,6 @@ class ModelStream:
             f"{value.linear} has {linear.out_features} outputs: {heads} heads and {kv_heads} KV heads "
             f"of size {self.head_dim} in the configuration make it {want}",
         )
-
-    def _check_tensors(self) -> None:
-        have = self.source.shapes()
-        want = {name: tuple(tensor.shape) for name, tensor in self.skeleton.state_dict().items()}
-        head = f"{self.architecture.head}.weight"
-        for name, shape in want.items():
-            if name == head and self.config.tie_word_embeddings:
-                continue
-            require(name in have, f"missing tensor {name}: the configuration expects it, shape {list(shape)}")
-            require(
-                have[name] == shape,
-                f"tensor {name} has shape {list(have[name])}: the configuration expects {list(shape)}",
-            )
-            self.source.dtype(name)  # raises where it is none of floating point
-        for name in have:
-            require(
-                name in want or name.endswith(LEGACY_BUFFERS),
-                f"unexpected tensor {name}: a {self.config.model_type} model of this configuration has none",
-            )
 
     @property
     def head_dim(self) -> int:
@@ -141,7 +133,7 @@ class ModelStream:
         """The output head; a tied one is materialised as a matrix of its own."""
         name = self.architecture.head
         names = {key: f"{name}.{key}" for key in self.skeleton.get_submodule(name).state_dict()}
-        if self.config.tie_word_embeddings:
+        if not self.own_head:
             names["weight"] = f"{self.architecture.embeddings[0]}.weight"
         return self._filled(name, {key: self.source.load(full).clone() for key, full in names.items()}, place)
 
@@ -197,6 +189,8 @@ def open_weights(folder: Path, allow_pickle: bool = False) -> TensorSource:
     Raises:
         InputError: no weights, broken ones, or pickles that nobody allowed.
     """
+    adapter = folder / "adapter_config.json"
+    require(not adapter.exists(), f"{adapter} is of an adapter on top of a model: expected the two merged into one")
     if has_weights(folder, SAFETENSORS) or not has_weights(folder, PICKLE):
         return Checkpoint(folder)
     require(

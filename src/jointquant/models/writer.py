@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from jointquant.errors import require
 from jointquant.files.durable import save_json, save_tensors
 from jointquant.models.source import INDEX_NAME
 
@@ -27,7 +29,18 @@ class ShardWriter:
         self._written = 0
 
     def write(self, tensors: dict[str, Tensor]) -> Path:
-        """Write the next shard; it is on the disk when this returns. Raises ResumableError when the disk is full."""
+        """Write the next shard; it is on the disk when this returns.
+
+        Raises:
+            InputError: a tensor that is not finite.
+            ResumableError: the disk is full.
+        """
+        for name, tensor in tensors.items():
+            whole = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+            kind = str(tensor.dtype).removeprefix("torch.")
+            require(
+                whole, f"tensor {name} has values that {kind} does not hold: expected a model stored in a wider dtype"
+            )
         path = self.folder / self.enter(tensors, sum(tensor.nbytes for tensor in tensors.values()))
         save_tensors(path, tensors)
         return path

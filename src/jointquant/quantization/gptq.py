@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jointquant.backend.devices import elements_at_once, has_triton, is_nvidia, linalg_device
 from jointquant.backend.products import add_product, multiplied_by_onednn
+from jointquant.errors import OverflowedError
 from jointquant.quantization.integer import IntFormat, to_groups
 from jointquant.quantization.weights import ClipMethod, QuantizedWeight, WeightFormat, weight_parameters
 
@@ -60,11 +61,12 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
     Damping grows tenfold while the Cholesky factorisation fails. The Hessian is read, not changed.
 
     Raises:
-        ValueError: H is not finite, or not factorisable even when heavily damped.
+        OverflowedError: H is not finite.
+        ValueError: it is not factorisable even when heavily damped.
     """
     diagonal = hessian.diagonal().clone()
     if not torch.isfinite(hessian.sum()):  # one number, where a mask would be a quarter of the matrix
-        raise ValueError("the Hessian must be finite, got NaN or infinity: the calibration activations overflowed")
+        raise OverflowedError("the Hessian of a site's inputs is not finite: the calibration activations overflowed")
     dead = diagonal == 0
     diagonal[dead] = 1.0
     order = (
@@ -178,14 +180,12 @@ class Columns:
     def _round_one_by_one(self, near: Tensor, first: int, last: int) -> None:
         """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""
         inside = self.feedback[first:last, first:last]
+        parts = (near, *(x[first:last] for x in (self.weight, self.scale, self.zero_point, self.errors, self.codes)))
         if isinstance(self.fmt, IntFormat) and is_nvidia(near.device) and has_triton():
             from jointquant.quantization.gptq_triton import round_columns
 
-            weight, scale, zero_point = (x[first:last] for x in (self.weight, self.scale, self.zero_point))
-            errors, codes = self.errors[first:last], self.codes[first:last]
-            round_columns(near, weight, scale, zero_point, inside, errors, codes, self.fmt)
+            round_columns(parts, inside, self.fmt)
             return
-        parts = (near, *(x[first:last] for x in (self.weight, self.scale, self.zero_point, self.errors, self.codes)))
         for index, (column, weight, scale, zero_point, error, codes) in enumerate(
             zip(*(part.unbind() for part in parts), strict=True)
         ):

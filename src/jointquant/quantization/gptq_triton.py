@@ -44,28 +44,17 @@ def _round(  # type: ignore[no-untyped-def]
         moved += feedback[:, None] * error[None, :]
 
 
-def round_columns(
-    near: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    inside: Tensor,
-    errors: Tensor,
-    codes: Tensor,
-    fmt: IntFormat,
-) -> None:
-    """Round columns one after the other; all float32, [columns, out], rows of ``out`` numbers behind each other.
+def round_columns(parts: tuple[Tensor, ...], inside: Tensor, fmt: IntFormat) -> None:
+    """Round columns one after the other.
 
     Args:
-        near: where the errors of the columns before have put them.
-        weight: what they are.
-        scale: of each element; one row may stand for all (a stride of 0).
-        zero_point: likewise.
+        parts: six of [columns, out], rows of ``out`` numbers behind each other, float32 but for the last: where the
+            errors of the columns before have put them; what they are; scale and zero point of each element, of which
+            one row may stand for all (a stride of 0); what becomes weight − rounded; int8, what becomes the integers.
         inside: [columns, columns] their part of the feedback, strictly upper triangular.
-        errors: becomes weight − rounded.
-        codes: int8; becomes the integers.
         fmt: the grid.
     """
+    near, weight, scale, zero_point, errors, codes = parts
     count, out = near.shape
     _round[(triton.cdiv(out, ROWS),)](
         near, weight, scale, zero_point, inside, errors, codes,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from jointquant.backend.devices import double
 from jointquant.distributed.ranks import Ranks
+from jointquant.errors import OverflowedError
 from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, encode_rows, encode_static
 
 CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
@@ -34,17 +35,17 @@ class DynamicRange:
         """Nothing is known beforehand."""
         return {}
 
-    def ratio(self, known: Mapping[str, Tensor]) -> float:
+    def ratio(self, buffers: Mapping[str, Tensor]) -> float:
         """The part of the range that is kept."""
         return self.clip_ratio
 
-    def encode(self, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Codes:
+    def encode(self, x: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Codes:
         """[..., n] → integers [..., groups, group_size]."""
         return encode_rows(x, self.fmt, self.clip_ratio)
 
-    def quantize(self, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Tensor:
+    def quantize(self, x: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        return self.encode(x, known).dequantize().to(x.dtype)
+        return self.encode(x, buffers).dequantize().to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,17 @@ class SearchedRange:
         """The ratio, a float32 number; NaN until it is found."""
         return {CLIP_RATIO: torch.full((), torch.nan, device=device, dtype=torch.float32)}
 
-    def ratio(self, known: Mapping[str, Tensor]) -> float:
+    def ratio(self, buffers: Mapping[str, Tensor]) -> float:
         """The part of the range that is kept."""
-        return float(known[CLIP_RATIO])
+        return float(buffers[CLIP_RATIO])
 
-    def encode(self, x: Tensor, known: Mapping[str, Tensor]) -> Codes:
+    def encode(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Codes:
         """[..., n] → integers [..., groups, group_size]."""
-        return encode_rows(x, self.fmt, known[CLIP_RATIO])
+        return encode_rows(x, self.fmt, buffers[CLIP_RATIO])
 
-    def quantize(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    def quantize(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        return self.encode(x, known).dequantize().to(x.dtype)
+        return self.encode(x, buffers).dequantize().to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,19 @@ class StaticRange:
     def buffers(self, in_features: int, device: torch.device | None = None) -> dict[str, Tensor]:
         """Scale (float32) and, on asymmetric grids, zero point (int8): [1] or [in]; NaN until they are found."""
         size = in_features if self.strategy == "channel" else 1
-        known = {SCALE: torch.full((size,), torch.nan, device=device, dtype=torch.float32)}
+        buffers = {SCALE: torch.full((size,), torch.nan, device=device, dtype=torch.float32)}
         if not self.fmt.symmetric:
-            known[ZERO_POINT] = torch.zeros(size, device=device, dtype=torch.int8)
-        return known
+            buffers[ZERO_POINT] = torch.zeros(size, device=device, dtype=torch.int8)
+        return buffers
 
-    def encode(self, x: Tensor, known: Mapping[str, Tensor]) -> Codes:
+    def encode(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Codes:
         """[..., n] → integers [..., 1, n]."""
-        scale = known[SCALE]
-        return encode_static(x, scale, known.get(ZERO_POINT, torch.zeros_like(scale)), self.fmt)
+        scale = buffers[SCALE]
+        return encode_static(x, scale, buffers.get(ZERO_POINT, torch.zeros_like(scale)), self.fmt)
 
-    def quantize(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    def quantize(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        return self.encode(x, known).dequantize().to(x.dtype)
+        return self.encode(x, buffers).dequantize().to(x.dtype)
 
     def found(self, low: Tensor, high: Tensor, clip_ratio: float) -> dict[str, Tensor]:
         """The buffers for inputs whose channels lie in [low, high], both [n]."""
@@ -109,6 +110,16 @@ InputRange = DynamicRange | SearchedRange | StaticRange
 def _host(x: Tensor | None) -> Any:
     """For plain data that goes to other ranks."""
     return None if x is None else x.cpu()
+
+
+class Statistic(Protocol):
+    """What is found out about the tokens that pass, on all ranks together."""
+
+    def update(self, x: Tensor) -> None:
+        """Take in the tokens of x: [..., n]."""
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on it is over the tokens that all ranks have seen."""
 
 
 class ChannelMean:
@@ -142,7 +153,7 @@ class ChannelMean:
         if self.total is None:
             raise ValueError("a mean needs at least one token, got none")
         if not torch.isfinite(self.total).all():
-            raise ValueError("the mean must be finite, got NaN or infinity: the calibration activations overflowed")
+            raise OverflowedError("a mean of inputs is not finite: the calibration activations overflowed")
         return self.total / self.num_tokens
 
 
@@ -174,7 +185,7 @@ class ChannelBounds:
         if self.low is None or self.high is None:
             raise ValueError("bounds need at least one token, got none")
         if not (torch.isfinite(self.low).all() and torch.isfinite(self.high).all()):
-            raise ValueError("the bounds must be finite, got NaN or infinity: the calibration activations overflowed")
+            raise OverflowedError("the bounds of inputs are not finite: the calibration activations overflowed")
         return self.low, self.high
 
     def sizes(self) -> Tensor:
@@ -196,8 +207,8 @@ class ClipSearch:
 
     def update(self, x: Tensor) -> None:
         """Take in the tokens of x: [..., n]."""
-        for ratio, (quantizer, known) in self.candidates.items():
-            self.errors[ratio] += float((quantizer.quantize(x, known) - x).float().square().sum())
+        for ratio, (quantizer, buffers) in self.candidates.items():
+            self.errors[ratio] += float((quantizer.quantize(x, buffers) - x).float().square().sum())
 
     def share(self, ranks: Ranks) -> None:
         """From now on they are over the tokens that all ranks have seen."""

@@ -19,10 +19,10 @@ class StraightThrough:
 
     inner: DynamicRange | StaticRange
 
-    def quantize(self, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Tensor:
+    def quantize(self, x: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
         fixed = x.detach()
-        return x + (self.inner.quantize(fixed, known or {}) - fixed)
+        return x + (self.inner.quantize(fixed, buffers or {}) - fixed)
 
 
 class _Clipped(torch.autograd.Function):
@@ -64,10 +64,10 @@ class LearnedClip:
 
     fmt: IntFormat
 
-    def quantize(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    def quantize(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
         work = to_groups(at_least_float(x), self.fmt)
-        restored: Tensor = _Clipped.apply(work, known[CLIP_RATIO], self.fmt)
+        restored: Tensor = _Clipped.apply(work, buffers[CLIP_RATIO], self.fmt)
         return restored.flatten(-2).to(x.dtype)
 
 

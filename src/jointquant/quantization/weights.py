@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jointquant.backend.devices import elements_at_once, elements_in_cache
+from jointquant.errors import require
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, to_groups
 
@@ -128,6 +129,25 @@ def representable(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Scales rounded to ``dtype`` and returned in their own, never rounded to zero."""
     rounded = scale.to(dtype).to(scale.dtype)
     return torch.where(rounded != 0, rounded, torch.finfo(dtype).tiny)
+
+
+def check_scales(name: str, weight: Tensor, fmt: WeightFormat, scale_dtype: torch.dtype) -> None:
+    """Refuse a dtype of scales whose range a weight [out, in] leaves: they would be infinite, or all too small.
+
+    Raises:
+        InputError: names the weight, its largest value, and the dtypes that fit.
+    """
+    limits = torch.finfo(scale_dtype)
+    if limits.max >= torch.finfo(torch.bfloat16).max or not weight.numel():
+        return
+    low, high = weight.amin().float(), weight.amax().float()
+    scale = fmt.parameters(low, high)[0].abs().item()
+    stored, peak = torch.tensor(scale).to(scale_dtype).item(), torch.maximum(-low, high).item()
+    require(
+        peak == 0 or abs(stored - scale) <= scale / 8,
+        f"the weights of {name} reach {peak:.3g}, and {str(scale_dtype).removeprefix('torch.')} has no scale for them "
+        f"({scale:.3g}): expected scale_dtype bfloat16 or float32 (--set weights.scale_dtype=float32)",
+    )
 
 
 def round_to_nearest(

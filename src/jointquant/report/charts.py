@@ -11,6 +11,8 @@ from markupsafe import Markup, escape
 NEUTRAL = "n"
 COLOURS = 7
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 40
+SIZE = (400, 250)
+"""Of a drawing of lines."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,6 @@ def line_chart(
     log: bool = False,
     floor: float | None = None,
     integers: bool = False,
-    size: tuple[int, int] = (400, 250),
 ) -> Markup:
     """Lines over a common pair of axes.
 
@@ -115,9 +116,8 @@ def line_chart(
         log: a logarithmic vertical axis.
         floor: where the vertical axis begins; None: a little below the smallest value.
         integers: the horizontal axis counts; few points are marked.
-        size: of the drawing.
     """
-    width, height = size
+    width, height = SIZE
     points = [
         [(x, y) for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y) and (y > 0 or not log)] for s in series
     ]
@@ -126,7 +126,7 @@ def line_chart(
     x_low, x_high = (min(xs), max(xs)) if len(set(xs)) > 1 else (min(xs, default=0) - 0.5, max(xs, default=0) + 0.5)
     horizontal = Scale(x_low, x_high, LEFT, width - RIGHT)
     vertical = Scale(low, high, height - BOTTOM, TOP, log)
-    parts = _axes(horizontal, vertical, x_label, y_label, size, integers)
+    parts = _axes(horizontal, vertical, x_label, y_label, SIZE, integers)
     for one, line in zip(series, points, strict=True):
         path = " ".join(f"{horizontal(x)},{vertical(y)}" for x, y in line)
         parts.append(Markup('<polyline class="line {}" points="{}"/>').format(one.style, path))
@@ -134,7 +134,7 @@ def line_chart(
             for x, y in line:
                 dot = Markup('<circle class="dot {}" cx="{}" cy="{}" r="2.6"><title>{}, {}: {}</title></circle>')
                 parts.append(dot.format(one.style, horizontal(x), vertical(y), one.name, number(x), f"{y:.4g}"))
-    return _svg(parts, size, alt)
+    return _svg(parts, SIZE, alt)
 
 
 def _drawable(series: Series, log: bool) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ from jointquant.rotations.blocks import block_products, rotate_blocks
 from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.objectives import Objective, whip
-from jointquant.rotations.optimizers import Learned, Optimizer, Problem, Schedule, tangent
+from jointquant.rotations.optimizers import Learned, Optimizer, RotationProblem, Schedule, tangent
 from jointquant.rotations.shared import agreed, joined_heads, pooled_loss, pooled_turning, sharing
 from jointquant.seeds import rounds
 
@@ -80,7 +80,7 @@ def learn(
     if objective is not whip:
         few = scale * spread(samples, batch_tokens)
         units = whip_units(lambda r: objective(few @ r), lambda r: whip(few @ r), start)
-    return agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks)
+    return agreed(training.optimizer(RotationProblem(loss, units, closed), start, training.schedule), ranks)
 
 
 def learn_heads(
@@ -125,7 +125,7 @@ def learn_blocks(
         few = scale * spread(sample, training.batch_tokens)
         per_block = whip_units(lambda r: objective(rotate_blocks(few, r)), lambda r: whip(rotate_blocks(few, r)), start)
         units = per_block.mean()
-    return agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks)
+    return agreed(training.optimizer(RotationProblem(loss, units, closed), start, training.schedule), ranks)
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
@@ -157,10 +157,22 @@ def slope(loss: Callable[[Tensor], Tensor], rotation: Tensor) -> Tensor:
 def unit_scale(samples: Tensor) -> Tensor:
     """What samples [..., tokens, n] are multiplied by to have an RMS of 1 over tokens and channels: [..., 1, 1].
 
-    A batch is scaled when it is drawn: a scaled copy of all samples would need as much room again.
+    A batch is scaled when it is drawn: a scaled copy of all samples would need as much room again. Samples that are all
+    zero, as those of a pruned head, or whose scale no number of their dtype expresses, stay as they are.
     """
     norm = torch.linalg.vector_norm(samples, dim=(-2, -1), keepdim=True)
-    return math.sqrt(samples.shape[-2] * samples.shape[-1]) / norm.clamp_min(torch.finfo(samples.dtype).tiny)
+    sound = norm.isfinite() & (norm > math.sqrt(torch.finfo(norm.dtype).tiny))
+    if not bool(sound.all()):
+        norm = torch.where(sound, norm, _norm_of_any_size(samples))
+    scale = math.sqrt(samples.shape[-2] * samples.shape[-1]) / norm
+    return torch.where(scale.isfinite() & (scale > 0), scale, torch.ones_like(scale))
+
+
+def _norm_of_any_size(samples: Tensor) -> Tensor:
+    """The norm where squares overflow or vanish, by way of the largest value: [..., tokens, n] → [..., 1, 1]."""
+    largest = samples.abs().amax(dim=(-2, -1), keepdim=True)
+    within = samples / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return largest * torch.linalg.vector_norm(within, dim=(-2, -1), keepdim=True)
 
 
 class Batches:

@@ -62,7 +62,7 @@ def token_range(y: Tensor) -> Tensor:
 
     Its step is the range divided by 2^bits − 1, and its error is step²/12 an element when rounding is uniform.
     """
-    low, high = torch.aminmax(y, dim=-1)
+    low, high = y.amin(-1), y.amax(-1)  # aminmax has no derivative before torch 2.13
     return (high - low).square().mean(-1)
 
 
@@ -123,7 +123,7 @@ class QuantError:
         """[..., tokens, n] → [...]."""
         fmt, clip_ratio = self.quantizer.fmt, self.quantizer.clip_ratio
         work = to_groups(y, fmt)  # [..., tokens, groups, group_size]
-        low, high = torch.aminmax(work, dim=-1, keepdim=True)
+        low, high = work.amin(-1, keepdim=True), work.amax(-1, keepdim=True)
         scale, zero_point = affine_parameters(clip_ratio * low, clip_ratio * high, fmt)
         steps = work / scale + zero_point.detach()
         codes = (steps + (steps.round() - steps).detach()).clamp(fmt.q_min, fmt.q_max)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jointquant.backend.devices import double, linalg_device, product_dtype
+from jointquant.errors import OverflowedError
 
 LARGEST_TURN = 0.1
 """Radians that a step of ``cayley`` turns at most at the full rate; the bound decays with the rate."""
@@ -69,7 +70,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Problem:
+class RotationProblem:
     """What an optimiser minimises.
 
     Attributes:
@@ -108,11 +109,16 @@ class Learned:
     losses: tuple[float, ...]
     angles: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse what is no rotation, whichever optimiser made it."""
+        if not torch.isfinite(self.rotation).all():
+            raise OverflowedError("a learned rotation is not finite: the samples or the objective overflowed")
 
-Optimizer = Callable[[Problem, Tensor, Schedule], Learned]
+
+Optimizer = Callable[[RotationProblem, Tensor, Schedule], Learned]
 
 
-def qr_orth(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
+def qr_orth(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
     """SGD with momentum on a latent matrix Z whose orthogonal factor is the rotation (QR-Orth).
 
     Source: DartQuant (arXiv 2511.04063), QR-Orth: R = qr(Z).Q with a positive diagonal of the triangular factor.
@@ -146,7 +152,7 @@ def qr_orth(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
     return Learned(final, tuple(losses), tuple(angles))
 
 
-def cayley(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
+def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
     """Gradient descent with momentum in the tangent space, each step retracted by the Cayley transform.
 
     With G the Euclidean gradient at R: the tangent direction is A = (RᵀG − GᵀR)/2, skew-symmetric; the momentum
@@ -181,7 +187,7 @@ def cayley(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
     return Learned(orthogonal_factor(double(rotation.detach())).cpu(), tuple(losses), tuple(angles))
 
 
-def newton_schulz(problem: Problem, initial: Tensor, schedule: Schedule) -> Learned:
+def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
     """Normalised descent in the tangent space whose every step is made of matrix products alone.
 
     The tangent direction A = RᵀG − GᵀR is skew-symmetric; of unit length (an RMS turn of one radian) it enters the
@@ -283,7 +289,7 @@ def orthogonalized(matrix: Tensor, tolerance: float, low: torch.dtype | None = N
         low: the dtype in which factors enter products; None: their own.
 
     Raises:
-        ValueError: the matrix is not finite.
+        OverflowedError: the matrix is not finite.
     """
     last = math.inf
     while True:
@@ -292,7 +298,7 @@ def orthogonalized(matrix: Tensor, tolerance: float, low: torch.dtype | None = N
         excess.diagonal(dim1=-2, dim2=-1).sub_(1)
         distance = torch.linalg.matrix_norm(excess, dtype=matrix.dtype).max().item()
         if not math.isfinite(distance):
-            raise ValueError("the rotation is not finite any more: the samples or the objective overflowed")
+            raise OverflowedError("a rotation is not finite any more: the samples or the objective overflowed")
         if distance > max(last, STRAYED):
             return orthogonal_factor(matrix)
         if distance <= tolerance or distance >= last:

@@ -12,7 +12,7 @@ from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import require
 from jointquant.rotations.learning import Batches, Training, learn, spread, unit_scale, whip_units
 from jointquant.rotations.objectives import whip
-from jointquant.rotations.optimizers import Learned, Problem
+from jointquant.rotations.optimizers import Learned, RotationProblem
 from jointquant.rotations.shared import agreed, joint_loss, joint_turning
 
 
@@ -102,7 +102,7 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
         return joint_turning(training.objective, weights, batch, factor, ranks)
 
     units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
-    return (agreed(training.optimizer(Problem(loss, units, closed), start, training.schedule), ranks),)
+    return (agreed(training.optimizer(RotationProblem(loss, units, closed), start, training.schedule), ranks),)
 
 
 def independent(task: ResidualTask) -> tuple[Learned, ...]:

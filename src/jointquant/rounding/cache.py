@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jointquant.activations.hidden_states import HiddenStates
-from jointquant.activations.propagation import observe
+from jointquant.activations.substitution import substituted
 from jointquant.backend.devices import double, linalg_device
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.architecture import Architecture
-from jointquant.models.layer import LayerArguments
 from jointquant.models.transforms import linear_bias, linear_weight, set_bias
 from jointquant.quantization.balancing import BALANCINGS
 from jointquant.quantization.ranges import ChannelMean
@@ -26,48 +23,39 @@ from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.rotations.learning import initial_heads, learn_heads
 from jointquant.rotations.objectives import Quantizer
 from jointquant.rotations.sampling import TokenSample
-from jointquant.rounding.exact_activations import plain_inputs
-from jointquant.rounding.stand_ins import unread
-from jointquant.runtime.assembly import Assembly
+from jointquant.rounding.demand import calibrates_cache
+from jointquant.rounding.layer import LayerInWork
+from jointquant.rounding.stand_ins import plain_inputs, unread
 from jointquant.runtime.key_basis import KEY_BASIS, KEY_MEAN, QUERY_BASIS
 from jointquant.seeds import generator
 
 
 @torch.no_grad()
-def calibrate_cache(
-    layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
-) -> None:
-    """Find the buffers of a layer's attention and centre its values, in place.
+def calibrate_cache(layer: LayerInWork) -> None:
+    """Find the buffers of a layer's attention and centre its values, in place; its weights are not yet rounded.
 
     Queries, keys and values are those that the quantized layers before this one lead to; the layer itself runs
     unquantized meanwhile.
-
-    Args:
-        layer: the layer, its paths installed, its weights not yet rounded.
-        index: which one it is.
-        assembly: how it was built.
-        states: those before the layer.
-        arguments: what the layer receives besides.
     """
-    recipe, basis = assembly.recipe, assembly.online.keys
-    if not assembly.calibrates_cache():
+    recipe, states, basis = layer.recipe, layer.states, layer.assembly.online.keys
+    if not calibrates_cache(layer.assembly):
         return
-    attention, value = layer.get_submodule(assembly.architecture.attention), assembly.architecture.value.linear
+    attention, value = layer.module.get_submodule(layer.architecture.attention), layer.architecture.value.linear
     share = sampled_share(recipe, states.num_windows * states.seqlen)
-    seen = CacheSums(share, generator(recipe.calibration.seed, f"r3 sample {index}"), states.ranks)
+    seen = CacheSums(share, generator(recipe.calibration.seed, f"r3 sample {layer.index}"), states.ranks)
     seen.sample.expect(states.token_parts())
-    behind = [site.linears for site in assembly.layers[index].sites if value not in site.linears]
-    unused = unread(layer, assembly.layers[index], chain.from_iterable(behind))
-    with unused, plain_inputs(layer), seen_by(attention, seen):
-        observe(layer, states, arguments)
+    behind = [site.linears for site in layer.architecture.sites if value not in site.linears]
+    unused = unread(layer.module, layer.architecture, chain.from_iterable(behind))
+    with unused, plain_inputs(layer.module), seen_by(layer.module, layer.architecture, seen):
+        layer.observe()
     seen.share()
     if basis is not None:
-        wanted = basis.buffers(next(layer.parameters()).dtype)
-        found = key_basis(seen, recipe, index, basis.dense, next(iter(wanted.values())).dtype)
+        wanted = basis.buffers(next(layer.module.parameters()).dtype)
+        found = key_basis(seen, recipe, layer.index, basis.dense, next(iter(wanted.values())).dtype)
         for name in wanted:
             setattr(attention, name, found[name].to(states.device))
     if recipe.kv_cache.centres_values:
-        centre_values(layer, assembly.architecture, seen.values.mean().view(seen.kv_heads, seen.head_dim))
+        centre_values(layer.module, layer.architecture, seen.values.mean().view(seen.kv_heads, seen.head_dim))
 
 
 class CacheSums:
@@ -92,7 +80,7 @@ class CacheSums:
         self.tokens = self.group = 0
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, known: Mapping[str, Tensor]
+        self, query: Tensor, key: Tensor, value: Tensor, buffers: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All [batch, heads, tokens, head_dim]."""
         self.kv_heads, self.head_dim = key.shape[1], key.shape[3]
@@ -187,10 +175,6 @@ def sampled_share(recipe: Recipe, tokens: int) -> float:
     return settings.num_tokens / tokens if isinstance(settings, LearnedRotation) else 0.0
 
 
-@contextmanager
-def seen_by(attention: nn.Module, sums: CacheSums) -> Iterator[None]:
+def seen_by(layer: nn.Module, architecture: Architecture, sums: CacheSums) -> AbstractContextManager[None]:
     """While open, ``sums`` stands in the place of the attention's cache path."""
-    path: Any = getattr(attention, "cache_path", None)
-    attention.cache_path = sums  # type: ignore[assignment]
-    yield
-    attention.cache_path = path
+    return substituted(layer, values={architecture.attention: {"cache_path": sums}})

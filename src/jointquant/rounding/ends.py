@@ -3,21 +3,72 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jointquant.activations.hidden_states import HiddenStates
+from jointquant.activations.propagation import embed
 from jointquant.models.architecture import Architecture
-from jointquant.models.frontend import Frontend
-from jointquant.models.layer import Place
-from jointquant.models.stream import ModelStream
+from jointquant.models.frontend import Frontend, rotate_embeddings
+from jointquant.models.layer import LayerArguments
 from jointquant.models.transforms import fuse_norm, linear_weight, rotate_reader
-from jointquant.quantization.weights import round_to_nearest
+from jointquant.quantization.weights import check_scales, round_to_nearest
 from jointquant.recipe.settings import EmbeddingSettings, WeightSettings
+from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.hessians import SharedHessian
-from jointquant.rounding.weights import factor_of, round_stack
+from jointquant.rounding.shards import Shards
+from jointquant.rounding.weights import factor_of, round_stack, store_rest
+from jointquant.run.job import Job
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.linear import PackedLinear
+
+
+def quantize_embeddings(job: Job, rotations: Rotations, states: HiddenStates, shards: Shards) -> list[LayerArguments]:
+    """The first step of pass 2: rotate, round and write the embeddings, where no run before has, and run them.
+
+    Args:
+        job: what is quantized.
+        rotations: R1 is merged.
+        states: become those before the first layer, where anyone asks for them.
+        shards: where they are written.
+
+    Returns:
+        What each layer receives besides its hidden states.
+    """
+    frontend = job.stream.frontend(job.place)
+    arguments = frontend.layer_arguments(job.windows)
+    if shards.begun:
+        return arguments
+    r1 = rotations.r1_of(0)
+    if r1 is not None:
+        rotate_embeddings(frontend, job.stream.architecture, r1)
+    round_embedding(frontend, job.stream.architecture, job.recipe.embeddings, job.stream.stored_dtype)
+    store_rest(frontend.backbone, job.stream.stored_dtype)
+    if shards.last >= 0:
+        embed(frontend, job.windows, states)
+    shards.write_embeddings(frontend)
+    shards.settle()  # its tensors are large: let them go before the first layer
+    return arguments
+
+
+def quantize_head(job: Job, rotations: Rotations, states: HiddenStates, shards: Shards) -> None:
+    """The last step of pass 2: fuse, rotate, round and write final norm and head, where no run before has.
+
+    Args:
+        job: what is quantized.
+        rotations: R1 is merged.
+        states: those behind the last layer.
+        shards: where they are written.
+    """
+    if shards.complete:
+        return
+    shards.settle()
+    norm, head = job.stream.final_norm(job.place), job.stream.head(job.place)
+    norm = fuse_norm(norm, [head], job.stream.architecture.norm)
+    r1 = rotations.r1_of(-1)
+    if r1 is not None:
+        rotate_reader(head, r1)
+    shards.write_head(norm, round_head(head, job.recipe.head, norm, states, job.stream.stored_dtype))
 
 
 def round_embedding(
@@ -29,6 +80,7 @@ def round_embedding(
     name = architecture.embeddings[0]
     old = frontend.module(name)
     scales = settings.scales(stored_dtype)
+    check_scales(name, linear_weight(old), settings.format, scales)
     rounded = round_to_nearest(linear_weight(old), settings.format, settings.clip, scales)
     frontend.replace(name, PackedEmbedding.of(rounded, embedding_factor(old), linear_weight(old).dtype).eval())
 
@@ -50,8 +102,10 @@ def round_head(
     if fmt is None:
         return head
     assert isinstance(head, nn.Linear)
+    scale_dtype = settings.scales(stored_dtype)
+    check_scales("the head", head.weight, fmt, scale_dtype)
     if settings.method == "rtn":
-        rounded = round_to_nearest(head.weight, fmt, settings.clip, settings.scales(stored_dtype))
+        rounded = round_to_nearest(head.weight, fmt, settings.clip, scale_dtype)
     else:
         shared = SharedHessian(head.in_features, head.weight.device, states.ranks)
         for batch in states.batches():
@@ -59,24 +113,5 @@ def round_head(
         hessian = shared.total(0)
         if hessian is None:
             return head
-        rounded = round_stack({"head": head.weight}, settings, factor_of(hessian, settings), stored_dtype)["head"]
+        rounded = round_stack({"head": head.weight}, settings, factor_of(hessian, settings), scale_dtype)["head"]
     return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()
-
-
-def final_modules(
-    stream: ModelStream, r1: Tensor | None, place: Place, settings: WeightSettings, states: HiddenStates
-) -> tuple[nn.Module, nn.Module]:
-    """The final norm (fused into the head) and the untied, rotated head, rounded as ``settings`` say.
-
-    Args:
-        stream: the model.
-        r1: of the last layer.
-        place: where the head is rotated and rounded.
-        settings: of the head's weights.
-        states: those behind the last layer.
-    """
-    norm, head = stream.final_norm(place), stream.head(place)
-    norm = fuse_norm(norm, [head], stream.architecture.norm)
-    if r1 is not None:
-        rotate_reader(head, r1)
-    return norm, round_head(head, settings, norm, states, stream.stored_dtype)

@@ -7,66 +7,54 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from jointquant.activations.hidden_states import HiddenStates
-from jointquant.activations.propagation import observe, watching
+from jointquant.activations.propagation import watching
 from jointquant.activations.routing import opened_experts
 from jointquant.backend.devices import double
-from jointquant.models.layer import LayerArguments
 from jointquant.models.transforms import map_rows
 from jointquant.recipe.recipe import LearnedInnerRotation
 from jointquant.recipe.training import quantizer_of, training_of
 from jointquant.rotations import merging
 from jointquant.rotations.learning import learn_blocks
 from jointquant.rotations.sampling import DrawnTokens
-from jointquant.rounding.exact_activations import plain_inputs
-from jointquant.rounding.stand_ins import unread
-from jointquant.runtime.assembly import Assembly
+from jointquant.rounding.layer import LayerInWork
+from jointquant.rounding.stand_ins import plain_inputs, unread
 from jointquant.runtime.inner_rotation import as_integers, matrices
 from jointquant.runtime.linear import OnlineLinear
 from jointquant.seeds import generator
 
 
 @torch.no_grad()
-def learn_inner_rotations(
-    layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
-) -> None:
+def learn_inner_rotations(layer: LayerInWork) -> None:
     """Learn the rotations of a layer's down projections, fill their buffers and turn their weights, in place.
 
     The inputs are those that the quantized layers before this one lead to, not quantized themselves; where inputs are
     centred, so are the tokens that are learned on. A down projection that no token reaches, or one alone, keeps the
     identities.
-
-    Args:
-        layer: the layer, its paths installed, its weights not yet rounded.
-        index: which one it is.
-        assembly: how it was built.
-        states: those before the layer.
-        arguments: what the layer receives besides.
     """
-    settings, seed = assembly.recipe.rotations.r4, assembly.recipe.calibration.seed
+    settings, seed, states = layer.recipe.rotations.r4, layer.recipe.calibration.seed, layer.states
     if not isinstance(settings, LearnedInnerRotation):
         return
     share = min(1.0, settings.num_tokens / (states.num_windows * states.seqlen))
-    downs = {name: _online(layer, name) for name in assembly.layers[index].downs}
-    opened = opened_experts(layer, assembly.architecture)  # read all tokens: no more of them than others keep
-    shares = {name: share * (assembly.routed[index] if name.startswith(opened) else 1.0) for name in downs}
+    downs = {name: _online(layer.module, name) for name in layer.architecture.downs}
+    opened = opened_experts(layer.module, layer.assembly.architecture)  # read all tokens: no more of them are kept
+    shares = {n: share * (layer.assembly.routed[layer.index] if n.startswith(opened) else 1.0) for n in downs}
     samples = {name: DrawnTokens(shares[name], seed) for name in downs}
     watched = {name: _rotated(downs[name], sample.update) for name, sample in samples.items()}
-    with plain_inputs(layer), unread(layer, assembly.layers[index], downs), watching(layer, watched):
-        observe(layer, states, arguments)
+    unused = unread(layer.module, layer.architecture, downs)
+    with plain_inputs(layer.module), unused, watching(layer.module, watched):
+        layer.observe()
     for name, down in downs.items():
-        full_name = assembly.full_name(index, name)
-        activations = assembly.recipe.activations_of(full_name)
         sample = samples.pop(name).take(states.ranks, states.device)
         if sample is None or len(sample) == 1:
             continue
+        activations = layer.activations_of(name)
         if activations.centring != "none":
             sample = sample.sub_(sample.mean(0))
         if not sample.any():
             continue
         training, start = training_of(settings, quantizer_of(activations)), matrices(down.input_rotation, sample.dtype)
         with torch.enable_grad():
-            batches = generator(seed, f"r4 {full_name} batches")
+            batches = generator(seed, f"r4 {layer.full_name(name)} batches")
             found = learn_blocks(sample, start, training, batches, states.ranks).rotation
         turn_input(down, found)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jointquant.activations.hidden_states import HiddenStates
-from jointquant.activations.propagation import observe, watching
-from jointquant.models.architecture import Architecture
-from jointquant.models.layer import LayerArguments
+from jointquant.activations.propagation import Observer, watching
+from jointquant.activations.substitution import substituted
 from jointquant.models.transforms import linear_bias, set_bias
 from jointquant.quantization.ranges import (
     CLIP_RATIO,
@@ -21,12 +20,13 @@ from jointquant.quantization.ranges import (
     ClipSearch,
     SearchedRange,
     StaticRange,
+    Statistic,
     clip_search,
 )
 from jointquant.recipe.settings import ActivationSettings
 from jointquant.rotations import merging
+from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.stand_ins import unread
-from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.linear import OnlineLinear
 
@@ -35,28 +35,49 @@ SEARCHED_TOKENS = 4096
 
 
 @dataclass
-class Reading:
-    """Linears of one site with the same input settings, and what is found out about their input.
+class CalibratedInput:
+    """The input of linears of one site with the same settings, and what is found out about it.
 
     Attributes:
-        linears: the linears.
-        name: the first one's, relative to the layer.
+        linears: by name, relative to the layer.
         settings: theirs.
         path: theirs, when the model runs.
-        meanwhile: theirs, while the weights are rounded.
         mean: of the input, where it is subtracted.
         bounds: of the input's channels, where the range is static.
         search: for the clip ratio, where it is not given.
     """
 
-    linears: list[OnlineLinear]
-    name: str
+    linears: dict[str, OnlineLinear]
     settings: ActivationSettings
     path: InputPath
-    meanwhile: InputPath
     mean: ChannelMean | None = None
     bounds: ChannelBounds | None = None
     search: ClipSearch | None = None
+
+    @property
+    def first(self) -> str:
+        """The name of the linear that is watched."""
+        return next(iter(self.linears))
+
+    @property
+    def observed_path(self) -> InputPath:
+        """What the input passes while statistics are taken: it is not quantized, and centred once its mean is known."""
+        return replace(self.path, centred=self.mean is not None, quantizer=None)
+
+    def arriving(self, observer: Observer) -> Observer:
+        """Observe the input as the quantizer sees it: behind the online transform, less its mean once that is known."""
+        linear = self.linears[self.first]
+        return lambda x: observer(linear.arriving(x))
+
+    def take(self, found: Statistic) -> None:
+        """A statistic of all tokens is known; a mean is subtracted from now on."""
+        if isinstance(found, ChannelMean):
+            self.mean = found
+            centre_inputs(list(self.linears.values()), found.mean())
+        elif isinstance(found, ChannelBounds):
+            self.bounds = found
+        elif isinstance(found, ClipSearch):
+            self.search = found
 
     def ranges(self) -> dict[str, Tensor]:
         """The buffers of the linears' quantizer."""
@@ -70,53 +91,42 @@ class Reading:
         return quantizer.found(*self.bounds.bounds(), ratio)
 
 
-def calibrate_inputs(
-    layer: nn.Module, index: int, assembly: Assembly, states: HiddenStates, arguments: LayerArguments
-) -> None:
-    """Fill the input buffers of a layer whose paths are installed, in place.
+def mean_of(each: CalibratedInput) -> Statistic | None:
+    """What finds an input's mean, where it is subtracted."""
+    return ChannelMean() if each.path.centred else None
+
+
+def bounds_of(each: CalibratedInput) -> Statistic | None:
+    """What finds the bounds of an input's channels, where its range is static."""
+    return ChannelBounds() if isinstance(each.path.quantizer, StaticRange) else None
+
+
+def clip_ratio_of(each: CalibratedInput) -> Statistic | None:
+    """What finds an input's clip ratio, where it is searched; it needs the bounds of a static one."""
+    quantizer = each.path.quantizer
+    searched = quantizer is not None and each.settings.clip_ratio == "search"
+    return clip_search(quantizer, each.bounds) if quantizer is not None and searched else None
+
+
+def calibrate_inputs(layer: LayerInWork) -> None:
+    """Fill the input buffers of a layer whose paths are installed, in place; its weights are not yet rounded.
 
     The inputs are those that the quantized layers before this one produce. One run finds the means, a second one the
     bounds of static ranges, a third one, on a part of the tokens, the errors of the clip ratios that are searched; each
     only where it is asked for. Meanwhile these inputs are not quantized.
-
-    Args:
-        layer: the layer, its weights not yet rounded.
-        index: which one it is.
-        assembly: how it was built.
-        states: those before the layer.
-        arguments: what the layer receives besides.
     """
-    readings = readings_of(layer, index, assembly)
-    for reading in readings:
-        _set_path(reading, replace(reading.path, centred=False, quantizer=None))
-    centred = [reading for reading in readings if reading.path.centred]
-    for reading in centred:
-        reading.mean = ChannelMean()
-    watch = partial(_watch, layer, assembly.layers[index], states, arguments)
-    watch({r.name: _arriving(r, r.mean.update) for r in centred if r.mean})
-    for reading in centred:
-        assert reading.mean is not None
-        reading.mean.share(states.ranks)
-        centre_inputs(reading.linears, reading.mean.mean())
-        _set_path(reading, replace(reading.path, quantizer=None))
-    static = [reading for reading in readings if isinstance(reading.path.quantizer, StaticRange)]
-    for reading in static:
-        reading.bounds = ChannelBounds()
-    watch({r.name: _arriving(r, r.bounds.update) for r in static if r.bounds})
-    for reading in static:
-        assert reading.bounds is not None
-        reading.bounds.share(states.ranks)
-    searched = [r for r in readings if r.path.quantizer is not None and r.settings.clip_ratio == "search"]
-    for reading in searched:
-        assert reading.path.quantizer is not None
-        reading.search = clip_search(reading.path.quantizer, reading.bounds)
-    watch({r.name: _arriving(r, r.search.update) for r in searched if r.search}, searched_batches(states))
-    for reading in searched:
-        assert reading.search is not None
-        reading.search.share(states.ranks)
-    for reading in readings:
-        _store(reading.linears, reading.ranges())
-        _set_path(reading, reading.meanwhile)
+    inputs = calibrated_inputs(layer)
+    for statistic_of, every in ((mean_of, 1), (bounds_of, 1), (clip_ratio_of, searched_batches(layer.states))):
+        sought = [(each, found) for each in inputs if (found := statistic_of(each)) is not None]
+        if sought:
+            observers = {each.first: each.arriving(statistic.update) for each, statistic in sought}
+            with observed(layer, inputs), watching(layer.module, observers):
+                layer.observe(every)
+        for each, statistic in sought:
+            statistic.share(layer.states.ranks)
+            each.take(statistic)
+    for each in inputs:
+        _store(list(each.linears.values()), each.ranges())
 
 
 def searched_batches(states: HiddenStates) -> int:
@@ -124,21 +134,27 @@ def searched_batches(states: HiddenStates) -> int:
     return max(1, states.num_windows * states.seqlen // SEARCHED_TOKENS)
 
 
-def readings_of(layer: nn.Module, index: int, assembly: Assembly) -> list[Reading]:
+def calibrated_inputs(layer: LayerInWork) -> list[CalibratedInput]:
     """What of a layer's inputs has to be calibrated."""
-    readings: list[Reading] = []
-    for site in assembly.layers[index].sites:
+    found: list[CalibratedInput] = []
+    for site in layer.architecture.sites:
         by_settings: dict[ActivationSettings, list[str]] = {}
         for name in site.linears:
-            settings = assembly.recipe.activations_of(assembly.full_name(index, name))
-            by_settings.setdefault(settings, []).append(name)
+            by_settings.setdefault(layer.activations_of(name), []).append(name)
         for settings, names in by_settings.items():
-            modules = [layer.get_submodule(name) for name in names]
-            linears = [module for module in modules if isinstance(module, OnlineLinear)]
-            path = assembly.input_path(names[0], index, linears[0].in_features) if linears else InputPath()
-            if path.calibrated:
-                readings.append(Reading(linears, names[0], settings, path, linears[0].path))
-    return readings
+            modules = {name: layer.module.get_submodule(name) for name in names}
+            linears = {name: module for name, module in modules.items() if isinstance(module, OnlineLinear)}
+            if linears and (path := layer.input_path(names[0])).calibrated:
+                found.append(CalibratedInput(linears, settings, path))
+    return found
+
+
+@contextmanager
+def observed(layer: LayerInWork, inputs: list[CalibratedInput]) -> Iterator[None]:
+    """While open, these inputs are as their statistics are of them; what the last linears make of theirs, none sees."""
+    paths = {name: {"path": each.observed_path} for each in inputs for name in each.linears}
+    with substituted(layer.module, values=paths), unread(layer.module, layer.architecture, layer.architecture.downs):
+        yield
 
 
 @torch.no_grad()
@@ -155,40 +171,7 @@ def centre_inputs(linears: list[OnlineLinear], mean: Tensor) -> None:
         set_bias(linear, merging.shift_input(linear.weight, linear_bias(linear), stored))
 
 
-def _watch(
-    layer: nn.Module,
-    architecture: Architecture,
-    states: HiddenStates,
-    arguments: LayerArguments,
-    observers: dict[str, Callable[[Tensor], None]],
-    every: int = 1,
-) -> None:
-    """Run the layer, where there are observers; what the last linears make of their inputs, none of them sees.
-
-    ``every``: on one batch of so many.
-    """
-    if observers:
-        with unread(layer, architecture, architecture.downs), watching(layer, observers):
-            observe(layer, states, arguments, every)
-
-
-def _arriving(reading: Reading, observer: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-    """Observe the input as the quantizer sees it: behind the online transform, less its mean once that is known.
-
-    Args:
-        reading: whose input.
-        observer: is shown [..., tokens, in].
-    """
-    linear = reading.linears[0]
-    return lambda x: observer(linear.arriving(x))
-
-
-def _store(linears: list[OnlineLinear], known: dict[str, Tensor]) -> None:
-    for name, value in known.items():
+def _store(linears: list[OnlineLinear], buffers: dict[str, Tensor]) -> None:
+    for name, value in buffers.items():
         for linear in linears:
             setattr(linear, name, value.to(linear.weight.device, copy=True))
-
-
-def _set_path(reading: Reading, path: InputPath) -> None:
-    for linear in reading.linears:
-        linear.path = path

@@ -1,7 +1,7 @@
 """Pass 2, inside one layer, once its weights are rounded: which way each of them is rounded is learned.
 
 The layer runs as it will, its inputs and cache quantized, on what the quantized layers before it produce; the loss is
-how far its output is from the unquantized model's (``reference.py``). So the weights also make up for the errors of
+how far its output is from the unquantized model's (``teacher.py``). So the weights also make up for the errors of
 activations, cache and earlier layers. Clip ratios of inputs that a search has found are learned along with them.
 """
 
@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jointquant.activations.hidden_states import HiddenStates
+from jointquant.activations.substitution import substituted
 from jointquant.backend.products import linear_product
 from jointquant.distributed.ranks import Ranks
 from jointquant.models.architecture import Architecture
-from jointquant.models.layer import LayerArguments, run_layer
+from jointquant.models.layer import run_layer
 from jointquant.quantization.learned_rounding import LearnedRounding
 from jointquant.quantization.ranges import CLIP_RATIO, InputRange
 from jointquant.quantization.straight_through import passable
 from jointquant.quantization.weights import QuantizedWeight
-from jointquant.recipe.settings import RefinementSettings
-from jointquant.rounding.reference import Loss
+from jointquant.rounding.layer import LayerInWork
+from jointquant.rounding.teacher import Loss
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.linear import OnlineLinear
-from jointquant.seeds import rounds
+from jointquant.seeds import generator, rounds
 
 SMALLEST_CLIP = 0.1
 
@@ -47,16 +47,16 @@ class TrainedInput:
     def __init__(self, linear: nn.Linear) -> None:
         path = linear.path if isinstance(linear, OnlineLinear) else InputPath()
         self.path = replace(path, quantizer=_passable(path.quantizer))
-        self.known = dict(linear.named_buffers(recurse=False))
+        self.buffers = dict(linear.named_buffers(recurse=False))
         self.clip: Tensor | None = None
-        if CLIP_RATIO in self.known:
-            self.clip = self.known[CLIP_RATIO] = self.known[CLIP_RATIO].clone().requires_grad_()
+        if CLIP_RATIO in self.buffers:
+            self.clip = self.buffers[CLIP_RATIO] = self.buffers[CLIP_RATIO].clone().requires_grad_()
         self._last: tuple[Tensor, Tensor] | None = None
 
     def read(self, x: Tensor) -> Tensor:
         """[..., in] → [..., in]; the same tensor is read once."""
         if self._last is None or self._last[0] is not x:
-            self._last = x, self.path(x, self.known)
+            self._last = x, self.path(x, self.buffers)
         return self._last[1]
 
 
@@ -107,40 +107,28 @@ class Trained:
             clip.sub_(gradient.sign(), alpha=clip_rate).clamp_(SMALLEST_CLIP, 1.0)
 
 
-def refine(
-    layer: nn.Module,
-    architecture: Architecture,
-    rounded: dict[str, QuantizedWeight],
-    states: HiddenStates,
-    arguments: LayerArguments,
-    loss: Loss,
-    settings: RefinementSettings,
-    batches: torch.Generator,
-) -> dict[str, QuantizedWeight]:
+def refine(layer: LayerInWork, rounded: dict[str, QuantizedWeight], loss: Loss) -> dict[str, QuantizedWeight]:
     """Learn the rounding of a layer's weights, which stay as they are, and the clip ratios of its inputs, in place.
 
     Args:
         layer: the layer, its paths calibrated, its weights unrounded.
-        architecture: its family.
         rounded: the weights to start from, by linear.
-        states: those before the layer, of the quantized layers.
-        arguments: what the layer receives besides.
         loss: of the layer's output.
-        settings: steps, rounds, batch and rates.
-        batches: orders the windows of each round.
 
     Returns:
         The weights by linear.
     """
+    settings, states = layer.recipe.refinement, layer.states
+    batches = generator(layer.recipe.calibration.seed, f"refinement {layer.index}")
     draws = rounds(states.num_windows, settings.batch_windows(states.seqlen), batches)
     num_steps = settings.num_steps(states.num_windows, states.seqlen)
     rate, scale_rate, clip_rate = settings.rates(num_steps)
-    with training(layer, architecture, rounded) as trained:
+    with training(layer.module, layer.architecture, rounded) as trained:
         for step in range(num_steps):
             left = 1 - step / num_steps
             chosen = next(draws)
             batch = states.chosen(chosen)
-            output = run_layer(layer, batch, arguments) if len(batch) else batch
+            output = run_layer(layer.module, batch, layer.arguments) if len(batch) else batch
             gradients = mean_gradients(loss(output, chosen), trained.parameters, len(batch) / len(chosen), states.ranks)
             trained.step(gradients, (left * rate, left * scale_rate, left * clip_rate))
         return {name: linear.rounding.rounded() for name, linear in trained.linears.items()}
@@ -174,20 +162,15 @@ def training(layer: nn.Module, architecture: Architecture, rounded: dict[str, Qu
             trained = shared.setdefault(path, TrainedInput(linear))
             before[name], linears[name] = linear, TrainedLinear(linear, rounded[name], trained)
         inputs += shared.values()
-    for name, module in linears.items():
-        layer.set_submodule(name, module)
-    seam: Any = layer.get_submodule(architecture.attention)
-    cache: CachePath | None = getattr(seam, "cache_path", None)
+    cache: CachePath | None = getattr(layer.get_submodule(architecture.attention), "cache_path", None)
     if cache is not None:
-        seam.cache_path = replace(cache, key=_passable(cache.key), value=_passable(cache.value))
-    yield Trained(linears, [each.clip for each in inputs if each.clip is not None])
+        cache = replace(cache, key=_passable(cache.key), value=_passable(cache.value))
+    with substituted(layer, linears, {architecture.attention: {"cache_path": cache}}):
+        yield Trained(linears, [each.clip for each in inputs if each.clip is not None])
     for name, old in before.items():
         clip = linears[name].shared.clip
         if clip is not None:
             setattr(old, CLIP_RATIO, clip.detach().clone())
-        layer.set_submodule(name, old)
-    if cache is not None:
-        seam.cache_path = cache
 
 
 def _passable(quantizer: InputRange | None) -> Any:

@@ -1,34 +1,123 @@
-"""What pass 2 leaves on the disk: a shard a layer."""
+"""What pass 2 leaves on the disk: a shard for what precedes the layers, one a layer, one for the head."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jointquant.artifact.inventory import Inventory
+from jointquant.artifact.inventory import Inventory, Starved, inventory_of
+from jointquant.models.frontend import Frontend
 from jointquant.models.writer import ShardWriter
-from jointquant.run.workspace import Write
+from jointquant.rounding.layer import LayerInWork
+from jointquant.run.job import Job
+from jointquant.run.workspace import Ledger
 from jointquant.runtime.inner_rotation import INPUT_ROTATION
 
 WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point", INPUT_ROTATION)
 """What a linear's weight is stored as, and the basis that it expects its input in."""
 
 
-def shard(
-    writer: ShardWriter, tensors: dict[str, Tensor], inventory: Inventory, bits: int = 0, parameters: int = 0
-) -> Write:
-    """What puts the next shard on the disk; ``bits`` and ``parameters`` are those of the linears in it."""
-    about = {"inventory": inventory.to_dict(), "bits": bits, "parameters": parameters}
+@dataclass(frozen=True)
+class Outcome:
+    """What pass 2 came to.
 
-    def write() -> tuple[list[Path], dict[str, Any]]:
-        path = writer.write(tensors)
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        return [path], {"tensors": list(tensors), "bytes": size} | about
+    Attributes:
+        size_bytes: of all tensors.
+        bits_per_weight: of the decoder's linears.
+        inventory: what became of every parameter.
+    """
 
-    return write
+    size_bytes: int
+    bits_per_weight: float
+    inventory: Inventory
+
+
+class Shards:
+    """The shards of an artifact, those among them that a run before has written, and what they hold together.
+
+    Args:
+        job: what is quantized.
+        ledger: of pass 2. Its steps: the embeddings, each layer, the head.
+        last: the last layer whose input anyone asks for; hidden states are saved as far.
+
+    Attributes:
+        witnessed: what a witness has entered for each of the layers that are done.
+    """
+
+    def __init__(self, job: Job, ledger: Ledger, last: int) -> None:
+        self.architecture, self.dtype = job.stream.architecture, job.stream.stored_dtype
+        self.leads, self.ledger, self.last = job.ranks.leads, ledger, last
+        self.num_shards = job.stream.num_layers + 2
+        self.writer = ShardWriter(job.artifact, self.num_shards)
+        self.inventories: list[Inventory] = []
+        self.bits = self.parameters = 0
+        done = ledger.resume()
+        for entry in done:
+            self.writer.enter(entry.facts["tensors"], entry.facts["bytes"])
+            self._count(Inventory.from_dict(entry.facts["inventory"]), entry.facts["bits"], entry.facts["parameters"])
+        self.begun, self.complete = bool(done), len(done) == self.num_shards
+        self.witnessed: list[dict[str, Any]] = [
+            entry.facts.get("witness", {}) for entry in done[1 : self.num_shards - 1]
+        ]
+
+    @property
+    def layers_done(self) -> int:
+        """How many layers a run before has written."""
+        return len(self.witnessed)
+
+    def settle(self) -> None:
+        """Wait until the shards so far are written: before the states they are saved with change."""
+        self.ledger.settle()
+
+    def write_embeddings(self, frontend: Frontend) -> None:
+        """The first shard, and the states before the first layer."""
+        tensors = stored_tensors(frontend.backbone, frontend.root, self.dtype)
+        self._write(0, tensors, inventory_of(frontend.backbone, frontend.root, self.architecture), {}, self.last >= 0)
+
+    def write(self, layer: LayerInWork, facts: dict[str, Any]) -> None:
+        """A finished layer's shard, and the states behind it; ``facts`` go with it into the journal."""
+        tensors = stored_tensors(layer.module, layer.prefix, self.dtype)
+        starved = tuple(Starved(layer.index, *each) for each in layer.starved.items())
+        inventory = replace(inventory_of(layer.module, layer.prefix, layer.architecture), starved=starved)
+        bits = 8 * sum(_weight_bytes(tensors, layer.full_name(name)) for name in layer.architecture.linears)
+        about = {"bits": bits, "parameters": layer.num_weights} | facts
+        self._write(layer.index + 1, tensors, inventory, about, layer.index < self.last)
+
+    def write_head(self, norm: nn.Module, head: nn.Module) -> None:
+        """The last shard."""
+        tensors = stored_tensors(norm, self.architecture.final_norm, self.dtype)
+        tensors |= stored_tensors(head, self.architecture.head, self.dtype)
+        inventory = inventory_of(head, self.architecture.head, self.architecture)
+        self._write(self.num_shards - 1, tensors, inventory, {}, save_states=False)
+
+    def finish(self) -> Outcome:
+        """All shards are written; the index follows."""
+        if self.leads:
+            self.writer.finish()
+        return Outcome(self.writer.total_size, self.bits / self.parameters, Inventory.joined(self.inventories))
+
+    def _count(self, inventory: Inventory, bits: int, parameters: int) -> None:
+        self.inventories.append(inventory)
+        self.bits, self.parameters = self.bits + bits, self.parameters + parameters
+
+    def _write(
+        self, step: int, tensors: dict[str, Tensor], inventory: Inventory, about: dict[str, Any], save_states: bool
+    ) -> None:
+        """Write a shard behind the computation's back; ``about`` it the journal says, besides what all shards have."""
+        about = {"bits": 0, "parameters": 0} | about
+        self._count(inventory, about["bits"], about["parameters"])
+        about |= {"inventory": inventory.to_dict()}
+
+        def write() -> tuple[list[Path], dict[str, Any]]:
+            path = self.writer.write(tensors)
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            return [path], {"tensors": list(tensors), "bytes": size} | about
+
+        self.ledger.commit(step, write, save_states)
 
 
 def stored_tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:

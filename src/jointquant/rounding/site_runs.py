@@ -14,20 +14,22 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import Observers, watching
+from jointquant.activations.substitution import substituted
 from jointquant.models.architecture import Architecture, Site, stage_of
-from jointquant.models.layer import LayerArguments, run_layer
-from jointquant.rounding.stand_ins import End, Kept, Reached, Room, replayed, substituted, unread
+from jointquant.models.layer import run_layer
+from jointquant.rounding.layer import LayerInWork
+from jointquant.rounding.stand_ins import End, KeptActivations, Reached, replayed, unread
 from jointquant.runtime.linear import PackedLinear
 
 ORDER = ("attn_in", "o_in", "mlp_in", "down_in")
 
 
 @dataclass(frozen=True)
-class Stage:
+class SiteStage:
     """Sites that the forward pass reaches together: one, or the same one of every expert.
 
     Attributes:
@@ -46,7 +48,7 @@ class Stage:
         return tuple(linear for site in self.sites for linear in site.linears)
 
 
-def stages_of(architecture: Architecture) -> list[Stage]:
+def stages_of(architecture: Architecture) -> list[SiteStage]:
     """The stages of a layer, in order."""
     found = []
     for place, name in enumerate(ORDER):
@@ -54,11 +56,11 @@ def stages_of(architecture: Architecture) -> list[Stage]:
         pending = [
             linear for site in architecture.sites if stage_of(site.name) in ORDER[place:] for linear in site.linears
         ]
-        found.append(Stage(name, sites, tuple(pending)))
+        found.append(SiteStage(name, sites, tuple(pending)))
     return found
 
 
-def needed(stage: Stage, observed: Sequence[str]) -> bool:
+def needed(stage: SiteStage, observed: Sequence[str]) -> bool:
     """Whether a layer has to run for a stage, where the stages of these names are observed.
 
     The inputs of the output projection are asked for by all that comes behind them.
@@ -67,48 +69,32 @@ def needed(stage: Stage, observed: Sequence[str]) -> bool:
 
 
 @torch.no_grad()
-def run_to(
-    stage: Stage,
-    layer: nn.Module,
-    architecture: Architecture,
-    observers: Observers,
-    states: HiddenStates,
-    room: Room,
-    kept: Kept | None,
-    arguments: LayerArguments,
-) -> Kept | None:
-    """Run a layer over all windows as far as a stage.
+def run_to(stage: SiteStage, layer: LayerInWork, observers: Observers) -> None:
+    """Run a layer over all windows as far as a stage, and keep what later runs can do with.
 
     Args:
         stage: which one.
-        layer: the layer, the linears of earlier stages rounded.
-        architecture: its family.
+        layer: the layer, the linears of earlier stages rounded; what is kept of it spares this run a part.
         observers: by the first linear of a site, who sees the site's input.
-        states: those before the layer; they stay as they are.
-        room: for what is kept.
-        kept: of the runs before; the stages behind o_in go on from there.
-        arguments: what the layer receives besides.
-
-    Returns:
-        What is kept now.
     """
-    first, alone = stage.sites[0].linears[0], len(stage.sites) == 1
+    module, architecture, first = layer.module, layer.architecture, stage.sites[0].linears[0]
     with ExitStack() as stack:
         if stage.name == "attn_in":
-            stack.enter_context(substituted(layer, {architecture.attention: End(observers[first])}))
-        elif alone:
-            stack.enter_context(substituted(layer, {first: End()}))
+            stack.enter_context(substituted(module, {architecture.attention: End(observers[first])}))
+        elif len(stage.sites) == 1:
+            stack.enter_context(substituted(module, {first: End()}))
         else:
-            stack.enter_context(unread(layer, architecture, stage.pending))
-        source = stack.enter_context(replayed(layer, architecture, kept, states))
-        keeping = _keeping(stage, architecture, states, room, kept)
-        if keeping is not None:
-            keeping.store.fill(_inputs_of(keeping.module, layer, observers, source, arguments))
-            return keeping.kept
-        with watching(layer, {} if stage.name == "attn_in" else observers):
+            stack.enter_context(unread(module, architecture, stage.pending))
+        source = stack.enter_context(replayed(module, architecture, layer.kept, layer.states))
+        keeping = _keeping(stage, layer)
+        if keeping is None:
+            stack.enter_context(watching(module, {} if stage.name == "attn_in" else observers))
             for batch in source.batches():
-                _run(layer, batch, arguments)
-    return kept
+                _run(layer, batch)
+            return
+        keeping.store.fill(_inputs_of(keeping.module, layer, observers, source))
+    layer.kept = keeping.kept
+    release_passed(stage, layer)
 
 
 @dataclass(frozen=True)
@@ -117,45 +103,43 @@ class _Keeping:
 
     module: str
     store: HiddenStates
-    kept: Kept
+    kept: KeptActivations
 
 
-def _keeping(
-    stage: Stage, architecture: Architecture, states: HiddenStates, room: Room, kept: Kept | None
-) -> _Keeping | None:
+def _keeping(stage: SiteStage, layer: LayerInWork) -> _Keeping | None:
     """What a stage's run keeps: of several experts' down projections nothing; the states behind the attention where
     they are as wide as what the output projection reads, whose place they take.
     """
-    first, norm = stage.sites[0].linears[0], architecture.residual_sites[-1].norm
+    room, kept = layer.room, layer.kept
+    assert room is not None
+    first, norm = stage.sites[0].linears[0], layer.architecture.residual_sites[-1].norm
     if stage.name == "o_in":
-        return _Keeping(first, room.attended, Kept(attended=room.attended))
-    if stage.name == "mlp_in" and norm is not None and room.attended.width == states.width:
-        return _Keeping(norm, room.attended, Kept(middle=room.attended))
+        return _Keeping(first, room.attended, KeptActivations(attended=room.attended))
+    if stage.name == "mlp_in" and norm is not None and room.attended.width == layer.states.width:
+        return _Keeping(norm, room.attended, KeptActivations(middle=room.attended))
     if stage.name == "down_in" and len(stage.sites) == 1 and room.inner is not None and kept is not None:
         return _Keeping(first, room.inner, replace(kept, inner=room.inner))
     return None
 
 
-def release_passed(stage: Stage, layer: nn.Module, architecture: Architecture) -> None:
+def release_passed(stage: SiteStage, layer: LayerInWork) -> None:
     """Let go of what products keep of the weights before a stage whose inputs are kept: they do not run again."""
-    for name in architecture.linears:
-        linear = layer.get_submodule(name)
+    for name in layer.architecture.linears:
+        linear = layer.module.get_submodule(name)
         if name not in stage.pending and isinstance(linear, PackedLinear):
             linear.release_prepared()
 
 
-def _run(layer: nn.Module, batch: Tensor, arguments: LayerArguments) -> None:
+def _run(layer: LayerInWork, batch: Tensor) -> None:
     with suppress(Reached):
-        run_layer(layer, batch, arguments)
+        run_layer(layer.module, batch, layer.arguments)
 
 
-def _inputs_of(
-    module: str, layer: nn.Module, observers: Observers, states: HiddenStates, arguments: LayerArguments
-) -> Iterator[Tensor]:
+def _inputs_of(module: str, layer: LayerInWork, observers: Observers, states: HiddenStates) -> Iterator[Tensor]:
     """What a module of a layer reads, batch by batch, once the observers have seen what they watch."""
     seen: list[Tensor] = []
-    with watching(layer, observers, {module: seen.append}):
+    with watching(layer.module, observers, {module: seen.append}):
         for batch in states.batches():
-            _run(layer, batch, arguments)
+            _run(layer, batch)
             x = seen.pop()
             yield x.view(*batch.shape[:-1], x.shape[-1])

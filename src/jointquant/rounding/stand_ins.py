@@ -1,18 +1,20 @@
-"""What stands in a layer's place for a part of it that need not run."""
+"""What stands in for parts of a layer meanwhile: for those that need not run, and for paths that do not quantize."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import Observer
+from jointquant.activations.substitution import substituted
 from jointquant.models.architecture import Architecture, stage_of
-from jointquant.runtime.linear import PackedLinear
+from jointquant.runtime.input_path import InputPath
+from jointquant.runtime.linear import OnlineLinear, PackedLinear
 
 
 class Unread(nn.Module):
@@ -50,7 +52,7 @@ class End(nn.Module):
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptActivations:
     """What a layer's earlier runs leave to later ones, of all windows.
 
     Attributes:
@@ -113,7 +115,7 @@ class PassedAttention(nn.Module):
 
 @contextmanager
 def replayed(
-    layer: nn.Module, architecture: Architecture, kept: Kept | None, states: HiddenStates
+    layer: nn.Module, architecture: Architecture, kept: KeptActivations | None, states: HiddenStates
 ) -> Iterator[HiddenStates]:
     """While open, what is kept of a layer is not run again, in one run over all windows.
 
@@ -129,8 +131,8 @@ def replayed(
     if kept is None:
         yield states
         return
-    known = ["attn_in"] if kept.inner is None else ["attn_in", "mlp_in"]
-    passed = [site for site in architecture.sites if stage_of(site.name) in known]
+    stages = ["attn_in"] if kept.inner is None else ["attn_in", "mlp_in"]
+    passed = [site for site in architecture.sites if stage_of(site.name) in stages]
     modules: dict[str, nn.Module] = {site.norm: nn.Identity() for site in passed if site.norm is not None}
     if kept.inner is not None:
         modules |= {name: Unread(0) for site in passed[1:] for name in site.linears}
@@ -142,19 +144,6 @@ def replayed(
         modules[architecture.attention] = ReplayedAttention(output, kept.attended)
     with substituted(layer, modules):
         yield states if kept.middle is None else kept.middle
-
-
-@contextmanager
-def substituted(layer: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """While open, other modules stand in their places."""
-    before = {name: layer.get_submodule(name) for name in modules}
-    for name, module in modules.items():
-        layer.set_submodule(name, module)
-    try:
-        yield
-    finally:
-        for name, module in before.items():
-            layer.set_submodule(name, module)
 
 
 def unread(layer: nn.Module, architecture: Architecture, linears: Iterable[str]) -> AbstractContextManager[None]:
@@ -170,3 +159,32 @@ def _width(layer: nn.Module, linear: str) -> int:
     module = layer.get_submodule(linear)
     assert isinstance(module, nn.Linear | PackedLinear)
     return module.out_features
+
+
+def as_they_stand(layer: nn.Module, linears: Iterable[str]) -> AbstractContextManager[None]:
+    """While open, linears may be exchanged; then those that stand there now are back."""
+    return substituted(layer, {name: layer.get_submodule(name) for name in linears})
+
+
+def plain_inputs(layer: nn.Module) -> AbstractContextManager[None]:
+    """While open, the layer's linears read their inputs as they are, behind online transforms."""
+    plain = {name: InputPath(path.transform, inner=path.inner) for name, path in _paths(layer).items()}
+    return substituted(layer, values={name: {"path": path} for name, path in plain.items()})
+
+
+def exact_activations(layer: nn.Module, architecture: Architecture) -> AbstractContextManager[None]:
+    """While open, inputs and cache of a layer are not quantized; what else happens to them still does.
+
+    Linears that are rounded meanwhile quantize their inputs afterwards, as all others.
+    """
+    exact = {name: replace(path, quantizer=None) for name, path in _paths(layer).items()}
+    values: dict[str, dict[str, object]] = {name: {"path": path} for name, path in exact.items()}
+    cache: Any = getattr(layer.get_submodule(architecture.attention), "cache_path", None)
+    if cache is not None:
+        values[architecture.attention] = {"cache_path": replace(cache, key=None, value=None)}
+    return substituted(layer, values=values)
+
+
+def _paths(layer: nn.Module) -> dict[str, InputPath]:
+    linears = [(n, module) for n, module in layer.named_modules() if isinstance(module, OnlineLinear | PackedLinear)]
+    return {name: linear.path for name, linear in linears}

@@ -8,125 +8,73 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import Observers
 from jointquant.backend.devices import elements_at_once
 from jointquant.backend.memory import return_freed_memory
 from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all
 from jointquant.models.architecture import Site
-from jointquant.models.layer import LayerArguments
 from jointquant.quantization.gptq import Factor, HessianSum, factorize, gptq
-from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
+from jointquant.quantization.weights import QuantizedWeight, check_scales, round_to_nearest
 from jointquant.recipe.settings import WeightSettings
+from jointquant.rounding.demand import rounded_linears
 from jointquant.rounding.hessians import SharedHessian
-from jointquant.rounding.reference import Reference
+from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.refinement import refine
-from jointquant.rounding.site_runs import needed, release_passed, run_to, stages_of
-from jointquant.rounding.stand_ins import Kept, Room
-from jointquant.runtime.assembly import Assembly
+from jointquant.rounding.site_runs import needed, run_to, stages_of
+from jointquant.rounding.stand_ins import as_they_stand
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.selection import Mode, default_mode
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
-from jointquant.seeds import generator
 
 ROUNDED = ("codes", "scale", "zero_point")
 """The tensors of a rounded weight."""
 
 
-def round_layer(
-    layer: nn.Module,
-    index: int,
-    assembly: Assembly,
-    states: HiddenStates,
-    arguments: LayerArguments,
-    stored_dtype: torch.dtype,
-    room: Room | None = None,
-    reference: Reference | None = None,
-) -> Kept | None:
+def round_weights(layer: LayerInWork) -> None:
     """Round the weights of a layer whose paths are installed, in place.
 
     The Hessians are those of the inputs that the rounded layers before this one, and the rounded linears before a
-    site, produce. With a reference, the recipe's refinement starts from there.
-
-    Args:
-        layer: the layer.
-        index: which one it is.
-        assembly: how it was built.
-        states: those before the layer.
-        arguments: what the layer receives besides.
-        stored_dtype: of the model.
-        room: for what the layer's runs keep; needed where Hessians are.
-        reference: the unquantized model, where rounding is refined.
-
-    Returns:
-        What is kept of the rounded layer; None: nothing.
+    site, produce. With a teacher, the recipe's refinement starts from there.
     """
-    store_rest(layer, stored_dtype, but=assembly.rounded_linears(index))
-    learned = () if reference is None else assembly.layers[index].linears  # else unrounded weights go one by one
-    exact = {name: layer.get_submodule(name) for name in learned}
-    weights, kept = round_in_order(layer, index, assembly, states, room, arguments, stored_dtype)
-    if reference is None:
-        return kept
-    for name in weights:
-        layer.set_submodule(name, exact[name])
-    loss, recipe = reference.loss_of(index), assembly.recipe  # also takes the reference a layer on
-    if not weights:
-        return kept
-    draws = generator(recipe.calibration.seed, f"refinement {index}")
-    refined = refine(layer, assembly.layers[index], weights, states, arguments, loss, recipe.refinement, draws)
-    for name, weight in refined.items():
-        _install(layer, name, weight, index, assembly)
-    return None
+    store_rest(layer.module, layer.stored_dtype, but=rounded_linears(layer.assembly, layer.index))
+    if layer.teacher is None:
+        round_in_order(layer)  # unrounded weights go one by one
+        return
+    with as_they_stand(layer.module, layer.architecture.linears):
+        weights = round_in_order(layer)
+    loss = layer.teacher.loss_of(layer.index)  # also takes the teacher a layer on
+    if weights:
+        layer.kept = None  # it was of the weights before refinement
+        for name, weight in refine(layer, weights, loss).items():
+            _install(layer, name, weight)
 
 
-def round_in_order(
-    layer: nn.Module,
-    index: int,
-    assembly: Assembly,
-    states: HiddenStates,
-    room: Room | None,
-    arguments: LayerArguments,
-    stored_dtype: torch.dtype,
-) -> tuple[dict[str, QuantizedWeight], Kept | None]:
-    """Round the linears of a layer site by site, in place, as ``round_layer`` does.
-
-    Returns:
-        The rounded weights by linear, without those that the recipe leaves alone; and what is kept.
-    """
-    architecture = assembly.layers[index]
+def round_in_order(layer: LayerInWork) -> dict[str, QuantizedWeight]:
+    """Round the linears of a layer site by site, in place; returns the weights of those that the recipe rounds."""
     found: dict[str, QuantizedWeight] = {}
-    observed = [s.name for s in stages_of(architecture) if assembly.needs_hessian(index, s.linears)]
-    kept: Kept | None = None
-    for stage in stages_of(architecture):
+    stages = stages_of(layer.architecture)
+    observed = [stage.name for stage in stages if any(layer.needs_hessian(site) for site in stage.sites)]
+    for stage in stages:
         return_freed_memory()
         hessians: dict[str, SharedHessian] = {}
         if needed(stage, observed):
-            assert room is not None
-            hessians, observers = hessians_of(layer, index, stage.sites, assembly, states)
-            before, kept = kept, run_to(stage, layer, architecture, observers, states, room, kept, arguments)
-            if kept is not before:
-                release_passed(stage, layer, architecture)
-        weights = round_sites(layer, index, stage.sites, assembly, hessians, states, stored_dtype)
+            hessians, observers = hessians_of(layer, stage.sites)
+            run_to(stage, layer, observers)
+        weights = round_sites(layer, stage.sites, hessians)
         for name, weight in weights.items():
-            _install(layer, name, weight, index, assembly)
+            _install(layer, name, weight)
         found |= weights
-    return {name: found[name] for name in architecture.linears if name in found}, kept
+    return {name: found[name] for name in layer.architecture.linears if name in found}
 
 
 def round_sites(
-    layer: nn.Module,
-    index: int,
-    sites: tuple[Site, ...],
-    assembly: Assembly,
-    hessians: dict[str, SharedHessian],
-    states: HiddenStates,
-    stored_dtype: torch.dtype,
+    layer: LayerInWork, sites: tuple[Site, ...], hessians: dict[str, SharedHessian]
 ) -> dict[str, QuantizedWeight]:
     """The rounded weights of the linears that read at some sites.
 
     Ranks share out the sites; where these are fewer than the ranks, each rounds some rows of all of their linears.
     """
-    ranks = states.ranks
+    ranks = layer.states.ranks
     by_site = len(sites) >= ranks.size
     owners = ranks.share_out([rounding_cost(layer, site) for site in sites]) if by_site else [None] * len(sites)
     totals = {
@@ -138,37 +86,32 @@ def round_sites(
     for site, owner in zip(sites, owners, strict=True):
         hessian = totals.pop(site.name, None)
         if owner is None or owner == ranks.rank:
-            rounded |= round_site(layer, index, site, assembly, hessian, stored_dtype, ALONE if by_site else ranks)
+            rounded |= round_site(layer, site, hessian, ALONE if by_site else ranks)
     parts: dict[str, list[QuantizedWeight]] = {}
     for rank in range(ranks.size):
-        for name, weight in exchanged(rounded, ranks, rank, states.device).items():
+        for name, weight in exchanged(rounded, ranks, rank, layer.states.device).items():
             parts.setdefault(name, []).append(weight)
     return {name: QuantizedWeight.joined(each) for name, each in parts.items()}
 
 
 def round_site(
-    layer: nn.Module,
-    index: int,
-    site: Site,
-    assembly: Assembly,
-    hessian: HessianSum | None,
-    stored_dtype: torch.dtype,
-    sharing: Ranks = ALONE,
+    layer: LayerInWork, site: Site, hessian: HessianSum | None, sharing: Ranks = ALONE
 ) -> dict[str, QuantizedWeight]:
     """The rounded weights of the linears that read at one site, of their rows those of this rank among ``sharing``."""
     rounded: dict[str, QuantizedWeight] = {}
     by_settings: dict[WeightSettings, dict[str, Tensor]] = {}
-    for linear in site.linears:
-        settings = assembly.recipe.weights_of(assembly.full_name(index, linear))
-        weight = _linear(layer, linear).weight
+    for name in site.linears:
+        settings, weight = layer.weights_of(name), layer.linear(name).weight
         start, stop = sharing.part(len(weight))
-        if settings.enabled and start < stop:
-            by_settings.setdefault(settings, {})[linear] = weight[start:stop]
+        if settings.format is not None and start < stop:
+            check_scales(layer.full_name(name), weight, settings.format, layer.scale_dtype(name))
+            by_settings.setdefault(settings, {})[name] = weight[start:stop]
     factors = {settings: factor_of(hessian, settings) for settings in by_settings}
     if hessian is not None:
         hessian.release()  # it is as large as a factor
     for settings, weights in by_settings.items():
-        rounded |= round_stack(weights, settings, factors.pop(settings), stored_dtype)
+        scale_dtype = layer.scale_dtype(next(iter(weights)))
+        rounded |= round_stack(weights, settings, factors.pop(settings), scale_dtype)
     return rounded
 
 
@@ -180,9 +123,9 @@ def factor_of(hessian: HessianSum | None, settings: WeightSettings) -> Factor | 
     return factorize(hessian.unscaled(), settings.damping, settings.activation_order)
 
 
-def rounding_cost(layer: nn.Module, site: Site) -> float:
+def rounding_cost(layer: LayerInWork, site: Site) -> float:
     """What it takes to round the linears of a site with GPTQ, up to a factor: the products of factor and updates."""
-    shapes = [_linear(layer, name).weight.shape for name in site.linears]
+    shapes = [layer.linear(name).weight.shape for name in site.linears]
     return float(sum(rows * columns**2 for rows, columns in shapes) + shapes[0][1] ** 3)
 
 
@@ -201,34 +144,29 @@ def exchanged(
     }
 
 
-def hessians_of(
-    layer: nn.Module, index: int, sites: tuple[Site, ...], assembly: Assembly, states: HiddenStates
-) -> tuple[dict[str, SharedHessian], Observers]:
+def hessians_of(layer: LayerInWork, sites: tuple[Site, ...]) -> tuple[dict[str, SharedHessian], Observers]:
     """Empty Hessians of the sites whose linears are rounded with GPTQ, and who adds a site's inputs to its own."""
     sums: dict[str, SharedHessian] = {}
     observers: Observers = {}
     for site in sites:
-        if assembly.needs_hessian(index, site.linears):
-            first = _linear(layer, site.linears[0])
-            sums[site.name] = SharedHessian(first.in_features, first.weight.device, states.ranks)
+        if layer.needs_hessian(site):
+            first = layer.linear(site.linears[0])
+            sums[site.name] = SharedHessian(first.in_features, first.weight.device, layer.states.ranks)
             observers[site.linears[0]] = _as_read(first, sums[site.name])
     return sums, observers
 
 
 def round_stack(
-    weights: dict[str, Tensor],
-    settings: WeightSettings,
-    factor: Factor | None,
-    stored_dtype: torch.dtype,
+    weights: dict[str, Tensor], settings: WeightSettings, factor: Factor | None, scale_dtype: torch.dtype
 ) -> dict[str, QuantizedWeight]:
     """Round weights that share input and settings; small ones as one stacked matrix: their rows are independent."""
-    fmt, scales = settings.format, settings.scales(stored_dtype)
+    fmt = settings.format
     assert fmt is not None
     rounding: Callable[[Tensor], QuantizedWeight]
     if factor is None:
-        rounding = partial(round_to_nearest, fmt=fmt, clip=settings.clip, scale_dtype=scales)
+        rounding = partial(round_to_nearest, fmt=fmt, clip=settings.clip, scale_dtype=scale_dtype)
     else:
-        rounding = partial(gptq, factor=factor, fmt=fmt, clip=settings.clip, scale_dtype=scales)
+        rounding = partial(gptq, factor=factor, fmt=fmt, clip=settings.clip, scale_dtype=scale_dtype)
     device = next(iter(weights.values())).device
     if sum(weight.numel() for weight in weights.values()) > elements_at_once(device):
         return {name: rounding(weight) for name, weight in weights.items()}
@@ -265,18 +203,12 @@ def _as_read(linear: nn.Linear, hessian: SharedHessian) -> Callable[[Tensor], No
     return lambda x: hessian.update_codes(linear.codes(x), quantizer.fmt, x.dtype)
 
 
-def _install(layer: nn.Module, name: str, weight: QuantizedWeight, index: int, assembly: Assembly) -> None:
+def _install(layer: LayerInWork, name: str, weight: QuantizedWeight) -> None:
     """Put a rounded linear in the place of the unrounded one, which it reads as for now."""
-    old = _linear(layer, name)
-    path, site = (old.path, old.site) if isinstance(old, OnlineLinear) else (InputPath(), None)
-    known, later = dict(old.named_buffers(recurse=False)), assembly.input_path(name, index, old.in_features)
+    old = layer.linear(name)
+    path, shared = (old.path, old.shared) if isinstance(old, OnlineLinear) else (InputPath(), None)
     mode: Mode = "reference" if default_mode() == "reference" else "dense"  # not by rows: ranks split them
-    new = PackedLinear.of(weight, old.bias, later, known, site, mode)
+    buffers = dict(old.named_buffers(recurse=False))
+    new = PackedLinear.of(weight, old.bias, layer.input_path(name), buffers, shared, mode)
     new.path = path
-    layer.set_submodule(name, new.eval())
-
-
-def _linear(layer: nn.Module, name: str) -> nn.Linear:
-    module = layer.get_submodule(name)
-    assert isinstance(module, nn.Linear)
-    return module
+    layer.module.set_submodule(name, new.eval())

@@ -17,7 +17,8 @@ from jointquant.models.rehearsal import rehearse
 from jointquant.models.stream import ModelStream, open_stream
 from jointquant.progress import Progress
 from jointquant.runtime.attention import ATTENTION_NAME
-from jointquant.runtime.loading import generation_config_of, load_tokenizer
+from jointquant.runtime.generation_settings import generation_settings_of
+from jointquant.runtime.loading import load_tokenizer
 from jointquant.trust.target import check_apart
 
 
@@ -47,7 +48,7 @@ def open_subject(
     stream = open_stream(model, ATTENTION_NAME, options["allow_pickle"])
     if origin is not None:
         rehearse(stream.skeleton, stream.architecture)
-    generation_config_of(model)  # settings that could not be saved are refused now
+    generation_settings_of(model)  # settings that are none are refused now
     where = resolve_device(options["device"])
     place = Place(where, resolve_dtype(options["dtype"], where, stream.stored_dtype))
     return Subject(model, origin, stream, tokenizer or load_tokenizer(model), place)

@@ -8,23 +8,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
 from jointquant.models.layer import head_dim_of, inner_sizes_of
 from jointquant.models.transforms import give_bias, shape_as_fused
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
-from jointquant.recipe.recipe import (
-    Recipe,
-)
-from jointquant.recipe.settings import ActivationSettings, RangeSettings, WeightSettings
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.settings import ActivationSettings, RangeSettings
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import install_basis_change
+from jointquant.runtime.checks import check_recipe
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.selection import default_mode
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 from jointquant.runtime.online import OnlineTransforms
-from jointquant.runtime.site import Site
+from jointquant.runtime.site import SharedInput
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,8 @@ class Assembly:
         online = OnlineTransforms.of(recipe, model.config, head_dim, inner_sizes_of(model, architecture))
         mixture = architecture.mixture
         routed = tuple(1.0 if mixture is None else mixture.routed_share(layer, model.config) for layer in layers)
-        assembly = cls(architecture, recipe, online, tuple(architecture.of_layer(layer) for layer in layers), routed)
-        assembly.check(layers, head_dim)
-        return assembly
+        check_recipe(recipe, architecture, layers, head_dim)
+        return cls(architecture, recipe, online, tuple(architecture.of_layer(layer) for layer in layers), routed)
 
     def input_path(self, linear: str, index: int, in_features: int) -> InputPath:
         """The input path of ``linear`` (relative to layer ``index``), which reads ``in_features``."""
@@ -67,35 +64,6 @@ class Assembly:
         if linear not in self.layers[index].downs:
             return InputPath(None, quantizer, centred)
         return InputPath(self.online.r4.get(in_features), quantizer, centred, self.online.inner)
-
-    def observes_inputs(self, index: int) -> bool:
-        """Whether quantizing layer ``index`` takes statistics of what its linears read."""
-        names = [self.full_name(index, linear) for linear in self.layers[index].linears]
-        recipe, learned = self.recipe, self.online.inner is not None
-        return learned or any(
-            recipe.weights_of(name).reads_inputs or recipe.activations_of(name).calibrated for name in names
-        )
-
-    def rounded_linears(self, index: int) -> tuple[str, ...]:
-        """The linears of layer ``index`` whose weights are rounded, relative to it."""
-        return tuple(n for n in self.layers[index].linears if self.recipe.weights_of(self.full_name(index, n)).enabled)
-
-    def needs_hessian(self, index: int, linears: tuple[str, ...]) -> bool:
-        """Whether any of these linears of layer ``index`` is rounded with GPTQ."""
-        return any(self.recipe.weights_of(self.full_name(index, linear)).reads_inputs for linear in linears)
-
-    def calibrates_cache(self) -> bool:
-        """Whether quantizing a layer takes statistics of its keys or values."""
-        return self.online.keys is not None or self.recipe.kv_cache.centres_values
-
-    def last_reader(self) -> int:
-        """The last layer whose quantization asks for hidden states; their number: the head; −1: none does."""
-        count, recipe = len(self.layers), self.recipe
-        if recipe.head.reads_inputs:
-            return count
-        if recipe.refinement.enabled or self.calibrates_cache():
-            return count - 1
-        return max((index for index in range(count) if self.observes_inputs(index)), default=-1)
 
     def cache_path(self) -> CachePath:
         """The attention's cache path, the same in all layers."""
@@ -107,7 +75,7 @@ class Assembly:
         """Put input and cache paths into a layer whose weights are not packed (or not yet), in place."""
         self.give_biases(layer, index)
         for place in self.layers[index].sites:
-            shared = Site(len(place.linears))
+            shared = SharedInput(len(place.linears))
             for linear in place.linears:
                 self._install_path(layer, index, linear, shared)
         if self.cache_path():
@@ -118,13 +86,13 @@ class Assembly:
                 for name, buffer in self.online.keys.buffers(reference.dtype, reference.device).items():
                     attention.register_buffer(name, buffer)
 
-    def _install_path(self, layer: nn.Module, index: int, linear: str, site: Site) -> None:
+    def _install_path(self, layer: nn.Module, index: int, linear: str, shared: SharedInput) -> None:
         old = layer.get_submodule(linear)
         if isinstance(old, nn.Linear) and (path := self.input_path(linear, index, old.in_features)):
             with torch.device("meta"):
-                new = OnlineLinear(old.in_features, old.out_features, old.bias is not None, path, site)
-            known = path.buffers(old.in_features, old.weight.device, old.weight.dtype)
-            new.load_state_dict(old.state_dict() | known, assign=True)
+                new = OnlineLinear(old.in_features, old.out_features, old.bias is not None, path, shared)
+            buffers = path.buffers(old.in_features, old.weight.device, old.weight.dtype)
+            new.load_state_dict(old.state_dict() | buffers, assign=True)
             layer.set_submodule(linear, new.requires_grad_(False).eval())
 
     def give_biases(self, layer: nn.Module, index: int) -> None:
@@ -181,7 +149,7 @@ class Assembly:
         """Give a layer (on the meta device) the modules that an artifact's tensors fill, in place."""
         self.give_biases(layer, index)
         for place in self.layers[index].sites:
-            shared = Site(len(place.linears))
+            shared = SharedInput(len(place.linears))
             for linear in place.linears:
                 name = self.full_name(index, linear)
                 fmt = self.recipe.weights_of(name).format
@@ -189,33 +157,10 @@ class Assembly:
                 if fmt is not None and isinstance(old, nn.Linear):
                     sizes = old.in_features, old.out_features, old.bias is not None
                     path = self.input_path(linear, index, old.in_features)
-                    new = PackedLinear(*sizes, path, fmt, site=shared, mode=default_mode())
+                    new = PackedLinear(*sizes, path, fmt, shared=shared, mode=default_mode())
                     layer.set_submodule(linear, new.eval())
         self.install_paths(layer, index)
         self.install_basis_change(layer, index)
-
-    def check(self, layers: list[nn.Module], head_dim: int) -> None:
-        """Refuse what the family or its sizes do not allow, before any work is done.
-
-        Raises:
-            InputError: an R1 that would have to pass a norm; a group size that does not divide what it groups.
-        """
-        self._check_r1()
-        self._check_patterns()
-        for index, layer in enumerate(layers):
-            for linear in self.layers[index].linears:
-                name = self.full_name(index, linear)
-                size = _in_features(layer.get_submodule(linear))
-                weights, activations = self.recipe.weights_of(name), self.recipe.activations_of(name)
-                _check_group(f"weights of {name}", weights.stored_group_size, size)
-                _check_group(f"activations of {name}", activations.group_size, size)
-                _check_codebook(name, weights, activations)
-        hidden = _in_features(layers[0].get_submodule(self.layers[0].residual_sites[0].linears[0]))
-        _check_group(self.architecture.head, self.recipe.head.stored_group_size, hidden)
-        _check_group("embeddings", self.recipe.embeddings.stored_group_size, hidden)
-        cache = self.recipe.kv_cache
-        for what, ranges in (("keys", cache.of_keys), ("values", cache.of_values)):
-            _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -223,35 +168,9 @@ class Assembly:
         layers = enumerate(self.layers)
         return tuple(self.full_name(index, linear) for index, layer in layers for linear in layer.linears)
 
-    def _check_patterns(self) -> None:
-        names = self.names
-        for override in self.recipe.overrides:
-            if not any(override.matches(name) for name in names):
-                raise InputError(
-                    f"overrides: modules {override.modules!r} matches no linear of this model, "
-                    f"expected a shell pattern on names like {names[0]}"
-                )
-
-    def _check_r1(self) -> None:
-        kind, norms = self.recipe.rotations.r1.kind, self.architecture.writer_norms
-        if norms and kind != "none":
-            raise InputError(
-                f"rotations.r1 is {kind}: {self.architecture.model_type} scales channel by channel what its layers add "
-                f"to the residual stream ({', '.join(norms)}), and no R1 passes through that, "
-                "expected --set rotations.r1.kind=none (r2, r3 and r4 are possible)"
-            )
-
     def full_name(self, index: int, linear: str) -> str:
         """The full name of a layer's linear."""
         return f"{self.architecture.layer_prefix(index)}.{linear}"
-
-
-def _check_codebook(name: str, weights: WeightSettings, activations: ActivationSettings) -> None:
-    if weights.enabled and weights.type != "int" and activations.enabled:
-        raise InputError(
-            f"weights.type {weights.type} is for weights alone, {name} has activations of {activations.num_bits} bits: "
-            "expected activations.num_bits 16"
-        )
 
 
 def input_range(settings: ActivationSettings) -> InputRange | None:
@@ -267,13 +186,3 @@ def input_range(settings: ActivationSettings) -> InputRange | None:
 def cache_range(settings: RangeSettings) -> DynamicRange | None:
     """The quantizer of keys or values; None where it is off."""
     return None if settings.format is None else DynamicRange(settings.format, settings.clip_ratio)
-
-
-def _in_features(module: nn.Module) -> int:
-    assert isinstance(module, nn.Linear)
-    return module.in_features
-
-
-def _check_group(what: str, group_size: int | None, size: int) -> None:
-    if group_size is not None and size % group_size:
-        raise InputError(f"group_size {group_size} of {what} does not divide {size}: expected a divisor or null")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from typing_extensions import Unpack
 
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.hadamard import HadamardTransform
@@ -54,14 +55,14 @@ class CachePath:
         """Whether keys or values take fewer bits."""
         return self.key is not None or self.value is not None
 
-    def of_query(self, query: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """Queries in the basis in which the keys are quantized; ``known`` are the attention module's buffers."""
-        query = query if self.basis is None else self.basis.of_query(query, known)
+    def of_query(self, query: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """Queries in the basis in which the keys are quantized; ``buffers`` are the attention module's buffers."""
+        query = query if self.basis is None else self.basis.of_query(query, buffers)
         return query if self.transform is None else self.transform.apply(query)
 
-    def of_key(self, key: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """Keys as they are quantized; ``known`` as for queries."""
-        key = key if self.basis is None else self.basis.of_key(key, known)
+    def of_key(self, key: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """Keys as they are quantized; ``buffers`` as for queries."""
+        key = key if self.basis is None else self.basis.of_key(key, buffers)
         return key if self.transform is None else self.transform.apply(key)
 
     def of_value(self, value: Tensor) -> Tensor:
@@ -69,15 +70,15 @@ class CachePath:
         return value
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, known: Mapping[str, Tensor]
+        self, query: Tensor, key: Tensor, value: Tensor, buffers: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All [batch, heads, tokens, head_dim]; keys and values have the KV heads; ``known`` as for ``of_query``.
+        """All [batch, heads, tokens, head_dim]; keys and values have the KV heads; ``buffers`` as for ``of_query``.
 
         Keys and values out of a packed cache have passed before they were kept.
         """
         if isinstance(key, CachedStates):
-            return self.of_query(query, known), key.as_subclass(Tensor), value.as_subclass(Tensor)
-        query, key, value = self.of_query(query, known), self.of_key(key, known), self.of_value(value)
+            return self.of_query(query, buffers), key.as_subclass(Tensor), value.as_subclass(Tensor)
+        query, key, value = self.of_query(query, buffers), self.of_key(key, buffers), self.of_value(value)
         if self.key is not None:
             key = self.key.quantize(key)
         if self.value is not None:
@@ -102,18 +103,24 @@ def quantized_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
+class ScoreOptions(TypedDict, total=False):
+    """What else a layer says about its attention: a factor of the scores instead of 1/√head_dim, the probability of
+    dropping an attention weight, and whether attention is causal where the module is not to say so.
+    """
+
+    scaling: float | None
+    dropout: float
+    is_causal: bool | None
+
+
 def softcap_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
     softcap: float,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    is_causal: bool | None = None,
-    **_: Any,
+    **options: Unpack[ScoreOptions],
 ) -> tuple[Tensor, None]:
     """Attention whose scores pass c · tanh(· / c) before the mask, which torch's own attention does not know.
 
@@ -125,25 +132,24 @@ def softcap_attention(
         attention_mask: True (or 0.0) where a query may look, broadcasting over [batch, heads, tokens, cached]; None
             is the causal triangle, as for torch's attention.
         softcap: c.
-        scaling: factor of the scores; None: 1/√head_dim.
-        dropout: probability of dropping an attention weight.
-        is_causal: overrides the module's.
+        **options: see ``ScoreOptions``; others are passed over.
 
     Returns:
         [batch, tokens, heads, head_dim], and None for the weights.
     """
+    scaling, causal = options.get("scaling"), options.get("is_causal")
     batch, heads, tokens, head_dim = query.shape
     groups = query.unflatten(1, (key.shape[1], -1))  # [batch, kv_heads, group, tokens, head_dim]
     scores = groups @ key.unsqueeze(2).transpose(-1, -2) * (head_dim**-0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap)
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = getattr(module, "is_causal", True) if causal is None else causal
     if attention_mask is None and causal and tokens > 1:
         attention_mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
     if attention_mask is not None:
         scores = _masked(scores.flatten(1, 2), attention_mask).view_as(scores)
     exact = torch.promote_types(query.dtype, torch.float32)
     weights = functional.softmax(scores, dim=-1, dtype=exact).to(query.dtype)
-    weights = functional.dropout(weights, dropout, training=module.training)
+    weights = functional.dropout(weights, options.get("dropout", 0.0), training=module.training)
     mixed = (weights @ value.unsqueeze(2)).reshape(batch, heads, tokens, -1)
     return mixed.transpose(1, 2).contiguous(), None
 

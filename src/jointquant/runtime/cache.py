@@ -86,13 +86,13 @@ class Record:
 class PackedLayer(DynamicLayer):
     """A layer of the cache whose ``keys`` and ``values`` are records, uint8 [batch, KV heads, tokens, bytes]."""
 
-    def __init__(self, path: CachePath, known: Mapping[str, Tensor], **kwargs: Any) -> None:
+    def __init__(self, path: CachePath, buffers: Mapping[str, Tensor], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.path, self.known = path, known
+        self.path, self.buffers = path, buffers
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append tokens [batch, KV heads, tokens, head_dim]; what attention reads of all tokens kept."""
-        keys, values = self.path.of_key(key_states, self.known), self.path.of_value(value_states)
+        keys, values = self.path.of_key(key_states, self.buffers), self.path.of_value(value_states)
         key = Record(self.path.key, keys.shape[-1], keys.dtype)
         value = Record(self.path.value, values.shape[-1], values.dtype)
         all_keys, all_values = super().update(key.encode(keys), value.encode(values), *args, **kwargs)
@@ -112,7 +112,7 @@ class PackedCache(DynamicCache):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(config=model.config.get_text_config(decoder=True))
-        paths = {index: (path, known) for index, path, known in cache_paths(model)}
+        paths = {index: (path, buffers) for index, path, buffers in cache_paths(model)}
         for index, layer in enumerate(self.layers):
             if index in paths:
                 self.layers[index] = packed_layer(layer, *paths[index])
@@ -123,12 +123,12 @@ class PackedCache(DynamicCache):
         return sum(tensor.nbytes for tensor in states if tensor is not None)
 
 
-def packed_layer(layer: Any, path: CachePath, known: Mapping[str, Tensor]) -> PackedLayer:
+def packed_layer(layer: Any, path: CachePath, buffers: Mapping[str, Tensor]) -> PackedLayer:
     """The packed kind of one of transformers' (still empty) layers. Raises TypeError for a kind unknown here."""
     if type(layer) is DynamicSlidingWindowLayer:
-        return PackedSlidingLayer(path, known, sliding_window=layer.sliding_window)
+        return PackedSlidingLayer(path, buffers, sliding_window=layer.sliding_window)
     if type(layer) is DynamicLayer:
-        return PackedLayer(path, known)
+        return PackedLayer(path, buffers)
     raise TypeError(f"a packed cache has no layer like {type(layer).__name__}")
 
 

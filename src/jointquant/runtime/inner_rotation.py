@@ -40,9 +40,9 @@ class InnerRotation:
         identity = torch.eye(size, dtype=torch.int8, device=device) * STEPS
         return {INPUT_ROTATION: identity.repeat(in_features // size, 1, 1)}
 
-    def apply(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """[..., in] → [..., in]; ``known`` are the linear's buffers, their integers perhaps made matrices already."""
-        kept = known[INPUT_ROTATION]
+    def apply(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """[..., in] → [..., in]; ``buffers`` are the linear's buffers, their integers perhaps made matrices already."""
+        kept = buffers[INPUT_ROTATION]
         return rotate_blocks(x, kept.to(x.dtype) if kept.is_floating_point() else matrices(kept, x.dtype))
 
 

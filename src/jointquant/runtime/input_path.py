@@ -46,27 +46,27 @@ class InputPath:
 
         ``input_mean`` is [in], in ``dtype`` or float32 if that is less exact.
         """
-        known = {} if self.quantizer is None else self.quantizer.buffers(in_features, device)
+        buffers = {} if self.quantizer is None else self.quantizer.buffers(in_features, device)
         if self.centred:
             exact = torch.promote_types(dtype, torch.float32)
-            known[INPUT_MEAN] = torch.full((in_features,), torch.nan, device=device, dtype=exact)
-        return known if self.inner is None else known | self.inner.buffers(in_features, device)
+            buffers[INPUT_MEAN] = torch.full((in_features,), torch.nan, device=device, dtype=exact)
+        return buffers if self.inner is None else buffers | self.inner.buffers(in_features, device)
 
-    def arrive(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    def arrive(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """The input as the quantizer sees it: in the basis that the weight expects, less its mean.
 
         What was rotated is in float32 at least: no dtype of fewer bits rounds it before the quantizer does.
         """
         rotated = x if self.transform is None else self.transform.unrounded(x)
-        rotated = rotated if self.inner is None else self.inner.apply(rotated, known)
-        return rotated - known[INPUT_MEAN].to(rotated) if self.centred else rotated
+        rotated = rotated if self.inner is None else self.inner.apply(rotated, buffers)
+        return rotated - buffers[INPUT_MEAN].to(rotated) if self.centred else rotated
 
-    def __call__(self, x: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
         """[..., in] → [..., in].
 
         Args:
             x: the input.
-            known: the linear's buffers, those of ``buffers`` among them.
+            buffers: those of the linear, the path's among them.
         """
-        arrived = self.arrive(x, known)
-        return (arrived if self.quantizer is None else self.quantizer.quantize(arrived, known)).to(x.dtype)
+        arrived = self.arrive(x, buffers)
+        return (arrived if self.quantizer is None else self.quantizer.quantize(arrived, buffers)).to(x.dtype)

@@ -7,6 +7,7 @@ runtime's modules in before the weights are loaded.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,25 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
-from jointquant.models.registry import ARCHITECTURES, architecture_of
+from jointquant.models.registry import ARCHITECTURES, ARTIFACT_PREFIX, architecture_of
 from jointquant.models.source import DTYPES, Checkpoint
 from jointquant.recipe.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
+from jointquant.runtime.artifact_facts import check_facts, check_recipe, digest_of
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
 from jointquant.runtime.cache import PackedGeneration
 from jointquant.trust.folder import CONFIG_NAME
-from jointquant.trust.safetensors_header import Entry, read_header
+from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.strict_json import read_object
 
 INTEGERS = {torch.int8: "I8", torch.int32: "I32"}
 """What artifacts have, as files call them."""
+STORED = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
+"""The dtypes that an artifact's other tensors may have."""
 QUANT_METHOD = "jointquant"
 FORMAT_VERSION = 1
-MODEL_TYPE_PREFIX = "jointquant_"
+MODEL_TYPE_PREFIX = ARTIFACT_PREFIX
 MODEL_TYPE_SUFFIX = " (pip install jointquant, then import jointquant)"
 """All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
 KEPT_DTYPES = ("weight_scale", "input_scale", "input_clip_ratio", "input_mean", "key_mean", "key_basis", "query_basis")
@@ -105,6 +109,9 @@ class JointQuantHfQuantizer(HfQuantizer):
         files = kwargs.get("checkpoint_files")
         if files:
             check_complete(model, files)
+            recipe = self.quantization_config.parsed_recipe()
+            check_recipe(recipe, self.quantization_config.facts)
+            model.rotations_file = rotations_file(Path(files[0]).parent, recipe)
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""
@@ -126,7 +133,7 @@ def check_complete(model: PreTrainedModel, files: list[str]) -> None:
     Raises:
         InputError: a tensor that is missing, too many, or of another shape or kind.
     """
-    have: dict[str, Entry] = {}
+    have: dict[str, HeaderEntry] = {}
     for file in files:
         have |= read_header(Path(file))
     want = model.state_dict()
@@ -163,10 +170,45 @@ def check_artifact(folder: Path, config: PretrainedConfig) -> None:
     family = artifact_type(str(parsed.architecture))
     known = family == config.model_type and parsed.architecture in ARCHITECTURES
     require(known, f"an artifact of architecture {str(parsed.architecture)[:60]!r} has model_type {config.model_type}")
-    parsed.parsed_recipe()
+    check_facts(parsed.facts, str(folder / CONFIG_NAME))
+    rotations_file(folder, parsed.parsed_recipe())
+    stored = read_object(folder / CONFIG_NAME).get("dtype")
+    known = isinstance(stored, str) and stored in STORED
+    require(known, f"{folder / CONFIG_NAME} has dtype {str(stored)[:40]!r}: expected one of {', '.join(STORED)}")
     Checkpoint(folder)
     if (folder / ROTATIONS_NAME).exists():
         read_header(folder / ROTATIONS_NAME)
+
+
+def rotations_file(folder: Path, recipe: Recipe) -> Path | None:
+    """Where an artifact keeps its rotations; None where its recipe has none that are merged.
+
+    Raises:
+        InputError: it has some, and the file is missing.
+    """
+    kinds = {name: getattr(recipe.rotations, name).kind for name in ("r1", "r2")}
+    merged = [f"{name.upper()} ({kind})" for name, kind in kinds.items() if kind != "none"]
+    path = folder / ROTATIONS_NAME
+    require(
+        not merged or path.is_file(),
+        f"{path} is missing: the artifact's recipe merges {' and '.join(merged)}, expected the whole of the artifact",
+    )
+    return path if merged else None
+
+
+class SavedWhole:
+    """Mixed into a family's model class: ``save_pretrained`` saves all that an artifact has, its rotations too."""
+
+    rotations_file: Path | None = None
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As transformers' own. Raises InputError when the rotations that the artifact was loaded with have gone."""
+        file, target = self.rotations_file, Path(save_directory) / ROTATIONS_NAME
+        gone = file is not None and not file.is_file()
+        require(not gone, f"{file} has gone: an artifact cannot be saved without its rotations, expected it there")
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if file is not None and kwargs.get("is_main_process", True) and not (target.exists() and target.samefile(file)):
+            shutil.copyfile(file, target)
 
 
 def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assembly:
@@ -191,6 +233,7 @@ def artifact_config(
         dtype: the dtype of the tensors that are not integers.
         facts: what else is worth knowing (base model, transforms, versions).
     """
+    facts = facts | {"recipe_digest": digest_of(recipe)}
     quantization = JointQuantConfig(recipe.model_dump(mode="json"), architecture.model_type, **facts)
     data: dict[str, Any] = config.to_dict()
     data |= {
@@ -241,9 +284,11 @@ def register_families() -> None:
         )
         model_class = type(
             name,
-            (PackedGeneration, base_model),
+            (SavedWhole, PackedGeneration, base_model),
             described | {"config_class": config_class},
         )
         AutoConfig.register(artifact_type(model_type), config_class)
         AutoModelForCausalLM.register(config_class, model_class)
         _CLASSES[model_type] = (config_class, model_class)
+        for made in (config_class, model_class):  # where pickles look for them
+            globals()[made.__name__] = made

@@ -45,15 +45,15 @@ class KeyBasis:
         square = (self.num_heads, self.head_dim, self.head_dim)
         return mean | {KEY_BASIS: unknown(*square), QUERY_BASIS: unknown(*square)}
 
-    def of_key(self, key: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """(k − c) A for keys [batch, kv_heads, tokens, head_dim]; ``known`` holds the tensors of ``buffers``."""
+    def of_key(self, key: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """(k − c) A for keys [batch, kv_heads, tokens, head_dim]; ``buffers`` are the attention module's."""
         if self.centred:
-            key = key - known[KEY_MEAN].to(key).unsqueeze(1)
-        return key @ known[KEY_BASIS].to(key) if self.dense else key
+            key = key - buffers[KEY_MEAN].to(key).unsqueeze(1)
+        return key @ buffers[KEY_BASIS].to(key) if self.dense else key
 
-    def of_query(self, query: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """q A⁻ᵀ for queries [batch, heads, tokens, head_dim]; ``known`` as for keys."""
+    def of_query(self, query: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """q A⁻ᵀ for queries [batch, heads, tokens, head_dim]; ``buffers`` as for keys."""
         if not self.dense:
             return query
         groups = query.unflatten(1, (self.num_heads, -1))  # [batch, kv_heads, group, tokens, head_dim]
-        return (groups @ known[QUERY_BASIS].to(query).unsqueeze(1)).flatten(1, 2)
+        return (groups @ buffers[QUERY_BASIS].to(query).unsqueeze(1)).flatten(1, 2)

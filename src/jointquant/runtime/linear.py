@@ -14,26 +14,27 @@ from jointquant.quantization.packing import pack, packed_size, unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, matrices
 from jointquant.runtime.input_path import InputPath
+from jointquant.runtime.kernels.failures import LaunchError, remember
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.selection import Mode, choose
-from jointquant.runtime.site import Site, SiteInput
+from jointquant.runtime.site import SharedInput, SiteInput
 
 
 class OnlineLinear(Linear):
     """A linear with floating-point weights behind an input path.
 
     Attributes:
-        site: shared with the linears that read the same input.
+        shared: with the linears that read the same input.
     """
 
     input_mean: Tensor
     input_rotation: Tensor
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool, path: InputPath, site: Site | None = None
+        self, in_features: int, out_features: int, bias: bool, path: InputPath, shared: SharedInput | None = None
     ) -> None:
         super().__init__(in_features, out_features, bias)
-        self.path, self.site = path, site or Site()
+        self.path, self.shared = path, shared or SharedInput()
         for name, buffer in path.buffers(in_features, dtype=self.weight.dtype).items():
             self.register_buffer(name, buffer)
 
@@ -43,17 +44,17 @@ class OnlineLinear(Linear):
 
     def read(self, x: Tensor) -> Tensor:
         """The input [..., in] as the product sees it."""
-        return self.site.look(x, self.path, dict(self.named_buffers(recurse=False))).values().view(x.shape)
+        return self.shared.look(x, self.path, dict(self.named_buffers(recurse=False))).values().view(x.shape)
 
     def codes(self, x: Tensor) -> Codes:
         """The input [..., in] as integers; ``read`` is what they stand for. The path has a quantizer."""
-        known = dict(self.named_buffers(recurse=False))
+        buffers = dict(self.named_buffers(recurse=False))
         assert self.path.quantizer is not None
-        return self.path.quantizer.encode(self.path.arrive(x, known), known)
+        return self.path.quantizer.encode(self.path.arrive(x, buffers), buffers)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        read = self.site.read(x, self.path, dict(self.named_buffers(recurse=False)))
+        read = self.shared.read(x, self.path, dict(self.named_buffers(recurse=False)))
         return super().forward(read.values().view(x.shape))
 
     def extra_repr(self) -> str:
@@ -74,7 +75,7 @@ class PackedLinear(nn.Module):
         input_…: those of the input path.
 
     Attributes:
-        site: shared with the linears that read the same input.
+        shared: with the linears that read the same input.
         mode: which kernels may run.
     """
 
@@ -89,25 +90,24 @@ class PackedLinear(nn.Module):
         bias: bool,
         path: InputPath,
         fmt: WeightFormat,
-        scale_dtype: torch.dtype = torch.float32,
-        site: Site | None = None,
+        shared: SharedInput | None = None,
         mode: Mode = "reference",
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self._path, self.fmt = in_features, out_features, path, fmt
-        self.site, self.mode = site or Site(), mode
+        self.shared, self.mode = shared or SharedInput(), mode
         self._prepared: dict[tuple[str, torch.dtype], Any] = {}
         self._matrices: dict[torch.dtype, Tensor] = {}
         self._chosen: dict[tuple[Mode, int, torch.dtype, bool], Kernel] = {}
         groups, words = num_groups(in_features, fmt), packed_size(in_features, fmt.num_bits)
         self.register_buffer("weight_packed", torch.zeros(out_features, words, dtype=torch.int32))
-        self.register_buffer("weight_scale", torch.zeros(out_features, groups, dtype=scale_dtype))
+        self.register_buffer("weight_scale", torch.zeros(out_features, groups, dtype=torch.float32))
         if fmt.has_zero_point:
             rows = packed_size(out_features, fmt.num_bits)
             self.register_buffer("weight_zero_point", torch.zeros(rows, groups, dtype=torch.int32))
-        known = path.buffers(in_features)
-        self._known_names = tuple(known)
-        for name, buffer in known.items():
+        buffers = path.buffers(in_features)
+        self._input_names = tuple(buffers)
+        for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
 
@@ -117,18 +117,18 @@ class PackedLinear(nn.Module):
         weight: QuantizedWeight,
         bias: Tensor | None,
         path: InputPath,
-        known: Mapping[str, Tensor],
-        site: Site | None = None,
+        buffers: Mapping[str, Tensor],
+        shared: SharedInput | None = None,
         mode: Mode = "reference",
     ) -> PackedLinear:
-        """A linear that holds ``weight``, behind a path whose buffers are ``known``."""
+        """A linear that holds ``weight``, behind a path that has ``buffers``."""
         out_features, in_features = weight.codes.shape
-        linear = cls(in_features, out_features, bias is not None, path, weight.fmt, weight.scale.dtype, site, mode)
+        linear = cls(in_features, out_features, bias is not None, path, weight.fmt, shared, mode)
         linear.weight_packed = pack(weight.codes, weight.fmt.num_bits)
         linear.weight_scale = weight.scale
         if weight.fmt.has_zero_point:
             linear.weight_zero_point = pack(weight.zero_point, weight.fmt.num_bits, dim=0)
-        for name, buffer in known.items():
+        for name, buffer in buffers.items():
             setattr(linear, name, buffer)
         if bias is not None:
             linear.bias = nn.Parameter(bias, requires_grad=False)
@@ -155,17 +155,17 @@ class PackedLinear(nn.Module):
             zero_point = torch.zeros_like(self.weight_scale, dtype=torch.int8)
         return QuantizedWeight(codes, self.weight_scale, zero_point, self.fmt)
 
-    def known(self) -> dict[str, Tensor]:
+    def input_buffers(self) -> dict[str, Tensor]:
         """The buffers of the input path."""
-        return {name: getattr(self, name) for name in self._known_names}
+        return {name: getattr(self, name) for name in self._input_names}
 
     def arriving(self, x: Tensor) -> Tensor:
         """The input [..., in] as the quantizer sees it."""
-        return self.path.arrive(x, self.known())
+        return self.path.arrive(x, self.input_buffers())
 
     def read(self, x: Tensor) -> Tensor:
         """The input [..., in] as the reference's product sees it."""
-        return self.path(x, self.known())
+        return self.path(x, self.input_buffers())
 
     def problem(self, rows: int, dtype: torch.dtype, differentiable: bool = False) -> Problem:
         """What a kernel is asked for an input of some rows and a dtype."""
@@ -175,12 +175,21 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        inputs = self.site.read(x, self.path, self._ready(x.dtype))
-        kernel = self._kernel(inputs)
-        y = kernel.run(inputs, self._weight_for(kernel, x.dtype))
+        inputs = self.shared.read(x, self.path, self._ready(x.dtype))
+        y = self._product(inputs)
         if self.bias is not None:
             y = y.add_(self.bias)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _product(self, inputs: SiteInput) -> Tensor:
+        """[rows, out] by the chosen kernel; where its program cannot be launched, by the next that does it."""
+        kernel = self._kernel(inputs)
+        try:
+            return kernel.run(inputs, self._weight_for(kernel, inputs.rows.dtype))
+        except LaunchError as error:
+            remember(kernel.name, self.problem(len(inputs.rows), inputs.rows.dtype), error)
+            self._forget()
+        return self._product(inputs)
 
     def kernels_used(self) -> list[str]:
         """The names of the kernels that have run."""
@@ -208,12 +217,12 @@ class PackedLinear(nn.Module):
 
     def _ready(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The buffers of the input path; a learned rotation's as matrices, which all but the reference keep."""
-        known, exact = self.known(), torch.promote_types(dtype, torch.float32)
+        buffers, exact = self.input_buffers(), torch.promote_types(dtype, torch.float32)
         if self.path.inner is None or self.mode == "reference":
-            return known
+            return buffers
         if exact not in self._matrices:
-            self._matrices[exact] = matrices(known[INPUT_ROTATION], exact)
-        return known | {INPUT_ROTATION: self._matrices[exact]}
+            self._matrices[exact] = matrices(buffers[INPUT_ROTATION], exact)
+        return buffers | {INPUT_ROTATION: self._matrices[exact]}
 
     def release_prepared(self) -> None:
         """Let go of what is kept of the weight and of the rotation before it; made anew when the linear runs again."""
@@ -224,6 +233,10 @@ class PackedLinear(nn.Module):
         """The packed tensors have changed or moved, or another path leads to them."""
         self.release_prepared()
         self._chosen.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: all but what is made anew, of which some cannot be copied."""
+        return {**self.__dict__, "_prepared": {}, "_matrices": {}, "_chosen": {}}
 
     def _apply(self, *args: Any, **kwargs: Any) -> PackedLinear:
         self._forget()

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from typing_extensions import Unpack
 
 from jointquant.backend.devices import resolve_device, resolve_dtype
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, fault_of_machine, require
+from jointquant.files.durable import room_needed
 from jointquant.hub import locate
 from jointquant.models.configuration import blamed, read_config
 from jointquant.models.options import ModelOptions, completed
 from jointquant.models.source import check_finite
 from jointquant.models.stream import open_stream
+from jointquant.runtime.generation_settings import generation_settings_of
 from jointquant.runtime.integration import check_artifact, is_artifact
 from jointquant.runtime.kernels.choices import use_kernels
 from jointquant.runtime.kernels.selection import default_mode, mode_named
-from jointquant.trust.folder import GENERATION_NAME, check_folder, tokenizer_code
+from jointquant.trust.folder import check_folder, tokenizer_code
+from jointquant.trust.tokenizer_growth import check_growth
 
 # Spaces, case, numbers, punctuation, scripts and line ends: what tokenizers treat differently.
 PROBE = "Hello world,  don't\tsplit 12345.67 naïve 東京 — “quoted” (x_y) != z\n\n    return   None\r\n"
@@ -46,6 +49,7 @@ def load(model: str | Path, *, kernels: str | None = None, **options: Unpack[Mod
     given = completed(options)
     folder = locate(model, given["revision"], given["hub"]).folder
     config = read_config(folder)
+    generation_settings_of(folder)  # transformers reads them too, and stumbles over what is none
     where = resolve_device(given["device"])
     if is_artifact(folder):
         check_artifact(folder, config)
@@ -72,16 +76,25 @@ def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBa
     folder = Path(str(model))
     require(folder.is_dir(), f"no such model: {model} (expected a folder with config.json and safetensors)")
     check_folder(folder)
+    check_growth(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
         tokenizer(PROBE)
     except Exception as error:  # a tokenizer is data of others: its library raises whatever it meets
+        if fault_of_machine(error) is not None:
+            raise
         require(
             not tokenizer_code(folder),
             f"the tokenizer in {folder} needs code of the model folder (auto_map), which is never run: "
             "expected one that tokenizer.json describes",
+        )
+        alone = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+        require(
+            not alone or importlib.util.find_spec("sentencepiece") is not None,
+            f"the tokenizer in {folder} is tokenizer.model alone, which sentencepiece reads: expected tokenizer.json "
+            "beside it, or pip install sentencepiece protobuf",
         )
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"no tokenizer in {model}: expected tokenizer.json ({reason})") from None
@@ -96,29 +109,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
     Raises:
         InputError: the saved tokenizer encodes differently.
+        ResumableError: the disk is full.
     """
-    tokenizer.save_pretrained(folder)
+    with room_needed(folder / "tokenizer.json", 0):
+        tokenizer.save_pretrained(folder)
     again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     require(
         again(PROBE).input_ids == tokenizer(PROBE).input_ids,
         f"the tokenizer {type(tokenizer).__name__} encodes differently once saved: expected a fast tokenizer",
     )
-
-
-def generation_config_of(model: str | Path | PreTrainedModel) -> GenerationConfig | None:
-    """The generation settings of a model folder, if it has any, or of a model in memory.
-
-    Raises:
-        InputError: settings that contradict each other; an artifact could not be given them.
-    """
-    if isinstance(model, PreTrainedModel):
-        return model.generation_config
-    path = Path(model) / GENERATION_NAME
-    if not path.is_file():
-        return None
-    try:
-        settings = GenerationConfig.from_pretrained(model, local_files_only=True)
-        settings.validate(strict=True)
-    except Exception as error:  # data of others, as above
-        raise InputError(f"{path} holds no generation settings: {' '.join(str(error).split())[:200]}") from None
-    return settings

@@ -42,6 +42,7 @@ class OnlineTransforms:
     ) -> OnlineTransforms:
         """What the recipe asks for, at the model's sizes."""
         rotations, cache = recipe.rotations, recipe.kv_cache
+        check_even(recipe, hidden_size=config.hidden_size, head_dim=head_dim)
         heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
         dense = cache.balancing != "none" or rotations.r3.kind == "learned"
         keys = KeyBasis(heads, head_dim, cache.centres_keys, dense)
@@ -55,12 +56,33 @@ class OnlineTransforms:
         )
 
 
+def check_even(recipe: Recipe, hidden_size: int, head_dim: int) -> None:
+    """Raises InputError for a rotation that starts from, or is, a Hadamard matrix of an odd order: there is none."""
+    sizes = {"r1": ("hidden_size", hidden_size), "r2": ("head_dim", head_dim), "r3": ("head_dim", head_dim)}
+    for name, (what, size) in sizes.items():
+        settings = getattr(recipe.rotations, name)
+        learned = settings.kind == "learned"
+        wants = settings.kind == "hadamard" or (learned and settings.init == "hadamard")
+        if wants and size % 2:
+            instead = f"rotations.{name}.kind=none" + (f" or rotations.{name}.init=identity" if learned else "")
+            raise InputError(
+                f"rotations.{name} is {settings.kind}: the model's {what} is {size}, and no Hadamard matrix has an odd "
+                f"order, expected --set {instead}"
+            )
+
+
 def inner_transforms(
     settings: NoRotation | BlockHadamardRotation | LearnedInnerRotation, sizes: tuple[int, ...]
 ) -> dict[int, HadamardTransform]:
     """R4 at each size; empty where there is none. Raises InputError for blocks that do not fit."""
     if isinstance(settings, NoRotation):
         return {}
+    odd = [size for size in sizes if size % 2]
+    if odd and settings.block_size is None:
+        raise InputError(
+            f"rotations.r4 is {settings.kind}: the model's down projections read {odd[0]} channels, and no Hadamard "
+            "matrix has an odd order, expected --set rotations.r4.kind=none"
+        )
     try:
         return {size: HadamardTransform.of_size(size, settings.block_size) for size in sizes}
     except ValueError as error:

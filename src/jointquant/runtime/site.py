@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,20 +39,20 @@ class SiteInput:
     Args:
         x: [..., in].
         path: what happens to it before the product.
-        known: what the path's quantizer knows from calibration.
+        buffers: of the linear, with what the path knows from calibration.
     """
 
-    def __init__(self, x: Tensor, path: InputPath, known: Mapping[str, Tensor]) -> None:
-        self.x, self.path, self.known = x, path, known
+    def __init__(self, x: Tensor, path: InputPath, buffers: Mapping[str, Tensor]) -> None:
+        self.x, self.path, self.buffers = x, path, buffers
         self.rows = x.reshape(-1, x.shape[-1])
         self._values: Tensor | None = None
         self._codes: dict[object, TokenCodes] = {}
 
-    def serves(self, path: InputPath, known: Mapping[str, Tensor]) -> bool:
-        """Whether a linear behind ``path``, with ``known`` of its own, sees the same. Comparing waits for a GPU."""
-        if self.path != path or self.known.keys() != known.keys() or (known and self.x.device.type != "cpu"):
+    def serves(self, path: InputPath, buffers: Mapping[str, Tensor]) -> bool:
+        """Whether a linear behind ``path``, with ``buffers`` of its own, sees the same. Comparing waits for a GPU."""
+        if self.path != path or self.buffers.keys() != buffers.keys() or (buffers and self.x.device.type != "cpu"):
             return False
-        return all(torch.equal(value, known[name]) for name, value in self.known.items())
+        return all(torch.equal(value, buffers[name]) for name, value in self.buffers.items())
 
     def values(self) -> Tensor:
         """[rows, in] behind the path, in x's dtype."""
@@ -61,7 +61,7 @@ class SiteInput:
         return self._values
 
     def _whole(self) -> Tensor:
-        return self.path(self.rows, self.known)
+        return self.path(self.rows, self.buffers)
 
     def _in_chunks(self) -> Tensor:
         size = self._chunk_rows()
@@ -69,7 +69,7 @@ class SiteInput:
             return self._whole()
         values = torch.empty_like(self.rows)
         for chunk, out in zip(self.rows.split(size), values.split(size), strict=True):
-            out.copy_(self.path(chunk, self.known))
+            out.copy_(self.path(chunk, self.buffers))
         return values
 
     def _chunk_rows(self) -> int:
@@ -95,8 +95,8 @@ class SiteInput:
     def _encode_token(self) -> TokenCodes:
         quantizer = self.path.quantizer
         assert isinstance(quantizer, DynamicRange | SearchedRange)
-        arrived = self.path.arrive(self.rows, self.known).squeeze(0)
-        integers, scale = encode_token(arrived, quantizer.fmt, quantizer.ratio(self.known))
+        arrived = self.path.arrive(self.rows, self.buffers).squeeze(0)
+        integers, scale = encode_token(arrived, quantizer.fmt, quantizer.ratio(self.buffers))
         return TokenCodes(integers.bfloat16().unsqueeze(0), torch.full((1, 1), scale))
 
     def moved_codes(self) -> TokenCodes:
@@ -154,13 +154,13 @@ class SiteInput:
         size = self._chunk_rows()
         scales = []
         for chunk, out in zip(self.rows.split(size), integers.split(size), strict=True):
-            codes = quantizer.encode(self.path.arrive(chunk, self.known), self.known)
+            codes = quantizer.encode(self.path.arrive(chunk, self.buffers), self.buffers)
             write(codes, out)
-            scales.append(codes.scale.reshape(-1, 1).float())
+            scales.append(codes.scale.reshape(-1, 1).float().expand(len(chunk), 1))  # one for all may stand there once
         return TokenCodes(integers, scales[0] if len(scales) == 1 else torch.cat(scales))
 
 
-class Site:
+class SharedInput:
     """What the linears of one site share: its last input, until all of them have read it.
 
     Args:
@@ -173,18 +173,22 @@ class Site:
         self._version: int | None = None
         self._reads = 0
 
-    def look(self, x: Tensor, path: InputPath, known: Mapping[str, Tensor]) -> SiteInput:
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: nothing of an input."""
+        return {"readers": self.readers, "_last": None, "_version": None, "_reads": 0}
+
+    def look(self, x: Tensor, path: InputPath, buffers: Mapping[str, Tensor]) -> SiteInput:
         """The input x [..., in], for who looks on; the same object for the same tensor and path."""
         version = None if x.is_inference() else x._version
         last = self._last
-        if last is None or last.x is not x or self._version != version or not last.serves(path, known):
-            last, self._version, self._reads = SiteInput(x, path, known), version, 0
+        if last is None or last.x is not x or self._version != version or not last.serves(path, buffers):
+            last, self._version, self._reads = SiteInput(x, path, buffers), version, 0
         self._last = last
         return last
 
-    def read(self, x: Tensor, path: InputPath, known: Mapping[str, Tensor]) -> SiteInput:
+    def read(self, x: Tensor, path: InputPath, buffers: Mapping[str, Tensor]) -> SiteInput:
         """The same for one of the readers; after the last of them it is forgotten."""
-        found = self.look(x, path, known)
+        found = self.look(x, path, buffers)
         self._reads += 1
         if self._reads >= self.readers:
             self._last = None

@@ -14,6 +14,7 @@ from jointquant.models.layer import Place
 from jointquant.models.rehearsal import rehearse
 from jointquant.models.source import Checkpoint
 from jointquant.models.stream import ModelStream, open_stream
+from jointquant.runtime.artifact_facts import check_recipe
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.embedding import PackedEmbedding
 from jointquant.runtime.integration import (
@@ -52,6 +53,7 @@ class ArtifactStream(ModelStream):
         self.source: Checkpoint = Checkpoint(folder)
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         check_complete(self.skeleton, [str(folder / file) for file in sorted(set(self.source.files().values()))])
+        check_recipe(quantization.parsed_recipe(), quantization.facts)
 
     @property
     def stored_dtype(self) -> torch.dtype:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
 
 from jointquant.errors import InputError, require
 from jointquant.hub.failures import brief, one_line
@@ -16,7 +17,9 @@ from jointquant.hub.huggingface import HuggingFace
 from jointquant.hub.location import parse_repository
 from jointquant.hub.repository import Repository
 from jointquant.progress import Progress
-from jointquant.text.rows import strings, text_of
+from jointquant.text.chats import chat_writer
+from jointquant.text.files import MissingColumnError, parquet_rows, read_rows
+from jointquant.text.rows import joined, strings
 
 Split = Literal["calibration", "evaluation"]
 
@@ -86,15 +89,17 @@ def named_text(source: str, split: Split, progress: Progress) -> str:
     """One of the data sets that have a published protocol. Raises InputError when it cannot be had."""
     named = NAMED_TEXTS[source]
     path = HuggingFace().fetch_file(named.repository, named.files[split], progress)
-    rows = _parquet_rows(path, named.field) if path.suffix == ".parquet" else _json_rows(path, named.field)
+    rows = parquet_rows(path, named.field) if path.suffix == ".parquet" else _json_rows(path, named.field)
     try:
-        return named.separator.join(islice(rows, named.rows[split] if named.rows else None))
-    except (OSError, EOFError, ValueError, KeyError) as error:
+        return joined(islice(strings(rows), named.rows[split] if named.rows else None), named.separator)
+    except (OSError, EOFError, ValueError, KeyError, RecursionError, MissingColumnError) as error:
         raise InputError(f"text {source}: {path} cannot be read ({brief(error)}); remove it to fetch it anew") from None
 
 
-def hub_text(source: str, split: Split) -> str:
+def hub_text(source: str, split: Split, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
     """Any data set of the hub, ``hub:NAME[@REVISION][:CONFIG[:SPLIT[:FIELD]]]``: its rows, joined by blank lines.
+
+    Chats are written by the template of ``tokenizer``.
 
     Raises:
         InputError: another form, no such data set, configuration, split or column, or a hub that cannot be reached.
@@ -116,18 +121,13 @@ def hub_text(source: str, split: Split) -> str:
             raise InputError(f"text {source} cannot be loaded: {brief(error)}{hint}") from None
     columns = list(rows.column_names)
     require(field in columns, f"text {source} has no column {field!r}: expected one of {', '.join(columns)}")
-    return text_of(rows[field])
+    try:
+        return joined(rows[field], as_text=chat_writer(tokenizer))
+    except InputError as error:
+        raise InputError(f"text {source} cannot be read: {error}") from None
 
 
-def _parquet_rows(path: Path, field: str) -> Iterator[str]:
-    import pyarrow.parquet  # comes with datasets
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        batches = file.iter_batches(columns=[field])
-        yield from strings(row for batch in batches for row in batch[field].to_pylist())
-
-
-def _json_rows(path: Path, field: str) -> Iterator[str]:
+def _json_rows(path: Path, field: str) -> Iterator[Any]:
     """Rows of a gzipped file of JSON lines, as they are asked for: the rest is not unpacked."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from strings(json.loads(line)[field] for line in lines)
+    with gzip.open(path, "rb") as lines:
+        yield from read_rows(lines, field)

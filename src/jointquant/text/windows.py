@@ -1,36 +1,21 @@
-"""From text to windows of tokens."""
+"""From tokens to windows of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from jointquant.errors import require
 
-CACHED_WORDS = 10_000
-"""How many words a tokenizer of the library tokenizers remembers the tokens of, unless it is told otherwise."""
 
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """The whole text tokenized once, with the tokenizer's own special tokens: int64 [tokens]."""
-    with _remembering_nothing(tokenizer):
-        return torch.tensor(tokenizer(text, verbose=False).input_ids, dtype=torch.long)
-
-
-@contextmanager
-def _remembering_nothing(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """While open, no word is cached: between cached ones much of what a long text took could not be given back."""
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-    resize = getattr(model, "_resize_cache", lambda _: None)  # tokenizers 0.21 and later
-    resize(0)
-    try:
-        yield
-    finally:
-        resize(CACHED_WORDS)
+def check_vocabulary(tokens: Tensor, vocabulary: int) -> None:
+    """Raises InputError when token ids, of any shape, lie beyond the rows of an embedding."""
+    largest = int(tokens.max()) if tokens.numel() else -1
+    require(
+        largest < vocabulary,
+        f"the tokenizer has ids beyond the model's vocabulary of {vocabulary}: the text has token {largest}, "
+        "expected the tokenizer of this model, or embeddings with a row for each token",
+    )
 
 
 def evaluation_windows(tokens: Tensor, seqlen: int, source: str) -> Tensor:

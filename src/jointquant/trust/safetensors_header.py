@@ -33,7 +33,7 @@ BITS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class HeaderEntry:
     """One tensor of a header: its dtype, its shape, and its bytes [begin, end) behind the header."""
 
     dtype: str
@@ -42,7 +42,7 @@ class Entry:
     end: int
 
 
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path) -> dict[str, HeaderEntry]:
     """The tensors of a safetensors file by name; only the header is read.
 
     Raises:
@@ -57,7 +57,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         require(length <= room, _not_whole(path, f"a header of {length} bytes in a file of {size}"))
         require(length <= LIMIT, f"{path} has a header of {length} bytes: expected at most {LIMIT}")
         header = parse_object(file.read(length), f"the header of {path}")
-    _check_metadata(header.pop(METADATA, {}), path)
+    _check_metadata(header.pop(METADATA, None), path)
     entries = {_checked_name(name, path): _entry(name, value, path) for name, value in header.items()}
     _check_layout(entries, room - length, path)
     return entries
@@ -67,8 +67,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The free text of a file whose header :func:`read_header` accepts."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        metadata: dict[str, str] = parse_object(file.read(length), f"the header of {path}").get(METADATA, {})
-    return metadata
+        metadata: dict[str, str] | None = parse_object(file.read(length), f"the header of {path}").get(METADATA)
+    return metadata or {}
 
 
 def check_name(name: object, where: str) -> str:
@@ -90,11 +90,13 @@ def _not_whole(path: Path, reason: str) -> str:
 
 
 def _check_metadata(metadata: Any, path: Path) -> None:
-    texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    texts = metadata is None or (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    )
     require(texts, f"{path} has {METADATA} that is not a mapping of strings")
 
 
-def _entry(name: str, value: Any, path: Path) -> Entry:
+def _entry(name: str, value: Any, path: Path) -> HeaderEntry:
     where = f"tensor {name} in {path}"
     keys = sorted(value) if isinstance(value, dict) else None
     require(keys == ["data_offsets", "dtype", "shape"], f"{where} is not described by dtype, shape and data_offsets")
@@ -109,14 +111,14 @@ def _entry(name: str, value: Any, path: Path) -> Entry:
     bits = numel * BITS[dtype]
     fits = end >= begin and bits == 8 * (end - begin)
     require(fits, f"{where} has {end - begin} bytes: its shape {list(shape)} of {dtype} takes {bits / 8:g}")
-    return Entry(dtype, tuple(shape), begin, end)
+    return HeaderEntry(dtype, tuple(shape), begin, end)
 
 
 def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-def _check_layout(entries: dict[str, Entry], room: int, path: Path) -> None:
+def _check_layout(entries: dict[str, HeaderEntry], room: int, path: Path) -> None:
     """The tensors lie one behind the other and fill the file: no byte is shared, skipped or left over."""
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):

@@ -68,13 +68,13 @@ def has_weights(folder: Path, fmt: WeightFormat) -> bool:
 
 
 def read_index(folder: Path, fmt: WeightFormat = SAFETENSORS) -> ShardIndex:
-    """The shards of a folder: those of its index, or the single file where there is no index.
+    """The shards of a folder: the single file, whatever lies beside it, or those of the index, as transformers does.
 
     Raises:
         InputError: no weights, an index that is none, or shards that are not plain names of files in the folder.
     """
     index = folder / fmt.index
-    if not index.exists():
+    if (folder / fmt.single).exists() or not index.exists():
         require((folder / fmt.single).exists(), f"no weights in {folder}: expected {fmt.single} or {fmt.index}")
         return ShardIndex((fmt.single,))
     weight_map = read_object(index).get("weight_map")

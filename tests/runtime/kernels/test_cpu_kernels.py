@@ -24,7 +24,7 @@ from jointquant.runtime.kernels.int8_product import LARGEST_DIGIT, zero_point_co
 from jointquant.runtime.kernels.interface import Kernel
 from jointquant.runtime.kernels.selection import KERNELS, choose, reasons
 from jointquant.runtime.linear import PackedLinear
-from jointquant.runtime.site import Site
+from jointquant.runtime.site import SharedInput
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 DENSE = Dense()
@@ -60,13 +60,13 @@ def exact(linear: PackedLinear, x: Tensor) -> Tensor:
     """The product in float64, of the same integers."""
     values = linear.arriving(x)
     if linear.path.quantizer is not None:
-        values = linear.path.quantizer.encode(values, linear.known()).dequantize()
+        values = linear.path.quantizer.encode(values, linear.input_buffers()).dequantize()
     y = values.double() @ linear.quantized_weight().dequantize(torch.float64).T
     return y if linear.bias is None else y + linear.bias.double()
 
 
 def by_kernel(kernel: Kernel, linear: PackedLinear, x: Tensor) -> Tensor:
-    inputs = Site().read(x, linear.path, linear.known())
+    inputs = SharedInput().read(x, linear.path, linear.input_buffers())
     return kernel.run(inputs, kernel.prepare(linear.quantized_weight(), linear.path.quantizer, x.dtype))
 
 
@@ -136,7 +136,7 @@ def test_the_zero_points_columns_add_up(sums: list[int]) -> None:
     assert columns.abs().max() <= LARGEST_DIGIT
 
 
-@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("rows", [1, 5, 9000])
 @pytest.mark.parametrize("kind", ["searched", "tensor"])
 def test_ranges_known_from_calibration(kind: str, rows: int) -> None:
     fmt = IntFormat(8, False)
@@ -272,13 +272,13 @@ def test_linears_of_a_site_quantize_once(same: bool, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(SearchedRange, "encode", lambda self, *a: searched.append(1) or encode(self, *a))
     original = DynamicRange.encode
     monkeypatch.setattr(DynamicRange, "encode", lambda self, *a: calls.append(1) or original(self, *a))
-    path, site = InputPath(None, DynamicRange(IntFormat(8, False))), Site(2)
+    path, site = InputPath(None, DynamicRange(IntFormat(8, False))), SharedInput(2)
     pair = [linear_of(16, 64, IntFormat(4, True), path, seed=seed) for seed in (0, 1)]
     x = tokens(3, 64, torch.float32)
     apart = [linear(x) for linear in pair]
     assert len(calls) == 2
     for linear in pair:
-        linear.site = site
+        linear.shared = site
     assert all(torch.equal(linear(x), y) for linear, y in zip(pair, apart, strict=True))
     assert len(calls) == 3
     assert site._last is None

@@ -1,25 +1,36 @@
-"""4-bit weights on NVIDIA GPUs: unpacked in registers, times integers of x (int8 tensor cores) or x itself (Triton).
+"""4-bit weights on NVIDIA GPUs, times integers of x (int8 tensor cores) or x itself (Triton).
 
-The programs are in ``triton_int4`` and ``triton_tokens``, which need Triton to be imported.
+One token, a few and many have programs of their own (``triton_one_row``, ``triton_few_rows``, ``triton_many_rows``);
+what happens to x before is in ``triton_tokens`` and ``triton_hadamard``. All of them need Triton to be imported.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jointquant.backend.devices import has_triton, is_nvidia
-from jointquant.quantization.ranges import DynamicRange, InputRange
+from jointquant.quantization.ranges import InputRange
 from jointquant.quantization.weights import QuantizedWeight
+from jointquant.runtime.inner_rotation import INPUT_ROTATION, matrices
+from jointquant.runtime.kernels.failures import of_launch, reason
 from jointquant.runtime.kernels.int4_expanded import OFFSET
 from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.site import SiteInput, TokenCodes
 
+if TYPE_CHECKING:
+    from jointquant.runtime.input_path import InputPath
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TILE = 64
 """Columns of half of W in a tile: what groups and halves are multiples of."""
+ONE_ROW, FEW_ROWS = 1, 64
+"""Most rows of x for the programs of these names."""
+INPUT_MEAN = "input_mean"
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class TritonWeight:
         zero_point: int8 [out, groups].
         row_sums: int32 [out]: Σ (q − z) over a row.
         block_sums: int32 [out, in / 64]: the same over 64 columns; with groups only, else [out, 0].
-        quantized: whether x is.
+        quantizer: of x, or None.
     """
 
     bytes: Tensor
@@ -40,7 +51,12 @@ class TritonWeight:
     zero_point: Tensor
     row_sums: Tensor
     block_sums: Tensor
-    quantized: bool
+    quantizer: InputRange | None
+
+    @cached_property
+    def words(self) -> Tensor:
+        """int32 [out, in / 8]: ``bytes``, four at a time; of halves that are multiples of four."""
+        return self.bytes.view(torch.int32)
 
 
 class Int4Triton:
@@ -54,7 +70,7 @@ class Int4Triton:
             return "runs on NVIDIA GPUs"
         if not has_triton():
             return "needs Triton: pip install triton"
-        return self.refusal_of_formats(problem)
+        return self.refusal_of_formats(problem) or reason(self.name, problem)
 
     def refusal_of_formats(self, problem: Problem) -> str | None:
         """By format, shape and dtype."""
@@ -84,31 +100,102 @@ class Int4Triton:
             weight.zero_point.contiguous(),
             centred.sum(1, dtype=torch.int32),
             blocks.contiguous(),
-            quantizer is not None,
+            quantizer,
         )
 
     def run(self, inputs: SiteInput, prepared: TritonWeight) -> Tensor:
-        """[rows, out]."""
-        from jointquant.runtime.kernels.triton_int4 import product
+        """[rows, out]. Raises LaunchError where a program cannot be compiled or launched."""
+        try:
+            return _product(inputs, prepared)
+        except Exception as error:
+            failed = of_launch(error)
+            if failed is None:
+                raise
+            raise failed from error
 
-        dtype = inputs.rows.dtype
-        if not prepared.quantized:
-            return product(inputs.values(), prepared, dtype, None, None)
-        codes = token_codes(inputs)
-        return product(codes.integers, prepared, dtype, codes.scale.flatten(), codes.zero_point)
+
+def _product(inputs: SiteInput, weight: TritonWeight) -> Tensor:
+    """[rows, out], by the program for as many rows."""
+    from jointquant.runtime.kernels.triton_few_rows import few_rows
+    from jointquant.runtime.kernels.triton_many_rows import many_rows
+    from jointquant.runtime.kernels.triton_one_row import COLUMNS, one_row, one_row_of_integers
+
+    (rows, columns), dtype = inputs.rows.shape, inputs.rows.dtype
+    one = 0 < rows <= ONE_ROW and columns % COLUMNS == 0
+    few = 0 < rows <= FEW_ROWS and (weight.quantizer is not None or dtype != torch.float32)
+    multiply = few_rows if few else many_rows
+    if weight.quantizer is None:
+        values = inputs.values()
+        return one_row(values, weight, dtype) if one else multiply(values, weight, dtype, None, None)
+    path = inputs.path
+    if one and path.transform is None and has_programs(path):
+        mean = inputs.buffers[INPUT_MEAN] if path.centred else None
+        return one_row(inputs.rows, weight, dtype, mean, weight.quantizer, inputs.buffers)
+    codes = token_codes(inputs)
+    integers, scale, zero_point = codes.integers, codes.scale.flatten().contiguous(), codes.zero_point
+    assert zero_point is not None
+    if one:
+        return one_row_of_integers(integers, weight, dtype, scale, zero_point)
+    return multiply(integers, weight, dtype, scale, zero_point)
+
+
+def has_programs(path: InputPath) -> bool:
+    """Whether programs do all that happens to x on its way to integers."""
+    from jointquant.runtime.kernels.triton_hadamard import fits
+
+    transform, quantizer = path.transform, path.quantizer
+    if quantizer is None or quantizer.fmt.signed_scale:
+        return False
+    if transform is None:
+        return path.inner is None  # else in the dtype of x, as torch does it
+    return fits(transform)
 
 
 def token_codes(inputs: SiteInput) -> TokenCodes:
-    """The integers of an input; where it passes a Hadamard transform that fits, in one program with it."""
-    from jointquant.runtime.kernels.triton_tokens import fits, hadamard_integers
-
-    transform, quantizer = inputs.path.transform, inputs.path.quantizer
-    alone = inputs.path.inner is None and not inputs.path.centred  # that program knows neither
-    if transform is None or not alone or not isinstance(quantizer, DynamicRange) or not fits(transform):
+    """The integers of an input, by programs or, where there are none for its path, by torch's operations."""
+    if not has_programs(inputs.path):
         return inputs.signed_codes()
 
     def make() -> TokenCodes:
-        integers, scale, zero_point = hadamard_integers(inputs.rows, transform, quantizer.fmt, quantizer.clip_ratio)
+        size = _rows_at_once(inputs)
+        if size >= len(inputs.rows):
+            integers, scale, zero_point = _integers(inputs, inputs.rows)
+            return TokenCodes(integers, scale.unsqueeze(1), zero_point)
+        parts = [_integers(inputs, x) for x in inputs.rows.split(size)]
+        integers, scale, zero_point = (
+            torch.cat(part) if len(part) > 1 else part[0] for part in zip(*parts, strict=True)
+        )
         return TokenCodes(integers, scale.unsqueeze(1), zero_point)
 
-    return inputs.once("hadamard", make)
+    return inputs.once("triton", make)
+
+
+def _rows_at_once(inputs: SiteInput) -> int:
+    """Rows that are rotated together, so that their float32 copies stay small."""
+    from jointquant.runtime.kernels.triton_hadamard import ELEMENTS
+
+    rows, columns = inputs.rows.shape
+    return max(1, rows if inputs.path.transform is None else ELEMENTS // columns)
+
+
+def _integers(inputs: SiteInput, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers, scales and zero points of some rows [rows, in], in as few programs as there are for their path."""
+    from jointquant.runtime.kernels.triton_hadamard import (
+        fits_one_program,
+        hadamard,
+        hadamard_integers,
+        learned_blocks,
+    )
+    from jointquant.runtime.kernels.triton_tokens import token_integers
+
+    path, known = inputs.path, inputs.buffers
+    assert path.quantizer is not None
+    mean = known[INPUT_MEAN] if path.centred else None
+    if path.transform is not None:
+        if path.inner is None and fits_one_program(path.transform):
+            return hadamard_integers(x, path.transform, mean, path.quantizer, known)
+        x = hadamard(x, path.transform)
+    if path.inner is not None:
+        kept = known[INPUT_ROTATION]
+        x = learned_blocks(x, kept.float() if kept.is_floating_point() else matrices(kept, torch.float32))
+    return token_integers(x, mean, path.quantizer, known)

@@ -1,0 +1,197 @@
+"""Compile the Triton programs for GPUs that are not here, at the shapes of real models, and read what they need.
+
+    python benchmarks/triton_compile.py [--targets sm_80,sm_90] [--models Llama-2-7B] [--out FILE]
+
+The programs are called as at run time, with tensors that have no memory and a driver that names a target instead of a
+device: each variant that a model would launch is compiled, none is run. A row is a variant: bytes of shared memory,
+bytes of stack for each thread (what did not fit into registers), the tensor cores' instructions in it, and the seconds
+that it took. Writes benchmarks/results/triton_compile.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from jointquant.quantization.gptq_triton import round_columns
+from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange
+from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.inner_rotation import InnerRotation
+from jointquant.runtime.input_path import InputPath
+from jointquant.runtime.kernels.int4_triton import Int4Triton, TritonWeight
+from jointquant.runtime.kernels.triton_tokens import rms_norm_integers
+from jointquant.runtime.site import SiteInput
+from report import Result
+
+RESULT = Path(__file__).parent / "results" / "triton_compile.json"
+TARGETS = {
+    **{f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 86, 89, 90, 100)},
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+MODELS = {
+    "Llama-2-7B": (4096, 11008), "Llama-2-13B": (5120, 13824), "Llama-3-8B": (4096, 14336),
+    "Llama-70B": (8192, 28672), "Qwen3-8B": (4096, 12288), "Qwen3-32B": (5120, 25600),
+}  # fmt: skip
+"""Hidden and intermediate size."""
+ROWS = (1, 16, 64, 2048)
+A8, A4 = DynamicRange(IntFormat(8, False)), DynamicRange(IntFormat(4, False))
+TENSOR_CORES = ("wgmma", "tcgen05.mma", "mma.sync", "mfma")
+
+
+class Driver:
+    """Stands for the driver of a device that is not here; another number for each, as programs are kept by it."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target, self.number = target, list(TARGETS.values()).index(target)
+
+    def get_current_target(self) -> GPUTarget:
+        """What is compiled for."""
+        return self.target
+
+    def get_current_device(self) -> int:
+        """Its number."""
+        return self.number
+
+    def get_current_stream(self, device: int) -> int:
+        """Nothing runs on it."""
+        return 0
+
+
+def compiling(add: Callable[[dict[str, Any]], None]) -> Callable[..., Any]:
+    """What stands in the place of ``JITFunction.run``: it compiles a program, and adds a row for each variant."""
+    run, seen = JITFunction.run, dict[int, Any]()
+
+    def compile_only(program: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        kernel = run(program, *args, grid=grid, warmup=True, **kwargs)
+        if id(kernel) not in seen:
+            seen[id(kernel)] = kernel
+            add({"program": program.__name__.lstrip("_"), **read(kernel, time.perf_counter() - start)})
+        return kernel
+
+    return compile_only
+
+
+def read(kernel: Any, seconds: float) -> dict[str, Any]:
+    """What a compiled program needs."""
+    text = kernel.asm.get("ptx") or kernel.asm.get("amdgcn") or ""
+    found = [name for name in TENSOR_CORES if name in text]
+    needs = {"shared_bytes": kernel.metadata.shared, "warps": kernel.metadata.num_warps, "tensor_cores": found}
+    return needs | resources(kernel.asm.get("cubin")) | {"seconds": round(seconds, 2)}
+
+
+def resources(binary: bytes | None) -> dict[str, int]:
+    """Registers and bytes of stack of each thread, as far as a tool is there to tell."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if binary is None or not tool.exists():
+        return {}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    return {} if found is None else {"registers": int(found[1]), "stack_bytes": int(found[2])}
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Without memory."""
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def weight(out: int, size: int, groups: int, quantizer: InputRange | None) -> TritonWeight:
+    """W [out, size]."""
+    scales = empty(out, groups, dtype=torch.float32), empty(out, groups, dtype=torch.int8)
+    blocks = empty(out, size // 64 if groups > 1 else 0, dtype=torch.int32)
+    packed, sums = empty(out, size // 2, dtype=torch.uint8), empty(out, dtype=torch.int32)
+    return TritonWeight(packed, *scales, sums, blocks, quantizer)
+
+
+def multiply(rows: int, out: int, size: int, path: InputPath, group_size: int | None, dtype: torch.dtype) -> None:
+    """One linear."""
+    x = empty(rows, size, dtype=dtype)
+    known = path.buffers(size, torch.device("meta"))
+    groups = 1 if group_size is None else size // group_size
+    Int4Triton().run(SiteInput(x, path, known), weight(out, size, groups, path.quantizer))
+
+
+def model(hidden: int, intermediate: int) -> None:
+    """All that a model of these sizes launches."""
+    transform = HadamardTransform.of_size(intermediate)
+    plain = [InputPath(None, quantizer) for quantizer in (None, A8, A4)]
+    learned = InputPath(transform, SearchedRange(IntFormat(4, False)), centred=True, inner=InnerRotation(128))
+    for rows in ROWS:
+        for group_size in (None, 128):
+            for path in plain:
+                multiply(rows, hidden, hidden, path, group_size, torch.bfloat16)
+        multiply(rows, hidden, hidden, InputPath(None, A4, centred=True), None, torch.bfloat16)
+        for path in (InputPath(transform, A4), learned):
+            multiply(rows, hidden, intermediate, path, None, torch.bfloat16)
+    multiply(64, hidden, intermediate, InputPath(transform, A8), None, torch.float32)
+    x = empty(64, hidden, dtype=torch.bfloat16)
+    rms_norm_integers(x, empty(hidden, dtype=torch.bfloat16), 1e-5, IntFormat(8, False), 1.0)
+    columns = [empty(16, hidden, dtype=torch.float32) for _ in range(5)]
+    near, values, scale, zero, errors = columns
+    inside, codes = empty(16, 16, dtype=torch.float32), empty(16, hidden, dtype=torch.int8)
+    round_columns(near, values, scale, zero, inside, errors, codes, IntFormat(4, False))
+
+
+def supported(target: GPUTarget) -> bool:
+    """Whether the Triton that is installed compiles for it."""
+    from triton.compiler import make_backend
+
+    with suppress(Exception):
+        return make_backend(target) is not None
+    return False
+
+
+def main() -> None:
+    """Compile and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", default=",".join(TARGETS), help=f"some of {', '.join(TARGETS)}")
+    parser.add_argument("--models", default=",".join(MODELS), help=f"some of {', '.join(MODELS)}")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    given = "" if arguments.models == ",".join(MODELS) else f" --models {arguments.models}"
+    result = Result(arguments.out, f"python benchmarks/triton_compile.py{given}", triton=triton.__version__)
+    for name in arguments.targets.split(","):
+        if not supported(TARGETS[name]):
+            print(f"{name}: no back end in Triton {triton.__version__}")
+            continue
+        driver.set_active(Driver(TARGETS[name]))
+        for each in arguments.models.split(","):
+            with replaced(compiling(lambda row, facts={"target": name, "model": each}: result.add(facts | row))):
+                model(*MODELS[each])
+    result.write()
+
+
+@contextmanager
+def replaced(run: Callable[..., Any]) -> Iterator[None]:
+    """Programs are not launched but given to ``run``."""
+    before = JITFunction.run
+    JITFunction.run = run  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        JITFunction.run = before  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()

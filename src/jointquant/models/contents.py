@@ -1,0 +1,163 @@
+"""What a checkpoint holds, read as transformers reads it: under which names, and whether it is the whole model."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from jointquant.distributed.ranks import leads
+from jointquant.errors import require
+from jointquant.models.architecture import Architecture
+from jointquant.models.source import TensorSource
+
+LOG = logging.getLogger("jointquant")
+
+LEGACY_BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
+"""Ends of the names of buffers that old checkpoints carry and that transformers computes itself."""
+
+CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".kv_scale", ".prob_scale", ".output_scale")
+"""Ends of the names of scales for 8-bit caches, which other runtimes read beside a model of floating point."""
+
+SHOWN = 3
+
+
+class AsNamed:
+    """A ``TensorSource`` under the names that a model's tensors have, with or without the prefix of its base model.
+
+    A base model (``LlamaModel``) is saved without the prefix ``model.`` that it has inside the whole; transformers
+    finds its tensors all the same. Where input and output embeddings are tied and the checkpoint holds the output's
+    alone, they are the input's too.
+
+    Args:
+        source: the tensors as they are stored.
+        skeleton: the model.
+        architecture: its family.
+
+    Raises:
+        InputError: a tensor that is there twice.
+    """
+
+    def __init__(self, source: TensorSource, skeleton: PreTrainedModel, architecture: Architecture) -> None:
+        self.source = source
+        self._stored: dict[str, str] = {}
+        prefix = skeleton.base_model_prefix
+        whole = {name for name, _ in skeleton.named_children()}
+        inside = {name for name, _ in skeleton.get_submodule(prefix).named_children()}
+        for stored in source.shapes():
+            name = _named(stored, prefix, whole, inside)
+            before = self._stored.get(name)
+            require(before is None, f"tensor {name} is there twice: as {before} and as {stored}")
+            self._stored[name] = stored
+        head, embedding = (f"{name}.weight" for name in (architecture.head, architecture.embeddings[0]))
+        if skeleton.config.tie_word_embeddings and head in self._stored:
+            self._stored.setdefault(embedding, self._stored[head])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        stored = self.source.shapes()
+        return {name: stored[kept] for name, kept in self._stored.items()}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor."""
+        return self.source.dtype(self._stored[name])
+
+    def identity(self) -> dict[str, Any]:
+        """That of the stored tensors."""
+        return self.source.identity()
+
+    def digests(self) -> dict[str, str]:
+        """Those of the stored tensors."""
+        return self.source.digests()
+
+    def changed(self, digests: Mapping[str, str]) -> str | None:
+        """Among the stored tensors."""
+        return self.source.changed(digests)
+
+    def load(self, name: str) -> Tensor:
+        """A tensor."""
+        return self.source.load(self._stored[name])
+
+
+def _named(stored: str, prefix: str, whole: set[str], inside: set[str]) -> str:
+    """The name of a stored tensor in a model that has the modules ``whole``, and ``inside`` its base model."""
+    first, _, rest = stored.partition(".")
+    if first == prefix and rest.partition(".")[0] in whole - inside:
+        return rest
+    return f"{prefix}.{stored}" if first in inside - whole else stored
+
+
+def own_head(source: TensorSource, architecture: Architecture, config: PretrainedConfig) -> bool:
+    """Whether the output head is a matrix of its own: not tied, or stored beside other embeddings whatever is said.
+
+    transformers believes the values more than ``tie_word_embeddings``.
+    """
+    head, embedding = (f"{name}.weight" for name in (architecture.head, architecture.embeddings[0]))
+    shapes = source.shapes()
+    if not config.tie_word_embeddings:
+        return True
+    if head not in shapes or shapes[head] != shapes.get(embedding):
+        return head in shapes and embedding in shapes
+    one, other = source.load(head), source.load(embedding)
+    same_place = one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+    return not (same_place or torch.equal(one, other.to(one.dtype)))
+
+
+def check_contents(source: TensorSource, skeleton: nn.Module, architecture: Architecture, family: str) -> None:
+    """Refuse tensors that are missing, misshapen or of no use; those that transformers would leave aside too are named.
+
+    Args:
+        source: the tensors under the model's names.
+        skeleton: the model, its experts apart; a head that is tied may be missing from ``source``.
+        architecture: its family.
+        family: what that is called.
+
+    Raises:
+        InputError: names the tensor.
+    """
+    have = source.shapes()
+    want = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    tied = getattr(skeleton.config, "tie_word_embeddings", False)
+    for name, shape in want.items():
+        if name == f"{architecture.head}.weight" and tied and name not in have:
+            continue
+        require(name in have, f"missing tensor {name}: the configuration expects it, shape {list(shape)}")
+        require(
+            have[name] == shape,
+            f"tensor {name} has shape {list(have[name])}: the configuration expects {list(shape)}",
+        )
+        source.dtype(name)  # raises where it is none of floating point
+    extra = sorted(name for name in have if name not in want and not name.endswith(LEGACY_BUFFERS))
+    layers = len(skeleton.get_submodule(architecture.layers))  # type: ignore[arg-type]
+    for name in extra:
+        why = _needed(name, skeleton, architecture.layers, layers)
+        require(why is None, f"unexpected tensor {name}: a {family} model of this configuration has none, and {why}")
+    if extra and leads():
+        _say(tuple(extra), family)
+
+
+def _needed(name: str, skeleton: nn.Module, layers: str, count: int) -> str | None:
+    """Why a tensor that the model has no place for may not be left aside; None: it may."""
+    inside = re.match(rf"{re.escape(layers)}\.(\d+)\.", name)
+    if inside is not None and int(inside[1]) >= count:
+        return f"there are only {count} layers: expected num_hidden_layers as the checkpoint has them"
+    if name.endswith(CACHE_SCALES):
+        return None
+    owner = dict(skeleton.named_modules()).get(name.rpartition(".")[0])
+    if inside is not None or (owner is not None and any(True for _ in owner.parameters(recurse=False))):
+        return "without it another model may remain: expected a configuration that has it, or a checkpoint without it"
+    return None
+
+
+@cache
+def _say(names: tuple[str, ...], family: str) -> None:
+    """One line, however often the model is opened."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    shown = ", ".join(names[:SHOWN]) + more
+    LOG.warning("tensors left aside, as by transformers, since no %s model has them: %s", family, shown)

@@ -1,0 +1,99 @@
+"""What an artifact's config.json says of it, as typed values: the one place where such words are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jointquant.errors import InputError, require
+from jointquant.recipe.recipe import Recipe, describe
+
+Words = Annotated[str, Field(max_length=1 << 12)]
+Count = Annotated[int, Field(ge=0, le=1 << 50)]
+
+
+class KeptFact(BaseModel):
+    """Parameters that stay in high precision, see ``artifact.inventory.Kept``."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    name: Words
+    parameters: Count
+    why: Words
+
+
+class StarvedFact(BaseModel):
+    """An expert that too few tokens reached, see ``artifact.inventory.Starved``."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    layer: Count
+    expert: Count
+    tokens: Count
+
+
+class ArtifactFacts(BaseModel):
+    """What stands in ``quantization_config`` besides the recipe and the family.
+
+    Attributes:
+        base_model: a hub id, or the name of a folder.
+        base_revision: the commit of a hub id.
+        transforms: R1 to R4 and what else is online, in words.
+        tier: where it loads.
+        runtimes: who can run it, in words.
+        quantized_weights: how many.
+        kept: what is not quantized.
+        starved_experts: which saw too few tokens.
+        jointquant_version: what wrote it.
+        recipe_digest: of the recipe that it was made by: much of that has no tensor that would contradict it.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+    transforms: Annotated[dict[Words, Words], Field(max_length=64)]
+    tier: Annotated[int, Field(ge=1, le=3)]
+    runtimes: Annotated[list[Words], Field(max_length=64)]
+    quantized_weights: Count
+    kept: Annotated[list[KeptFact], Field(max_length=1 << 16)]
+    starved_experts: Annotated[list[StarvedFact], Field(max_length=1 << 17)]
+    jointquant_version: Words
+    recipe_digest: Words
+    base_model: Words | None = None
+    base_revision: Words | None = None
+
+
+def check_facts(facts: dict[str, Any], what: str) -> ArtifactFacts:
+    """The facts of an artifact, typed. Raises InputError, naming ``what`` and the key, for what is none."""
+    try:
+        return ArtifactFacts.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "missing":
+            key = ".".join(map(str, first["loc"]))
+            message = f"{what} does not say its {key} in its quantization_config: expected an artifact of this version"
+            raise InputError(message) from None
+        raise InputError(f"{what} is no artifact's: {describe(error)} in its quantization_config") from None
+
+
+def digest_of(recipe: Recipe) -> str:
+    """A fingerprint of all settings of a recipe."""
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
+
+
+def check_recipe(recipe: Recipe, facts: dict[str, Any]) -> None:
+    """Refuse an artifact whose recipe was changed: a cache of other bits, or inputs of other ranges, has no tensors.
+
+    Raises:
+        InputError: the recipe is not the one whose digest stands beside it.
+    """
+    cache = recipe.kv_cache
+    bits = f"its KV cache is said to have {cache.of_keys.num_bits} bits for keys, {cache.of_values.num_bits} for values"
+    require(
+        facts.get("recipe_digest") == digest_of(recipe),
+        f"the recipe in the artifact's config.json is not the one that it was made by: {bits}, and recipe_digest says "
+        "that something was changed, expected the artifact as it was written",
+    )

@@ -1,0 +1,75 @@
+"""What a family or its sizes do not allow of a recipe, refused before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from jointquant.errors import InputError
+from jointquant.models.architecture import Architecture
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.settings import ActivationSettings, WeightSettings
+
+
+def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn.Module], head_dim: int) -> None:
+    """Refuse a recipe for a model of these decoder layers.
+
+    Raises:
+        InputError: an R1 that would have to pass a norm; a group size that does not divide what it groups.
+    """
+    check_r1(recipe, architecture)
+    sizes = {
+        f"{architecture.layer_prefix(index)}.{linear}": _in_features(layer.get_submodule(linear))
+        for index, layer in enumerate(layers)
+        for linear in architecture.of_layer(layer).linears
+    }
+    _check_patterns(recipe, list(sizes))
+    for name, size in sizes.items():
+        weights, activations = recipe.weights_of(name), recipe.activations_of(name)
+        _check_group(f"weights of {name}", weights.stored_group_size, size)
+        _check_group(f"activations of {name}", activations.group_size, size)
+        _check_codebook(name, weights, activations)
+    hidden = next(iter(sizes.values()))  # the first linear of a layer reads the residual stream
+    _check_group(architecture.head, recipe.head.stored_group_size, hidden)
+    _check_group("embeddings", recipe.embeddings.stored_group_size, hidden)
+    for what, ranges in (("keys", recipe.kv_cache.of_keys), ("values", recipe.kv_cache.of_values)):
+        _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
+
+
+def check_r1(recipe: Recipe, architecture: Architecture) -> None:
+    """Raises InputError where an R1 would have to pass norms of what the layers write."""
+    kind, norms = recipe.rotations.r1.kind, architecture.writer_norms
+    if norms and kind != "none":
+        raise InputError(
+            f"rotations.r1 is {kind}: {architecture.model_type} scales channel by channel what its layers add "
+            f"to the residual stream ({', '.join(norms)}), and no R1 passes through that, "
+            "expected --set rotations.r1.kind=none (r2, r3 and r4 are possible)"
+        )
+
+
+def _check_patterns(recipe: Recipe, names: Sequence[str]) -> None:
+    for override in recipe.overrides:
+        if not any(override.matches(name) for name in names):
+            raise InputError(
+                f"overrides: modules {override.modules!r} matches no linear of this model, "
+                f"expected a shell pattern on names like {names[0]}"
+            )
+
+
+def _check_codebook(name: str, weights: WeightSettings, activations: ActivationSettings) -> None:
+    if weights.enabled and weights.type != "int" and activations.enabled:
+        raise InputError(
+            f"weights.type {weights.type} is for weights alone, {name} has activations of {activations.num_bits} bits: "
+            "expected activations.num_bits 16"
+        )
+
+
+def _check_group(what: str, group_size: int | None, size: int) -> None:
+    if group_size is not None and size % group_size:
+        raise InputError(f"group_size {group_size} of {what} does not divide {size}: expected a divisor or null")
+
+
+def _in_features(module: nn.Module) -> int:
+    assert isinstance(module, nn.Linear)
+    return module.in_features

@@ -1,0 +1,93 @@
+"""compare and stats: the shared walk changes no byte, rows and files have their form, bad input writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import jointquant
+import jointquant.calibration.calibrate
+from conftest import DEMO, make_model, small
+from jointquant.analysis.compare import Comparison
+from jointquant.errors import InputError
+
+QUICK = ("rotations.r1.steps=4", "rotations.r2.steps=4")
+TEXT = str(DEMO / "heldout.txt")
+LEARNED = ("exp-independent", "exp-joint", "exp-swd")
+
+
+def compared(out: Path, tokenizer, recipes: tuple[str, ...], *changes: str, **options: object) -> Comparison:
+    limits = {"texts": (TEXT,), "eval_seqlen": 32, "max_tokens": 320, "tokenizer": tokenizer}
+    changes = (*small(), *changes)
+    return jointquant.compare(make_model("llama"), recipes, out, changes=changes, **limits, **options)  # type: ignore[arg-type]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_one_walk_and_the_bytes_of_lone_runs(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks, walk = [], jointquant.calibration.calibrate.walk
+    monkeypatch.setattr(jointquant.calibration.calibrate, "walk", lambda *a: (walks.append(1), walk(*a)))
+    compared(tmp_path / "all", tokenizer, LEARNED, *QUICK, keep_artifacts=True)
+    assert len(walks) == 1
+    for name in LEARNED:
+        recipe = jointquant.load_recipe(name, [*small(), *QUICK])
+        jointquant.quantize(make_model("llama"), tmp_path / name, recipe, tokenizer=tokenizer)
+        assert files(tmp_path / "all" / "artifacts" / f"{name}-seed0") == files(tmp_path / name)
+
+
+def test_rows_and_files(tmp_path: Path, tokenizer) -> None:
+    result = compared(tmp_path / "out", tokenizer, ("fp16", "rtn", "quarot"), seeds=(0, 1))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "results.json"]
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored == json.loads(json.dumps(result.to_dict()))
+    assert [row["recipe"] for row in stored["rows"]] == ["fp16", "rtn", "quarot"]
+    for row in stored["rows"]:
+        runs = [r for r in stored["runs"] if r["recipe"] == row["recipe"]]
+        values = [r["perplexity"][TEXT] for r in runs]
+        assert row["seeds"] == [0, 1] == [r["seed"] for r in runs]
+        assert row["perplexity"][TEXT] == pytest.approx(sum(values) / 2)
+        assert (row["perplexity_min"][TEXT], row["perplexity_max"][TEXT]) == (min(values), max(values))
+        assert row["delta"][TEXT] == pytest.approx(row["perplexity"][TEXT] - stored["reference"]["perplexity"][TEXT])
+        assert row["seconds"] > 0
+        assert row["peak_rss_bytes"] > 0
+        distances = [r["divergence"][TEXT]["mean"] for r in runs]
+        assert row["divergence"][TEXT] == pytest.approx(sum(distances) / 2)
+        assert (row["divergence_min"][TEXT], row["divergence_max"][TEXT]) == (min(distances), max(distances))
+        assert row["same_top"][TEXT] == pytest.approx(sum(r["divergence"][TEXT]["same_top"] for r in runs) / 2)
+    fp16, rtn, _ = stored["rows"]
+    assert fp16["divergence"][TEXT] < 1e-6 < 0.01 < rtn["divergence"][TEXT]
+    assert fp16["same_top"][TEXT] > 0.99
+    assert fp16["perplexity"][TEXT] == pytest.approx(stored["reference"]["perplexity"][TEXT], rel=1e-4)
+    assert rtn["bits"] < 16
+    assert set(stored["details"]["quarot"]) == {"traces", "spreads", "errors", "transforms"}
+
+
+def test_recipe_files_and_recipes_by_label(tmp_path: Path, tokenizer) -> None:
+    mine = tmp_path / "mine & <yours>.yaml"
+    mine.write_text("weights: {num_bits: 8, method: rtn}\n")
+    named = compared(tmp_path / "a", tokenizer, ("rtn", str(mine)))  # type: ignore[arg-type]
+    assert [row["recipe"] for row in named.rows] == ["rtn", "mine & <yours>"]
+    labelled = {"eight": jointquant.load_recipe(mine)}
+    again = compared(tmp_path / "b", tokenizer, labelled)  # type: ignore[arg-type]
+    assert again.rows[0]["perplexity"] == named.rows[1]["perplexity"]
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "mine &amp; &lt;yours&gt;" in page
+    assert "<yours>" not in page
+
+
+def test_refusals(tmp_path: Path, tokenizer) -> None:
+    def refused(message: str, recipes: tuple[str, ...], *changes: str, **options: object) -> None:
+        with pytest.raises(InputError, match=message):
+            compared(tmp_path / "o" / "out", tokenizer, recipes, *changes, **options)
+        assert not list(tmp_path.iterdir())
+
+    refused("no recipe to compare", ())
+    refused("'rtn' is named twice", ("rtn", "rtn"))
+    refused("unknown recipe 'nope'", ("rtn", "nope"))
+    refused("unknown key", ("rtn",), "weights.bits=3")
+    refused("seeds must be different", ("rtn",), seeds=(1, 1))
+    refused("too short", ("rtn",), "calibration.num_samples=100000")

@@ -1,0 +1,33 @@
+"""What doctor finds."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from jointquant.backend.devices import OPERATIONS
+from jointquant.planning import doctor
+
+
+def test_doctor_measures_the_host() -> None:
+    findings = doctor.examine()
+    assert json.loads(json.dumps(findings)) == findings
+    host = findings["devices"]["cpu"]
+    assert host["dtypes"] == dict.fromkeys(("float32", "bfloat16", "float16", "float64"), True)
+    assert host["operations"] == {name: {"works": True, "runs_on": "cpu"} for name in OPERATIONS}
+    assert host["hadamard_error"] < 1e-4
+    assert host["memory_bytes"] > host["memory_free_bytes"] > 0
+    assert all(speed > 0 for speed in host["gflops"].values())
+    rows = dict(doctor.in_words(findings))
+    assert "works here" in rows["cpu qr"]
+    assert set(findings["extras"]) == {"lm-eval", "modelscope", "triton", "torch-npu"}
+
+
+def test_doctor_says_what_fails() -> None:
+    """The meta device holds no data: whatever is tried on it fails, and that is said."""
+    found = doctor.examine_device(torch.device("meta"))
+    assert not any(found["dtypes"].values())
+    assert not any(operation["works"] for operation in found["operations"].values())
+    assert found["hadamard_error"] is None
+    assert found["gflops"] == {}

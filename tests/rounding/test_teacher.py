@@ -1,0 +1,45 @@
+"""The unquantized model, followed beside the rounded one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import make_model
+from jointquant.models.layer import Place
+from jointquant.models.stream import open_stream
+from jointquant.rotations.bundle import Rotations
+from jointquant.rounding.teacher import Teacher
+from jointquant.run.workspace import Workspace
+
+PLACE = Place(torch.device("cpu"), torch.float32)
+WINDOWS = torch.randint(0, 2048, (6, 32), generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "phi3"])
+def test_the_reference_is_the_unquantized_model(family: str) -> None:
+    """Layers that give the unquantized states have no loss, behind a layer and behind the head; others have one."""
+    stream = open_stream(make_model(family))
+    teacher = Teacher(stream, Rotations(), WINDOWS, Workspace(PLACE))
+    model = make_model(family)
+    with torch.no_grad():
+        states = model(input_ids=WINDOWS, output_hidden_states=True).hidden_states
+    chosen = torch.tensor([4, 1])
+    for index in range(stream.num_layers):
+        exact = teacher.states.chosen(chosen).clone()  # behind this layer
+        if not stream.architecture.norm.subtracts_mean and index + 1 < stream.num_layers:
+            torch.testing.assert_close(exact, states[index + 1][chosen], rtol=1e-4, atol=1e-4)
+        loss = teacher.loss_of(index)
+        assert loss(exact, chosen).item() == pytest.approx(0, abs=1e-8)
+        assert loss(exact.flip(-1), chosen).item() > 1e-6
+
+
+def test_a_reference_that_starts_later_is_the_same() -> None:
+    stream = open_stream(make_model("qwen2"))
+    first = Teacher(stream, Rotations(), WINDOWS, Workspace(PLACE))
+    first.loss_of(0)
+    first.loss_of(1)
+    later = Teacher(stream, Rotations(), WINDOWS, Workspace(PLACE), start=1)
+    later.loss_of(1)
+    everything = torch.arange(len(WINDOWS))
+    assert torch.equal(first.states.chosen(everything), later.states.chosen(everything))

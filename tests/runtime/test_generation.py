@@ -1,0 +1,37 @@
+"""Generation: its text, its number of tokens, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from conftest import DEMO
+from jointquant.errors import InputError
+from jointquant.runtime.generation import generate_text
+
+MODEL = DEMO / "model"
+
+
+def test_the_text_begins_with_the_prompt_and_is_the_same_again() -> None:
+    first, second = (generate_text(MODEL, "Return the", 8) for _ in range(2))
+    assert first.text.startswith("Return the")
+    assert first.new_tokens <= 8
+    assert (first.text, first.new_tokens) == (second.text, second.new_tokens)
+
+
+def test_sampling_follows_its_seed() -> None:
+    texts = [generate_text(MODEL, "Return", 12, temperature=2.0, seed=seed).text for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 1e-310, math.inf, math.nan])
+def test_temperatures_that_are_none(temperature: float) -> None:
+    with pytest.raises(InputError, match="temperature"):
+        generate_text(MODEL, "Return", 1, temperature)
+
+
+@pytest.mark.parametrize(("prompt", "most", "message"), [("", 4, "no tokens"), ("a", 100_000, "positions")])
+def test_prompts_that_do_not_fit(prompt: str, most: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        generate_text(MODEL, prompt, most)

@@ -1,0 +1,49 @@
+"""The pages name files that are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imports import ROOT
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = sorted([*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / f"{n}.md" for n in ("README", "CONTRIBUTING"))])
+MENTION = re.compile(r"(?<![\w/.<>*-])[\w./<>*-]+\.py\b")
+NAMES = {path.name for path in ROOT.rglob("*.py")}
+PLACES = (REPOSITORY, ROOT)
+"""Paths are written from the top of the repository or from ``src/jointquant``."""
+
+
+def mentions(text: str) -> Iterator[tuple[int, str]]:
+    """Line and words of each path of a Python file; ``<name>`` and ``*`` stand for any name."""
+    for number, line in enumerate(text.splitlines(), 1):
+        yield from ((number, found) for found in MENTION.findall(line))
+
+
+def is_there(mention: str) -> bool:
+    pattern = re.sub(r"<\w+>", "*", mention)
+    return any(True for place in PLACES for _ in place.glob(pattern))
+
+
+def missing(text: str, names: set[str]) -> list[str]:
+    """What has a folder, or is called as a module of src, and is not where it is said to be."""
+    return [
+        f"line {number}: {mention}"
+        for number, mention in mentions(text)
+        if ("/" in mention or mention in names) and not is_there(mention)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_files_that_are_there(page: Path) -> None:
+    assert not missing(page.read_text(encoding="utf-8"), NAMES), f"{page.name} names files that are not there"
+
+
+def test_what_is_not_there_is_seen() -> None:
+    text = "see `models/<model_type>.py`, `seeds.py`,\n`rounding.py`, (`models/none.py`), `windows.py`, `yours.py`"
+    assert missing(text, NAMES) == ["line 2: models/none.py", "line 2: windows.py"]
+    assert [mention for _, mention in mentions("`benchmarks/memory.py`, docs/a.md, x.pyc")] == ["benchmarks/memory.py"]
