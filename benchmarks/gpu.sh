@@ -38,7 +38,7 @@ stage inference 115 python benchmarks/inference.py --shapes Llama-2-7B --layers 
     --artifacts "W4A16;W4A8;W4A4 with R4;W4A4KV4 with R3, R4" --out benchmarks/results/inference_gpu.json
 # Kernels and GPTQ against the reference, on the device instead of in Triton's interpreter.
 TRITON_INTERPRET=0 OMP_NUM_THREADS=1 stage tests 115 python -m pytest -q -n 8 tests/runtime/kernels/test_triton_kernels.py \
-    tests/runtime/kernels/test_artifacts.py tests/runtime/test_cache.py tests/quantization/test_gptq_triton.py
+    tests/runtime/kernels/test_choices.py tests/runtime/test_cache.py tests/quantization/test_gptq_triton.py
 
 cat "$stages"
 exit $failed

@@ -99,7 +99,7 @@ def stage_of(out: Path) -> str:
         return "clean-up" if partial.exists() else "complete"
     journal = partial / "journal.jsonl"
     lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
-    return f"after {json.loads(lines[-1])['stage']}" if lines else "before the first entry"
+    return f"after {json.loads(lines[-1])['entry']['stage']}" if lines else "before the first entry"
 
 
 def run(model: Path, out: Path) -> None:

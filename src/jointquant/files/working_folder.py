@@ -24,6 +24,8 @@ from jointquant.trust.permissions import make_folders
 LOCK_NAME, OWNER_NAME = "lock", "owner"
 KEPT = (LOCK_NAME, OWNER_NAME)
 """What of a working folder is no work."""
+MARKS = {LOCK_NAME, "complete.json"}
+"""One of these is in every folder that a run has worked in; the second is the last to be cleared up."""
 
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 """File systems on which a folder itself cannot be locked; the lock file is all there is then."""
@@ -64,7 +66,7 @@ def check_ours(folder: Path) -> None:
     )
     lock, names = folder / LOCK_NAME, os.listdir(folder)
     require(
-        not names or os.path.lexists(lock),
+        not names or bool(MARKS.intersection(names)),
         f"{folder} holds {sorted(names)[0] if names else ''} and was left by no run: expected none, it is where work "
         "is done (move it away, or choose another --out)",
     )
@@ -91,10 +93,12 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
         _write_owner(folder / OWNER_NAME)
         yield
     finally:
-        if lock.is_locked:
-            (folder / OWNER_NAME).unlink(missing_ok=True)
+        try:
+            if lock.is_locked:
+                (folder / OWNER_NAME).unlink(missing_ok=True)
+        finally:
             lock.release()
-        os.close(descriptor)
+            os.close(descriptor)
 
 
 def _locks(descriptor: int) -> bool:

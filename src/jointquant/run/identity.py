@@ -104,7 +104,8 @@ def check_alike(ranks: Ranks, identity: dict[str, Any], folder: Path | None) -> 
     model = dict(identity["model"])
     if folder is not None:
         model["shards"] = {name: sample_digest(folder / name) for name in model["shards"]}
-    every = ranks.ask({**identity, "model": model, "threads": "as each host has them"})
+    alike = {key: value for key, value in identity.items() if key != "threads"}  # each host has its own
+    every = ranks.ask({**alike, "model": model})
     for rank, other in enumerate(every):
         found = differences(every[0], other)
         require(
