@@ -40,6 +40,7 @@ ORDER = (
     "job",
     "pipeline",
     "analysis",
+    "generation",
     "demo",
     "__init__",
     "cli",

@@ -14,6 +14,15 @@ from imports import ROOT, files, graph, imports_of, reached
 TESTS = Path(__file__).parent
 
 WHOLE_SYSTEM = {
+    "export/test_gguf_parity.py": "metadata of GGUF files against the gguf package's own reader of tokenizers",
+    "hostile/test_artifact_facts.py": "configurations, cards and disks that are not as they should be",
+    "hostile/test_environment.py": "what the machine refuses",
+    "hostile/test_messages.py": "what the user is told",
+    "hostile/test_numbers.py": "weights of zeros, and of what overflows",
+    "models/test_layouts.py": "folders as transformers reads them",
+    "models/test_positions.py": "rotary embeddings that depend on the length",
+    "rotations/test_zero_samples.py": "rotations that nothing is to be learned for",
+    "runtime/test_copies.py": "copies and pickles of a loaded artifact",
     "analysis/test_resumed_inspection.py": "what is measured beside pass 2, when a run is stopped and goes on",
     "export/test_llama_cpp.py": "what llama.cpp computes from our files",
     "hostile/test_hostile.py": "input that nobody vouches for, through the command line",
@@ -30,6 +39,11 @@ WHOLE_SYSTEM = {
 """Test files that mirror no module, and what they test."""
 
 COVERED_ELSEWHERE = {
+    "cli/boundary.py": "tests/hostile/test_environment.py",
+    "generation.py": "tests/runtime/test_generation.py",
+    "models/contents.py": "tests/models/test_layouts.py",
+    "models/overflow.py": "tests/hostile/test_numbers.py",
+    "runtime/artifact_facts.py": "tests/hostile/test_artifact_facts.py",
     "__main__.py": "tests/cli/test_main.py",
     "activations/hidden_states.py": "tests/distributed/test_ranks.py",
     "activations/propagation.py": "tests/rounding/test_site_runs.py",

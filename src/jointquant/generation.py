@@ -1,4 +1,4 @@
-"""``generate_text`` under the name by which programs know it; it is at home in ``jointquant.runtime.generation``."""
+"""``generate_text`` under the import path of earlier versions; it is at home in ``jointquant.runtime.generation``."""
 
 from jointquant.runtime.generation import Generation, generate_text
 

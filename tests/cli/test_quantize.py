@@ -19,7 +19,9 @@ def test_an_output_folder_that_is_not_empty(save_model, tmp_path: Path, capsys) 
         assert (out / "mine.txt").read_text() == "keep"
     (out / "mine.txt").unlink()
     assert run(*arguments) == 0
-    (out / "mine.txt").write_text("gone with the artifact")
+    (out / "mine.txt").write_text("kept")
     assert run(*arguments) == 2
+    assert run(*arguments, "--overwrite") == 2
+    assert "holds mine.txt besides" in capsys.readouterr().err
+    (out / "mine.txt").unlink()
     assert run(*arguments, "--overwrite") == 0
-    assert not (out / "mine.txt").exists()

@@ -35,3 +35,9 @@ def test_temperatures_that_are_none(temperature: float) -> None:
 def test_prompts_that_do_not_fit(prompt: str, most: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         generate_text(MODEL, prompt, most)
+
+
+def test_the_import_path_of_earlier_versions() -> None:
+    from jointquant import generation
+
+    assert generation.generate_text is generate_text
