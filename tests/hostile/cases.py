@@ -183,7 +183,7 @@ CONFIGURATIONS: dict[str, tuple[Damage, str]] = {
         "generation_config.json holds no generation settings",
     ),
     "no tokenizer": (remove("tokenizer*"), "no tokenizer"),
-    "broken tokenizer": (write("tokenizer.json", "{"), "no tokenizer"),
+    "broken tokenizer": (write("tokenizer.json", "{"), "is not valid JSON"),
     "tokenizer of another kind": (write("tokenizer.json", '{"model": {"type": "Launch"}}'), "no tokenizer"),
     "tokenizer of a terabyte": (huge("tokenizer.json"), "expected at most"),
     "tokenizer that is a pipe": (pipe("tokenizer.json"), "is a pipe, a socket or a device"),

@@ -158,7 +158,7 @@ def test_no_such_model(tmp_path: Path, refused: Refused) -> None:
 
 
 OUTPUTS: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
-    "the model": (lambda root: root / "model", ["--overwrite"], "--overwrite replaces nothing else"),
+    "the model": (lambda root: root / "model", ["--overwrite"], "has no manifest of jointquant"),
     "the model without a config": (lambda root: root / "model", [], "is not empty"),
     "inside the model": (lambda root: root / "model" / "int4", [], "is the model's folder or inside it"),
     "a file": (lambda root: touched(root / "file"), ["--overwrite"], "is a file"),
@@ -170,7 +170,7 @@ OUTPUTS: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "under a long name": (lambda root: root / ("o" * 300) / "out", [], "expected at most 200"),
     "no name": (lambda root: Path("."), [], "no name of a folder"),
     "the root": (lambda root: Path("/"), ["--overwrite"], "no name of a folder"),
-    "a folder of others": (lambda root: touched(root / "home" / "mine").parent, ["--overwrite"], "no earlier output"),
+    "a folder of others": (lambda root: touched(root / "home" / "mine").parent, ["--overwrite"], "has no manifest of jointquant"),
     "a pipe": (lambda root: piped(root / "pipe"), ["--overwrite"], "is a file"),
 }
 
@@ -203,7 +203,7 @@ def test_the_folder_that_holds_the_model_is_no_output(sound_artifact: Path, mode
     """It looks like an earlier output, and replacing it would remove the model."""
     shutil.copy(sound_artifact / "config.json", model.parent)
     arguments = ["quantize", str(model), "--out", str(model.parent), "--recipe", "rtn", *QUICK, "--overwrite"]
-    refused(arguments, "contains the model's folder")
+    refused(arguments, "has no manifest of jointquant")
 
 
 def test_at_least_sixty_kinds() -> None:

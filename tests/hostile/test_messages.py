@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from test_cli import assert_refused
+from commands import assert_refused
 
 import jointquant
 from conftest import DEMO, make_model, possible, small

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_cli import assert_refused, run
+from commands import assert_refused, run
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
