@@ -30,6 +30,8 @@ def place() -> Iterator[Path]:
     folder.chmod(0o755)
     make_model("llama").save_pretrained(folder / "model")
     load_tokenizer(DEMO / "model").save_pretrained(folder / "model")
+    for path in (folder / "model").iterdir():
+        path.chmod(0o644)
     yield folder
     shutil.rmtree(folder)
 

@@ -170,7 +170,11 @@ OUTPUTS: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "under a long name": (lambda root: root / ("o" * 300) / "out", [], "expected at most 200"),
     "no name": (lambda root: Path("."), [], "no name of a folder"),
     "the root": (lambda root: Path("/"), ["--overwrite"], "no name of a folder"),
-    "a folder of others": (lambda root: touched(root / "home" / "mine").parent, ["--overwrite"], "has no manifest of jointquant"),
+    "a folder of others": (
+        lambda root: touched(root / "home" / "mine").parent,
+        ["--overwrite"],
+        "has no manifest of jointquant",
+    ),
     "a pipe": (lambda root: piped(root / "pipe"), ["--overwrite"], "is a file"),
 }
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from commands import assert_refused, run
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import jointquant
+from commands import assert_refused, run
 from conftest import DEMO, make_model, small
 from hostile.damage import UP, tensors
 from jointquant.errors import OverflowedError
