@@ -99,6 +99,6 @@ def test_missing_memory_is_not_the_models_fault() -> None:
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator"), blamed("the model is at fault"):
         raise missing
     assert fault_of_machine(missing) is not None
-    with pytest.raises(jointquant.InputError, match="the model is at fault: RuntimeError: shapes differ"):
-        with blamed("the model is at fault"):
-            raise RuntimeError("shapes differ")
+    told = "the model is at fault: RuntimeError: shapes differ"
+    with pytest.raises(jointquant.InputError, match=told), blamed("the model is at fault"):
+        raise RuntimeError("shapes differ")
