@@ -17,6 +17,7 @@ from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_b
 from jointquant.calibration.calibrate import Calibrated, calibrate_together
 from jointquant.evaluation.divergence import Divergence
 from jointquant.evaluation.evaluate import EvaluationResult, evaluate
+from jointquant.files.manifest import write_manifest
 from jointquant.job import OpenJobs
 from jointquant.models.options import ModelOptions, of_folder
 from jointquant.pipeline import write_artifact
@@ -173,7 +174,11 @@ class Laboratory:
         facts = {"run": asdict(run), "details": details}
         assert job.workspace.journal is not None
         folders = [job.workspace.journal.work, *([] if self.keep_artifacts else [job.artifact])]
-        self.journal.clear(f"{name}/measured", folders, facts)
+        left: list[Path] = []
+        if self.keep_artifacts and job.ranks.leads:
+            write_manifest(job.artifact)
+            left = sorted(path for path in job.artifact.rglob("*") if path.is_file())
+        self.journal.clear(f"{name}/measured", folders, facts, left)
         return facts
 
 
