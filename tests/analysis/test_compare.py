@@ -41,7 +41,11 @@ def test_one_walk_and_the_bytes_of_lone_runs(tmp_path: Path, tokenizer, monkeypa
 
 def test_rows_and_files(tmp_path: Path, tokenizer) -> None:
     result = compared(tmp_path / "out", tokenizer, ("fp16", "rtn", "quarot"), seeds=(0, 1))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "report.html", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json",
+        "report.html",
+        "results.json",
+    ]
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored == json.loads(json.dumps(result.to_dict()))
     assert [row["recipe"] for row in stored["rows"]] == ["fp16", "rtn", "quarot"]

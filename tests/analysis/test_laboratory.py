@@ -98,7 +98,11 @@ def test_artifacts_that_are_not_kept_go_when_they_are_measured(model: Path, tmp_
     shards = {path.parts[-2] for path in folder.rglob("model-*.safetensors")}
     assert shards == {"quarot-seed1"}
     compared(model, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "report.html", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json",
+        "report.html",
+        "results.json",
+    ]
 
 
 @pytest.mark.parametrize("change", [{"seeds": (0, 2)}, {"max_tokens": 288}, {"keep_artifacts": True}, {"texts": None}])

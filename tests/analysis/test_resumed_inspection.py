@@ -89,16 +89,17 @@ def test_it_goes_on_when_nothing_is_left_but_the_head(tmp_path: Path, monkeypatc
 
 
 def test_a_run_without_a_witness_says_nothing_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The journal's lines are those that earlier versions wrote; a witness adds its own to those of layers."""
+    """A witness adds its own facts to those of layers, and nothing else changes."""
     keys = {}
     for name, kind in (("plain", None), ("witnessed", Inspector)):
         monkeypatch.setattr("jointquant.run.journal._clear", lambda folder: None)
         run(tmp_path / name, "llama", kind)
         lines = (partial_folder(tmp_path / name) / "journal.jsonl").read_text().splitlines()
-        entries = [entry for entry in map(json.loads, lines) if entry["stage"] == "quantize"]
+        entries = [entry for entry in (json.loads(line)["entry"] for line in lines) if entry["stage"] == "quantize"]
         assert [entry["step"] for entry in entries] == [0, 1, 2, 3, 4]
         keys[name] = [set(entry["facts"]) for entry in entries]
     facts = {"tensors", "bytes", "inventory", "bits", "parameters"}
-    assert [found - {"states"} for found in keys["plain"]] == [facts] * 5
-    assert [found - {"states"} for found in keys["witnessed"]] == [facts, *[facts | {"witness"}] * 3, facts]
+    of_all = {"states", "current", "read"}
+    assert [found - of_all for found in keys["plain"]] == [facts] * 5
+    assert [found - of_all for found in keys["witnessed"]] == [facts, *[facts | {"witness"}] * 3, facts]
     assert ["states" in found for found in keys["witnessed"]] == [True, True, True, True, False]
