@@ -148,9 +148,8 @@ def model(hidden: int, intermediate: int) -> None:
     x = empty(64, hidden, dtype=torch.bfloat16)
     rms_norm_integers(x, empty(hidden, dtype=torch.bfloat16), 1e-5, IntFormat(8, False), 1.0)
     columns = [empty(16, hidden, dtype=torch.float32) for _ in range(5)]
-    near, values, scale, zero, errors = columns
-    inside, codes = empty(16, 16, dtype=torch.float32), empty(16, hidden, dtype=torch.int8)
-    round_columns(near, values, scale, zero, inside, errors, codes, IntFormat(4, False))
+    codes = empty(16, hidden, dtype=torch.int8)
+    round_columns((*columns, codes), empty(16, 16, dtype=torch.float32), IntFormat(4, False))
 
 
 def supported(target: GPUTarget) -> bool:

@@ -31,7 +31,7 @@ def test_linears_of_a_site_quantize_once(same: bool, monkeypatch: pytest.MonkeyP
     assert len(calls) == 3
     assert site._last is None
     for linear, ratio in zip(pair, (0.5, 0.5 if same else 0.7), strict=True):
-        linear.path, linear._known_names = InputPath(None, SearchedRange(IntFormat(8, False))), (CLIP_RATIO,)
+        linear.path, linear._input_names = InputPath(None, SearchedRange(IntFormat(8, False))), (CLIP_RATIO,)
         setattr(linear, CLIP_RATIO, torch.tensor(ratio))
         linear(x)
     assert len(calls) == 3
