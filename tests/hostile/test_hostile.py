@@ -20,6 +20,7 @@ from conftest import DEMO, make_model
 from hostile.artifacts import ARTIFACTS
 from hostile.cases import ARGUMENTS, CHECKPOINTS, CONFIGURATIONS, FILES, PICKLES
 from hostile.damage import own_code, shards, to_pickle
+from jointquant.files.manifest import write_manifest
 from jointquant.runtime.loading import load_tokenizer
 
 QUICK = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
@@ -206,8 +207,9 @@ def test_outputs(name: str, model: Path, tmp_path: Path, refused: Refused) -> No
 def test_the_folder_that_holds_the_model_is_no_output(sound_artifact: Path, model: Path, refused: Refused) -> None:
     """It looks like an earlier output, and replacing it would remove the model."""
     shutil.copy(sound_artifact / "config.json", model.parent)
+    write_manifest(model.parent)
     arguments = ["quantize", str(model), "--out", str(model.parent), "--recipe", "rtn", *QUICK, "--overwrite"]
-    refused(arguments, "has no manifest of jointquant")
+    refused(arguments, "contains the model's folder")
 
 
 def test_at_least_sixty_kinds() -> None:

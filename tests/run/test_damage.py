@@ -21,7 +21,7 @@ from jointquant.run.journal import JOURNAL_NAME, partial_folder
 from jointquant.runtime.loading import load_tokenizer
 
 EXAMPLES = int(os.environ.get("DAMAGE_EXAMPLES", "12"))
-"""Of each of the five places where the run is stopped; 60 make the 300 that docs/security.md speaks of."""
+"""Of each of the five places where the run is stopped; DAMAGE_EXAMPLES=60 makes 300 of them."""
 STOPS = (("calibrate", 1), ("calibrate", 3), ("quantize", 1), ("quantize", 2), ("quantize", 3))
 RECIPE = jointquant.load_recipe(
     "dartquant", small("rotations.r1.steps=2", "rotations.r2.steps=2", "calibration.num_samples=2")

@@ -72,7 +72,7 @@ def test_a_default_preset_leaves_out_what_it_is_told_to(
     with torch.no_grad():
         expected, actual = (loaded[kernels](INPUT_IDS).logits for kernels in ("reference", "auto"))
     off = (actual - expected).abs().amax(-1) > 1e-3 * expected.abs().max()
-    assert off.sum() <= max(1, off.numel() // 10)  # a value on the border of two integers may round either way
+    assert off.sum() <= 1  # of 40 tokens: a value on the border of two integers may round either way
 
 
 def test_other_settings_are_packed_as_such(tmp_path: Path, tokenizer) -> None:

@@ -8,14 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from jointquant.backend.products import linear_product
 from jointquant.errors import InputError
 from jointquant.quantization.codebook import NF4, CodebookFormat
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import CLIP_RATIO, SCALE, ZERO_POINT, DynamicRange, SearchedRange, StaticRange
-from jointquant.quantization.weights import round_to_nearest
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels import selection
@@ -24,8 +22,7 @@ from jointquant.runtime.kernels.dense import Dense
 from jointquant.runtime.kernels.int8_product import LARGEST_DIGIT, zero_point_columns
 from jointquant.runtime.kernels.interface import Kernel
 from jointquant.runtime.kernels.selection import KERNELS, choose, reasons
-from jointquant.runtime.linear import PackedLinear
-from jointquant.runtime.site import SharedInput
+from linears import by_kernel, exact, linear_of, tokens
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 DENSE = Dense()
@@ -39,36 +36,6 @@ FORMATS = st.builds(IntFormat, st.sampled_from([2, 3, 4, 8]), st.booleans(), GRO
 )
 TOKEN = st.builds(IntFormat, st.sampled_from([2, 4, 5, 8]), st.booleans())
 RANGES = st.none() | st.builds(DynamicRange, TOKEN, st.sampled_from([1.0, 0.9]))
-
-
-def linear_of(
-    out_features: int, in_features: int, fmt, path: InputPath, *, bias: bool = False, seed: int = 0
-) -> PackedLinear:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(out_features, in_features, generator=generator) + 0.3
-    rounded = round_to_nearest(weight, fmt, "none", torch.float32)
-    offset = torch.randn(out_features, generator=generator) if bias else None
-    return PackedLinear.of(rounded, offset, path, {})
-
-
-def tokens(rows: int, in_features: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """With a mean, so that zero points matter."""
-    x = torch.randn(rows, in_features, generator=torch.Generator().manual_seed(seed + 1))
-    return (x + 0.7 * torch.arange(rows)[:, None]).to(dtype)
-
-
-def exact(linear: PackedLinear, x: Tensor) -> Tensor:
-    """The product in float64, of the same integers."""
-    values = linear.arriving(x)
-    if linear.path.quantizer is not None:
-        values = linear.path.quantizer.encode(values, linear.input_buffers()).dequantize()
-    y = values.double() @ linear.quantized_weight().dequantize(torch.float64).T
-    return y if linear.bias is None else y + linear.bias.double()
-
-
-def by_kernel(kernel: Kernel, linear: PackedLinear, x: Tensor) -> Tensor:
-    inputs = SharedInput().read(x, linear.path, linear.input_buffers())
-    return kernel.run(inputs, kernel.prepare(linear.quantized_weight(), linear.path.quantizer, x.dtype))
 
 
 @given(
@@ -266,33 +233,3 @@ def test_new_weights_are_seen() -> None:
     assert not torch.equal(old(x), new(x))
     old.load_state_dict(new.state_dict())
     assert torch.equal(old(x), new(x))
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_linears_of_a_site_quantize_once(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the ratio is known beforehand, if it is the same."""
-    calls, searched = [], []
-    encode = SearchedRange.encode
-    monkeypatch.setattr(SearchedRange, "encode", lambda self, *a: searched.append(1) or encode(self, *a))
-    original = DynamicRange.encode
-    monkeypatch.setattr(DynamicRange, "encode", lambda self, *a: calls.append(1) or original(self, *a))
-    path, site = InputPath(None, DynamicRange(IntFormat(8, False))), SharedInput(2)
-    pair = [linear_of(16, 64, IntFormat(4, True), path, seed=seed) for seed in (0, 1)]
-    x = tokens(3, 64, torch.float32)
-    apart = [linear(x) for linear in pair]
-    assert len(calls) == 2
-    for linear in pair:
-        linear.shared = site
-    assert all(torch.equal(linear(x), y) for linear, y in zip(pair, apart, strict=True))
-    assert len(calls) == 3
-    assert site._last is None
-    for linear, ratio in zip(pair, (0.5, 0.5 if same else 0.7), strict=True):
-        linear.path, linear._input_names = InputPath(None, SearchedRange(IntFormat(8, False))), (CLIP_RATIO,)
-        setattr(linear, CLIP_RATIO, torch.tensor(ratio))
-        linear(x)
-    assert len(calls) == 3
-    assert searched == [1] * (1 if same else 2)
-    site._last = None
-    before = [linear(x) for linear in pair]
-    x.mul_(2)
-    torch.testing.assert_close([linear(x) for linear in pair], [2 * y for y in before])
