@@ -95,7 +95,9 @@ def one(verb: str, model: Path, out: Path, budget: str | None) -> dict[str, obje
         jointquant.stats(model, out, recipe, **options)
     else:
         plain = jointquant.load_recipe("rtn", [change for change in changes if change.startswith("calibration")])
-        jointquant.compare(model, {"rtn": plain, RECIPE: recipe}, out, texts=(HELDOUT,), max_tokens=512, **options)
+        jointquant.compare(
+            model, {"rtn": plain, RECIPE: recipe}, out, texts=(HELDOUT,), eval_seqlen=512, max_tokens=512, **options
+        )
     (plan,) = plans
     shape = shape_of(read_config(model))
     states = sum(phase.host.get("hidden states", 0) for phase in plan.phases[:1])

@@ -146,9 +146,11 @@ def memory(result: dict[str, Any]) -> list[str]:
 
 def kill_and_resume(result: dict[str, Any]) -> list[str]:
     """Where runs were killed, and how many artifacts differed."""
-    lines = ["| last finished step when it was killed | runs |", "|-|-|"]
+    lines = ["| last finished step when it was killed | kills |", "|-|-|"]
     lines += [f"| {stage} | {count} |" for stage, count in result["killed_in"].items()]
-    return [*lines, "", f"{result['kills']} kills, {result['different']} artifacts that differ; {result['date']}."]
+    chains = ", ".join(f"{case}: {count}" for case, count in result["chains"].items())
+    total = f"{result['kills']} kills in {sum(result['chains'].values())} runs ({chains})"
+    return [*lines, "", f"{total}; {result['different']} artifacts that differ; {result['date']}."]
 
 
 def q4_0(result: dict[str, Any]) -> list[str]:

