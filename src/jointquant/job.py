@@ -57,6 +57,7 @@ class Request:
         besides: what makes the run what it is besides model, recipes and windows; empty for ``quantize``.
         folder: where in the output each recipe's artifact lies, under its label; None: the one recipe fills it.
         verb: whose demand on memory and disk is planned, see ``planning.needs.DEMANDS``.
+        measured: tokens of a window that artifacts are measured on, where it is said.
     """
 
     model: str | Path | PreTrainedModel
@@ -71,6 +72,7 @@ class Request:
     besides: Mapping[str, Any] = field(default_factory=dict)
     folder: str | None = None
     verb: str = "quantize"
+    measured: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,6 @@ def planned(
     for recipe in recipes.values():
         together = tuple(other for other in recipes.values() if other.calibration == recipe.calibration)
         workload = workload_of(subject, recipe, windows[recipe.calibration], ranks)
-        workloads.append(DEMANDS[request.verb](replace(workload, together=together)))
+        workloads.append(DEMANDS[request.verb](replace(workload, together=together, measured=request.measured)))
     budget = budget_of(request.limits, subject.place.device, out, ranks)
     return dict(zip(recipes, plan_runs(workloads, budget, unfinished, ranks), strict=True))

@@ -16,7 +16,7 @@ import jointquant
 from conftest import DEMO, make_model, small
 from jointquant.errors import InputError
 from jointquant.evaluation.divergence import Divergence, compare, token_divergences
-from jointquant.evaluation.perplexity import perplexity
+from jointquant.evaluation.perplexity import TOKENS_AT_ONCE, perplexity
 
 NOTHING = "1MB"  # less than the process itself
 
@@ -28,6 +28,12 @@ def test_parity_with_numpy(tokens: int, vocabulary: int, seed: int) -> None:
     expected = (numpy.exp(log_p) * (log_p - log_q)).sum(-1)
     found = token_divergences(torch.from_numpy(p), torch.from_numpy(q))
     numpy.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_more_tokens_than_are_compared_at_once() -> None:
+    p, q = torch.randn(2, 2 * TOKENS_AT_ONCE + 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one_by_one = torch.cat([token_divergences(p[i : i + 1], q[i : i + 1]) for i in range(len(p))])
+    torch.testing.assert_close(token_divergences(p, q), one_by_one, rtol=1e-12, atol=0)
 
 
 def test_by_hand() -> None:

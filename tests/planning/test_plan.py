@@ -14,6 +14,7 @@ import jointquant
 from conftest import possible, small
 from jointquant.backend.devices import HOST, ON_PAPER_DEVICE, tokens_at_once
 from jointquant.errors import InputError
+from jointquant.planning.needs import DEMANDS, phases_of
 from jointquant.planning.plan import Budget, Choice, choices, make_plan, plan_of, shortages
 from workloads import GB, work
 
@@ -114,3 +115,15 @@ def test_refinement_that_does_not_fit() -> None:
     budget = Budget(plan_of(refined, Choice("disk", 512), Budget()).host_peak - 1)
     with pytest.raises(InputError, match=r"a larger budget, or --set refinement\.steps=0"):
         make_plan(refined, budget)
+
+
+def test_a_comparison_plans_for_what_it_measures() -> None:
+    """Two heads and the logits of a window stand together; with a longer window there are more."""
+    shape, wanted = work().shape, DEMANDS["compare"](work())
+    short, long = (
+        next(each for each in phases_of(replace(wanted, measured=tokens), 4096) if each.name == "measure").computing
+        for tokens in (512, 2048)
+    )
+    assert short["two heads"] == long["two heads"] == 2 * 4 * shape.head
+    assert long["logits"] - short["logits"] == 2 * (2048 - 512) * (shape.head // shape.hidden_size) * 4
+    assert "measure" not in [each.name for each in phases_of(DEMANDS["quantize"](work()), 4096)]

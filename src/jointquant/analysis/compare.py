@@ -122,6 +122,7 @@ def compare(
         besides=protocol.identity() | {"keep_artifacts": keep_artifacts},
         folder=ARTIFACTS_NAME,
         verb="compare",
+        measured=eval_seqlen or 0,
     )
     with open_jobs(request) as opened:
         if opened.report is not None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from jointquant.activations.stores import Share
 from jointquant.backend.devices import double
-from jointquant.evaluation.perplexity import Logits, negative_log_likelihood, perplexity_of, predictions
+from jointquant.evaluation.perplexity import TOKENS_AT_ONCE, Logits, negative_log_likelihood, perplexity_of, predictions
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,9 @@ def compare(
 
 
 def token_divergences(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p‖q) of each token: logits, both [tokens, vocabulary] → [tokens]."""
-    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-    return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    """KL(p‖q) of each token, some tokens at a time: logits, both [tokens, vocabulary] → [tokens]."""
+    found = []
+    for some_p, some_q in zip(p.split(TOKENS_AT_ONCE), q.split(TOKENS_AT_ONCE), strict=True):
+        log_p, log_q = some_p.log_softmax(-1), some_q.log_softmax(-1)
+        found.append(functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1))
+    return torch.cat(found)

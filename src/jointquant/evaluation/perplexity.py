@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from jointquant.activations.stores import Share
 
+TOKENS_AT_ONCE = 256
+"""Tokens whose logits are compared at once: with a vocabulary of 128,000 each copy of them takes 128 MB."""
+
 Logits = Callable[[Tensor], Tensor]
 
 
@@ -59,7 +62,8 @@ def predictions(
 
 def negative_log_likelihood(row: Tensor, target: Tensor) -> float:
     """Of one window, summed: [T − 1, vocabulary], [T − 1] → a number."""
-    return functional.cross_entropy(row, target, reduction="sum").item()
+    parts = zip(row.split(TOKENS_AT_ONCE), target.split(TOKENS_AT_ONCE), strict=True)
+    return sum(functional.cross_entropy(some, came, reduction="sum").item() for some, came in parts)
 
 
 def perplexity_of(total: float, windows: Tensor, share: Share | None = None) -> float:

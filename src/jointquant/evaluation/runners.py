@@ -14,7 +14,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 from jointquant.activations.hidden_states import micro_batch
 from jointquant.activations.stores import Share
 from jointquant.backend.devices import check_own, resolve_device, resolve_dtype, tokens_at_once
-from jointquant.backend.memory import Size, available, bytes_of_size, device_available, resident
+from jointquant.backend.memory import (
+    Size,
+    available,
+    bytes_of_size,
+    device_available,
+    little_freed_memory_kept,
+    resident,
+)
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.evaluation.perplexity import Logits
 from jointquant.evaluation.streaming import streamed_logits
@@ -97,7 +104,8 @@ class Streamed:
     @contextmanager
     def session(self, windows: Tensor, name: str, progress: Progress) -> Iterator[Session]:
         """All windows go through one layer after another first."""
-        with streamed_logits(self.stream, windows, self.workspace, progress, name) as (logits, share):
+        streamed = streamed_logits(self.stream, windows, self.workspace, progress, name)
+        with little_freed_memory_kept(), streamed as (logits, share):
             yield Session(logits, share, 1)
 
 

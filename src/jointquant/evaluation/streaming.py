@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import advance, embed
 from jointquant.activations.stores import Share
+from jointquant.backend.memory import return_freed_memory
 from jointquant.evaluation.perplexity import Logits
 from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress
@@ -50,17 +52,22 @@ def streamed_logits(
             for index, layer in stream.layers(workspace.place):
                 advance(layer, states, arguments[index])
                 del layer
+                return_freed_memory()
                 stage.advance()
         yield _tail(stream, workspace, states), states.share
 
 
 def _tail(stream: ModelStream, workspace: Workspace, states: HiddenStates) -> Logits:
-    """The logits of one window after another, in order."""
-    norm, head = stream.final_norm(workspace.place), stream.head(workspace.place)
+    """The logits of one window after another, in order; the head is read when the first are asked for."""
     cap = getattr(stream.config, "final_logit_softcapping", None)
     following = _windows(states)
 
+    @cache
+    def ends() -> tuple[nn.Module, nn.Module]:
+        return stream.final_norm(workspace.place), stream.head(workspace.place)
+
     def logits(_: Tensor) -> Tensor:
+        norm, head = ends()
         hidden = norm(next(following))
         scores: Tensor = torch.cat([head(part) for part in hidden.split(TOKENS_AT_THE_HEAD, dim=1)], dim=1)
         return scores if cap is None else cap * torch.tanh(scores / cap)

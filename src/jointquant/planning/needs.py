@@ -34,6 +34,10 @@ SAMPLE_COPIES, TRAINED_BATCHES = 3, 8
 """Of the tokens that a layer's R4 is learned on, while they are put in order; of a batch of them in a step."""
 PROBE_TOKENS = 2048
 """Tokens that are followed through the layers to be looked at (whole windows, one at least)."""
+MEASURED_TOKENS = 2048
+"""Tokens of a window that artifacts are measured on, where it is not said."""
+LOGITS, COMPARED_LOGITS, COMPARED_TOKENS = 2, 4, 256
+"""Copies of a window's logits while an artifact is measured, and of those of so many of its tokens at once."""
 PROBE_STATES = 4
 """Copies of the states of the tokens that are looked at: the unquantized model's, the quantized one's, what differs."""
 FACTOR_COPIES = 2
@@ -59,6 +63,7 @@ class Workload:
         rounds: whether pass 2 follows, or activations are only looked at.
         probed: tokens that are followed through the unquantized model beside, to be looked at.
         kept: bytes of artifacts of other recipes that stay.
+        measured: tokens of a window that artifacts are measured on; 0: they are not.
     """
 
     shape: ModelShape
@@ -73,6 +78,7 @@ class Workload:
     rounds: bool = True
     probed: int = 0
     kept: int = 0
+    measured: int = 0
 
     @property
     def learners(self) -> tuple[Recipe, ...]:
@@ -148,8 +154,8 @@ def rounded(work: Workload) -> Workload:
 
 
 def rounded_and_looked_at(work: Workload) -> Workload:
-    """What ``compare`` does: both passes, with the unquantized model beside the second."""
-    return replace(work, probed=_probed(work))
+    """What ``compare`` does: both passes, with the unquantized model beside the second, and a measurement."""
+    return replace(work, probed=_probed(work), measured=work.measured or MEASURED_TOKENS)
 
 
 def looked_at(work: Workload) -> Workload:
@@ -231,6 +237,15 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
     if work.refined:
         yield Needs("refine", refinement_bytes(work) | rotation_bytes(work), ahead)
     yield Needs("head", {"head": shape.head * width}, {"as stored": 3 * shape.head * stored})
+    if work.measured:
+        yield Needs("measure", measurement_bytes(work), {"as stored": shape.head * stored})
+
+
+def measurement_bytes(work: Workload) -> Bytes:
+    """The heads of an artifact and of the unquantized model, which pass layer by layer before, and their logits."""
+    shape, tokens = work.shape, LOGITS * work.measured + COMPARED_LOGITS * min(COMPARED_TOKENS, work.measured)
+    logits = tokens * (shape.head // shape.hidden_size) * FLOAT
+    return {"two heads": 2 * shape.head * work.dtype.itemsize, "logits": logits}
 
 
 def sample_bytes(work: Workload) -> Bytes:
