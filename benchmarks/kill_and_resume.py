@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import jointquant
 import jointquant.demo
 from jointquant.distributed.guard import PeerLostError
+from jointquant.errors import ResumableError
 from jointquant.run.journal import partial_folder
 from jointquant.runtime.loading import load_tokenizer
 from report import machine
@@ -215,7 +216,7 @@ def fork(work: Callable[[], None], environment: dict[str, str]) -> int:
         torch.set_num_threads(1)
         work()
         status = 0
-    except PeerLostError:
+    except (PeerLostError, ResumableError):
         status = PEER_LOST
     except Exception as error:  # the child must not go on with the parent's work
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from torch.distributed import DistNetworkError
 
 import jointquant
 from conftest import DEMO, make_model
+from jointquant.distributed import process_group
+from jointquant.errors import ResumableError
 from jointquant.run.journal import partial_folder
 from processes import (
     WINDOWS,
@@ -133,3 +137,17 @@ def test_what_several_ranks_cannot_do_is_refused_once(model: Path, tmp_path: Pat
     done = run(2, *quantized(model, tmp_path / "a", "--num-samples", "1"))
     assert done.returncode != 0
     assert len(told(done.stderr)) == 1
+
+
+def test_a_rank_whose_leader_is_gone_before_all_have_joined(monkeypatch) -> None:
+    """The store answers no more, as when the process that holds it is killed at once."""
+
+    def broken(_: str) -> Iterator[object]:
+        raise DistNetworkError("Connection reset by peer")
+
+    monkeypatch.setattr(process_group, "rendezvous", broken)
+    place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ResumableError, match=r"^rank 1 could not join .*reset by peer.*run the same command"):
+        process_group.joined()

@@ -15,7 +15,7 @@ from jointquant.cli.output import INTERRUPTED, as_line
 from jointquant.distributed.guard import DEFECT, PeerLostError
 from jointquant.distributed.process_group import ProcessGroup, joined, leave
 from jointquant.distributed.ranks import leads
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, ResumableError, require
 
 SHARED_VERBS = ("quantize", "eval", "compare")
 """Verbs that several ranks can do together."""
@@ -26,7 +26,7 @@ def main_of_rank(arguments: list[str], run: Callable[[list[str]], int]) -> NoRet
     try:
         ranks = joined()
     except InputError as error:
-        if leads():
+        if leads() or isinstance(error, ResumableError):  # of a rank that is lost, only its neighbours can tell
             print(as_line(error), file=sys.stderr)
         sys.exit(2)
     assert isinstance(ranks, ProcessGroup)

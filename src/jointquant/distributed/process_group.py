@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from jointquant.backend.devices import HOST, choose_accelerator, collective_backends
 from jointquant.distributed.guard import Guard, PeerLostError
 from jointquant.distributed.ranks import ALONE, Ranks, started_by_torchrun
-from jointquant.errors import require
+from jointquant.errors import ResumableError, require
 
 T = TypeVar("T")
 
@@ -158,18 +158,33 @@ def leave() -> None:
 
 
 def _join(environment: Mapping[str, str]) -> Ranks:
-    """Raises InputError when there are more processes on this host than accelerators."""
+    """Raises InputError when there are more processes on this host than accelerators, and as ``_gathering`` does."""
     numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     absent = [name for name in (*numbers, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
     require(not absent, f"several processes without {', '.join(absent)} in the environment: expected torchrun")
     rank, size, local, on_host = (int(environment[name]) for name in numbers)
-    store, *_ = next(iter(rendezvous("env://")))
+    with _gathering(rank):
+        store, *_ = next(iter(rendezvous("env://")))
     guard = Guard(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), rank, size, local)
     guard.start()
     backends = collective_backends(choose_accelerator(local, on_host))
     names = [name if len(backends) == 1 else f"{kind}:{name}" for kind, name in backends.items()]
-    dist.init_process_group(",".join(names), store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    aside = dist.new_group(backend="gloo", timeout=PATIENCE)
+    with _gathering(rank):
+        dist.init_process_group(",".join(names), store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        aside = dist.new_group(backend="gloo", timeout=PATIENCE)
     group = ProcessGroup(rank, size, on_host, guard, tuple(backends), aside)
     _joined.append(group)
     return group
+
+
+@contextmanager
+def _gathering(rank: int) -> Iterator[None]:
+    """Raises ResumableError when a connection breaks before all ranks have joined: nobody can say who is gone yet."""
+    try:
+        yield
+    except RuntimeError as error:  # DistError is one, and so is what gloo raises
+        reason = " ".join(str(error).split())[:200]
+        raise ResumableError(
+            f"rank {rank} could not join the others, one of which has ended or cannot be reached ({reason}): expected "
+            "all of them to start; run the same command again"
+        ) from error
