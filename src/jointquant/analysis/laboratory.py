@@ -166,11 +166,13 @@ class Laboratory:
             written = write_artifact(job, rotations, inspector)
         seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
         peak = max(job.ranks.ask(peak_rss_bytes()))  # asked of all: the artifact is there when they have answered
+        details = {} if inspector is None else _details(rotations, inspector) | {"transforms": written.transforms}
+        inspector = None  # it holds the last layer
+        return_freed_memory()
         found = self.protocol.measure(job.artifact, reference=self.subject.model, progress=job.progress)
         return_freed_memory()
         figures = found.perplexity, found.divergence, written.bits_per_weight, written.size_bytes
         run = Run(candidate.label, candidate.seed, *figures, seconds, peak, resumed)
-        details = {} if inspector is None else _details(rotations, inspector) | {"transforms": written.transforms}
         facts = {"run": asdict(run), "details": details}
         assert job.workspace.journal is not None
         folders = [job.workspace.journal.work, *([] if self.keep_artifacts else [job.artifact])]
