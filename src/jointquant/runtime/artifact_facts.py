@@ -15,6 +15,10 @@ Words = Annotated[str, Field(max_length=1 << 12)]
 Count = Annotated[int, Field(ge=0, le=1 << 50)]
 
 
+EARLIER = "it was written by an earlier version of jointquant, quantize again or install that version"
+"""About an artifact that lacks what this version writes."""
+
+
 class KeptFact(BaseModel):
     """Parameters that stay in high precision, see ``artifact.inventory.Kept``."""
 
@@ -49,6 +53,7 @@ class ArtifactFacts(BaseModel):
         starved_experts: which saw too few tokens.
         jointquant_version: what wrote it.
         recipe_digest: of the recipe that it was made by: much of that has no tensor that would contradict it.
+        digests: of digests.json, see ``artifact_digests``; exports have none.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
@@ -61,6 +66,7 @@ class ArtifactFacts(BaseModel):
     starved_experts: Annotated[list[StarvedFact], Field(max_length=1 << 17)]
     jointquant_version: Words
     recipe_digest: Words
+    digests: Words | None = None
     base_model: Words | None = None
     base_revision: Words | None = None
 
@@ -73,8 +79,7 @@ def check_facts(facts: dict[str, Any], what: str) -> ArtifactFacts:
         first = error.errors()[0]
         if first["type"] == "missing":
             key = ".".join(map(str, first["loc"]))
-            message = f"{what} does not say its {key} in its quantization_config: expected an artifact of this version"
-            raise InputError(message) from None
+            raise InputError(f"{what} does not say its {key} in its quantization_config: {EARLIER}") from None
         raise InputError(f"{what} is no artifact's: {describe(error)} in its quantization_config") from None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Container
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,21 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from jointquant.errors import InputError, require
+from jointquant.files.digests import check_digest, digest_of_file
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
+from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.registry import ARCHITECTURES, ARTIFACT_PREFIX, architecture_of
-from jointquant.models.source import DTYPES, Checkpoint
+from jointquant.models.source import DTYPES, INDEX_NAME, INTEGERS, Checkpoint
 from jointquant.recipe.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
+from jointquant.runtime.artifact_digests import (
+    ArtifactDigests,
+    digests_of_shard,
+    handed,
+    open_digests,
+    write_digests,
+)
 from jointquant.runtime.artifact_facts import check_facts, check_recipe, digest_of
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
@@ -35,8 +45,6 @@ from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.strict_json import read_object
 
-INTEGERS = {torch.int8: "I8", torch.int32: "I32"}
-"""What artifacts have, as files call them."""
 STORED = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
 """The dtypes that an artifact's other tensors may have."""
 QUANT_METHOD = "jointquant"
@@ -88,6 +96,7 @@ class JointQuantHfQuantizer(HfQuantizer):
 
     requires_calibration = True
     quantization_config: JointQuantConfig
+    _checking: Future[None] | None = None
 
     def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
         """Attention goes through our registered function; another explicit choice is refused."""
@@ -105,13 +114,24 @@ class JointQuantHfQuantizer(HfQuantizer):
         return None if str(target).endswith(KEPT_DTYPES) else super().get_new_dtype(converter, param, dtype)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        assembly_of(model, self.quantization_config).install_model(model)
         files = kwargs.get("checkpoint_files")
-        if files:
-            check_complete(model, files)
-            recipe = self.quantization_config.parsed_recipe()
-            check_recipe(recipe, self.quantization_config.facts)
-            model.rotations_file = rotations_file(Path(files[0]).parent, recipe)
+        if not files:
+            assembly_of(model, self.quantization_config).install_model(model)
+            return
+        folder = Path(files[0]).parent
+        digests = handed() or open_digests(folder, digests_named(None))
+        assembly_of(model, self.quantization_config).install_model(model)
+        check_complete(model, files)
+        recipe = self.quantization_config.parsed_recipe()
+        check_recipe(recipe, self.quantization_config.facts)
+        model.rotations_file = rotations_file(folder, recipe)
+        model.rotations_digest = digests.file(ROTATIONS_NAME)
+        self._checking = digests.check_behind(map(Path, files))
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        checking, self._checking = self._checking, None
+        if checking is not None:
+            checking.result()
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""
@@ -151,19 +171,24 @@ def check_complete(model: PreTrainedModel, files: list[str]) -> None:
 
 def _stored_as(dtype: torch.dtype) -> Container[str]:
     """The dtypes that a tensor may have in a file: integers their own, numbers any of the floats that models are of."""
-    return DTYPES if dtype.is_floating_point else (INTEGERS[dtype],)
+    return DTYPES if dtype.is_floating_point else [name for name, stored in INTEGERS.items() if stored == dtype]
 
 
-def check_artifact(folder: Path, config: PretrainedConfig) -> None:
+def check_artifact(folder: Path, config: PretrainedConfig, mode: DigestMode) -> ArtifactDigests:
     """Refuse an artifact that is none, before transformers builds it.
 
+    Returns:
+        Its digests: those of its small files were checked, those of its tensors are there to be.
+
     Raises:
-        InputError: a configuration without a whole recipe of ours, or tensors or rotations that are no safetensors.
+        InputError: a configuration without a whole recipe of ours, files that are not what was written, or tensors or
+            rotations that are no safetensors.
     """
     quantization = getattr(config, "quantization_config", None)
     ours = isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
     require(ours, f"{folder / CONFIG_NAME} has no quantization_config of {QUANT_METHOD}: expected an artifact's")
     assert isinstance(quantization, dict)
+    digests = open_digests(folder, mode)
     for key in ("recipe", "architecture"):
         require(key in quantization, f"{folder / CONFIG_NAME} has no {key} in its quantization_config")
     parsed = JointQuantConfig(**quantization)
@@ -178,6 +203,7 @@ def check_artifact(folder: Path, config: PretrainedConfig) -> None:
     Checkpoint(folder)
     if (folder / ROTATIONS_NAME).exists():
         read_header(folder / ROTATIONS_NAME)
+    return digests
 
 
 def rotations_file(folder: Path, recipe: Recipe) -> Path | None:
@@ -196,19 +222,55 @@ def rotations_file(folder: Path, recipe: Recipe) -> Path | None:
     return path if merged else None
 
 
+def check_rotations(source: Path) -> None:
+    """Refuse the rotations of an artifact that are not what was written.
+
+    Args:
+        source: an artifact, its file of rotations, or such a file by itself, which nothing vouches for.
+
+    Raises:
+        InputError: they are damaged, or the artifact has no digests.
+    """
+    folder = source if source.is_dir() else source.parent
+    if is_artifact(folder) and (source.is_dir() or source.name == ROTATIONS_NAME):
+        open_digests(folder, digests_named(None)).check_file(ROTATIONS_NAME)
+
+
 class SavedWhole:
     """Mixed into a family's model class: ``save_pretrained`` saves all that an artifact has, its rotations too."""
 
     rotations_file: Path | None = None
+    rotations_digest: str | None = None
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As transformers' own. Raises InputError when the rotations that the artifact was loaded with have gone."""
-        file, target = self.rotations_file, Path(save_directory) / ROTATIONS_NAME
+        """As transformers' own, with the rotations, and with digests of what is written.
+
+        Raises:
+            InputError: the rotations that the artifact was loaded with have gone or are not what they were, or
+                ``push_to_hub``, which would upload before all is there.
+        """
+        file, target = self.rotations_file, Path(save_directory)
         gone = file is not None and not file.is_file()
         require(not gone, f"{file} has gone: an artifact cannot be saved without its rotations, expected it there")
+        if file is not None and self.rotations_digest is not None:
+            check_digest(ROTATIONS_NAME, file.parent, digest_of_file(file), self.rotations_digest)
+        pushed = kwargs.get("push_to_hub", False)
+        require(not pushed, "save_pretrained(push_to_hub=True) uploads half an artifact: expected push_to_hub(ID)")
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if file is not None and kwargs.get("is_main_process", True) and not (target.exists() and target.samefile(file)):
-            shutil.copyfile(file, target)
+        if kwargs.get("is_main_process", True):
+            if file is not None and not (
+                (target / ROTATIONS_NAME).exists() and (target / ROTATIONS_NAME).samefile(file)
+            ):
+                shutil.copyfile(file, target / ROTATIONS_NAME)
+            _vouch(target)
+
+
+def _vouch(folder: Path) -> None:
+    """Write the digests of what ``save_pretrained`` saved; a tokenizer is saved by itself, and has none."""
+    shards = [path for path in sorted(folder.glob("*.safetensors")) if path.name != ROTATIONS_NAME]
+    tensors = {name: digest for path in shards for name, digest in digests_of_shard(path)}
+    files = [name for name in (INDEX_NAME, ROTATIONS_NAME) if (folder / name).is_file()]
+    write_digests(folder, read_object(folder / CONFIG_NAME), tensors, files)
 
 
 def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assembly:
