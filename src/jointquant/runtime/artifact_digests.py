@@ -24,7 +24,7 @@ from jointquant.models.options import DigestMode
 from jointquant.models.source import DTYPES, INTEGERS
 from jointquant.recipe.recipe import describe
 from jointquant.rotations.bundle import ROTATIONS_NAME
-from jointquant.runtime.artifact_facts import EARLIER
+from jointquant.runtime.artifact_facts import EARLIER, our_quantization
 from jointquant.trust.files import is_plain_name, open_regular, read_bytes
 from jointquant.trust.folder import CONFIG_NAME, DIGESTS_NAME, GENERATION_NAME, small_files
 from jointquant.trust.safetensors_header import LENGTH_BYTES, read_header
@@ -143,8 +143,7 @@ def open_digests(folder: Path, mode: DigestMode) -> ArtifactDigests:
     if mode == "ignore":
         return Ignored()
     config, path = read_object(folder / CONFIG_NAME), folder / DIGESTS_NAME
-    quantization = config.get(QUANTIZATION)
-    noted = quantization.get(KEY) if isinstance(quantization, dict) else None
+    noted = our_quantization(config.get(QUANTIZATION), folder / CONFIG_NAME).get(KEY)
     require(noted is not None, f"{folder / CONFIG_NAME} has no digests of the artifact's tensors: {EARLIER}")
     data = read_bytes(path, LIMIT) if path.exists() else None
     check_digest(DIGESTS_NAME, folder, None if data is None else digest_of_bytes(data), str(noted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +18,10 @@ Count = Annotated[int, Field(ge=0, le=1 << 50)]
 
 EARLIER = "it was written by an earlier version of jointquant, quantize again or install that version"
 """About an artifact that lacks what this version writes."""
+
+
+QUANT_METHOD = "jointquant"
+FORMAT_VERSION = 1
 
 
 class KeptFact(BaseModel):
@@ -69,6 +74,27 @@ class ArtifactFacts(BaseModel):
     digests: Words | None = None
     base_model: Words | None = None
     base_revision: Words | None = None
+
+
+def our_quantization(quantization: Any, path: Path) -> dict[str, Any]:
+    """The ``quantization_config`` of an artifact that this version reads, as plain data.
+
+    Raises:
+        InputError: another method's, or of another format version; names ``path``, the config.json.
+    """
+    ours = isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
+    require(ours, f"{path} has no quantization_config of {QUANT_METHOD}: expected an artifact's")
+    assert isinstance(quantization, dict)
+    check_version(quantization.get("format_version", FORMAT_VERSION))
+    return quantization
+
+
+def check_version(version: object) -> None:
+    """Raises InputError for an artifact of another format than this version reads."""
+    require(
+        version == FORMAT_VERSION,
+        f"artifact of format version {version}: this version of jointquant reads {FORMAT_VERSION}",
+    )
 
 
 def check_facts(facts: dict[str, Any], what: str) -> ArtifactFacts:

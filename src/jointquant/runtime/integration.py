@@ -37,7 +37,15 @@ from jointquant.runtime.artifact_digests import (
     open_digests,
     write_digests,
 )
-from jointquant.runtime.artifact_facts import check_facts, check_recipe, digest_of
+from jointquant.runtime.artifact_facts import (
+    FORMAT_VERSION,
+    QUANT_METHOD,
+    check_facts,
+    check_recipe,
+    check_version,
+    digest_of,
+    our_quantization,
+)
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
 from jointquant.runtime.cache import PackedGeneration
@@ -47,8 +55,6 @@ from jointquant.trust.strict_json import read_object
 
 STORED = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
 """The dtypes that an artifact's other tensors may have."""
-QUANT_METHOD = "jointquant"
-FORMAT_VERSION = 1
 MODEL_TYPE_PREFIX = ARTIFACT_PREFIX
 MODEL_TYPE_SUFFIX = " (pip install jointquant, then import jointquant)"
 """All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
@@ -67,10 +73,7 @@ class JointQuantConfig(QuantizationConfigMixin):
         quant_method: str = QUANT_METHOD,
         **facts: Any,
     ) -> None:
-        require(
-            format_version == FORMAT_VERSION,
-            f"artifact of format version {format_version}: this version of jointquant reads {FORMAT_VERSION}",
-        )
+        check_version(format_version)
         self.quant_method = quant_method
         self.format_version = format_version
         self.architecture = architecture
@@ -184,10 +187,7 @@ def check_artifact(folder: Path, config: PretrainedConfig, mode: DigestMode) -> 
         InputError: a configuration without a whole recipe of ours, files that are not what was written, or tensors or
             rotations that are no safetensors.
     """
-    quantization = getattr(config, "quantization_config", None)
-    ours = isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
-    require(ours, f"{folder / CONFIG_NAME} has no quantization_config of {QUANT_METHOD}: expected an artifact's")
-    assert isinstance(quantization, dict)
+    quantization = our_quantization(getattr(config, "quantization_config", None), folder / CONFIG_NAME)
     digests = open_digests(folder, mode)
     for key in ("recipe", "architecture"):
         require(key in quantization, f"{folder / CONFIG_NAME} has no {key} in its quantization_config")
