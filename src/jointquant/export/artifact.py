@@ -27,7 +27,6 @@ from jointquant.quantization.integer import IntFormat, num_groups
 from jointquant.quantization.packing import unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.recipe.recipe import Recipe
-from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import KEY, ArtifactDigests
 from jointquant.runtime.artifact_facts import check_recipe
 from jointquant.runtime.assembly import Assembly
@@ -117,8 +116,10 @@ class Artifact:
 
     def rotations(self) -> Path | None:
         """The file of its rotations; None where its recipe merges none. Raises InputError when it is damaged."""
-        self.digests.check_file(ROTATIONS_NAME)
-        return rotations_file(self.folder, self.recipe)
+        path = rotations_file(self.folder, self.recipe)
+        if path is not None:
+            self.digests.check_file(path.name)
+        return path
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jointquant.errors import InputError, require
 from jointquant.files.digests import check_digest, digest_of_bytes, digest_of_file, digest_of_stored
 from jointquant.files.durable import save_json
+from jointquant.hub import fetch_beside
 from jointquant.models.options import DigestMode
 from jointquant.models.source import DTYPES, INTEGERS
 from jointquant.recipe.recipe import describe
@@ -109,9 +110,10 @@ class Written:
 
     def check_small_files(self) -> None:
         """Raises InputError when any file but the rotations, which few read, is not what it was."""
-        for name in self.files:
-            if name != ROTATIONS_NAME:
-                self.check_file(name)
+        names = [name for name in self.files if name != ROTATIONS_NAME]
+        fetch_beside(self.folder, names)
+        for name in names:
+            self.check_file(name)
 
     def check_behind(self, shards: Iterable[Path]) -> Future[None]:
         """Read whole shards beside the computation; the result raises InputError for the first changed tensor."""
@@ -145,6 +147,7 @@ def open_digests(folder: Path, mode: DigestMode) -> ArtifactDigests:
     config, path = read_object(folder / CONFIG_NAME), folder / DIGESTS_NAME
     noted = our_quantization(config.get(QUANTIZATION), folder / CONFIG_NAME).get(KEY)
     require(noted is not None, f"{folder / CONFIG_NAME} has no digests of the artifact's tensors: {EARLIER}")
+    fetch_beside(folder, [DIGESTS_NAME])
     data = read_bytes(path, LIMIT) if path.exists() else None
     check_digest(DIGESTS_NAME, folder, None if data is None else digest_of_bytes(data), str(noted))
     assert data is not None

@@ -23,6 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from jointquant.errors import InputError, require
 from jointquant.files.digests import check_digest, digest_of_file
+from jointquant.hub import fetch_beside
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
 from jointquant.models.options import DigestMode, digests_named
@@ -215,6 +216,8 @@ def rotations_file(folder: Path, recipe: Recipe) -> Path | None:
     kinds = {name: getattr(recipe.rotations, name).kind for name in ("r1", "r2")}
     merged = [f"{name.upper()} ({kind})" for name, kind in kinds.items() if kind != "none"]
     path = folder / ROTATIONS_NAME
+    if merged:
+        fetch_beside(folder, [ROTATIONS_NAME])
     require(
         not merged or path.is_file(),
         f"{path} is missing: the artifact's recipe merges {' and '.join(merged)}, expected the whole of the artifact",
