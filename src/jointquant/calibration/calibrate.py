@@ -32,7 +32,7 @@ from jointquant.run.entries import CURRENT, Entry
 from jointquant.run.job import Job
 from jointquant.run.journal import Journal
 from jointquant.run.workspace import Workspace, Write
-from jointquant.runtime.integration import check_rotations
+from jointquant.runtime.whole_artifact import check_rotations
 from jointquant.seeds import generator
 
 SCALES_NAME = "scales.safetensors"

@@ -28,16 +28,15 @@ from jointquant.quantization.packing import unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.recipe.recipe import Recipe
 from jointquant.runtime.artifact_digests import KEY, ArtifactDigests
-from jointquant.runtime.artifact_facts import check_recipe
+from jointquant.runtime.artifact_facts import check_recipe, is_artifact
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.integration import (
     JointQuantConfig,
     assembly_of,
     check_artifact,
     check_complete,
-    is_artifact,
-    rotations_file,
 )
+from jointquant.runtime.whole_artifact import rotations_file
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.strict_json import read_object
 

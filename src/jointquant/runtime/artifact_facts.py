@@ -10,7 +10,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jointquant.errors import InputError, require
+from jointquant.models.registry import ARTIFACT_PREFIX
 from jointquant.recipe.recipe import Recipe, describe
+from jointquant.trust.folder import CONFIG_NAME
+from jointquant.trust.strict_json import read_object
 
 Words = Annotated[str, Field(max_length=1 << 12)]
 Count = Annotated[int, Field(ge=0, le=1 << 50)]
@@ -74,6 +77,15 @@ class ArtifactFacts(BaseModel):
     digests: Words | None = None
     base_model: Words | None = None
     base_revision: Words | None = None
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds an artifact of ours."""
+    try:
+        data = read_object(folder / CONFIG_NAME)
+    except InputError:
+        return False
+    return str(data.get("model_type", "")).startswith(ARTIFACT_PREFIX)
 
 
 def our_quantization(quantization: Any, path: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ runtime's modules in before the weights are loaded.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Container
 from concurrent.futures import Future
 from pathlib import Path
@@ -22,21 +21,17 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from jointquant.errors import InputError, require
-from jointquant.files.digests import check_digest, digest_of_file
-from jointquant.hub import fetch_beside
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.registry import ARCHITECTURES, ARTIFACT_PREFIX, architecture_of
-from jointquant.models.source import DTYPES, INDEX_NAME, INTEGERS, Checkpoint
+from jointquant.models.source import DTYPES, INTEGERS, Checkpoint
 from jointquant.recipe.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import (
     ArtifactDigests,
-    digests_of_shard,
     handed,
     open_digests,
-    write_digests,
 )
 from jointquant.runtime.artifact_facts import (
     FORMAT_VERSION,
@@ -50,6 +45,7 @@ from jointquant.runtime.artifact_facts import (
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
 from jointquant.runtime.cache import PackedGeneration
+from jointquant.runtime.whole_artifact import WholeArtifact, rotations_file
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.strict_json import read_object
@@ -207,75 +203,6 @@ def check_artifact(folder: Path, config: PretrainedConfig, mode: DigestMode) -> 
     return digests
 
 
-def rotations_file(folder: Path, recipe: Recipe) -> Path | None:
-    """Where an artifact keeps its rotations; None where its recipe has none that are merged.
-
-    Raises:
-        InputError: it has some, and the file is missing.
-    """
-    kinds = {name: getattr(recipe.rotations, name).kind for name in ("r1", "r2")}
-    merged = [f"{name.upper()} ({kind})" for name, kind in kinds.items() if kind != "none"]
-    path = folder / ROTATIONS_NAME
-    if merged:
-        fetch_beside(folder, [ROTATIONS_NAME])
-    require(
-        not merged or path.is_file(),
-        f"{path} is missing: the artifact's recipe merges {' and '.join(merged)}, expected the whole of the artifact",
-    )
-    return path if merged else None
-
-
-def check_rotations(source: Path) -> None:
-    """Refuse the rotations of an artifact that are not what was written.
-
-    Args:
-        source: an artifact, its file of rotations, or such a file by itself, which nothing vouches for.
-
-    Raises:
-        InputError: they are damaged, or the artifact has no digests.
-    """
-    folder = source if source.is_dir() else source.parent
-    if is_artifact(folder) and (source.is_dir() or source.name == ROTATIONS_NAME):
-        open_digests(folder, digests_named(None)).check_file(ROTATIONS_NAME)
-
-
-class SavedWhole:
-    """Mixed into a family's model class: ``save_pretrained`` saves all that an artifact has, its rotations too."""
-
-    rotations_file: Path | None = None
-    rotations_digest: str | None = None
-
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As transformers' own, with the rotations, and with digests of what is written.
-
-        Raises:
-            InputError: the rotations that the artifact was loaded with have gone or are not what they were, or
-                ``push_to_hub``, which would upload before all is there.
-        """
-        file, target = self.rotations_file, Path(save_directory)
-        gone = file is not None and not file.is_file()
-        require(not gone, f"{file} has gone: an artifact cannot be saved without its rotations, expected it there")
-        if file is not None and self.rotations_digest is not None:
-            check_digest(ROTATIONS_NAME, file.parent, digest_of_file(file), self.rotations_digest)
-        pushed = kwargs.get("push_to_hub", False)
-        require(not pushed, "save_pretrained(push_to_hub=True) uploads half an artifact: expected push_to_hub(ID)")
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if kwargs.get("is_main_process", True):
-            if file is not None and not (
-                (target / ROTATIONS_NAME).exists() and (target / ROTATIONS_NAME).samefile(file)
-            ):
-                shutil.copyfile(file, target / ROTATIONS_NAME)
-            _vouch(target)
-
-
-def _vouch(folder: Path) -> None:
-    """Write the digests of what ``save_pretrained`` saved; a tokenizer is saved by itself, and has none."""
-    shards = [path for path in sorted(folder.glob("*.safetensors")) if path.name != ROTATIONS_NAME]
-    tensors = {name: digest for path in shards for name, digest in digests_of_shard(path)}
-    files = [name for name in (INDEX_NAME, ROTATIONS_NAME) if (folder / name).is_file()]
-    write_digests(folder, read_object(folder / CONFIG_NAME), tensors, files)
-
-
 def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assembly:
     """How an artifact's layers are built, at the sizes of ``model``, whose modules are still transformers' own.
 
@@ -318,15 +245,6 @@ def artifact_type(model_type: str) -> str:
     return f"{MODEL_TYPE_PREFIX}{model_type}{MODEL_TYPE_SUFFIX}"
 
 
-def is_artifact(folder: Path) -> bool:
-    """Whether a folder holds an artifact of ours."""
-    try:
-        data = read_object(folder / CONFIG_NAME)
-    except InputError:
-        return False
-    return str(data.get("model_type", "")).startswith(MODEL_TYPE_PREFIX)
-
-
 _CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
 
 
@@ -349,7 +267,7 @@ def register_families() -> None:
         )
         model_class = type(
             name,
-            (SavedWhole, PackedGeneration, base_model),
+            (WholeArtifact, PackedGeneration, base_model),
             described | {"config_class": config_class},
         )
         AutoConfig.register(artifact_type(model_type), config_class)

@@ -23,8 +23,9 @@ from jointquant.models.options import DigestMode, ModelOptions, completed, diges
 from jointquant.models.source import check_finite
 from jointquant.models.stream import open_stream
 from jointquant.runtime.artifact_digests import handed_over, open_digests
+from jointquant.runtime.artifact_facts import is_artifact
 from jointquant.runtime.generation_settings import generation_settings_of
-from jointquant.runtime.integration import check_artifact, is_artifact
+from jointquant.runtime.integration import check_artifact
 from jointquant.runtime.kernels.choices import use_kernels
 from jointquant.runtime.kernels.selection import default_mode, mode_named
 from jointquant.trust.folder import check_folder, tokenizer_code

@@ -15,7 +15,7 @@ from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.rehearsal import rehearse
 from jointquant.models.source import Checkpoint
 from jointquant.models.stream import ModelStream, open_stream
-from jointquant.runtime.artifact_facts import check_recipe
+from jointquant.runtime.artifact_facts import check_recipe, is_artifact
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.embedding import PackedEmbedding
 from jointquant.runtime.integration import (
@@ -24,7 +24,6 @@ from jointquant.runtime.integration import (
     assembly_of,
     check_artifact,
     check_complete,
-    is_artifact,
 )
 
 
