@@ -84,20 +84,23 @@ def without_digests() -> Iterator[None]:
 
 
 def compared(with_them: Callable[[], None], without: Callable[[], None], pairs: int) -> dict[str, Any]:
-    """Seconds of both, the median of each, and by how many per cent the pairs differ, in the median."""
+    """Seconds of both, the median of each, those of all threads' work, and by how many per cent the pairs differ."""
     seconds: dict[str, list[float]] = {"with": [], "without": []}
+    of_cpu: dict[str, list[float]] = {"with": [], "without": []}
     for number in range(pairs):
         order = [("with", with_them), ("without", without)]
         for name, run in order if number % 2 == 0 else reversed(order):
             gc.collect()
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             run()
             seconds[name].append(time.perf_counter() - start)
+            of_cpu[name].append(time.process_time() - cpu)
     ratios = [a / b for a, b in zip(seconds["with"], seconds["without"], strict=True)]
     return {
         "median": {name: round(median(values), 4) for name, values in seconds.items()},
         "slower_percent": round(100 * (median(ratios) - 1), 2),
         "of_medians_percent": round(100 * (median(seconds["with"]) / median(seconds["without"]) - 1), 2),
+        "cpu_median": {name: round(median(values), 4) for name, values in of_cpu.items()},
         "seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
     }
 

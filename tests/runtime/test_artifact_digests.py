@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 import xxhash
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import jointquant
 from conftest import DEMO, make_model, small
 from jointquant.errors import InputError
-from jointquant.files.digests import digest_of_bytes
+from jointquant.files.digests import digest_of_bytes, digest_of_tensors
 from jointquant.models.options import VARIABLE
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import (
     Ignored,
     Written,
-    digests_of_shard,
+    digests_of_shards,
     handed,
     handed_over,
     open_digests,
@@ -69,6 +69,17 @@ def test_the_table_has_every_tensor_and_every_file_that_is_read(sound: Path) -> 
     assert {ROTATIONS_NAME, "tokenizer.json", "model.safetensors.index.json"} <= files.keys()
     noted = json.loads((sound / CONFIG_NAME).read_text())["quantization_config"]["digests"]
     assert noted == xxhash.xxh3_128_hexdigest((sound / DIGESTS_NAME).read_bytes())
+
+
+def test_tensors_of_any_size_are_read_from_any_place(tmp_path: Path) -> None:
+    tensors = {"empty": torch.zeros(0), "one": torch.ones(()), "many": torch.arange(5000), "none": torch.zeros(2, 0)}
+    tensors = {name: tensor.to(torch.int32) for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    found = dict(digests_of_shards([tmp_path / "a.safetensors"]))
+    assert found == {name: digest_of_tensors({name: tensor}) for name, tensor in tensors.items()}
+    save_file({"a": torch.ones(2).bool()}, tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match="has dtype BOOL, which no artifact has"):
+        list(digests_of_shards([tmp_path / "b.safetensors"]))
 
 
 def test_how_config_json_is_written_does_not_matter(artifact: Path) -> None:
@@ -128,7 +139,7 @@ def test_a_changed_tensor_is_named_whoever_loads_it(artifact: Path, monkeypatch:
     data = bytearray(path.read_bytes())
     data[-1] ^= 0x01
     path.write_bytes(data)
-    last = list(digests_of_shard(path))[-1][0]
+    last = list(digests_of_shards([path]))[-1][0]
     for load in (jointquant.load, AutoModelForCausalLM.from_pretrained):
         with pytest.raises(InputError, match=f"tensor {last} in {artifact} is not what was written"):
             load(artifact)
@@ -140,8 +151,8 @@ def test_a_changed_tensor_is_named_whoever_loads_it(artifact: Path, monkeypatch:
 def test_tensors_are_read_once(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     monkeypatch.setattr(
-        "jointquant.runtime.artifact_digests.digests_of_shard",
-        lambda path: read.append(path) or iter(()),  # type: ignore[func-returns-value]
+        "jointquant.runtime.artifact_digests.digests_of_shards",
+        lambda paths: read.extend(paths) or iter(()),  # type: ignore[func-returns-value]
     )
     jointquant.load(sound)
     assert sorted(read) == shards(sound)

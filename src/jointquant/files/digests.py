@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -50,12 +49,10 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def digest_of_stored(file: BinaryIO, size: int, about: Stored) -> str:
-    """What ``digest_of_tensors`` makes of one tensor, of which the next ``size`` bytes of a file are all; in pieces."""
-    total, piece = xxh3_128(_about(*about)), memoryview(bytearray(min(size, PIECE)))
-    while size > 0 and (count := file.readinto(piece[:size])):  # type: ignore[attr-defined]
-        total.update(piece[:count])
-        size -= count
+def digest_of_stored(data: bytes | memoryview, about: Stored) -> str:
+    """What ``digest_of_tensors`` makes of one tensor, of its bytes as they are stored."""
+    total = xxh3_128(_about(*about))
+    total.update(data)
     return total.hexdigest()
 
 

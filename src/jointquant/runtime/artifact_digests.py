@@ -7,6 +7,7 @@ or its tokenizer is read from, and of the rest of config.json. The model card an
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -123,10 +124,9 @@ class Written:
         return future
 
     def check_shards(self, shards: Iterable[Path]) -> None:
-        """Read whole shards, a piece at a time. Raises InputError for the first tensor that is not what it was."""
-        for path in shards:
-            for name, found in digests_of_shard(path):
-                check_digest(f"tensor {name}", self.folder, found, self.tensors.get(name))
+        """Read whole shards, a tensor at a time. Raises InputError for the first tensor that is not what it was."""
+        for name, found in digests_of_shards(shards):
+            check_digest(f"tensor {name}", self.folder, found, self.tensors.get(name))
 
 
 ArtifactDigests = Written | Ignored
@@ -201,20 +201,33 @@ def digest_of_config(config: dict[str, Any]) -> str:
     return digest_of_bytes(json.dumps(plain, sort_keys=True).encode())
 
 
-def digests_of_shard(path: Path) -> Iterator[tuple[str, str]]:
-    """The tensors of a safetensors file as they lie in it, and their digests, each as its last byte is read.
+def digests_of_shards(shards: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """The tensors of safetensors files as they lie there, and their digests; one tensor is in memory at a time.
 
     Raises:
-        InputError: the file is none.
+        InputError: a file is none.
     """
-    entries = read_header(path)
     known = DTYPES | INTEGERS
-    with open(open_regular(path), "rb") as file:
-        file.seek(LENGTH_BYTES + int.from_bytes(file.read(LENGTH_BYTES), "little"))
-        for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-            require(entry.dtype in known, f"tensor {name} in {path} has dtype {entry.dtype}, which no artifact has")
-            about = (name, known[entry.dtype], entry.shape)
-            yield name, digest_of_stored(file, entry.end - entry.begin, about)
+    for path in shards:
+        entries = read_header(path)
+        with (
+            open(open_regular(path), "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as data,
+        ):
+            start = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+            for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+                require(entry.dtype in known, f"tensor {name} in {path} has dtype {entry.dtype}, which no artifact has")
+                about = (name, known[entry.dtype], entry.shape)
+                yield name, digest_of_stored(data[start + entry.begin : start + entry.end], about)
+                _let_go(mapped, start + entry.begin, start + entry.end)
+
+
+def _let_go(mapped: mmap.mmap, begin: int, end: int) -> None:
+    """Bytes of a mapped file are not needed any more."""
+    begin -= begin % mmap.PAGESIZE
+    if begin < end:
+        mapped.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 _HANDED: ContextVar[ArtifactDigests | None] = ContextVar("digests", default=None)

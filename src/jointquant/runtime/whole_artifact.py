@@ -13,7 +13,7 @@ from jointquant.models.options import digests_named
 from jointquant.models.source import INDEX_NAME
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
-from jointquant.runtime.artifact_digests import digests_of_shard, open_digests, write_digests
+from jointquant.runtime.artifact_digests import digests_of_shards, open_digests, write_digests
 from jointquant.runtime.artifact_facts import QUANT_METHOD, is_artifact
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
@@ -93,6 +93,6 @@ class WholeArtifact:
 def _vouch(folder: Path) -> None:
     """Write the digests of what ``save_pretrained`` saved; a tokenizer is saved by itself, and has none."""
     shards = [path for path in sorted(folder.glob("*.safetensors")) if path.name != ROTATIONS_NAME]
-    tensors = {name: digest for path in shards for name, digest in digests_of_shard(path)}
+    tensors = dict(digests_of_shards(shards))
     files = [name for name in (INDEX_NAME, ROTATIONS_NAME) if (folder / name).is_file()]
     write_digests(folder, read_object(folder / CONFIG_NAME), tensors, files)
