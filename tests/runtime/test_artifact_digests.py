@@ -104,8 +104,9 @@ TABLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "more": (lambda t: t.update(colour="red"), "colour"),
     "digests that are numbers": (lambda t: t["files"].update({"tokenizer.json": 7}), "files.tokenizer.json"),
     "digests of other lengths": (lambda t: t["tensors"].update(a="0a"), "tensors.a"),
-    "a path": (lambda t: t["files"].update({"../outside": ZERO}), "expected the name of a file beside it"),
-    "a file that is not there": (lambda t: t["files"].update({"more.json": ZERO}), "it is missing"),
+    "a path": (lambda t: t["files"].update({"../outside": ZERO}), "expected files of a model"),
+    "a file of another kind": (lambda t: t["files"].update({"pytorch_model.bin": ZERO}), "expected files of a model"),
+    "a file that is not there": (lambda t: t["files"].update({"vocab.json": ZERO}), "it is missing"),
     "another file": (lambda t: t["files"].update({"tokenizer.json": ZERO}), "tokenizer.json in .* is not what was"),
     "another configuration": (lambda t: t.update(config=ZERO), "config.json in .* is not what was written"),
 }

@@ -163,8 +163,9 @@ def _parsed(data: bytes, path: Path) -> Table:
         table = Table.model_validate(parse_object(data, str(path)))
     except ValidationError as error:
         raise InputError(f"{path} is no table of digests: {describe(error)}") from None
-    for name in table.files:
-        require(is_plain_name(name), f"{path} names {name[:100]!r}: expected the name of a file beside it")
+    for name in table.files:  # what it names may be fetched from a hub
+        known = is_plain_name(name) and (bool(small_files([name])) or name == ROTATIONS_NAME)
+        require(known, f"{path} names {name[:100]!r}: expected files of a model or its tokenizer")
     return table
 
 
