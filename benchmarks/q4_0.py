@@ -88,7 +88,7 @@ def write_original(model: Path, folder: Path, changes: list[str]) -> None:
         names = {name: name if name in source.shapes() else "model.embed_tokens.weight" for name in load_file(shard)}
         tensors = {name: source.load(stored).clone() for name, stored in names.items()}
         save_file(tensors, shard, metadata={"format": "pt"})
-    export_artifact(folder / "plain", "gguf", folder / "original.gguf")
+    export_artifact(folder / "plain", "gguf", folder / "original.gguf", digests="ignore")
     shutil.rmtree(folder / "plain")
 
 

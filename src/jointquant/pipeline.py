@@ -140,5 +140,5 @@ def write_artifact(job: Job, rotations: Rotations, witness: Witness | None = Non
     inventory = {"quantized_weights": found["quantized"], "kept": found["kept"], "starved_experts": found["starved"]}
     if job.ranks.leads:
         rotations.save(job.artifact)
-        write_metadata(job, {"transforms": transforms} | inventory | reached.to_dict())
+        write_metadata(job, {"transforms": transforms} | inventory | reached.to_dict(), outcome.digests)
     return Written(outcome.size_bytes, outcome.bits_per_weight, transforms, reached, inventory)

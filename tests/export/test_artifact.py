@@ -63,6 +63,8 @@ def test_a_damaged_artifact_is_refused(workshop: Workshop, tmp_path: Path, name:
     shutil.copytree(workshop.of_demo("w4a16"), tmp_path / "a")
     damage(tmp_path / "a")
     with pytest.raises(InputError, match=words):
+        export_artifact(tmp_path / "a", format, tmp_path / "out", dequantized=format == "dense", digests="ignore")
+    with pytest.raises(InputError):
         export_artifact(tmp_path / "a", format, tmp_path / "out", dequantized=format == "dense")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 

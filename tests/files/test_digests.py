@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,18 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jointquant.errors import InputError
 from jointquant.files.digests import (
     PIECE,
+    check_digest,
     digest_of_bytes,
     digest_of_file,
+    digest_of_stored,
     digest_of_tensors,
     has_digest,
     running,
 )
+from jointquant.files.durable import bytes_of
 
 
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, 2 * PIECE + 3])
@@ -59,3 +64,20 @@ def test_tensors() -> None:
     assert len({found, *(digest_of_tensors(other) for other in others)}) == len(others) + 1
     assert digest_of_tensors({"a": torch.ones(3, 2).T}) == digest_of_tensors({"a": torch.ones(2, 3)})
     assert digest_of_tensors({"empty": torch.empty(0, 3)}) != digest_of_tensors({})
+
+
+@given(
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.int32]),
+    st.lists(st.integers(0, 5), max_size=3),
+)
+def test_stored_bytes_have_the_digest_of_their_tensor(dtype: torch.dtype, shape: list[int]) -> None:
+    tensor = torch.arange(math.prod(shape)).reshape(shape).to(dtype)
+    data = bytes_of(tensor) if tensor.numel() else b""
+    assert digest_of_stored(data, ("a", dtype, tuple(shape))) == digest_of_tensors({"a": tensor})
+
+
+@pytest.mark.parametrize(("found", "written"), [(None, "0a"), ("1b", "0a"), ("1b", None), (None, None)])
+def test_what_is_not_as_it_was_is_refused(found: str | None, written: str | None, tmp_path: Path) -> None:
+    check_digest("tensor a", tmp_path, "0a", "0a")
+    with pytest.raises(InputError, match=f"tensor a in {tmp_path} is not what was written .*: expected .*, fetch it"):
+        check_digest("tensor a", tmp_path, found, written, "fetch it")

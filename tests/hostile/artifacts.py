@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from hostile.damage import CODE, Damage, both, config, edit_json, remove, tensors, write
@@ -59,3 +61,47 @@ ARTIFACTS: dict[str, tuple[Damage, str]] = {
         "never run",
     ),
 }
+
+SHARD, LAST = "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"
+
+
+def bit(name: str, place: float) -> Damage:
+    """Flip a bit of a file, at a part of its length."""
+
+    def damage(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[int(place * len(data))] ^= 0x01
+        (folder / name).write_bytes(data)
+
+    return damage
+
+
+def earlier(folder: Path) -> None:
+    """What versions before wrote."""
+    quantization(digests=None)(folder)
+    remove("digests.json")(folder)
+
+
+DAMAGED: dict[str, tuple[Damage, str]] = {
+    "a bit of a layer": (bit(SHARD, 0.9), "tensor model.layers.0.self_attn.q_proj.weight_packed in"),
+    "a bit of the head": (bit(LAST, 0.9), "tensor model.norm.weight in|tensor lm_head.weight in"),
+    "a shard of another artifact": (
+        tensors(lambda t: t["lm_head.weight"].mul_(2), LAST),
+        "tensor lm_head.weight in",
+    ),
+    "the configuration": (config(rms_norm_eps=1e-4), "config.json in"),
+    "the recipe": (recipe(lambda r: r["kv_cache"].update(num_bits=8)), "config.json in"),
+    "the digests": (bit("digests.json", 0.5), "digests.json in"),
+    "the digest of the digests": (quantization(digests="0" * 32), "digests.json in"),
+    "no digests": (remove("digests.json"), "digests.json in"),
+    "an earlier version's": (earlier, "written by an earlier version of jointquant, quantize again or install that"),
+    "the index": (edit_json("model.safetensors.index.json", lambda d: d.pop("metadata")), "index.json in"),
+    "the tokenizer": (edit_json("tokenizer.json", lambda d: d["added_tokens"].pop()), "tokenizer.json in"),
+    "the tokenizer's settings": (
+        edit_json("tokenizer_config.json", lambda d: d.update(add_bos_token=True)),
+        "tokenizer_config.json in",
+    ),
+    "the chat template": (write("chat_template.jinja", "{{ messages }}"), "chat_template.jinja in"),
+    "no chat template": (remove("chat_template.jinja"), "(it is missing)"),
+}
+"""Artifacts whose digests stayed as they were, one for each kind of file."""

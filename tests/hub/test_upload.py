@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 import jointquant
 from conftest import DEMO, make_model, small
-from hub.loopback import LoopbackHub
+from hub.loopback import LoopbackHub, repo
 from hub.machine import Machine, Result
 from hub.uploads import TOKEN
 from jointquant.hub import push
@@ -25,16 +25,31 @@ class Session:
     hub: LoopbackHub
     artifact: Path
     fetched: Path
+    snapshot: Path
+
+
+def left_by_transformers(hub: LoopbackHub, machine: Machine, artifact: Path) -> Path:
+    """A snapshot in the cache with what transformers fetches of a model: its configuration and its shards."""
+    files = {path.name: path.read_bytes() for path in artifact.iterdir()}
+    repository = hub.repos["models/me/part"] = repo(files)
+    cache = machine.folder / "hf" / "hub" / "models--me--part"
+    snapshot = cache / "snapshots" / next(iter(repository.commits))
+    snapshot.mkdir(parents=True)
+    for name in files:
+        if name.startswith(("config", "model")):
+            (snapshot / name).write_bytes(files[name])
+    return snapshot
 
 
 @pytest.fixture(scope="module")
 def session(hub: LoopbackHub, machine: Machine) -> Session:
     """All commands, in order."""
     artifact, fetched = machine.folder / "to push", machine.folder / "fetched"
-    recipe = jointquant.load_recipe("rtn", small())
+    recipe = jointquant.load_recipe("rtn", small("rotations.r1.kind=hadamard"))
     jointquant.quantize(make_model("llama"), artifact, recipe, tokenizer=load_tokenizer(DEMO / "model"))
     text = machine.folder / "heldout.txt"
     text.write_text((DEMO / "heldout.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    snapshot = left_by_transformers(hub, machine, artifact)
     evaluation = ["--text", str(text), "--seqlen", "32", "--device", "cpu"]
     commands = {
         "card": ["eval", str(artifact), *evaluation, "--card"],
@@ -42,6 +57,7 @@ def session(hub: LoopbackHub, machine: Machine) -> Session:
         "again": ["push", str(artifact), "me/int4", "--json"],
         "download": ["download", "me/int4", "--out", str(fetched), "--json"],
         "eval": ["eval", "me/int4", *evaluation, "--json"],
+        "part": ["generate", str(snapshot), "--prompt", "The", "--max-new-tokens", "1", "--device", "cpu"],
         "no artifact": ["push", str(DEMO / "model"), "me/int4"],
         "no id": ["push", str(artifact), "int4"],
         "no name": ["push", str(artifact), "me/a--b"],
@@ -50,7 +66,7 @@ def session(hub: LoopbackHub, machine: Machine) -> Session:
         "card of a model": ["eval", str(DEMO / "model"), *evaluation, "--card"],
     }
     results = machine.run(list(commands.values()), HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1")
-    return Session(dict(zip(commands, results, strict=True)), hub, artifact, fetched)
+    return Session(dict(zip(commands, results, strict=True)), hub, artifact, fetched, snapshot)
 
 
 def test_every_file_arrives_in_one_commit(session: Session) -> None:
@@ -72,6 +88,13 @@ def test_the_card_goes_with_it(session: Session) -> None:
     assert "| heldout.txt | 32 tokens |" in card
     assert "type: perplexity" in card
     assert str(session.artifact.parent) not in card
+
+
+def test_what_belongs_to_a_part_is_fetched_beside_it(session: Session) -> None:
+    """Its digests, what they vouch for, and nothing else."""
+    assert session.results["part"].status == 0, session.results["part"].err
+    beside = {path.name for path in session.snapshot.iterdir() if not path.name.startswith(("config", "model"))}
+    assert beside == {"digests.json", "rotations.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_what_was_pushed_runs(session: Session) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jointquant.files.digests import digest_of_tensors
 from jointquant.models.source import Checkpoint
 from jointquant.models.writer import ShardWriter
 
@@ -28,8 +29,11 @@ def test_the_index_says_where_each_tensor_is(tmp_path: Path) -> None:
 
 def test_shards_of_a_run_before_are_entered_and_not_written(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, 2)
-    assert writer.enter(["a.weight"], 24) == "model-00001-of-00002.safetensors"
-    assert writer.write({"b.weight": torch.zeros(4)}).name == "model-00002-of-00002.safetensors"
+    tensors = {"a.weight": torch.ones(2, 3)[:, ::2], "b.weight": torch.zeros(4)}
+    digests = {name: digest_of_tensors({name: tensor}) for name, tensor in tensors.items()}
+    assert writer.enter({"a.weight": digests["a.weight"]}, 24) == "model-00001-of-00002.safetensors"
+    assert writer.write({"b.weight": tensors["b.weight"]}).name == "model-00002-of-00002.safetensors"
+    assert writer.digests == digests
     assert writer.total_size == 24 + 16
 
 

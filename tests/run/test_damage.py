@@ -19,10 +19,10 @@ from conftest import DEMO, make_model, small
 from jointquant.errors import DamageWarning, InputError
 from jointquant.run.journal import JOURNAL_NAME, partial_folder
 from jointquant.runtime.loading import load_tokenizer
+from mutations import EXAMPLES, drawn, flip
 
-EXAMPLES = int(os.environ.get("DAMAGE_EXAMPLES", "12"))
-"""Of each of the five places where the run is stopped; DAMAGE_EXAMPLES=60 makes 300 of them."""
 STOPS = (("calibrate", 1), ("calibrate", 3), ("quantize", 1), ("quantize", 2), ("quantize", 3))
+"""Where the run is stopped: DAMAGE_EXAMPLES=60 makes 300 examples of these five."""
 RECIPE = jointquant.load_recipe(
     "dartquant", small("rotations.r1.steps=2", "rotations.r2.steps=2", "calibration.num_samples=2")
 )
@@ -81,40 +81,11 @@ def resumed(place: Path, stop: int, damage: object = None) -> str:
     return "same"
 
 
-def flip(data: bytearray, start: int, stop: int) -> bytes:
-    data[start:stop] = bytes(byte ^ 0x10 for byte in data[start:stop])
-    return bytes(data)
-
-
-MUTATIONS = {
-    "flip": flip,
-    "zero": lambda data, start, stop: bytes(data[:start] + bytes(stop - start) + data[stop:]),
-    "cut out": lambda data, start, stop: bytes(data[:start] + data[stop:]),
-    "double": lambda data, start, stop: bytes(data[:stop] + data[start:]),
-    "truncate": lambda data, start, stop: bytes(data[:start]),
-    "append": lambda data, start, stop: bytes(data + bytes(stop - start)),
-}
-
-
 @pytest.mark.parametrize("stop", range(len(STOPS)))
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_bytes_of_any_file(place: Path, stop: int, data: st.DataObject) -> None:
-    names = sorted(contents(place / f"stopped-{stop}"))
-    name = data.draw(st.sampled_from(names))
-    kind = data.draw(st.sampled_from([*MUTATIONS, "remove"]))
-    size = (place / f"stopped-{stop}" / name).stat().st_size
-    start = data.draw(st.integers(0, max(0, size - 1)))
-    end = min(size, start + data.draw(st.sampled_from([1, 8, 4096, 1 << 20])))
-
-    def damage(folder: Path) -> None:
-        path = folder / name
-        if kind == "remove":
-            path.unlink()
-        else:
-            path.write_bytes(MUTATIONS[kind](bytearray(path.read_bytes()), start, end))
-
-    resumed(place, stop, damage)
+    resumed(place, stop, drawn(data, place / f"stopped-{stop}"))
 
 
 def lines_of(folder: Path) -> list[bytes]:

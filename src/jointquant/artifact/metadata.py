@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,12 +15,13 @@ from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.run.job import Job
+from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
 from jointquant.runtime.generation_settings import generation_settings_of
 from jointquant.runtime.integration import artifact_config
 from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.loading import save_tokenizer
 from jointquant.runtime.online import OnlineTransforms
-from jointquant.trust.folder import CONFIG_NAME, GENERATION_NAME
+from jointquant.trust.folder import GENERATION_NAME
 
 
 def describe_transforms(
@@ -60,16 +62,22 @@ def describe_keys(recipe: Recipe, keys: KeyBasis) -> dict[str, str]:
     return words | ({"r3": f"{recipe.rotations.r3.kind}, in the basis of the keys"} if keys.dense else {})
 
 
-def write_metadata(job: Job, about: dict[str, object]) -> None:
-    """config.json with what is to be said ``about`` the artifact, the generation settings, tokenizer and model card."""
+def write_metadata(job: Job, about: dict[str, object], digests: Mapping[str, str]) -> None:
+    """Everything that an artifact holds besides its shards, their index and its rotations, which are there already.
+
+    Args:
+        job: whose artifact.
+        about: what config.json is to say of it.
+        digests: of its tensors, by name.
+    """
     stream, folder = job.stream, job.artifact
     facts = {**base_facts(stream.config.name_or_path, job.subject.origin), **about, "jointquant_version": __version__}
     config = artifact_config(stream.config, stream.architecture, job.recipe, stream.stored_dtype, facts)
-    save_json(folder / CONFIG_NAME, config)
     generation = generation_settings_of(job.subject.model)
     if generation is not None:
         save_json(folder / GENERATION_NAME, generation)
     save_tokenizer(job.subject.tokenizer, folder)
+    write_digests(folder, config, digests, files_to_vouch_for(folder))
     write_card(folder, config["quantization_config"], "native")
 
 

@@ -32,6 +32,7 @@ from jointquant.run.entries import CURRENT, Entry
 from jointquant.run.job import Job
 from jointquant.run.journal import Journal
 from jointquant.run.workspace import Workspace, Write
+from jointquant.runtime.whole_artifact import check_rotations
 from jointquant.seeds import generator
 
 SCALES_NAME = "scales.safetensors"
@@ -272,11 +273,13 @@ def reusable_rotations(stream: ModelStream, recipe: Recipe) -> Rotations:
     """What the file named by ``rotations.from`` holds of the rotations that the recipe asks for.
 
     Raises:
-        InputError: the file cannot be read, or its rotations do not fit the model or the recipe.
+        InputError: the file cannot be read or is not what its artifact was written with, or its rotations do not fit
+            the model or the recipe.
     """
     settings = recipe.rotations
     if settings.source is None:
         return Rotations()
+    check_rotations(Path(settings.source))
     stored = Rotations.load(Path(settings.source))
     hidden, head = stream.config.hidden_size, stream.head_dim
     if settings.r1.kind == "none":

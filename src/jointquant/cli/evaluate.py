@@ -15,8 +15,10 @@ from jointquant.cli.options import (
     HubOption,
     JsonOption,
     MemoryOption,
+    NoVerifyOption,
     RevisionOption,
     RunnableArgument,
+    digests_of,
 )
 from jointquant.cli.output import finish, show, shown_progress
 from jointquant.distributed.ranks import leads
@@ -62,6 +64,7 @@ def evaluate(
         typer.Option(help="Of an artifact: reference gives the same figures everywhere, auto runs the fastest."),
     ] = "reference",
     allow_pickle: AllowPickleOption = False,
+    no_verify: NoVerifyOption = False,
     card: Annotated[bool, typer.Option("--card", help="Write the perplexities into the model card of MODEL.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -77,6 +80,7 @@ def evaluate(
         require(bool(text) or tasks is None, "--card is for perplexities: expected some --text beside --tasks")
         check_carded(Path(model), text or ())
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    options["digests"] = digests_of(no_verify)
     result = run(
         model,
         tuple(text) if text else None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from jointquant.cli.options import JsonOption
+from jointquant.cli.options import JsonOption, NoVerifyOption, digests_of
 from jointquant.cli.output import finish, show, shown_progress
 
 
@@ -26,6 +26,7 @@ def export(
     dtype: Annotated[
         str, typer.Option(help="dense: float32, bfloat16, float16, or auto for the artifact's own.")
     ] = "auto",
+    no_verify: NoVerifyOption = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what is at OUT.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,6 +56,7 @@ def export(
         dequantized=dequantized,
         base=base,
         dtype=dtype,
+        digests=digests_of(no_verify),
         overwrite=overwrite,
         progress=shown_progress(),
     )

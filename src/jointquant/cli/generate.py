@@ -12,8 +12,10 @@ from jointquant.cli.options import (
     DtypeOption,
     HubOption,
     JsonOption,
+    NoVerifyOption,
     RevisionOption,
     RunnableArgument,
+    digests_of,
 )
 from jointquant.cli.output import finish, shown_progress
 from jointquant.models.options import ModelOptions
@@ -30,12 +32,14 @@ def generate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     allow_pickle: AllowPickleOption = False,
+    no_verify: NoVerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with a model or an artifact."""
     from jointquant.runtime.generation import generate_text
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    options["digests"] = digests_of(no_verify)
     result = generate_text(model, prompt, max_new_tokens, temperature, seed, progress=shown_progress(), **options)
     if result.ignored:
         typer.echo(f"of the model's generation settings, {', '.join(result.ignored)} are not used here", err=True)

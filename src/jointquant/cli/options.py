@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from jointquant.backend.devices import DEVICE_HELP
+from jointquant.models.options import DigestMode
 
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder (config.json, safetensors, tokenizer.json), or a hub id.")
@@ -47,6 +48,15 @@ SamplesOption = Annotated[int | None, typer.Option(help="Calibration windows.")]
 SeqlenOption = Annotated[int | None, typer.Option(help="Tokens of a calibration window.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")]
 AllowPickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read a folder's pytorch_model.bin.")]
+
+NoVerifyOption = Annotated[
+    bool, typer.Option("--no-verify", help="Do not check an artifact against the digests that it carries.")
+]
+
+
+def digests_of(no_verify: bool) -> DigestMode | None:
+    """What ``--no-verify`` says of digests; without it nothing is said."""
+    return "ignore" if no_verify else None
 
 
 def calibration_changes(source: str | None, num_samples: int | None, seqlen: int | None, seed: int | None) -> list[str]:

@@ -121,12 +121,13 @@ def evaluate(
 
     runner, folder = opened(model, given["revision"])
     if folder is not None:
-        tokenizer = tokenizer or load_tokenizer(folder)
+        tokenizer = tokenizer or load_tokenizer(folder, given["digests"])
     assert tokenizer is not None
     beside = None
     if reference is not None:
         beside, other = opened(reference, None)
-        check_vocabulary(runner, beside, tokenizer, other)
+        theirs = None if other is None else load_tokenizer(other, given["digests"])
+        check_vocabulary(runner, beside, tokenizer, theirs)
     length = _window_length(runner.config, seqlen)
     encoder, sources, vocabulary = tokenizer, texts, runner.config.vocab_size
 
@@ -180,14 +181,14 @@ def measured(
 
 
 def check_vocabulary(
-    runner: Runner, reference: Runner, tokenizer: PreTrainedTokenizerBase, folder: Path | None
+    runner: Runner, reference: Runner, tokenizer: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase | None
 ) -> None:
-    """Refuse a reference over other tokens; ``folder`` is its own, where it has one. Raises InputError."""
+    """Refuse a reference over other tokens; ``theirs`` is its own tokenizer, where it has one. Raises InputError."""
     sizes = [each.config.vocab_size for each in (runner, reference)]
     require(sizes[0] == sizes[1], f"the reference has a vocabulary of {sizes[1]}, the model one of {sizes[0]}")
-    if folder is not None:
-        same = load_tokenizer(folder).get_vocab() == tokenizer.get_vocab()
-        require(same, f"the tokenizer of the reference, {folder}, has other tokens than the model's")
+    if theirs is not None:
+        same = theirs.get_vocab() == tokenizer.get_vocab()
+        require(same, f"the tokenizer of the reference, {theirs.name_or_path}, has other tokens than the model's")
 
 
 def _window_length(config: PretrainedConfig, seqlen: int | None) -> int:

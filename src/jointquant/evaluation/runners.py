@@ -122,7 +122,7 @@ def runner_of(
         InputError: no such model, or tensors that are missing or broken.
     """
     given = completed(options)
-    stream = open_any_stream(folder, given["allow_pickle"])
+    stream = open_any_stream(folder, given["allow_pickle"], given["digests"])
     use_kernels(stream.skeleton, mode_named(kernels))
     where = resolve_device(given["device"])
     check_own(where, ranks.on_host)

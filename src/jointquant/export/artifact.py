@@ -20,21 +20,23 @@ from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import blamed, read_config
 from jointquant.models.experts import take_apart
+from jointquant.models.options import DigestMode
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint
 from jointquant.quantization.integer import IntFormat, num_groups
 from jointquant.quantization.packing import unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.recipe.recipe import Recipe
-from jointquant.runtime.artifact_facts import check_recipe
+from jointquant.runtime.artifact_digests import KEY, ArtifactDigests
+from jointquant.runtime.artifact_facts import check_recipe, is_artifact
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.integration import (
     JointQuantConfig,
     assembly_of,
     check_artifact,
     check_complete,
-    is_artifact,
 )
+from jointquant.runtime.whole_artifact import rotations_file
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.strict_json import read_object
 
@@ -66,22 +68,33 @@ class Artifact:
         data: its config.json.
         quantization: the part of it that is ours.
         source: its tensors.
+        digests: of what it was written with.
     """
 
     folder: Path
     data: dict[str, Any]
     quantization: JointQuantConfig
     source: Checkpoint
+    digests: ArtifactDigests
 
     @classmethod
-    def open(cls, folder: Path) -> Artifact:
-        """The artifact in a folder. Raises InputError when there is none."""
+    def open(cls, folder: Path, mode: DigestMode = "check") -> Artifact:
+        """The artifact in a folder.
+
+        Args:
+            folder: where it lies.
+            mode: whether what is read is checked against its digests.
+
+        Raises:
+            InputError: there is none, or it is not what was written.
+        """
         require(folder.is_dir(), f"no such artifact: {folder} (expected a folder that `jointquant quantize` wrote)")
         check_folder(folder)
         require(is_artifact(folder), f"{folder} is no artifact: expected a folder that `jointquant quantize` wrote")
-        check_artifact(folder, read_config(folder))
+        digests = check_artifact(folder, read_config(folder), mode)
         data = read_object(folder / CONFIG_NAME)
-        artifact = cls(folder, data, JointQuantConfig(**data["quantization_config"]), Checkpoint(folder))
+        source = Checkpoint(folder, digests.tensors)
+        artifact = cls(folder, data, JointQuantConfig(**data["quantization_config"]), source, digests)
         with blamed(f"{folder} is not as its configuration says"):
             artifact.check()
         return artifact
@@ -94,6 +107,18 @@ class Artifact:
         check_complete(whole, [str(self.folder / file) for file in sorted(set(self.source.files().values()))])
         stored_dtype(self.data)
         check_recipe(self.recipe, self.quantization.facts)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Its ``quantization_config`` for an export, which has no digests."""
+        return {key: value for key, value in self.quantization.to_dict().items() if key != KEY}
+
+    def rotations(self) -> Path | None:
+        """The file of its rotations; None where its recipe merges none. Raises InputError when it is damaged."""
+        path = rotations_file(self.folder, self.recipe)
+        if path is not None:
+            self.digests.check_file(path.name)
+        return path
 
     @cached_property
     def recipe(self) -> Recipe:

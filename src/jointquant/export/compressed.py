@@ -156,7 +156,7 @@ def transform_config(artifact: Artifact) -> dict[str, Any]:
 def compressed_config(artifact: Artifact) -> dict[str, Any]:
     """config.json of the export; its key ``jointquant`` keeps what ``--format native`` needs to undo it."""
     guards = dict.fromkeys(GUARDS, REFUSED_BY_TRANSFORMERS) if artifact.facts.r4 else {}
-    data = artifact.plain_config | guards | {"jointquant": artifact.quantization.to_dict()}
+    data = artifact.plain_config | guards | {"jointquant": artifact.described}
     if any(artifact.format_of(name) is not None for name in (*artifact.linears, artifact.architecture.head)):
         data["quantization_config"] = quantization_config(artifact)
     return data

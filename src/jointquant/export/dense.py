@@ -18,7 +18,6 @@ from jointquant.models.overflow import narrowed
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norm, fuse_norms, linear_weight, merge_rotations, rotate_reader
 from jointquant.rotations.bundle import Rotations
-from jointquant.runtime.integration import rotations_file
 
 CPU = torch.device("cpu")
 LEAST_SIMILAR = 0.5
@@ -52,7 +51,7 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
         InputError: another model than the artifact's base.
     """
     architecture, place = base.architecture, Place(CPU, torch.float32)
-    path = rotations_file(artifact.folder, artifact.recipe)
+    path = artifact.rotations()
     rotations = Rotations() if path is None else Rotations.load(path)
     frontend = base.frontend(place)
     if (first := rotations.r1_of(0)) is not None:

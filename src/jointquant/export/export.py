@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +23,14 @@ from jointquant.files.output import check_output, output_file, output_folder
 from jointquant.hub import locate
 from jointquant.hub.location import may_be_id
 from jointquant.models.configuration import blamed
+from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.stream import open_stream
 from jointquant.models.writer import ShardWriter
 from jointquant.progress import Progress, Silent
 from jointquant.rotations.bundle import ROTATIONS_NAME
+from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
 from jointquant.runtime.loading import load_tokenizer, save_tokenizer
-from jointquant.trust.folder import CONFIG_NAME
+from jointquant.trust.folder import CONFIG_NAME, GENERATION_NAME
 from jointquant.trust.target import check_apart
 
 Format = Literal["dense", "compressed-tensors", "gguf", "native"]
@@ -68,6 +70,7 @@ def export_artifact(
     dequantized: bool = False,
     base: str | Path | None = None,
     dtype: str = "auto",
+    digests: DigestMode | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
@@ -81,11 +84,13 @@ def export_artifact(
         base: the model that the artifact was made of, for ``dense`` without ``dequantized``; None: the hub id that
             the artifact names.
         dtype: of a ``dense`` checkpoint: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the artifact's.
+        digests: whether those of the artifact are checked, as in ``ModelOptions``; ``native`` has none to check.
         overwrite: replace what is there.
         progress: where progress is shown; None: nowhere.
 
     Raises:
-        InputError: no artifact, or the format cannot hold all of it; the message says which setting would help.
+        InputError: no artifact, one that is not what was written, or the format cannot hold all of it; the message says
+            which setting would help.
     """
     start = time.perf_counter()
     require(format in EXPORTS, f"unknown format {format!r}: expected one of {', '.join(EXPORTS)}")
@@ -98,8 +103,9 @@ def export_artifact(
     source, target, progress = Path(artifact), Path(out), progress or Silent()
     check_apart(target, source)
     if format == "native":
+        require(digests is None, "an export carries no digests: expected no --no-verify (digests=) for native")
         return _native(CompressedExport(source), target, overwrite, progress, start)
-    opened = Artifact.open(source)
+    opened = Artifact.open(source, digests_named(digests))
     reached = reach(opened.facts)
     require(
         dequantized or format != "dense" or not is_plain(opened) or base is None,
@@ -140,7 +146,7 @@ def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> 
     if kind == "compressed-tensors":
         return _Contents(kind, compressed_shards(artifact), compressed_config(artifact))
     as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
-    about = {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.quantization.to_dict()}
+    about = {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.described}
     shards = (
         dequantized_shards(artifact, as_dtype)
         if base is None
@@ -153,11 +159,12 @@ def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> 
 def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite: bool, progress: Progress) -> int:
     """A dense or compressed-tensors folder; bytes of its tensors."""
     with output_folder(out, overwrite) as folder:
-        size = _write(folder, contents.shards, artifact.num_layers + 2, progress)
+        size = _write(folder, contents.shards, artifact.num_layers + 2, progress).total_size
         save_json(folder / CONFIG_NAME, contents.config)
-        _copy_companions(artifact.folder, folder, keep_rotations=contents.kind == "compressed-tensors")
-        save_tokenizer(load_tokenizer(artifact.folder), folder)
-        facts = artifact.quantization.to_dict() | reach(artifact.facts).to_dict()
+        rotations = artifact.rotations() if contents.kind == "compressed-tensors" else None
+        _copy_companions(artifact.folder, folder, [] if rotations is None else [rotations.name])
+        save_tokenizer(load_tokenizer(artifact.folder, artifact.digests.mode), folder)
+        facts = artifact.described | reach(artifact.facts).to_dict()
         write_card(folder, facts, contents.kind, carried_from=artifact.folder if contents.exact else None)
     return size
 
@@ -178,30 +185,29 @@ def _base_folder(artifact: Artifact, base: str | Path | None, progress: Progress
 
 def _native(source: CompressedExport, out: Path, overwrite: bool, progress: Progress, start: float) -> ExportResult:
     with output_folder(out, overwrite) as folder, blamed(f"{source.folder} is not as its configuration says"):
-        size = _write(folder, source.shards(), source.num_shards(), progress)
-        save_json(folder / CONFIG_NAME, source.config())
-        _copy_companions(source.folder, folder, keep_rotations=True)
+        writer = _write(folder, source.shards(), source.num_shards(), progress)
+        _copy_companions(source.folder, folder, [ROTATIONS_NAME])
         save_tokenizer(load_tokenizer(source.folder), folder)
+        write_digests(folder, source.config(), writer.digests, files_to_vouch_for(folder))
         reached = reach(Artifact.open(folder).facts)
         write_card(folder, source.quantization.to_dict() | reached.to_dict(), "native", carried_from=source.folder)
     seconds = time.perf_counter() - start
-    return ExportResult(str(out), "native", reached.tier, list(reached.runtimes), size, seconds)
+    return ExportResult(str(out), "native", reached.tier, list(reached.runtimes), writer.total_size, seconds)
 
 
-def _write(folder: Path, shards: Iterable[dict[str, Tensor]], count: int, progress: Progress) -> int:
+def _write(folder: Path, shards: Iterable[dict[str, Tensor]], count: int, progress: Progress) -> ShardWriter:
     writer = ShardWriter(folder, count)
     with progress.stage("export", count) as stage:
         for shard in shards:
             writer.write(shard)
             stage.advance()
     writer.finish()
-    return writer.total_size
+    return writer
 
 
-def _copy_companions(source: Path, folder: Path, keep_rotations: bool) -> None:
-    """Generation settings and chat template as they are; the rotations where the way back needs them."""
-    names = ["generation_config.json", "chat_template.jinja", *([ROTATIONS_NAME] if keep_rotations else [])]
-    for name in names:
+def _copy_companions(source: Path, folder: Path, others: Sequence[str]) -> None:
+    """Generation settings and chat template as they are, and ``others`` that are there."""
+    for name in (GENERATION_NAME, "chat_template.jinja", *others):
         if (source / name).is_file():
             with room_needed(folder / name, (source / name).stat().st_size):
                 (folder / name).write_bytes((source / name).read_bytes())

@@ -53,7 +53,7 @@ def write_gguf(artifact: Artifact, file: Path, progress: Progress) -> int:
         InputError: a tokenizer, a setting of the model, or a number that GGUF does not have.
     """
     family = FAMILIES[artifact.architecture.model_type]
-    tokenizer = load_tokenizer(artifact.folder)
+    tokenizer = load_tokenizer(artifact.folder, artifact.digests.mode)
     vocabulary = read_vocabulary(tokenizer, artifact.config.vocab_size)
     writer = GGUFWriter(file, family_name(artifact))
     _add_general(writer, artifact)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from jointquant.hub.repository import (
     is_complete,
 )
 from jointquant.progress import Progress
+from jointquant.trust.files import boundary
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -114,6 +116,28 @@ class Remote:
         moved = out is None and folder.name != self.commit
         require(not moved, f"{self.repository} changed while it was downloaded: run the command again")
         return folder
+
+
+def fetch_beside(folder: Path, names: Iterable[str]) -> None:
+    """Bring files of a repository beside those of it that lie in a snapshot of the hub's cache.
+
+    transformers fetches a model's configuration and shards alone. In any other folder nothing is done.
+
+    Args:
+        folder: the snapshot.
+        names: those that are there already are not asked for.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such file.
+    """
+    inside = boundary(folder)
+    if inside == Path(os.path.realpath(folder)):
+        return
+    repository = Repository(inside.name.partition("--")[2].replace("--", "/"), "model", folder.name)
+    for name in names:
+        if not (folder / name).exists():
+            with one_line(repository):
+                hf_hub_download(**_address(repository), filename=name, cache_dir=inside.parent)
 
 
 def cached_model(repository: Repository) -> Fetched | None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jointquant.errors import InputError, ResumableError, require
-from jointquant.files.digests import digest_of_tensors
+from jointquant.files.digests import check_digest, digest_of_tensors
 from jointquant.files.durable import bytes_of
 from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.shard_index import SAFETENSORS, read_index
@@ -22,6 +22,8 @@ INDEX_NAME, SINGLE_NAME = SAFETENSORS.index, SAFETENSORS.single
 LARGEST = 1e18
 """The square of a larger weight, summed over channels, is more than float32 holds."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INTEGERS = {"I8": torch.int8, "I32": torch.int32}
+"""What artifacts have besides, as files call them."""
 
 
 class TensorSource(Protocol):
@@ -64,12 +66,17 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
 class Stamps:
     """What tells the files of a folder from changed ones: size in bytes and time of the last change in nanoseconds.
 
+    Args:
+        folder: the model's.
+        files: their names.
+        written: the digest that each tensor must have; None: any, for nobody noted them.
+
     Attributes:
         digests: of each tensor that was read: what a file holds may change without either.
     """
 
-    def __init__(self, folder: Path, files: Iterable[str]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, files: Iterable[str], written: Mapping[str, str] | None = None) -> None:
+        self.folder, self.written = folder, written
         self.digests: dict[str, str] = {}
         self.found = {file: _stamp(folder / file) for file in files}
 
@@ -86,9 +93,12 @@ class Stamps:
         return path
 
     def seen(self, name: str, tensor: Tensor) -> Tensor:
-        """``tensor`` itself, whose digest is taken the first time."""
+        """``tensor`` itself, whose digest is taken and checked the first time. Raises InputError for another."""
         if name not in self.digests:
-            self.digests[name] = digest_of_tensors({name: tensor})
+            found = digest_of_tensors({name: tensor})
+            if self.written is not None:
+                check_digest(f"tensor {name}", self.folder, found, self.written.get(name))
+            self.digests[name] = found
         return tensor
 
     def changed(self, digests: Mapping[str, str], load: Callable[[str], Tensor]) -> str | None:
@@ -106,18 +116,19 @@ class Checkpoint:
 
     Args:
         folder: the model folder.
+        written: the digests that its tensors must have; None: any.
 
     Raises:
         InputError: no weights, an index or a header that is none, or tensors that are not where the index says.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, written: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.entries: dict[str, HeaderEntry] = {}
         self._files: dict[str, str] = {}
         index = read_index(folder)
         index.check_present(folder)
-        self._stamps = Stamps(folder, index.files)
+        self._stamps = Stamps(folder, index.files, written)
         for file in index.files:
             entries = read_header(folder / file)
             index.check(file, set(entries), folder)
@@ -139,14 +150,14 @@ class Checkpoint:
         return DTYPES[stored]
 
     def load(self, name: str) -> Tensor:
-        """One tensor, read from its shard."""
+        """One tensor, read from its shard. Raises InputError when it is not what was written."""
         path = self._stamps.check(self._files[name])
         try:
             with safe_open(path, framework="pt") as shard:
                 tensor: Tensor = shard.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ResumableError(f"tensor {name} cannot be read from {path}: {error}") from None
-        return self._stamps.seen(name, check_finite(name, tensor))
+        return check_finite(name, self._stamps.seen(name, tensor))
 
     def identity(self) -> dict[str, Any]:
         """Size and time of the last change of every shard."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jointquant.errors import require
+from jointquant.files.digests import digest_of_tensors
 from jointquant.files.durable import save_json, save_tensors
 from jointquant.models.source import INDEX_NAME
 
@@ -19,12 +20,16 @@ class ShardWriter:
     Args:
         folder: an existing folder.
         num_shards: how many shards there will be.
+
+    Attributes:
+        digests: of each tensor so far, by name.
     """
 
     def __init__(self, folder: Path, num_shards: int) -> None:
         self.folder = folder
         self.num_shards = num_shards
         self.weight_map: dict[str, str] = {}
+        self.digests: dict[str, str] = {}
         self.total_size = 0
         self._written = 0
 
@@ -41,15 +46,18 @@ class ShardWriter:
             require(
                 whole, f"tensor {name} has values that {kind} does not hold: expected a model stored in a wider dtype"
             )
-        path = self.folder / self.enter(tensors, sum(tensor.nbytes for tensor in tensors.values()))
-        save_tensors(path, tensors)
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        digests = {name: digest_of_tensors({name: tensor}) for name, tensor in stored.items()}
+        path = self.folder / self.enter(digests, sum(tensor.nbytes for tensor in stored.values()))
+        save_tensors(path, stored)
         return path
 
-    def enter(self, names: Iterable[str], size: int) -> str:
-        """Enter the next shard into the index: the names of its tensors, their bytes. Returns its file's name."""
+    def enter(self, digests: Mapping[str, str], size: int) -> str:
+        """Enter the next shard: its tensors' digests by name, and their bytes. Returns its file's name."""
         self._written += 1
         name = f"model-{self._written:05d}-of-{self.num_shards:05d}.safetensors"
-        self.weight_map |= dict.fromkeys(names, name)
+        self.weight_map |= dict.fromkeys(digests, name)
+        self.digests |= digests
         self.total_size += size
         return name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ class Outcome:
         size_bytes: of all tensors.
         bits_per_weight: of the decoder's linears.
         inventory: what became of every parameter.
+        digests: of all tensors, by name.
     """
 
     size_bytes: int
     bits_per_weight: float
     inventory: Inventory
+    digests: Mapping[str, str]
 
 
 class Shards:
@@ -98,7 +101,8 @@ class Shards:
         """All shards are written; the index follows."""
         if self.leads:
             self.writer.finish()
-        return Outcome(self.writer.total_size, self.bits / self.parameters, Inventory.joined(self.inventories))
+        bits, inventory = self.bits / self.parameters, Inventory.joined(self.inventories)
+        return Outcome(self.writer.total_size, bits, inventory, self.writer.digests)
 
     def _count(self, inventory: Inventory, bits: int, parameters: int) -> None:
         self.inventories.append(inventory)
@@ -115,7 +119,8 @@ class Shards:
         def write() -> tuple[list[Path], dict[str, Any]]:
             path = self.writer.write(tensors)
             size = sum(tensor.nbytes for tensor in tensors.values())
-            return [path], {"tensors": list(tensors), "bytes": size} | about
+            digests = {name: self.writer.digests[name] for name in tensors}
+            return [path], {"tensors": digests, "bytes": size} | about
 
         self.ledger.commit(step, write, save_states)
 

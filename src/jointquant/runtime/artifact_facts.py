@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jointquant.errors import InputError, require
+from jointquant.models.registry import ARTIFACT_PREFIX
 from jointquant.recipe.recipe import Recipe, describe
+from jointquant.trust.folder import CONFIG_NAME
+from jointquant.trust.strict_json import read_object
 
 Words = Annotated[str, Field(max_length=1 << 12)]
 Count = Annotated[int, Field(ge=0, le=1 << 50)]
+
+
+EARLIER = "it was written by an earlier version of jointquant, quantize again or install that version"
+"""About an artifact that lacks what this version writes."""
+
+
+QUANT_METHOD = "jointquant"
+FORMAT_VERSION = 1
 
 
 class KeptFact(BaseModel):
@@ -49,6 +61,7 @@ class ArtifactFacts(BaseModel):
         starved_experts: which saw too few tokens.
         jointquant_version: what wrote it.
         recipe_digest: of the recipe that it was made by: much of that has no tensor that would contradict it.
+        digests: of digests.json, see ``artifact_digests``; exports have none.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
@@ -61,8 +74,39 @@ class ArtifactFacts(BaseModel):
     starved_experts: Annotated[list[StarvedFact], Field(max_length=1 << 17)]
     jointquant_version: Words
     recipe_digest: Words
+    digests: Words | None = None
     base_model: Words | None = None
     base_revision: Words | None = None
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds an artifact of ours."""
+    try:
+        data = read_object(folder / CONFIG_NAME)
+    except InputError:
+        return False
+    return str(data.get("model_type", "")).startswith(ARTIFACT_PREFIX)
+
+
+def our_quantization(quantization: Any, path: Path) -> dict[str, Any]:
+    """The ``quantization_config`` of an artifact that this version reads, as plain data.
+
+    Raises:
+        InputError: another method's, or of another format version; names ``path``, the config.json.
+    """
+    ours = isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
+    require(ours, f"{path} has no quantization_config of {QUANT_METHOD}: expected an artifact's")
+    assert isinstance(quantization, dict)
+    check_version(quantization.get("format_version", FORMAT_VERSION))
+    return quantization
+
+
+def check_version(version: object) -> None:
+    """Raises InputError for an artifact of another format than this version reads."""
+    require(
+        version == FORMAT_VERSION,
+        f"artifact of format version {version}: this version of jointquant reads {FORMAT_VERSION}",
+    )
 
 
 def check_facts(facts: dict[str, Any], what: str) -> ArtifactFacts:
@@ -73,8 +117,7 @@ def check_facts(facts: dict[str, Any], what: str) -> ArtifactFacts:
         first = error.errors()[0]
         if first["type"] == "missing":
             key = ".".join(map(str, first["loc"]))
-            message = f"{what} does not say its {key} in its quantization_config: expected an artifact of this version"
-            raise InputError(message) from None
+            raise InputError(f"{what} does not say its {key} in its quantization_config: {EARLIER}") from None
         raise InputError(f"{what} is no artifact's: {describe(error)} in its quantization_config") from None
 
 

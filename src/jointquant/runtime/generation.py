@@ -69,7 +69,7 @@ def generate_text(
     require(prompt == whole(prompt), "the prompt is not UTF-8 text: expected it without halves of characters")
     given = completed(options)
     model = locate(model, given["revision"], given["hub"], progress).folder
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, given["digests"])
     loaded = load(model, **of_folder(given))
     torch.manual_seed(seed)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.device)

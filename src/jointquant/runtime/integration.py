@@ -7,8 +7,8 @@ runtime's modules in before the weights are loaded.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Container
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,35 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
+from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.registry import ARCHITECTURES, ARTIFACT_PREFIX, architecture_of
-from jointquant.models.source import DTYPES, Checkpoint
+from jointquant.models.source import DTYPES, INTEGERS, Checkpoint
 from jointquant.recipe.recipe import Recipe, describe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
-from jointquant.runtime.artifact_facts import check_facts, check_recipe, digest_of
+from jointquant.runtime.artifact_digests import (
+    ArtifactDigests,
+    handed,
+    open_digests,
+)
+from jointquant.runtime.artifact_facts import (
+    FORMAT_VERSION,
+    QUANT_METHOD,
+    check_facts,
+    check_recipe,
+    check_version,
+    digest_of,
+    our_quantization,
+)
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME, register_attention
 from jointquant.runtime.cache import PackedGeneration
+from jointquant.runtime.whole_artifact import WholeArtifact, rotations_file
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.strict_json import read_object
 
-INTEGERS = {torch.int8: "I8", torch.int32: "I32"}
-"""What artifacts have, as files call them."""
 STORED = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
 """The dtypes that an artifact's other tensors may have."""
-QUANT_METHOD = "jointquant"
-FORMAT_VERSION = 1
 MODEL_TYPE_PREFIX = ARTIFACT_PREFIX
 MODEL_TYPE_SUFFIX = " (pip install jointquant, then import jointquant)"
 """All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
@@ -59,10 +70,7 @@ class JointQuantConfig(QuantizationConfigMixin):
         quant_method: str = QUANT_METHOD,
         **facts: Any,
     ) -> None:
-        require(
-            format_version == FORMAT_VERSION,
-            f"artifact of format version {format_version}: this version of jointquant reads {FORMAT_VERSION}",
-        )
+        check_version(format_version)
         self.quant_method = quant_method
         self.format_version = format_version
         self.architecture = architecture
@@ -88,6 +96,7 @@ class JointQuantHfQuantizer(HfQuantizer):
 
     requires_calibration = True
     quantization_config: JointQuantConfig
+    _checking: Future[None] | None = None
 
     def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
         """Attention goes through our registered function; another explicit choice is refused."""
@@ -105,13 +114,24 @@ class JointQuantHfQuantizer(HfQuantizer):
         return None if str(target).endswith(KEPT_DTYPES) else super().get_new_dtype(converter, param, dtype)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        assembly_of(model, self.quantization_config).install_model(model)
         files = kwargs.get("checkpoint_files")
-        if files:
-            check_complete(model, files)
-            recipe = self.quantization_config.parsed_recipe()
-            check_recipe(recipe, self.quantization_config.facts)
-            model.rotations_file = rotations_file(Path(files[0]).parent, recipe)
+        if not files:
+            assembly_of(model, self.quantization_config).install_model(model)
+            return
+        folder = Path(files[0]).parent
+        digests = handed() or open_digests(folder, digests_named(None))
+        assembly_of(model, self.quantization_config).install_model(model)
+        check_complete(model, files)
+        recipe = self.quantization_config.parsed_recipe()
+        check_recipe(recipe, self.quantization_config.facts)
+        model.rotations_file = rotations_file(folder, recipe)
+        model.rotations_digest = digests.file(ROTATIONS_NAME)
+        self._checking = digests.check_behind(map(Path, files))
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        checking, self._checking = self._checking, None
+        if checking is not None:
+            checking.result()
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""
@@ -151,19 +171,21 @@ def check_complete(model: PreTrainedModel, files: list[str]) -> None:
 
 def _stored_as(dtype: torch.dtype) -> Container[str]:
     """The dtypes that a tensor may have in a file: integers their own, numbers any of the floats that models are of."""
-    return DTYPES if dtype.is_floating_point else (INTEGERS[dtype],)
+    return DTYPES if dtype.is_floating_point else [name for name, stored in INTEGERS.items() if stored == dtype]
 
 
-def check_artifact(folder: Path, config: PretrainedConfig) -> None:
+def check_artifact(folder: Path, config: PretrainedConfig, mode: DigestMode) -> ArtifactDigests:
     """Refuse an artifact that is none, before transformers builds it.
 
+    Returns:
+        Its digests: those of its small files were checked, those of its tensors are there to be.
+
     Raises:
-        InputError: a configuration without a whole recipe of ours, or tensors or rotations that are no safetensors.
+        InputError: a configuration without a whole recipe of ours, files that are not what was written, or tensors or
+            rotations that are no safetensors.
     """
-    quantization = getattr(config, "quantization_config", None)
-    ours = isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
-    require(ours, f"{folder / CONFIG_NAME} has no quantization_config of {QUANT_METHOD}: expected an artifact's")
-    assert isinstance(quantization, dict)
+    quantization = our_quantization(getattr(config, "quantization_config", None), folder / CONFIG_NAME)
+    digests = open_digests(folder, mode)
     for key in ("recipe", "architecture"):
         require(key in quantization, f"{folder / CONFIG_NAME} has no {key} in its quantization_config")
     parsed = JointQuantConfig(**quantization)
@@ -178,37 +200,7 @@ def check_artifact(folder: Path, config: PretrainedConfig) -> None:
     Checkpoint(folder)
     if (folder / ROTATIONS_NAME).exists():
         read_header(folder / ROTATIONS_NAME)
-
-
-def rotations_file(folder: Path, recipe: Recipe) -> Path | None:
-    """Where an artifact keeps its rotations; None where its recipe has none that are merged.
-
-    Raises:
-        InputError: it has some, and the file is missing.
-    """
-    kinds = {name: getattr(recipe.rotations, name).kind for name in ("r1", "r2")}
-    merged = [f"{name.upper()} ({kind})" for name, kind in kinds.items() if kind != "none"]
-    path = folder / ROTATIONS_NAME
-    require(
-        not merged or path.is_file(),
-        f"{path} is missing: the artifact's recipe merges {' and '.join(merged)}, expected the whole of the artifact",
-    )
-    return path if merged else None
-
-
-class SavedWhole:
-    """Mixed into a family's model class: ``save_pretrained`` saves all that an artifact has, its rotations too."""
-
-    rotations_file: Path | None = None
-
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As transformers' own. Raises InputError when the rotations that the artifact was loaded with have gone."""
-        file, target = self.rotations_file, Path(save_directory) / ROTATIONS_NAME
-        gone = file is not None and not file.is_file()
-        require(not gone, f"{file} has gone: an artifact cannot be saved without its rotations, expected it there")
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if file is not None and kwargs.get("is_main_process", True) and not (target.exists() and target.samefile(file)):
-            shutil.copyfile(file, target)
+    return digests
 
 
 def assembly_of(model: PreTrainedModel, quantization: JointQuantConfig) -> Assembly:
@@ -253,15 +245,6 @@ def artifact_type(model_type: str) -> str:
     return f"{MODEL_TYPE_PREFIX}{model_type}{MODEL_TYPE_SUFFIX}"
 
 
-def is_artifact(folder: Path) -> bool:
-    """Whether a folder holds an artifact of ours."""
-    try:
-        data = read_object(folder / CONFIG_NAME)
-    except InputError:
-        return False
-    return str(data.get("model_type", "")).startswith(MODEL_TYPE_PREFIX)
-
-
 _CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
 
 
@@ -284,7 +267,7 @@ def register_families() -> None:
         )
         model_class = type(
             name,
-            (SavedWhole, PackedGeneration, base_model),
+            (WholeArtifact, PackedGeneration, base_model),
             described | {"config_class": config_class},
         )
         AutoConfig.register(artifact_type(model_type), config_class)

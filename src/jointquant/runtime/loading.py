@@ -19,11 +19,13 @@ from jointquant.errors import InputError, fault_of_machine, require
 from jointquant.files.durable import room_needed
 from jointquant.hub import locate
 from jointquant.models.configuration import blamed, read_config
-from jointquant.models.options import ModelOptions, completed
+from jointquant.models.options import DigestMode, ModelOptions, completed, digests_named
 from jointquant.models.source import check_finite
 from jointquant.models.stream import open_stream
+from jointquant.runtime.artifact_digests import handed_over, open_digests
+from jointquant.runtime.artifact_facts import is_artifact
 from jointquant.runtime.generation_settings import generation_settings_of
-from jointquant.runtime.integration import check_artifact, is_artifact
+from jointquant.runtime.integration import check_artifact
 from jointquant.runtime.kernels.choices import use_kernels
 from jointquant.runtime.kernels.selection import default_mode, mode_named
 from jointquant.trust.folder import check_folder, tokenizer_code
@@ -40,10 +42,11 @@ def load(model: str | Path, *, kernels: str | None = None, **options: Unpack[Mod
         model: the folder or the id.
         kernels: ``auto`` or ``reference``, for the quantized linears; None: what the environment variable
             ``JOINTQUANT_KERNELS`` says, else ``auto``.
-        **options: ``revision``, ``hub``, ``device``, ``dtype``, ``allow_pickle``, as for ``quantize``.
+        **options: ``revision``, ``hub``, ``device``, ``dtype``, ``allow_pickle``, ``digests``, as for ``quantize``.
 
     Raises:
-        InputError: no such model, an unknown architecture, tensors that are missing or broken, or unknown kernels.
+        InputError: no such model, an unknown architecture, tensors that are missing or broken, an artifact that is not
+            what was written, or unknown kernels.
     """
     mode = default_mode() if kernels is None else mode_named(kernels)
     given = completed(options)
@@ -51,13 +54,14 @@ def load(model: str | Path, *, kernels: str | None = None, **options: Unpack[Mod
     config = read_config(folder)
     generation_settings_of(folder)  # transformers reads them too, and stumbles over what is none
     where = resolve_device(given["device"])
+    digests = None
     if is_artifact(folder):
-        check_artifact(folder, config)
+        digests = check_artifact(folder, config, digests_named(given["digests"]))
         stored = config.dtype
     else:
         stored = open_stream(folder, allow_pickle=given["allow_pickle"]).stored_dtype
     computed = resolve_dtype(given["dtype"], where, stored)
-    with blamed(f"{folder} cannot be loaded"):
+    with blamed(f"{folder} cannot be loaded"), handed_over(digests):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=computed, local_files_only=True, trust_remote_code=False
         )
@@ -70,12 +74,22 @@ def load(model: str | Path, *, kernels: str | None = None, **options: Unpack[Mod
     return loaded
 
 
-def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; no code in the folder is run. Raises InputError when there is none."""
+def load_tokenizer(model: str | Path | PreTrainedModel, digests: DigestMode | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; no code in the folder is run.
+
+    Args:
+        model: the folder.
+        digests: whether those of an artifact are checked, as in ``ModelOptions``.
+
+    Raises:
+        InputError: there is none, or an artifact's is not what was written.
+    """
     require(not isinstance(model, PreTrainedModel), "a model in memory needs its tokenizer: pass tokenizer=")
     folder = Path(str(model))
     require(folder.is_dir(), f"no such model: {model} (expected a folder with config.json and safetensors)")
     check_folder(folder)
+    if is_artifact(folder):
+        open_digests(folder, digests_named(digests))
     check_growth(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

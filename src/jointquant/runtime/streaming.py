@@ -11,10 +11,11 @@ from torch import Tensor
 from jointquant.models.configuration import empty_model, read_config
 from jointquant.models.frontend import Frontend
 from jointquant.models.layer import Place
+from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.rehearsal import rehearse
 from jointquant.models.source import Checkpoint
 from jointquant.models.stream import ModelStream, open_stream
-from jointquant.runtime.artifact_facts import check_recipe
+from jointquant.runtime.artifact_facts import check_recipe, is_artifact
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.embedding import PackedEmbedding
 from jointquant.runtime.integration import (
@@ -23,7 +24,6 @@ from jointquant.runtime.integration import (
     assembly_of,
     check_artifact,
     check_complete,
-    is_artifact,
 )
 
 
@@ -32,14 +32,15 @@ class ArtifactStream(ModelStream):
 
     Args:
         folder: the artifact.
+        mode: whether tensors are checked against their digests when they are read.
 
     Raises:
-        InputError: no artifact, or tensors that are missing or misshapen.
+        InputError: no artifact, or files or tensors that are missing, misshapen, or not what was written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mode: DigestMode) -> None:
         config = read_config(folder)
-        check_artifact(folder, config)
+        digests = check_artifact(folder, config, mode)
         quantization = JointQuantConfig(**config.quantization_config)
         self.config = copy.deepcopy(config)
         self.config._attn_implementation = ATTENTION_NAME
@@ -50,7 +51,7 @@ class ArtifactStream(ModelStream):
             assembly.install_model(self.skeleton)
         self.config = self.skeleton.config
         self.architecture = assembly.architecture
-        self.source: Checkpoint = Checkpoint(folder)
+        self.source: Checkpoint = Checkpoint(folder, digests.tensors)
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         check_complete(self.skeleton, [str(folder / file) for file in sorted(set(self.source.files().values()))])
         check_recipe(quantization.parsed_recipe(), quantization.facts)
@@ -74,10 +75,10 @@ class ArtifactStream(ModelStream):
             embedding.like = torch.empty(0, dtype=frontend.place.dtype)
 
 
-def open_any_stream(folder: Path, allow_pickle: bool = False) -> ModelStream:
+def open_any_stream(folder: Path, allow_pickle: bool = False, digests: DigestMode | None = None) -> ModelStream:
     """The stream of a model folder or of an artifact. Raises InputError for one that cannot run."""
     if is_artifact(folder):
-        return ArtifactStream(folder)
+        return ArtifactStream(folder, digests_named(digests))
     stream = open_stream(folder, ATTENTION_NAME, allow_pickle)
     rehearse(stream.skeleton, stream.architecture)
     return stream

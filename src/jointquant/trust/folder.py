@@ -12,6 +12,9 @@ from jointquant.trust.shard_index import SAFETENSORS
 from jointquant.trust.strict_json import read_object
 
 CONFIG_NAME, GENERATION_NAME, TOKENIZER_CONFIG_NAME = "config.json", "generation_config.json", "tokenizer_config.json"
+DIGESTS_NAME = "digests.json"
+"""Of an artifact: what its files and tensors were when they were written."""
+
 OBJECTS = (CONFIG_NAME, GENERATION_NAME, TOKENIZER_CONFIG_NAME)
 """Files that must hold a JSON object of moderate size."""
 
@@ -22,6 +25,7 @@ LARGEST_SMALL_FILE = 1 << 28
 SMALL_FILES = (
     CONFIG_NAME,
     GENERATION_NAME,
+    DIGESTS_NAME,
     SAFETENSORS.index,
     "tokenizer*.json",
     "tokenizer*.model",
