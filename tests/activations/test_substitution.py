@@ -165,8 +165,7 @@ def test_an_exception_inside_leaves_the_layer_as_it_was(change: str, family: str
 
 def smoothed(layer: LayerInWork, stream: ModelStream) -> None:
     recipe = jointquant.load_recipe("fp16", small("smoothing.alpha=0.5"))
-    smoother = Smoother.of(stream, recipe)
-    assert smoother is not None
+    smoother = Smoother(stream, recipe)
     with smoother.before(layer.module, layer.states, layer.arguments):
         raise Thrown
 

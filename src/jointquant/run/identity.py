@@ -54,7 +54,7 @@ def identity_of(
         "dtype": str(subject.place.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),  # sums are split over them
         "versions": {"jointquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "format": 2,  # of the journal
+        "format": 3,  # of the journal
     }
 
 

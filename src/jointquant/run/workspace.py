@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jointquant.activations.hidden_states import HiddenStates, micro_batch
-from jointquant.activations.stores import SLOTS, HeldStates, Share, SharedStore, SpilledStates, Store
+from jointquant.activations.stores import SLOTS, HeldStates, Share, SpilledStates, Store
 from jointquant.backend.background import Background
 from jointquant.backend.devices import tokens_at_once
 from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all, of_leader
@@ -74,16 +74,14 @@ class Workspace:
             folder = folder / aside
             folder.mkdir(exist_ok=True)
         store = self._store(folder, (len(share.part()), seqlen, hidden_size), SLOTS if aside is None else SLOTS[:1])
-        if self.ranks.size > 1 and aside is None:
-            store = SharedStore(store, (num_windows, seqlen, hidden_size), share, saved)
-        return HiddenStates(store, num_windows, share.batch_windows, self.place.device, self.ranks)
+        return HiddenStates(store, num_windows, share.batch_windows, self.place.device, self.ranks, saved)
 
     def _store(self, folder: Path | None, shape: tuple[int, int, int], slots: Sequence[str]) -> Store:
         if self.storage == "disk":
             assert folder is not None
             return SpilledStates(folder, shape, self.place.dtype, slots)
         device = self.place.device if self.storage == "device" else torch.device("cpu")
-        return HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device), folder)
+        return HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device))
 
     @contextmanager
     def ledger(self, stage: str, states: HiddenStates, source: TensorSource) -> Iterator[Ledger]:
@@ -128,7 +126,7 @@ class Ledger:
             journal.forget(self.stage, f"{damaged[0]} is not what was written")
             return []
         if "states" in entries[-1].facts:
-            self.states.store.load(entries[-1].facts["states"])
+            self.states.durable.load(entries[-1].facts["states"])
         return entries
 
     def settle(self) -> None:
@@ -149,7 +147,7 @@ class Ledger:
             facts = {**facts, READ: read}
             if self.journal is not None:
                 if save_states:
-                    saved = self.states.store.save()
+                    saved = self.states.durable.save()
                     current = facts.get(CURRENT, {}) | {saved.name: saved.digest}
                     facts = {**facts, "states": saved.name, CURRENT: current}
                 self.journal.record(self.stage, step, files, facts)
