@@ -172,7 +172,7 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
 
 def _check_unchanged(subject: Subject, journal: Journal) -> None:
     """Refuse to go on with a model whose files hold something else than when the run began, whatever their dates."""
-    name = subject.stream.source.changed(journal.read())
+    name = subject.stream.stored.changed(journal.read())
     if name is not None:
         raise ResumableError(
             f"tensor {name} of {subject.model} is not what the unfinished run has read: expected the same files (put "

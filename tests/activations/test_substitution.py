@@ -16,7 +16,7 @@ from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import embed, watching
 from jointquant.activations.routing import all_tokens_for, routed_tokens
 from jointquant.activations.substitution import substituted
-from jointquant.analysis.inspection import Probe, cache_seen_by, input_errors
+from jointquant.analysis.inspection import CacheObserver, Probe, input_errors
 from jointquant.calibration.sensitivity import Sensitivity
 from jointquant.calibration.smoothing import Smoother
 from jointquant.models.experts import Experts
@@ -140,7 +140,7 @@ MANAGERS: dict[str, Callable[[LayerInWork], AbstractContextManager[Any]]] = {
     "passed": lambda x: replayed(x.module, x.architecture, KeptActivations(middle=x.states), x.states),
     "inputs of which statistics are taken": lambda x: observed(x, calibrated_inputs(x)),
     "sums of the cache": lambda x: seen_by(x.module, x.architecture, CacheSums(0.0, torch.Generator())),
-    "the cache observed": lambda x: cache_seen_by(x.module, x.architecture, print, print),
+    "the cache observed": lambda x: seen_by(x.module, x.architecture, CacheObserver(print, print)),
     "training": lambda x: training(x.module, x.architecture, rounded_of(x)),
     "experts that read all tokens": lambda x: all_tokens_for(x.module, [0]),
     "observed experts": observed_experts,

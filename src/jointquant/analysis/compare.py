@@ -10,12 +10,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from jointquant._version import __version__
 from jointquant.analysis.candidates import labelled
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
@@ -28,6 +25,7 @@ from jointquant.planning.plan import Plan
 from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
+from jointquant.run.identity import versions
 from jointquant.run.opening import Subject
 
 RESULTS_NAME, REPORT_NAME, ARTIFACTS_NAME = "results.json", "report.html", "artifacts"
@@ -190,7 +188,7 @@ def _about(subject: Subject) -> dict[str, Any]:
         "layers": subject.stream.num_layers,
         "device": str(subject.place.device),
         "dtype": str(subject.place.dtype).removeprefix("torch."),
-        "versions": {"jointquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": versions(),
     }
 
 

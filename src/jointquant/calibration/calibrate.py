@@ -133,7 +133,7 @@ def walk(
     arguments = frontend.layer_arguments(windows)
     states = workspace.states(windows, stream.config.hidden_size)
     with (
-        workspace.ledger("calibrate", states, stream.source) as ledger,
+        workspace.ledger("calibrate", states, stream.stored) as ledger,
         progress.stage("calibrate", stream.num_layers) as stage,
     ):
         start = restore(learners, ledger.resume(), workspace)

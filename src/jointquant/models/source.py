@@ -36,6 +36,10 @@ class TensorSource(Protocol):
     def load(self, name: str) -> Tensor:
         """The tensor on the CPU in its stored dtype. Raises InputError when it holds NaN or infinity."""
 
+
+class StoredTensors(TensorSource, Protocol):
+    """Tensors under the names that they are stored by, and what tells them from others."""
+
     def identity(self) -> dict[str, Any]:
         """What tells these tensors from others, as plain data."""
 
@@ -101,7 +105,25 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-class Checkpoint:
+class InFiles(StoredTensors):
+    """Tensors in the files of a folder."""
+
+    _stamps: Stamps
+
+    def identity(self) -> dict[str, Any]:
+        """Size and time of the last change of every file."""
+        return {"shards": self._stamps.found}
+
+    def digests(self) -> dict[str, str]:
+        """Of the tensors that have been read."""
+        return self._stamps.digests.copy()
+
+    def changed(self, digests: Mapping[str, str]) -> str | None:
+        """Reads and compares."""
+        return self._stamps.changed(digests, self.load)
+
+
+class Checkpoint(InFiles):
     """The safetensors files of a model folder; every header is checked before a tensor is read.
 
     Args:
@@ -147,18 +169,6 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise ResumableError(f"tensor {name} cannot be read from {path}: {error}") from None
         return self._stamps.seen(name, check_finite(name, tensor))
-
-    def identity(self) -> dict[str, Any]:
-        """Size and time of the last change of every shard."""
-        return {"shards": self._stamps.found}
-
-    def digests(self) -> dict[str, str]:
-        """Of the tensors that have been read."""
-        return self._stamps.digests.copy()
-
-    def changed(self, digests: Mapping[str, str]) -> str | None:
-        """Reads and compares."""
-        return self._stamps.changed(digests, self.load)
 
 
 class InMemory:

@@ -5,7 +5,7 @@ The factors were fitted to measurements on CPUs (``benchmarks/memory.py`` prints
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -148,27 +148,18 @@ class Workload:
         return self.device.type == "cpu"
 
 
-def rounded(work: Workload) -> Workload:
-    """What ``quantize`` does: both passes."""
-    return work
-
-
-def rounded_and_looked_at(work: Workload) -> Workload:
-    """What ``compare`` does: both passes, with the unquantized model beside the second, and a measurement."""
-    return replace(work, probed=_probed(work), measured=work.measured or MEASURED_TOKENS)
-
-
-def looked_at(work: Workload) -> Workload:
-    """What ``stats`` does: the first pass, and a look at the activations."""
-    return replace(work, probed=_probed(work), rounds=False)
-
-
 def _probed(work: Workload) -> int:
     return min(work.num_windows, micro_batch(work.seqlen, PROBE_TOKENS)) * work.seqlen
 
 
-DEMANDS = {"quantize": rounded, "compare": rounded_and_looked_at, "stats": looked_at}
-"""By verb, what it does with a recipe's workload."""
+DEMANDS: dict[str, Callable[[Workload], Workload]] = {
+    "quantize": lambda work: work,
+    "compare": lambda work: replace(work, probed=_probed(work), measured=work.measured or MEASURED_TOKENS),
+    "stats": lambda work: replace(work, probed=_probed(work), rounds=False),
+}
+"""By verb, what it does with a recipe's workload: both passes; both with the unquantized model beside the second, and a
+measurement; the first pass, and a look at the activations.
+"""
 
 
 @dataclass(frozen=True)
@@ -187,12 +178,7 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
         work: the run.
         batch: tokens that run at once.
     """
-    shape, recipe, width, stored = (
-        work.shape,
-        work.recipe,
-        work.dtype.itemsize,
-        work.shape.dtype.itemsize,
-    )
+    shape, recipe, width, stored = work.shape, work.recipe, work.dtype.itemsize, work.shape.dtype.itemsize
     activation = batch * max(shape.intermediate_size, 2 * shape.hidden_size) * width
     layer, ahead = {"layer": shape.layer * width}, {"next layer": shape.layer * stored}
     samples = sample_bytes(work)

@@ -41,7 +41,8 @@ def calibrate_cache(layer: LayerInWork) -> None:
     if not calibrates_cache(layer.assembly):
         return
     attention, value = layer.module.get_submodule(layer.architecture.attention), layer.architecture.value.linear
-    share = sampled_share(recipe, states.num_windows * states.seqlen)
+    r3, tokens = recipe.rotations.r3, states.num_windows * states.seqlen
+    share = r3.num_tokens / tokens if isinstance(r3, LearnedRotation) else 0.0
     seen = CacheSums(share, generator(recipe.calibration.seed, f"r3 sample {layer.index}"), states.ranks)
     seen.sample.expect(states.token_parts())
     behind = [site.linears for site in layer.architecture.sites if value not in site.linears]
@@ -169,12 +170,6 @@ def centre_values(layer: nn.Module, architecture: Architecture, mean: Tensor) ->
     set_bias(output, merging.shift_input(linear_weight(output), linear_bias(output), heads))
 
 
-def sampled_share(recipe: Recipe, tokens: int) -> float:
-    """The part of the keys that R3 is learned on; nothing is kept for an R3 that is not learned."""
-    settings = recipe.rotations.r3
-    return settings.num_tokens / tokens if isinstance(settings, LearnedRotation) else 0.0
-
-
-def seen_by(layer: nn.Module, architecture: Architecture, sums: CacheSums) -> AbstractContextManager[None]:
-    """While open, ``sums`` stands in the place of the attention's cache path."""
-    return substituted(layer, values={architecture.attention: {"cache_path": sums}})
+def seen_by(layer: nn.Module, architecture: Architecture, seen: object) -> AbstractContextManager[None]:
+    """While open, ``seen`` stands in the place of the attention's cache path."""
+    return substituted(layer, values={architecture.attention: {"cache_path": seen}})

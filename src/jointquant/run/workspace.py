@@ -19,7 +19,7 @@ from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all, of_leader
 from jointquant.files.digests import has_digest
 from jointquant.files.durable import load_tensors
 from jointquant.models.layer import Place
-from jointquant.models.source import TensorSource
+from jointquant.models.source import StoredTensors
 from jointquant.run.entries import CURRENT, READ, Entry
 from jointquant.run.journal import Journal
 
@@ -84,7 +84,7 @@ class Workspace:
         return HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device))
 
     @contextmanager
-    def ledger(self, stage: str, states: HiddenStates, source: TensorSource) -> Iterator[Ledger]:
+    def ledger(self, stage: str, states: HiddenStates, source: StoredTensors) -> Iterator[Ledger]:
         """The book of one pass; when the block ends, all is written."""
         with Background(stage) as background:
             yield Ledger(self.journal, stage, states, source, background)
@@ -106,7 +106,7 @@ class Ledger:
         journal: Journal | None,
         stage: str,
         states: HiddenStates,
-        source: TensorSource,
+        source: StoredTensors,
         background: Background,
     ) -> None:
         self.journal, self.stage, self.states, self.background = journal, stage, states, background
