@@ -70,14 +70,8 @@ class HiddenStates:
 
     def token_parts(self) -> list[tuple[int, int, int]]:
         """Of every batch: its tokens, and from which on to which they run here."""
-        return [
-            (
-                len(batch) * self.seqlen,
-                (here.start - batch.start) * self.seqlen if here else 0,
-                (here.stop - batch.start) * self.seqlen if here else 0,
-            )
-            for batch, here in self.parts()
-        ]
+        parts = [(len(batch), here.start - batch.start if here else 0, len(here)) for batch, here in self.parts()]
+        return [(whole * self.seqlen, start * self.seqlen, (start + own) * self.seqlen) for whole, start, own in parts]
 
     def own(self, windows: Tensor) -> Iterator[Tensor]:
         """This rank's of [n, ...], a batch after another."""

@@ -22,6 +22,7 @@ from jointquant.analysis.moments import ErrorSum, Spread, SpreadSum
 from jointquant.models.architecture import Site
 from jointquant.models.layer import LayerArguments, Place
 from jointquant.models.stream import ModelStream
+from jointquant.planning.needs import PROBE_TOKENS
 from jointquant.progress import Progress
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.cache import seen_by
@@ -30,8 +31,6 @@ from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 from jointquant.runtime.online import OnlineTransforms
 
-PROBE_TOKENS = 2048
-"""Tokens that are followed through the layers (whole windows, one at least)."""
 CACHES = ("k_cache", "v_cache")
 
 Rotate = Callable[[Tensor], Tensor]

@@ -155,7 +155,8 @@ class Laboratory:
     def run(self, name: str, calibrated: Calibrated) -> dict[str, Any]:
         """Pass 2 of a candidate, and how good its artifact is; details of the first seed of each recipe."""
         candidate, rotations = self.candidates[name], calibrated.rotations
-        job = replace(self.opened.jobs[name], progress=Prefixed(self.progress, candidate.title))
+        progress = Prefixed(self.progress, f"{candidate.label} (seed {candidate.seed})")
+        job = replace(self.opened.jobs[name], progress=progress)
         resumed = bool(self.journal.entries(f"{name}/quantize"))
         inspector = None
         if candidate.label not in self.inspected:

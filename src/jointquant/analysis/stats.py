@@ -76,13 +76,7 @@ def stats(
         out: the folder to write; it appears only when it is complete.
         recipe: whose rotations: a preset's name, a YAML file, or a recipe.
         changes: ``key=value`` settings of the recipe.
-        tokenizer: needed with a model in memory.
-        memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free.
-        device_budget: the same of an accelerator.
-        overwrite: replace a folder that is not empty, and discard an unfinished run of other settings.
-        progress: where progress is shown; None: nowhere.
-        announce: told the plan before the work begins.
-        **options: how the model is found and opened, as for ``quantize``.
+        tokenizer, memory_budget, device_budget, overwrite, progress, announce, **options: as for ``quantize``.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.

@@ -108,13 +108,11 @@ def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
     """Embedding rows less their mean, for families whose norms subtract it; others are left as they are."""
     if architecture.norm.subtracts_mean:
         for name in architecture.embeddings:
-            embedding = frontend.module(name)
-            map_weight(embedding, lambda rows: merging.centre(rows, -1))
+            map_weight(frontend.module(name), lambda rows: merging.centre(rows, -1))
 
 
 @torch.no_grad()
 def rotate_embeddings(frontend: Frontend, architecture: Architecture, r1: Tensor) -> None:
     """E ← E R1 for everything that starts the residual stream."""
     for name in architecture.embeddings:
-        embedding = frontend.module(name)
-        map_weight(embedding, lambda rows: merging.rotate_rows(rows, r1))
+        map_weight(frontend.module(name), lambda rows: merging.rotate_rows(rows, r1))

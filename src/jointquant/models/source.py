@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jointquant.errors import InputError, ResumableError, require
-from jointquant.files.digests import digest_of_tensors
-from jointquant.files.durable import bytes_of
+from jointquant.files.digests import digest_of_bytes, digest_of_tensors
 from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.shard_index import SAFETENSORS, read_index
 
@@ -187,11 +185,8 @@ class InMemory:
 
     def identity(self) -> dict[str, Any]:
         """A fingerprint of all tensors."""
-        total = hashlib.sha256()
-        for name, tensor in self._tensors.items():
-            total.update(name.encode())
-            total.update(bytes_of(tensor.detach().cpu().contiguous()))
-        return {"tensors": total.hexdigest()[:16]}
+        digests = (digest_of_tensors({name: tensor.detach().cpu()}) for name, tensor in self._tensors.items())
+        return {"tensors": digest_of_bytes("".join(digests).encode())}
 
     def digests(self) -> dict[str, str]:
         """None: the identity has all."""

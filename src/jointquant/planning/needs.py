@@ -5,7 +5,7 @@ The factors were fitted to measurements on CPUs (``benchmarks/memory.py`` prints
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from jointquant.activations.hidden_states import micro_batch
 from jointquant.backend.devices import elements_at_once
 from jointquant.models.architecture import stage_of
+from jointquant.models.layer import Place
 from jointquant.planning.shape import ModelShape
 from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation, Recipe
 
@@ -160,6 +161,19 @@ DEMANDS: dict[str, Callable[[Workload], Workload]] = {
 """By verb, what it does with a recipe's workload: both passes; both with the unquantized model beside the second, and a
 measurement; the first pass, and a look at the activations.
 """
+
+
+def workloads(
+    verb: str, recipes: Sequence[Recipe], shape: ModelShape, place: Place, base: int, ranks: int, measured: int = 0
+) -> list[Workload]:
+    """What a verb does by each of several recipes; those that calibrate alike share a walk, and its memory."""
+    found = []
+    for recipe in recipes:
+        together = tuple(other for other in recipes if other.calibration == recipe.calibration)
+        windows = recipe.calibration.num_samples, recipe.calibration.seqlen
+        work = Workload(shape, recipe, *windows, place.dtype, place.device, base, ranks, together, measured=measured)
+        found.append(DEMANDS[verb](work))
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from jointquant.errors import InputError
+from jointquant.errors import InputError, printable
 from jointquant.recipe.settings import (
     ActivationSettings,
     CacheSettings,
@@ -321,11 +321,5 @@ def describe(error: ValidationError) -> str:
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
     if isinstance(first["input"], (dict, Settings)):
-        return one_line(f"{key}: {message}{more}")
-    return one_line(f"{key}: {message}, got {first['input']!r}{more}")
-
-
-def one_line(text: str, limit: int = 300) -> str:
-    """``text`` on one line, cut at ``limit`` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        return printable(f"{key}: {message}{more}", 300)
+    return printable(f"{key}: {message}, got {first['input']!r}{more}", 300)

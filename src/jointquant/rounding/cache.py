@@ -15,13 +15,12 @@ from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import linear_bias, linear_weight, set_bias
 from jointquant.quantization.balancing import BALANCINGS
-from jointquant.quantization.ranges import ChannelMean
+from jointquant.quantization.ranges import ChannelMean, DynamicRange
 from jointquant.recipe.recipe import LearnedRotation, Recipe
 from jointquant.recipe.training import training_of
 from jointquant.rotations import merging
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.rotations.learning import initial_heads, learn_heads
-from jointquant.rotations.objectives import Quantizer
 from jointquant.rotations.sampling import TokenSample
 from jointquant.rounding.demand import calibrates_cache
 from jointquant.rounding.layer import LayerInWork
@@ -143,7 +142,7 @@ def head_rotation(seen: CacheSums, recipe: Recipe, index: int, mean: Tensor, bas
         turn = HadamardTransform.of_size(size).apply(identity) if settings.kind == "hadamard" else identity
         return turn.expand(seen.kv_heads, -1, -1)
     fmt = recipe.kv_cache.of_keys.format
-    quantizer = None if fmt is None else Quantizer(fmt, recipe.kv_cache.of_keys.clip_ratio)
+    quantizer = None if fmt is None else DynamicRange(fmt, recipe.kv_cache.of_keys.clip_ratio)
     samples = seen.sample.take().unflatten(-1, (seen.kv_heads, seen.head_dim)).transpose(0, 1)
     samples = (samples - mean.unsqueeze(1).to(samples)) @ basis.to(samples)
     initial = initial_heads(settings.init, seen.kv_heads, seen.head_dim, generator(seed, f"r3 {index}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,27 +90,25 @@ class Workspace:
             yield Ledger(self.journal, stage, states, source, background)
 
 
+@dataclass
 class Ledger:
     """One pass through the layers, written down step by step behind the computation's back.
 
-    Args:
+    Attributes:
         journal: where; None: files are written, but the pass cannot be resumed.
         stage: the pass.
         states: the hidden states that travel through it.
         source: the model's tensors.
         background: who writes.
+        entered: tensors whose digests are written down.
     """
 
-    def __init__(
-        self,
-        journal: Journal | None,
-        stage: str,
-        states: HiddenStates,
-        source: StoredTensors,
-        background: Background,
-    ) -> None:
-        self.journal, self.stage, self.states, self.background = journal, stage, states, background
-        self.source, self.entered = source, set[str]()
+    journal: Journal | None
+    stage: str
+    states: HiddenStates
+    source: StoredTensors
+    background: Background
+    entered: set[str] = field(default_factory=set)
 
     def resume(self) -> list[Entry]:
         """The steps that are done; the states are those behind the last of them.
