@@ -201,7 +201,7 @@ def test_a_released_hessian_is_one_that_has_seen_nothing() -> None:
     total.update(torch.ones(3, 6))
     total.release()
     with pytest.raises(ValueError, match="at least one token"):
-        total.unscaled()
+        total.hessian()
 
 
 @pytest.mark.parametrize("size", [1, 7, 128, 129, 1024, 1025, 5000])
