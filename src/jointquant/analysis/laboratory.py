@@ -192,7 +192,7 @@ def _text_digest(source: str) -> str:
 
 def _details(rotations: Rotations, inspector: Inspector) -> dict[str, Any]:
     return {
-        "traces": {name: asdict(trace) for name, trace in rotations.traces.items()},
+        "traces": {n: {"losses": list(t.losses), "angles": list(t.angles)} for n, t in rotations.traces.items()},
         "spreads": [asdict(spread) for spread in inspector.spreads],
         "errors": [asdict(error) for error in inspector.errors],
     }
