@@ -31,7 +31,7 @@ from jointquant.backend.devices import HOST, ON_PAPER_DEVICE
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, NUM_SAMPLES, SEQLEN
 from jointquant.models.configuration import read_config
 from jointquant.planning.needs import Workload
-from jointquant.planning.shape import ModelShape, shape_of
+from jointquant.planning.shape import ModelShape, model_of, shape_of_model
 from jointquant.planning.speed import ON_PAPER, measure, seconds_of
 from jointquant.planning.traffic import seconds_on_links, traffic_of
 from quantization import LARGE, LARGE_LAYERS
@@ -102,7 +102,8 @@ def run(model: Path, out: Path, ranks: int) -> dict[str, Any]:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     sent = loopback_bytes() - before
-    workload = Workload(shape_of(read_config(model)), settings(), NUM_SAMPLES, SEQLEN, torch.float32, HOST, 0, ranks)
+    shape = shape_of_model(*model_of(read_config(model)))
+    workload = Workload(shape, settings(), NUM_SAMPLES, SEQLEN, torch.float32, HOST, 0, ranks)
     row = {"ranks": ranks, **{key: found[key] for key in ("seconds", "stage_seconds", "peak_rss_bytes")}}
     row |= {"predicted_seconds": seconds_of(workload, measure(HOST, torch.float32)), "network_bytes": sent}
     row["predicted_network_bytes"] = ranks * sum(traffic_of(workload).values())
@@ -162,7 +163,7 @@ def predictions() -> list[dict[str, Any]]:
 def llama_70b() -> ModelShape:
     """From its published configuration."""
     config = LlamaConfig(**(SEVENTY | {"vocab_size": 128256, "max_position_embeddings": 8192}))
-    return shape_of(config, torch.bfloat16)
+    return shape_of_model(*model_of(config), torch.bfloat16)
 
 
 def qwen_235b() -> ModelShape:
@@ -178,7 +179,7 @@ def qwen_235b() -> ModelShape:
         head_dim=128,
         vocab_size=151_936,
     )
-    return shape_of(config, torch.bfloat16)
+    return shape_of_model(*model_of(config), torch.bfloat16)
 
 
 if __name__ == "__main__":

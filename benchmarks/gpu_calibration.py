@@ -156,7 +156,7 @@ def layer(name: str, linears: dict[str, tuple[int, int]], device: torch.device) 
         total = HessianSum(columns, device)
         weight = 0.02 * torch.randn(rows, columns, device=device)
         summing, _ = seconds_of(lambda x=x, total=total: total.update(x), device)
-        factoring, factor = seconds_of(lambda total=total: factorize(total.unscaled(), 0.01), device)
+        factoring, factor = seconds_of(lambda total=total: factorize(total.hessian(), 0.01), device)
         rounding, rounded = seconds_of(lambda w=weight, f=factor: gptq(w, f, IntFormat(4, True)), device)
         lost = (x @ (rounded.dequantize() - weight).T).square().mean() / (x @ weight.T).square().mean()
         row["sites"][site] = {"hessian": summing, "factor": factoring, "rounding": rounding, "lost": lost.item()}

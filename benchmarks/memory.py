@@ -24,7 +24,7 @@ import jointquant.demo
 from jointquant.backend.memory import bytes_of_size, peak_rss_bytes
 from jointquant.models.configuration import read_config
 from jointquant.planning.plan import Plan
-from jointquant.planning.shape import shape_of
+from jointquant.planning.shape import model_of, shape_of_model
 from report import machine
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
@@ -99,7 +99,7 @@ def one(verb: str, model: Path, out: Path, budget: str | None) -> dict[str, obje
             model, {"rtn": plain, RECIPE: recipe}, out, texts=(HELDOUT,), eval_seqlen=512, max_tokens=512, **options
         )
     (plan,) = plans
-    shape = shape_of(read_config(model))
+    shape = shape_of_model(*model_of(read_config(model)))
     states = sum(phase.host.get("hidden states", 0) for phase in plan.phases[:1])
     return {
         "peak_bytes": peak_rss_bytes(),

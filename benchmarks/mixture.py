@@ -179,16 +179,16 @@ def to_nearest() -> Iterator[None]:
     """Starved experts are rounded to nearest: a Hessian that is a multiple of the identity gives that."""
     from jointquant.quantization import gptq
 
-    update, hessian = gptq.HessianSum.update, gptq.HessianSum.unscaled
+    update, of_all = gptq.HessianSum.update, gptq.HessianSum.hessian
     few = CONFIG["hidden_size"] * routing.FEWEST
     fewest, routing.FEWEST = routing.FEWEST, 1e-9
 
-    def unscaled(self: gptq.HessianSum) -> torch.Tensor:
-        return torch.eye(len(self.total)) if self.num_tokens < few else hessian(self)
+    def hessian(self: gptq.HessianSum) -> torch.Tensor:
+        return torch.eye(len(self.total)) if self.num_tokens < few else of_all(self)
 
-    gptq.HessianSum.unscaled = unscaled  # type: ignore[method-assign]
+    gptq.HessianSum.hessian = hessian  # type: ignore[method-assign]
     yield
-    gptq.HessianSum.unscaled, gptq.HessianSum.update = hessian, update  # type: ignore[method-assign]
+    gptq.HessianSum.hessian, gptq.HessianSum.update = of_all, update  # type: ignore[method-assign]
     routing.FEWEST = fewest
 
 

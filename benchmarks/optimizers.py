@@ -183,8 +183,7 @@ def embedded() -> Case:
     recipe = recipe_of({}, 0)
     subject = open_subject(MODEL, None, Silent(), {"device": "cpu", "dtype": "float32"})
     windows = calibration_set(subject, recipe.calibration, Silent())
-    learner = ResidualLearner.of(subject.stream, recipe, windows, subject.place)
-    assert learner is not None
+    learner = ResidualLearner(subject.stream, recipe, windows, subject.place)
     walk(subject.stream, windows, Workspace(subject.place), [learner], Silent())
     assert learner.samples is not None
     pool = learner.samples.flatten(0, 1)

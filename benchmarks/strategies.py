@@ -75,8 +75,7 @@ def layer_samples(recipe: Recipe) -> list[Tensor]:
     """Per layer, tokens of its residual sites [tokens, hidden]."""
     subject = open_subject(MODEL, None, Silent(), {"device": "cpu", "dtype": "float32"})
     windows = calibration_set(subject, recipe.calibration, Silent())
-    learner = ResidualLearner.of(subject.stream, recipe, windows, subject.place)
-    assert learner is not None
+    learner = ResidualLearner(subject.stream, recipe, windows, subject.place)
     walk(subject.stream, windows, Workspace(subject.place), [learner], Silent())
     return learner.samples
 

@@ -19,7 +19,7 @@ from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.layer import LayerInWork, prepare
-from jointquant.rounding.layers import starved_experts
+from jointquant.rounding.layers import observed_experts
 from jointquant.rounding.site_runs import run_to, stages_of
 from jointquant.rounding.stand_ins import Room
 from jointquant.rounding.weights import hessians_of
@@ -74,13 +74,18 @@ def test_hessians_are_those_of_the_tokens_that_arrive(family: str) -> None:
     assert layer.module.get_submodule("mlp.experts").open_to_all == frozenset()
 
 
+def starved_of(layer: LayerInWork) -> dict[int, int]:
+    with observed_experts(layer):
+        return layer.starved
+
+
 def test_only_what_observes_inputs_asks_for_tokens() -> None:
     nothing = jointquant.load_recipe("rtn", small())
     for recipe, expected in (
         (nothing, False),
         (jointquant.load_recipe("rtn", small("activations.centring=mean")), True),
     ):
-        assert bool(starved_experts(first_mixture(make_model("mixtral", num_local_experts=8), recipe))) == expected
+        assert bool(starved_of(first_mixture(make_model("mixtral", num_local_experts=8), recipe))) == expected
 
 
 def test_tokens_are_counted_before_quantizers_know_anything() -> None:
@@ -88,7 +93,7 @@ def test_tokens_are_counted_before_quantizers_know_anything() -> None:
     found = []
     for clip in ("1.0", "search"):
         recipe = jointquant.load_recipe("gptq", small(f"activations.clip_ratio={clip}", "kv_cache.num_bits=16"))
-        found.append(starved_experts(first_mixture(make_model("mixtral", num_local_experts=8), recipe)))
+        found.append(starved_of(first_mixture(make_model("mixtral", num_local_experts=8), recipe)))
     assert found[0] == found[1] != {}
 
 

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 import jointquant
 from jointquant.backend.devices import HOST
 from jointquant.planning.needs import Workload
-from jointquant.planning.shape import shape_of
+from jointquant.planning.shape import model_of, shape_of_model
 
 GB = 10**9
 
@@ -20,4 +20,5 @@ def config(**changes: int) -> LlamaConfig:
 
 def work(device: torch.device = HOST, windows: int = 128, recipe: str = "dartquant", **sizes: int) -> Workload:
     dtype = torch.float32 if device == HOST else torch.bfloat16
-    return Workload(shape_of(config(**sizes)), jointquant.load_recipe(recipe), windows, 2048, dtype, device, GB // 2)
+    shape = shape_of_model(*model_of(config(**sizes)))
+    return Workload(shape, jointquant.load_recipe(recipe), windows, 2048, dtype, device, GB // 2)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant.backend.devices import check_own
@@ -24,11 +23,12 @@ from jointquant.errors import ResumableError
 from jointquant.files.output import check_output
 from jointquant.models.options import ModelOptions
 from jointquant.models.overflow import overflow_explained
-from jointquant.planning.budget import Limits, budget_of, plan_runs, workload_of
-from jointquant.planning.needs import DEMANDS
+from jointquant.planning.budget import Limits, base_of, budget_of, plan_runs
+from jointquant.planning.needs import workloads
 from jointquant.planning.plan import Plan
+from jointquant.planning.shape import shape_of_model
 from jointquant.progress import Progress, Silent
-from jointquant.recipe.recipe import CalibrationSettings, Recipe
+from jointquant.recipe.recipe import Recipe
 from jointquant.run.fitting import assemble, check_windows
 from jointquant.run.identity import check_alike, identity_of
 from jointquant.run.job import Job
@@ -143,7 +143,7 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
     return_freed_memory()  # what tokenizing took
     for settings in windows:
         check_windows(ranks.size, settings)
-    plans = planned(request, subject, windows, ranks)
+    plans = planned(request, subject, ranks)
     batch_tokens = next(iter(plans.values())).choice.batch_tokens
     identity = identity_of(subject, request.recipes, windows, batch_tokens, request.besides)
     check_alike(ranks, identity, None if isinstance(subject.model, PreTrainedModel) else Path(subject.model))
@@ -172,7 +172,7 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
 
 def _check_unchanged(subject: Subject, journal: Journal) -> None:
     """Refuse to go on with a model whose files hold something else than when the run began, whatever their dates."""
-    name = subject.stream.source.changed(journal.read())
+    name = subject.stream.stored.changed(journal.read())
     if name is not None:
         raise ResumableError(
             f"tensor {name} of {subject.model} is not what the unfinished run has read: expected the same files (put "
@@ -180,16 +180,12 @@ def _check_unchanged(subject: Subject, journal: Journal) -> None:
         )
 
 
-def planned(
-    request: Request, subject: Subject, windows: Mapping[CalibrationSettings, Tensor], ranks: Ranks
-) -> dict[str, Plan]:
-    """A plan for each recipe; those of the same calibration settings share a walk, and its memory."""
-    out, recipes = request.out, request.recipes
-    unfinished = of_leader(ranks, lambda: None if request.overwrite else begun(out).get("batch_tokens"))
-    workloads = []
-    for recipe in recipes.values():
-        together = tuple(other for other in recipes.values() if other.calibration == recipe.calibration)
-        workload = workload_of(subject, recipe, windows[recipe.calibration], ranks)
-        workloads.append(DEMANDS[request.verb](replace(workload, together=together, measured=request.measured)))
-    budget = budget_of(request.limits, subject.place.device, out, ranks)
-    return dict(zip(recipes, plan_runs(workloads, budget, unfinished, ranks), strict=True))
+def planned(request: Request, subject: Subject, ranks: Ranks) -> dict[str, Plan]:
+    """A plan for each recipe."""
+    unfinished = of_leader(ranks, lambda: None if request.overwrite else begun(request.out).get("batch_tokens"))
+    stream, place, recipes = subject.stream, subject.place, list(request.recipes.values())
+    shape = shape_of_model(stream.skeleton, stream.architecture, stream.stored_dtype)
+    base = base_of(place.device)
+    works = workloads(request.verb, recipes, shape, place, base, ranks.size, request.measured)
+    budget = budget_of(request.limits, place.device, request.out, ranks)
+    return dict(zip(request.recipes, plan_runs(works, budget, unfinished, ranks), strict=True))

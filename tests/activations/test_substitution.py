@@ -16,7 +16,7 @@ from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import embed, watching
 from jointquant.activations.routing import all_tokens_for, routed_tokens
 from jointquant.activations.substitution import substituted
-from jointquant.analysis.inspection import Probe, cache_seen_by, input_errors
+from jointquant.analysis.inspection import CacheObserver, Probe, input_errors
 from jointquant.calibration.sensitivity import Sensitivity
 from jointquant.calibration.smoothing import Smoother
 from jointquant.models.experts import Experts
@@ -29,7 +29,7 @@ from jointquant.rounding.cache import CacheSums, calibrate_cache, seen_by
 from jointquant.rounding.inner_rotations import learn_inner_rotations
 from jointquant.rounding.input_ranges import calibrate_inputs, calibrated_inputs, observed
 from jointquant.rounding.layer import LayerInWork, prepare
-from jointquant.rounding.layers import observed_experts, quantize_layer, starved_experts
+from jointquant.rounding.layers import observed_experts, quantize_layer
 from jointquant.rounding.refinement import refine, training
 from jointquant.rounding.site_runs import run_to, stages_of
 from jointquant.rounding.stand_ins import (
@@ -140,7 +140,7 @@ MANAGERS: dict[str, Callable[[LayerInWork], AbstractContextManager[Any]]] = {
     "passed": lambda x: replayed(x.module, x.architecture, KeptActivations(middle=x.states), x.states),
     "inputs of which statistics are taken": lambda x: observed(x, calibrated_inputs(x)),
     "sums of the cache": lambda x: seen_by(x.module, x.architecture, CacheSums(0.0, torch.Generator())),
-    "the cache observed": lambda x: cache_seen_by(x.module, x.architecture, print, print),
+    "the cache observed": lambda x: seen_by(x.module, x.architecture, CacheObserver(print, print)),
     "training": lambda x: training(x.module, x.architecture, rounded_of(x)),
     "experts that read all tokens": lambda x: all_tokens_for(x.module, [0]),
     "observed experts": observed_experts,
@@ -163,10 +163,14 @@ def test_an_exception_inside_leaves_the_layer_as_it_was(change: str, family: str
     assert keep
 
 
+def entered(manager: AbstractContextManager[Any]) -> None:
+    with manager:
+        pass
+
+
 def smoothed(layer: LayerInWork, stream: ModelStream) -> None:
     recipe = jointquant.load_recipe("fp16", small("smoothing.alpha=0.5"))
-    smoother = Smoother.of(stream, recipe)
-    assert smoother is not None
+    smoother = Smoother(stream, recipe)
     with smoother.before(layer.module, layer.states, layer.arguments):
         raise Thrown
 
@@ -195,7 +199,7 @@ def round_refined(layer: LayerInWork, _: ModelStream) -> None:
 
 RUNS: dict[str, tuple[Callable[[LayerInWork, ModelStream], object], tuple[int, ...]]] = {
     "tokens are counted": (lambda x, _: routed_tokens(x.module, x.states, x.arguments), (0, 1)),
-    "experts are watched": (lambda x, _: starved_experts(x), (0, 1)),
+    "experts are watched": (lambda x, _: entered(observed_experts(x)), (0, 1)),
     "the cache is calibrated": (lambda x, _: calibrate_cache(x), (0, 1)),
     "R4 is learned": (lambda x, _: learn_inner_rotations(x), (0, 1)),
     "inputs are calibrated": (lambda x, _: calibrate_inputs(x), (0, 1)),

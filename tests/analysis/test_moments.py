@@ -35,7 +35,7 @@ def test_a_spread_is_that_of_all_tokens(values: np.ndarray, batch: int) -> None:
     assert result.max_over_rms == pytest.approx(np.abs(scaled).max(axis=1).mean(), rel=1e-5)
     assert result.largest == pytest.approx(np.abs(scaled).max(), rel=1e-5)
     assert result.kurtosis == pytest.approx((scaled**4).mean(axis=1).mean(), rel=1e-5)
-    assert sum(result.histogram) == pytest.approx(1)
+    assert sum(result.histogram) == pytest.approx(1, abs=1e-4)  # of shares in six digits
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,7 +14,7 @@ from jointquant.errors import InputError
 from jointquant.planning import doctor
 from jointquant.quantization.balancing import power
 from jointquant.quantization.gptq import factorize
-from jointquant.rotations.merging import rotate_input
+from jointquant.rotations.merging import rotate_rows
 from jointquant.rotations.optimizers import cayley_transform, orthogonal_factor
 
 HOSTILE = (
@@ -65,7 +65,7 @@ def test_the_table_routes(backend: str, operation: str) -> None:
 
 
 ROUTED: dict[str, Callable[[torch.Tensor], object]] = {
-    "float64": lambda x: rotate_input(x, x),
+    "float64": lambda x: rotate_rows(x, x),
     "qr": orthogonal_factor,
     "cholesky": lambda x: factorize(x @ x.T),
     "solve": lambda x: cayley_transform(x - x.T),

@@ -6,13 +6,13 @@ import pytest
 
 from conftest import COMMON, FAMILIES, SPECIAL, make_model
 from jointquant.models.stream import open_stream
-from jointquant.planning.shape import shape_of, shape_of_model
+from jointquant.planning.shape import model_of, shape_of_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sizes_are_those_of_the_model(family: str) -> None:
     model = make_model(family)
-    shape, stream = shape_of(model.config), open_stream(model)
+    shape, stream = shape_of_model(*model_of(model.config)), open_stream(model)
     assert shape_of_model(stream.skeleton, stream.architecture, shape.dtype) == shape
     sizes = [
         sum(p.numel() for name, p in model.named_parameters() if f".layers.{index}." in name) for index in range(3)
@@ -29,7 +29,7 @@ def test_sizes_are_those_of_the_model(family: str) -> None:
 
 
 def test_a_token_passes_some_of_the_experts() -> None:
-    shape, sizes = shape_of(make_model("qwen2_moe").config), COMMON | SPECIAL["qwen2_moe"]
+    shape, sizes = shape_of_model(*model_of(make_model("qwen2_moe").config)), COMMON | SPECIAL["qwen2_moe"]
     assert shape.intermediate_size == sizes["intermediate_size"]  # of the dense layer
     expert, shared, chosen, hidden = (
         sizes[key]

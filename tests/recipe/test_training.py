@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.ranges import DynamicRange
 from jointquant.recipe.recipe import LearnedRotation, load_recipe
 from jointquant.recipe.training import quantizer_of, training_of
-from jointquant.rotations.objectives import Quantizer
 from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
 
 LEARNED = ("rotations.r1.kind=learned", "activations.num_bits=4")
@@ -30,11 +30,11 @@ def test_every_setting_arrives(name: str) -> None:
 
 def test_an_objective_that_measures_a_quantizer_is_given_it() -> None:
     settings = learned("objective=quant_error")
-    narrow, wide = (training_of(settings, Quantizer(IntFormat(bits, False), 1.0)) for bits in (2, 8))
+    narrow, wide = (training_of(settings, DynamicRange(IntFormat(bits, False), 1.0)) for bits in (2, 8))
     assert narrow.objective != wide.objective
 
 
 def test_quantizers_are_those_of_the_activations() -> None:
     activations = load_recipe("fp16", ["activations={num_bits: 4, symmetric: true, clip_ratio: 0.875}"]).activations
-    assert quantizer_of(activations) == Quantizer(IntFormat(4, True), 0.875)
+    assert quantizer_of(activations) == DynamicRange(IntFormat(4, True), 0.875)
     assert quantizer_of(load_recipe("fp16").activations) is None

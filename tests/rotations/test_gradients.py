@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.gradients import GRADIENTS, loss_and_gradient
-from jointquant.rotations.objectives import OBJECTIVES, Quantizer
+from jointquant.rotations.objectives import OBJECTIVES
 
 NAMES = {
-    objective: name for name, factory in OBJECTIVES.items() for objective in [factory(Quantizer(IntFormat(4, False)))]
+    objective: name
+    for name, factory in OBJECTIVES.items()
+    for objective in [factory(DynamicRange(IntFormat(4, False)))]
 }
 
 
@@ -21,7 +24,7 @@ NAMES = {
 @settings(deadline=None, max_examples=15)
 def test_equals_autograd(name: str, seed: int, stack: bool, tokens: int, size: int) -> None:
     """In float64, for stacks too: every objective, whether it has a row or not."""
-    objective = OBJECTIVES[name](Quantizer(IntFormat(4, symmetric=False)))
+    objective = OBJECTIVES[name](DynamicRange(IntFormat(4, symmetric=False)))
     shape = (3, tokens, size) if stack else (tokens, size)
     y = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     loss, gradient = loss_and_gradient(objective, y)

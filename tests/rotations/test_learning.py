@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.ranges import DynamicRange
 from jointquant.recipe.recipe import LearnedRotation
 from jointquant.recipe.training import training_of
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, head_samples, initial_heads, learn
-from jointquant.rotations.objectives import OBJECTIVES, Quantizer, whip
+from jointquant.rotations.objectives import OBJECTIVES, whip
 from jointquant.rotations.optimizers import OPTIMIZERS, orthogonal_factor
 
-QUANTIZER = Quantizer(IntFormat(4, symmetric=False))
+QUANTIZER = DynamicRange(IntFormat(4, symmetric=False))
 
 
 def heavy_tailed(*shape: int, seed: int = 0) -> Tensor:

@@ -28,7 +28,7 @@ def test_reader_and_writer(size: int, out: int, seed: int) -> None:
     x, weight, bias = random(5, size, seed=seed), random(out, size, seed=seed + 1), random(out, seed=seed + 2)
     r_in, r_out = rotation(size, seed=seed + 3), rotation(out, seed=seed + 4)
     y = linear(x, weight, bias)
-    torch.testing.assert_close(linear(x @ r_in, merging.rotate_input(weight, r_in), bias), y)
+    torch.testing.assert_close(linear(x @ r_in, merging.rotate_rows(weight, r_in), bias), y)
     rotated = linear(x, merging.rotate_output(weight, r_out), merging.rotate_rows(bias, r_out))
     torch.testing.assert_close(rotated, y @ r_out)
 
@@ -64,4 +64,4 @@ def test_norm_weight_moves_into_the_reader() -> None:
 
 def test_merging_is_done_in_float64() -> None:
     weight = random(4, 4, seed=0).float()
-    assert merging.rotate_input(weight, rotation(4, seed=1)).dtype == torch.float64
+    assert merging.rotate_rows(weight, rotation(4, seed=1)).dtype == torch.float64

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jointquant.quantization.integer import IntFormat, fake_quantize
-from jointquant.rotations.objectives import OBJECTIVES, Quantizer, kl
+from jointquant.quantization.ranges import DynamicRange
+from jointquant.rotations.objectives import OBJECTIVES, kl
 
-ASYMMETRIC = Quantizer(IntFormat(4, symmetric=False))
+ASYMMETRIC = DynamicRange(IntFormat(4, symmetric=False))
 SMOOTH = ("whip", "swd", "range", "kurtosis", "kl")
 
 
@@ -118,7 +119,7 @@ def test_gradients(name: str) -> None:
 def test_quant_error(symmetric: bool, clip_ratio: float) -> None:
     """The value is the fake quantizer's; inside the grid its gradient holds the residuals."""
     fmt = IntFormat(4, symmetric, group_size=8)
-    objective = OBJECTIVES["quant_error"](Quantizer(fmt, clip_ratio))
+    objective = OBJECTIVES["quant_error"](DynamicRange(fmt, clip_ratio))
     y = values(12, 16).requires_grad_()
     error = objective(y)
     expected = (fake_quantize(y, fmt, clip_ratio) - y).square().mean()

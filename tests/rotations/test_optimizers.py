@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations import optimizers
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, learn, unit_scale, whip_units
-from jointquant.rotations.objectives import OBJECTIVES, Quantizer, whip
+from jointquant.rotations.objectives import OBJECTIVES, whip
 from jointquant.rotations.optimizers import (
     OPTIMIZERS,
     SETTLING,
@@ -25,7 +26,7 @@ from jointquant.rotations.optimizers import (
 )
 from jointquant.rotations.strategies import ResidualTask, joint
 
-QUANTIZER = Quantizer(IntFormat(4, symmetric=False))
+QUANTIZER = DynamicRange(IntFormat(4, symmetric=False))
 
 
 def scaled(samples: Tensor) -> Tensor:

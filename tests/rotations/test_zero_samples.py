@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.learning import INITS, Training, learn, unit_scale
-from jointquant.rotations.objectives import OBJECTIVES, Quantizer
+from jointquant.rotations.objectives import OBJECTIVES
 from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
 
 SIZE, TOKENS = 8, 64
@@ -24,7 +25,7 @@ def test_rotations_learned_beside_a_head_of_another_size(optimizer: str, objecti
     initial = torch.stack([INITS["hadamard"](SIZE, generator) for _ in range(2)])
     fmt = IntFormat(4, symmetric=False)
     training = Training(
-        OBJECTIVES[objective](Quantizer(fmt)),
+        OBJECTIVES[objective](DynamicRange(fmt)),
         OPTIMIZERS[optimizer],
         Schedule(5, 0.01, 0.5),
         16,

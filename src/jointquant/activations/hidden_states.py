@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from jointquant.activations.stores import HeldStates, Share, Store
+from jointquant.activations.stores import Durable, HeldStates, Share, SharedFiles, SpilledStates, Store
 from jointquant.backend.devices import tokens_at_once
 from jointquant.distributed.ranks import ALONE, Ranks
 
@@ -26,13 +27,23 @@ class HiddenStates:
         batch_windows: how many run at once.
         device: where they run.
         ranks: who shares the windows.
+        folder: where they are saved; None: they cannot be.
     """
 
     def __init__(
-        self, store: Store, num_windows: int, batch_windows: int, device: torch.device, ranks: Ranks = ALONE
+        self,
+        store: Store,
+        num_windows: int,
+        batch_windows: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        folder: Path | None = None,
     ) -> None:
         self.store, self.num_windows, self.batch_windows, self.device = store, num_windows, batch_windows, device
         self.ranks, self.share = ranks, Share(ranks, num_windows, batch_windows)
+        self.durable: Durable = SharedFiles(store, self.share, folder)
+        if isinstance(store, SpilledStates) and ranks.size == 1:
+            self.durable = store
 
     @property
     def seqlen(self) -> int:
@@ -59,14 +70,8 @@ class HiddenStates:
 
     def token_parts(self) -> list[tuple[int, int, int]]:
         """Of every batch: its tokens, and from which on to which they run here."""
-        return [
-            (
-                len(batch) * self.seqlen,
-                (here.start - batch.start) * self.seqlen if here else 0,
-                (here.stop - batch.start) * self.seqlen if here else 0,
-            )
-            for batch, here in self.parts()
-        ]
+        parts = [(len(batch), here.start - batch.start if here else 0, len(here)) for batch, here in self.parts()]
+        return [(whole * self.seqlen, start * self.seqlen, (start + own) * self.seqlen) for whole, start, own in parts]
 
     def own(self, windows: Tensor) -> Iterator[Tensor]:
         """This rank's of [n, ...], a batch after another."""

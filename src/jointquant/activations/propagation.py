@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,9 @@ def watching(layer: nn.Module, *observers: Observers) -> Iterator[None]:
     """While open, each observer sees the inputs of the module it is named for."""
     with ExitStack() as stack:
         for name, observer in (pair for group in observers for pair in group.items()):
-            stack.callback(layer.get_submodule(name).register_forward_pre_hook(_hook(observer)).remove)
+            stack.callback(layer.get_submodule(name).register_forward_pre_hook(partial(_tell, observer)).remove)
         yield
 
 
-def _hook(observer: Observer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        observer(inputs[0])
-
-    return hook
+def _tell(observer: Observer, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    observer(inputs[0])

@@ -1,4 +1,4 @@
-"""Where a walk keeps the hidden states of its windows: in memory, in files, or each rank its part."""
+"""Where a walk keeps the hidden states of its windows: in memory or in files; and the files that a run leaves."""
 
 from __future__ import annotations
 
@@ -46,6 +46,10 @@ class Store(Protocol):
     def turn(self) -> None:
         """All windows were written: from now on they are what is read."""
 
+
+class Durable(Protocol):
+    """Keeps states in files, for a run that goes on later."""
+
     def save(self) -> Saved:
         """Make what is read durable; returns the file that holds it."""
 
@@ -54,25 +58,14 @@ class Store(Protocol):
 
 
 class HeldStates:
-    """A tensor; saved into two files by turns, so that the one saved last stays whole.
+    """A tensor.
 
     Args:
         states: [windows, T, hidden], which is used, not copied.
-        folder: where it is saved; None: it cannot be.
     """
 
-    def __init__(self, states: Tensor, folder: Path | None = None) -> None:
-        self.states, self.folder, self._slot = states, folder, 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(windows, T, hidden)."""
-        return tuple(self.states.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the states."""
-        return self.states.dtype
+    def __init__(self, states: Tensor) -> None:
+        self.states, self.shape, self.dtype = states, states.shape, states.dtype
 
     def read(self, start: int, stop: int) -> Tensor:
         """A view."""
@@ -84,25 +77,6 @@ class HeldStates:
 
     def turn(self) -> None:
         """Nothing to do."""
-
-    def save(self) -> Saved:
-        """Write the slot that was not written last."""
-        assert self.folder is not None
-        self._slot = 1 - self._slot
-        path, digest = self.folder / SLOTS[self._slot], running()
-        with room_needed(path, self.states.nbytes), path.open("wb") as file:
-            for window in self.states:  # from an accelerator one window at a time
-                _write(file, digest, window.cpu())
-            os.fsync(file.fileno())
-        return Saved(path.name, digest.hexdigest())
-
-    def load(self, name: str) -> None:
-        """Read a slot."""
-        assert self.folder is not None
-        self._slot = SLOTS.index(name)
-        with (self.folder / name).open("rb") as file:
-            for index in range(len(self.states)):
-                self.states[index] = _from_file(file.fileno(), self.states[index].shape, self.states.dtype)
 
 
 class SpilledStates:
@@ -118,29 +92,24 @@ class SpilledStates:
     def __init__(
         self, folder: Path, shape: tuple[int, int, int], dtype: torch.dtype, slots: Sequence[str] = SLOTS
     ) -> None:
-        self.folder, self._shape, self.dtype, self._slots = folder, shape, dtype, slots
+        self.folder, self.shape, self.dtype, self._slots = folder, shape, dtype, slots
         self._slot = 0  # the one that is read
         self._digest, self._next_digest = running(), running()  # of what is read, and of what is being written
         self._bytes_per_window = shape[1] * shape[2] * dtype.itemsize
         for name in slots:
             (folder / name).touch()
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(windows, T, hidden)."""
-        return self._shape
-
     def read(self, start: int, stop: int) -> Tensor:
         """From the current file."""
-        stop = min(stop, self._shape[0])
+        stop = min(stop, self.shape[0])
         with (self.folder / self._slots[self._slot]).open("rb") as file:
             file.seek(start * self._bytes_per_window)
-            return _from_file(file.fileno(), torch.Size((stop - start, *self._shape[1:])), self.dtype)
+            return _from_file(file.fileno(), torch.Size((stop - start, *self.shape[1:])), self.dtype)
 
     def write(self, start: int, states: Tensor) -> None:
         """Into the next file."""
         path = self.folder / self._slots[self._next]
-        with room_needed(path, self._shape[0] * self._bytes_per_window), path.open("r+b") as file:
+        with room_needed(path, self.shape[0] * self._bytes_per_window), path.open("r+b") as file:
             file.seek(start * self._bytes_per_window)
             _write(file, self._next_digest, states.to(self.dtype).cpu())
 
@@ -200,41 +169,19 @@ class Share:
         return self.ranks.owner(number // self._unit, self._units)
 
 
-class SharedStore:
-    """What one rank holds of the states of all; what is saved is all of them, by the rank that leads.
+class SharedFiles:
+    """Two files by turns for the states of all ranks, so that the one saved last stays whole; one rank writes them.
 
     Args:
-        own: this rank's windows.
-        shape: [windows, T, hidden] of all ranks.
+        own: this rank's states.
         share: who has which.
-        folder: where they are saved; used by the rank that leads.
+        folder: where the files are; used by the rank that leads.
     """
 
-    def __init__(self, own: Store, shape: tuple[int, int, int], share: Share, folder: Path | None):
-        self.own, self.whole, self.share, self.folder, self._slot = own, shape, share, folder, 0
-        self.ranks = share.ranks
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(windows, T, hidden) of this rank."""
-        return self.own.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the states."""
-        return self.own.dtype
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Some of this rank's windows."""
-        return self.own.read(start, stop)
-
-    def write(self, start: int, states: Tensor) -> None:
-        """The next states of some of this rank's windows."""
-        self.own.write(start, states)
-
-    def turn(self) -> None:
-        """All of this rank's windows were written."""
-        self.own.turn()
+    def __init__(self, own: Store, share: Share, folder: Path | None) -> None:
+        self.own, self.share, self.folder, self.ranks, self._slot = own, share, folder, share.ranks, 0
+        self._window = torch.Size(own.shape[1:])
+        self._window_bytes = self._window.numel() * own.dtype.itemsize
 
     def save(self) -> Saved:
         """Write the slot that was not written last, window by window as they arrive."""
@@ -246,11 +193,11 @@ class SharedStore:
             return Saved(SLOTS[self._slot], "")  # the leading rank knows it
         assert self.folder is not None
         path = self.folder / SLOTS[self._slot]
-        with room_needed(path, self._window_bytes * self.whole[0]), path.open("wb") as file:
+        with room_needed(path, self._window_bytes * self.share.num_windows), path.open("wb") as file:
             for window in self._own_windows():
                 _write(file, digest, window)
-            for number in range(self.share.part().stop, self.whole[0]):
-                empty = torch.empty(self.whole[1:], dtype=self.own.dtype)
+            for number in range(self.share.part().stop, self.share.num_windows):
+                empty = torch.empty(self._window, dtype=self.own.dtype)
                 _write(file, digest, self.ranks.pass_aside(empty, self.share.owner(number), 0))
             os.fsync(file.fileno())
         return Saved(path.name, digest.hexdigest())
@@ -259,8 +206,8 @@ class SharedStore:
         """Read a slot, and give every rank its windows."""
         self._slot = SLOTS.index(name)
         mine = self.share.part()
-        for number in range(self.whole[0]) if self.ranks.leads else mine:
-            window = torch.empty(self.whole[1:], dtype=self.own.dtype)
+        for number in range(self.share.num_windows) if self.ranks.leads else mine:
+            window = torch.empty(self._window, dtype=self.own.dtype)
             if self.ranks.leads:
                 assert self.folder is not None
                 with (self.folder / name).open("rb") as file:
@@ -271,12 +218,8 @@ class SharedStore:
                 self.own.write(number - mine.start, window.unsqueeze(0))
         self.own.turn()
 
-    @property
-    def _window_bytes(self) -> int:
-        return self.whole[1] * self.whole[2] * self.own.dtype.itemsize
-
     def _own_windows(self) -> Iterator[Tensor]:
-        for number in range(self.own.shape[0]):
+        for number in range(self.own.shape[0]):  # from an accelerator one window at a time
             yield self.own.read(number, number + 1)[0].cpu().contiguous()
 
 

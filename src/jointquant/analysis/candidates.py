@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jointquant.errors import require
 from jointquant.recipe.recipe import Recipe, load_recipe
@@ -22,21 +21,6 @@ class Candidate:
     def seed(self) -> int:
         """The seed of every random choice of the run."""
         return self.recipe.calibration.seed
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All of the recipe, as plain data."""
-        return self.recipe.model_dump(mode="json")
-
-    @property
-    def title(self) -> str:
-        """As progress shows it."""
-        return f"{self.label} (seed {self.seed})"
-
-
-def run_name(label: str, seed: int) -> str:
-    """A candidate's name, and that of its artifact's folder."""
-    return f"{label}-seed{seed}"
 
 
 def labelled(
@@ -61,4 +45,4 @@ def labelled(
     candidates = [
         Candidate(label, load_recipe(recipe, [*changes, *repeat])) for repeat in repeats for label, recipe in named
     ]
-    return {run_name(candidate.label, candidate.seed): candidate for candidate in candidates}
+    return {f"{candidate.label}-seed{candidate.seed}": candidate for candidate in candidates}

@@ -10,12 +10,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from jointquant._version import __version__
 from jointquant.analysis.candidates import labelled
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
@@ -28,6 +25,7 @@ from jointquant.planning.plan import Plan
 from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
+from jointquant.run.identity import versions
 from jointquant.run.opening import Subject
 
 RESULTS_NAME, REPORT_NAME, ARTIFACTS_NAME = "results.json", "report.html", "artifacts"
@@ -92,16 +90,11 @@ def compare(
         texts: sources to measure perplexity on.
         changes: ``key=value`` settings for all recipes.
         seeds: repeat each recipe with each of these; None: the seed it names.
-        tokenizer: needed with a model in memory.
         eval_seqlen: length of an evaluation window, as the ``seqlen`` of ``evaluate``.
         max_tokens: use only so many tokens of each text.
-        memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free.
-        device_budget: the same of an accelerator.
         overwrite: replace a folder that is not empty, and discard an unfinished comparison that is another one.
         keep_artifacts: keep every artifact, under ``out/artifacts``.
-        progress: where progress is shown; None: nowhere.
-        announce: told the largest plan before the work begins.
-        **options: how the model is found and opened, as for ``quantize``.
+        tokenizer, memory_budget, device_budget, progress, announce, **options: as for ``quantize``.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.
@@ -145,8 +138,9 @@ def compared(laboratory: Laboratory) -> Comparison:
     first = {candidate.label: candidate for candidate in reversed(list(candidates.values()))}
     labels = list(dict.fromkeys(candidate.label for candidate in candidates.values()))
     details = {candidates[name].label: found["details"] for name, found in measured.items() if found["details"]}
+    recipes = {label: first[label].recipe.model_dump(mode="json") for label in labels}
     return Comparison(
-        _about(laboratory.subject) | reference["facts"] | {"recipes": {x: first[x].settings for x in labels}},
+        _about(laboratory.subject) | reference["facts"] | {"recipes": recipes},
         reference["figures"],
         [row(label, [run for run in runs if run.recipe == label], reference["figures"]) for label in labels],
         runs,
@@ -190,7 +184,7 @@ def _about(subject: Subject) -> dict[str, Any]:
         "layers": subject.stream.num_layers,
         "device": str(subject.place.device),
         "dtype": str(subject.place.dtype).removeprefix("torch."),
-        "versions": {"jointquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": versions(),
     }
 
 

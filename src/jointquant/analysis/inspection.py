@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,21 +17,20 @@ from torch import Tensor, nn
 
 from jointquant.activations.hidden_states import HiddenStates, micro_batch
 from jointquant.activations.propagation import Observer, Observers, advance, observe, watching
-from jointquant.activations.substitution import substituted
 from jointquant.activations.unquantized import Unquantized
 from jointquant.analysis.moments import ErrorSum, Spread, SpreadSum
-from jointquant.models.architecture import Architecture, Site
+from jointquant.models.architecture import Site
 from jointquant.models.layer import LayerArguments, Place
 from jointquant.models.stream import ModelStream
+from jointquant.planning.needs import PROBE_TOKENS
 from jointquant.progress import Progress
 from jointquant.rotations.bundle import Rotations
+from jointquant.rounding.cache import seen_by
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 from jointquant.runtime.online import OnlineTransforms
 
-PROBE_TOKENS = 2048
-"""Tokens that are followed through the layers (whole windows, one at least)."""
 CACHES = ("k_cache", "v_cache")
 
 Rotate = Callable[[Tensor], Tensor]
@@ -46,24 +45,14 @@ class SiteSpread:
 
     layer: int
     site: str
+    tokens: int
     before: Spread
     after: Spread
-    tokens: int
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain data."""
-        return {
-            "layer": self.layer,
-            "site": self.site,
-            "tokens": self.tokens,
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SiteSpread:
-        """Of its fields as plain data."""
-        return cls(**{**data, "before": Spread.from_dict(data["before"]), "after": Spread.from_dict(data["after"])})
+        """Of its plain data."""
+        return cls(**{**data, "before": Spread(**data["before"]), "after": Spread(**data["after"])})
 
 
 @dataclass(frozen=True)
@@ -105,23 +94,18 @@ class Probe:
             return update
 
         places = {site.readers[0]: observer(site.name) for site in stream.architecture_of(index).whole_sites}
-        with watching(layer, places), cache_seen_by(layer, stream.architecture, *(observer(name) for name in CACHES)):
+        cache = CacheObserver(*(observer(name) for name in CACHES))
+        with watching(layer, places), seen_by(layer, stream.architecture, cache):
             self.model.advance(layer)
-        return [SiteSpread(index, site, a.result(), b.result(), a.tokens) for site, (a, b) in sums.items() if a.tokens]
+        return [SiteSpread(index, site, a.tokens, a.result(), b.result()) for site, (a, b) in sums.items() if a.tokens]
 
 
-def cache_seen_by(
-    layer: nn.Module, architecture: Architecture, key: Observer, value: Observer
-) -> AbstractContextManager[None]:
-    """While open, keys and values of a layer are observed where they would be quantized, and are not."""
-    return substituted(layer, values={architecture.attention: {"cache_path": CacheObserver(key, value)}})
-
-
+@dataclass(frozen=True)
 class CacheObserver:
     """Stands where a cache path stands in the attention seam: sees keys and values, and changes nothing."""
 
-    def __init__(self, key: Observer, value: Observer) -> None:
-        self.key, self.value = key, value
+    key: Observer
+    value: Observer
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, buffers: Mapping[str, Tensor]

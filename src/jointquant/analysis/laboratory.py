@@ -17,6 +17,7 @@ from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_b
 from jointquant.calibration.calibrate import Calibrated, calibrate_together
 from jointquant.evaluation.divergence import Divergence
 from jointquant.evaluation.evaluate import EvaluationResult, evaluate
+from jointquant.files.digests import digest_of_bytes
 from jointquant.files.manifest import write_manifest
 from jointquant.job import OpenJobs
 from jointquant.models.options import ModelOptions, of_folder
@@ -24,7 +25,6 @@ from jointquant.pipeline import write_artifact
 from jointquant.progress import Prefixed, Progress
 from jointquant.recipe.recipe import CalibrationSettings
 from jointquant.rotations.bundle import Rotations
-from jointquant.run.identity import digest
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,14 @@ class Laboratory:
         workspace = self.opened.shared(names, walk)
         found = calibrate_together(jobs, workspace, progress)
         assert workspace.journal is not None
-        self.journal.clear(f"{walk}/over", [workspace.journal.work], {})
+        self.journal.record(f"{walk}/over", 0, [], {}, [workspace.journal.work])
         return dict(zip(names, found, strict=True))
 
     def run(self, name: str, calibrated: Calibrated) -> dict[str, Any]:
         """Pass 2 of a candidate, and how good its artifact is; details of the first seed of each recipe."""
         candidate, rotations = self.candidates[name], calibrated.rotations
-        job = replace(self.opened.jobs[name], progress=Prefixed(self.progress, candidate.title))
+        progress = Prefixed(self.progress, f"{candidate.label} (seed {candidate.seed})")
+        job = replace(self.opened.jobs[name], progress=progress)
         resumed = bool(self.journal.entries(f"{name}/quantize"))
         inspector = None
         if candidate.label not in self.inspected:
@@ -180,7 +181,7 @@ class Laboratory:
         if self.keep_artifacts and job.ranks.leads:
             write_manifest(job.artifact)
             left = sorted(path for path in job.artifact.rglob("*") if path.is_file())
-        self.journal.clear(f"{name}/measured", folders, facts, left)
+        self.journal.record(f"{name}/measured", 0, left, facts, folders)
         return facts
 
 
@@ -188,12 +189,12 @@ def _text_digest(source: str) -> str:
     """A fingerprint of a text file; a hub's text goes by its name."""
     name, _, field = source.rpartition(":")
     path = Path(name if field and Path(name).is_file() else source)
-    return digest(path.read_bytes()) if path.is_file() else ""
+    return digest_of_bytes(path.read_bytes()) if path.is_file() else ""
 
 
 def _details(rotations: Rotations, inspector: Inspector) -> dict[str, Any]:
     return {
         "traces": {n: {"losses": list(t.losses), "angles": list(t.angles)} for n, t in rotations.traces.items()},
-        "spreads": [spread.to_dict() for spread in inspector.spreads],
+        "spreads": [asdict(spread) for spread in inspector.spreads],
         "errors": [asdict(error) for error in inspector.errors],
     }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,22 +29,13 @@ class Spread:
         max_over_rms: max|x| / RMS(x) of a token, averaged over tokens; what per-token quantization suffers from.
         largest: the largest max|x| / RMS(x) of any token.
         kurtosis: mean(x⁴) / mean(x²)² of a token, averaged over tokens (1.8: uniform; 3: normal).
-        histogram: the share of values in each bin of value/RMS.
+        histogram: the share of values in each bin of value/RMS, to six digits.
     """
 
     max_over_rms: float
     largest: float
     kurtosis: float
-    histogram: tuple[float, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain data, the histogram to six digits."""
-        return asdict(self) | {"histogram": [float(f"{share:.6g}") for share in self.histogram]}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Spread:
-        """Of its fields as plain data."""
-        return cls(**{**data, "histogram": tuple(data["histogram"])})
+    histogram: list[float]
 
 
 @dataclass
@@ -78,8 +67,8 @@ class SpreadSum:
         """What has passed. Raises ValueError when nothing has."""
         if not self.tokens:
             raise ValueError("a spread needs at least one token that is not zero, got none")
-        shares = (self.counts / self.counts.sum()).tolist()
-        return Spread(self.peaks / self.tokens, self.largest, self.fourths / self.tokens, tuple(shares))
+        shares = [float(f"{share:.6g}") for share in (self.counts / self.counts.sum()).tolist()]
+        return Spread(self.peaks / self.tokens, self.largest, self.fourths / self.tokens, shares)
 
 
 @dataclass

@@ -9,12 +9,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from jointquant._version import __version__
 from jointquant.analysis.inspection import SiteSpread, inspect_activations
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size, little_freed_memory_kept
@@ -28,6 +25,7 @@ from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.report.page import statistics_page
 from jointquant.rotations.bundle import Rotations
+from jointquant.run.identity import versions
 from jointquant.run.job import Job
 
 STATISTICS_NAME, PAGE_NAME = "stats.json", "stats.html"
@@ -78,13 +76,7 @@ def stats(
         out: the folder to write; it appears only when it is complete.
         recipe: whose rotations: a preset's name, a YAML file, or a recipe.
         changes: ``key=value`` settings of the recipe.
-        tokenizer: needed with a model in memory.
-        memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free.
-        device_budget: the same of an accelerator.
-        overwrite: replace a folder that is not empty, and discard an unfinished run of other settings.
-        progress: where progress is shown; None: nowhere.
-        announce: told the plan before the work begins.
-        **options: how the model is found and opened, as for ``quantize``.
+        tokenizer, memory_budget, device_budget, overwrite, progress, announce, **options: as for ``quantize``.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.
@@ -126,10 +118,10 @@ def measured(job: Job, rotations: Rotations, recipe: str) -> Statistics:
         "layers": job.stream.num_layers,
         "recipe": recipe,
         "calibration": job.recipe.calibration.model_dump(mode="json"),
-        "versions": {"jointquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": versions(),
     }
     traces = {tensor: asdict(trace) for tensor, trace in rotations.traces.items()}
-    return Statistics(about, by_site(spreads), [spread.to_dict() for spread in spreads], traces)
+    return Statistics(about, by_site(spreads), [asdict(spread) for spread in spreads], traces)
 
 
 def by_site(spreads: list[SiteSpread]) -> list[dict[str, Any]]:

@@ -37,18 +37,19 @@ LARGEST_MMAP_THRESHOLD, MUCH_KEPT_AT_THE_END = 2**25, 2**30
 """The same for models that run: the most that glibc takes, and enough for the activations of a long prompt."""
 
 
-def parse_size(text: str) -> int:
-    """``24GB``, ``1.5 GiB`` or a number of bytes. Raises InputError for anything else."""
-    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]{0,3})\s*", text)
-    unit = UNITS.get(found[2].upper()) if found else None
-    size = int(float(found[1]) * unit) if found and unit else 0
-    require(size > 0, f"{text[:40]!r} is no size: expected for example 24GB, 24GiB, 800MB")
-    return size
-
-
 def bytes_of_size(size: Size) -> int | None:
-    """Bytes of a size given either way; None stays None. Raises InputError as ``parse_size``."""
-    return parse_size(size) if isinstance(size, str) else size
+    """Bytes of a number of them, or of words such as ``24GB`` and ``1.5 GiB``; None stays None.
+
+    Raises:
+        InputError: words that are no size.
+    """
+    if not isinstance(size, str):
+        return size
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]{0,3})\s*", size)
+    unit = UNITS.get(found[2].upper()) if found else None
+    count = int(float(found[1]) * unit) if found and unit else 0
+    require(count > 0, f"{size[:40]!r} is no size: expected for example 24GB, 24GiB, 800MB")
+    return count
 
 
 def words(size: float) -> str:

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from jointquant.activations.hidden_states import HiddenStates
-from jointquant.activations.propagation import Observer, Observers, advance, embed, watching
+from jointquant.activations.propagation import advance, embed, watching
 from jointquant.backend.memory import return_freed_memory
 from jointquant.calibration.learners import HeadLearner, Learner, ResidualLearner, heads_at_start
 from jointquant.calibration.smoothing import Smoother
-from jointquant.distributed.ranks import ALONE, Ranks, of_leader
+from jointquant.distributed.ranks import Ranks, of_leader
 from jointquant.errors import require
 from jointquant.files.digests import digest_of_file
 from jointquant.files.durable import save_tensors
-from jointquant.models.layer import LayerArguments, Place
+from jointquant.models.layer import Place
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
 from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
-from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, Trace, layered
+from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, Trace
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.optimizers import Learned
 from jointquant.run.entries import CURRENT, Entry
@@ -79,19 +78,19 @@ def calibrate_together(jobs: Sequence[Job], workspace: Workspace, progress: Prog
         return found
     stream, windows = jobs[0].stream, jobs[0].windows[: jobs[0].recipe.calibration.walked]
     each = [RecipeCalibration(stream, job.recipe, windows, workspace.place, workspace.ranks) for job in jobs]
-    learners = [calibration for calibration in each if calibration.learners]
+    learners = [learner for calibration in each for learner in calibration.learners]
     start = time.perf_counter()
-    if learners:
-        walk(stream, windows, workspace, learners, progress)
-    shared = time.perf_counter() - start - sum(calibration.seconds for calibration in learners)
+    spent = walk(stream, windows, workspace, learners, progress) if learners else {}
+    shared = time.perf_counter() - start - sum(spent.values())
     results = []
     for job, calibration, before in zip(jobs, each, kept, strict=True):
-        start = time.perf_counter()
-        rotations = calibration.finish(progress) if before is None else before.rotations
-        alone = calibration.seconds + (shared if calibration.learners else 0.0)
-        results.append(before or Calibrated(rotations, alone + time.perf_counter() - start))
         if before is None:
-            keep_rotations(job, results[-1])
+            start = time.perf_counter()
+            rotations = calibration.finish(progress)
+            alone = sum(spent[learner] for learner in calibration.learners) + (shared if calibration.learners else 0.0)
+            before = Calibrated(rotations, alone + time.perf_counter() - start)
+            keep_rotations(job, before)
+        results.append(before)
     return results
 
 
@@ -103,7 +102,8 @@ def kept_rotations(job: Job) -> Calibrated | None:
         return None
     file = journal.work / ROTATIONS_NAME
     rotations = of_leader(job.ranks, lambda: Rotations.load(file) if file.is_file() else Rotations())
-    scales = layered(job.workspace.load(SCALES_NAME))
+    found = job.workspace.load(SCALES_NAME)
+    scales = tuple(of_number(found, index) for index in range(job.stream.num_layers if found else 0))
     return Calibrated(replace(rotations, scales=scales), entries[-1].facts.get("seconds", 0.0))
 
 
@@ -114,20 +114,27 @@ def keep_rotations(job: Job, calibrated: Calibrated) -> None:
         return
     rotations.save(journal.work)
     files = [journal.work / ROTATIONS_NAME, journal.work / SCALES_NAME]
-    save_tensors(files[1], rotations.scale_tensors())
+    save_tensors(files[1], numbered(rotations.scales))
     written = [path for path in files if path.is_file()]
     journal.record("rotations", 0, written, {"seconds": calibrated.seconds})
 
 
 def walk(
     stream: ModelStream, windows: Tensor, workspace: Workspace, learners: Sequence[Learner], progress: Progress
-) -> None:
-    """Run the unquantized layers, norms fused, in order, before the eyes of the learners."""
+) -> dict[Learner, float]:
+    """Run the unquantized layers, norms fused, in order, before the eyes of the learners.
+
+    Where two of them watch one place, the earlier one sees it first.
+
+    Returns:
+        The seconds for which each learner has worked before and after the layers.
+    """
+    spent = dict.fromkeys(learners, 0.0)
     frontend = stream.frontend(workspace.place)
     arguments = frontend.layer_arguments(windows)
     states = workspace.states(windows, stream.config.hidden_size)
     with (
-        workspace.ledger("calibrate", states, stream.source) as ledger,
+        workspace.ledger("calibrate", states, stream.stored) as ledger,
         progress.stage("calibrate", stream.num_layers) as stage,
     ):
         start = restore(learners, ledger.resume(), workspace)
@@ -139,16 +146,21 @@ def walk(
             fuse_norms(layer, stream.architecture)
             with ExitStack() as stack:
                 for learner in learners:
+                    begin = time.perf_counter()
                     stack.enter_context(learner.before(layer, states, arguments[index]))
+                    spent[learner] += time.perf_counter() - begin
                 ledger.settle()
                 stack.enter_context(watching(layer, *(learner.observers() for learner in learners)))
                 advance(layer, states, arguments[index])
             for learner in learners:
+                begin = time.perf_counter()
                 learner.after(index)
+                spent[learner] += time.perf_counter() - begin
             if workspace.journal is not None:
                 ledger.commit(index, write_records(workspace.journal, index, learners))
             return_freed_memory()
             stage.advance()
+    return spent
 
 
 def write_records(journal: Journal, index: int, learners: Sequence[Learner]) -> Write:
@@ -186,62 +198,23 @@ def of_number(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
 
 
 class RecipeCalibration:
-    """All that one recipe learns on a walk: a learner made of those of its R1 and R2.
+    """All that one recipe learns on a walk.
 
     Attributes:
         learners: what learns; empty where the recipe's rotations are reused or drawn.
-        seconds: how long they have worked besides the walk itself.
     """
 
-    def __init__(
-        self, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks = ALONE
-    ) -> None:
-        self.stream, self.recipe, self.seconds = stream, recipe, 0.0
+    def __init__(self, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks) -> None:
+        self.stream, self.recipe = stream, recipe
         self.reused = reusable_rotations(stream, recipe)
-        self.residual = None if self.reused.r1 else ResidualLearner.of(stream, recipe, windows, place, ranks)
-        self.smoother = Smoother.of(stream, recipe, ranks)
-        self.heads = None if self.reused.r2 else HeadLearner.of(stream, recipe, windows, self.smoother, ranks)
+        self.smoother = None if recipe.smoothing.alpha is None else Smoother(stream, recipe, ranks)
+        self.residual, self.heads = None, None
+        if recipe.rotations.r1.kind == "learned" and not self.reused.r1:
+            self.residual = ResidualLearner(stream, recipe, windows, place, ranks)
+        if recipe.rotations.r2.kind == "learned" and not self.reused.r2:
+            self.heads = HeadLearner(stream, recipe, windows, self.smoother, ranks)
         parts = (self.smoother, self.residual, self.heads)  # the smoother closes a layer before R2 is learned on it
         self.learners: list[Learner] = [part for part in parts if part is not None]
-
-    def observers(self) -> Observers:
-        """Those of all parts; where two watch one place, the earlier part sees it first."""
-        found: dict[str, list[Observer]] = {}
-        for learner in self.learners:
-            for name, observer in learner.observers().items():
-                found.setdefault(name, []).append(observer)
-        return {name: _all(observers) for name, observers in found.items()}
-
-    def before(
-        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
-    ) -> AbstractContextManager[object]:
-        """Pass it on."""
-        start = time.perf_counter()
-        with ExitStack() as stack:
-            for learner in self.learners:
-                stack.enter_context(learner.before(layer, states, arguments))
-            self.seconds += time.perf_counter() - start
-            return stack.pop_all()
-
-    def after(self, index: int) -> None:
-        """Pass it on."""
-        start = time.perf_counter()
-        for learner in self.learners:
-            learner.after(index)
-        self.seconds += time.perf_counter() - start
-
-    def record(self) -> dict[str, Tensor]:
-        """Those of all parts."""
-        return numbered([learner.record() for learner in self.learners])
-
-    def state(self) -> dict[str, Tensor]:
-        """Those of all parts."""
-        return numbered([learner.state() for learner in self.learners])
-
-    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
-        """Pass it on."""
-        for number, learner in enumerate(self.learners):
-            learner.restore([of_number(record, number) for record in records], of_number(state, number))
 
     def finish(self, progress: Progress) -> Rotations:
         """The recipe's rotations, once the walk is over."""
@@ -259,14 +232,6 @@ class RecipeCalibration:
         elif not r2 and recipe.rotations.r2.kind == "hadamard":
             r2 = tuple(heads_at_start(stream, recipe, "hadamard", index) for index in range(stream.num_layers))
         return Rotations(r1, r2, traces, tuple(self.smoother.layers) if self.smoother else ())
-
-
-def _all(observers: Sequence[Observer]) -> Observer:
-    def observe(x: Tensor) -> None:
-        for observer in observers:
-            observer(x)
-
-    return observe
 
 
 def reusable_rotations(stream: ModelStream, recipe: Recipe) -> Rotations:

@@ -54,20 +54,14 @@ class ResidualLearner:
     """Samples the residual sites layer by layer, ``num_tokens`` tokens over all of them, and learns R1 at the end."""
 
     def __init__(
-        self,
-        stream: ModelStream,
-        recipe: Recipe,
-        settings: LearnedResidualRotation,
-        windows: Tensor,
-        place: Place,
-        ranks: Ranks = ALONE,
+        self, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks = ALONE
     ) -> None:
-        seed, sites = recipe.calibration.seed, stream.architecture.residual_sites
+        settings, seed, sites = recipe.rotations.r1, recipe.calibration.seed, stream.architecture.residual_sites
+        assert isinstance(settings, LearnedResidualRotation)
         visits = windows.numel() * stream.num_layers * len(sites)
         self.settings, self.device, self.ranks = settings, place.device, ranks
         self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"), ranks)
         self.stream = stream
-        self.num_layers = stream.num_layers
         self.samples: Tensor | None = None  # [layers, tokens, hidden], filled layer by layer
         self.done = 0
         self.initial = INITS[settings.init](stream.config.hidden_size, generator(seed, "r1"))
@@ -75,14 +69,6 @@ class ResidualLearner:
         self.batches = generator(seed, "r1 batches")
         measured = settings.strategy == "joint" and settings.weighting == "sensitivity"
         self.sensitivity = Sensitivity(stream, recipe, self.initial, place) if measured else None
-
-    @classmethod
-    def of(
-        cls, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks = ALONE
-    ) -> ResidualLearner | None:
-        """What the recipe's R1 needs; None where it is not learned."""
-        r1 = recipe.rotations.r1
-        return cls(stream, recipe, r1, windows, place, ranks) if isinstance(r1, LearnedResidualRotation) else None
 
     def observers(self) -> Observers:
         """At the sites that read the residual stream: each token once, however many experts read it."""
@@ -105,7 +91,7 @@ class ResidualLearner:
     def _keep(self, sample: Tensor) -> None:
         """The next layer's sample [tokens, hidden]; every layer's has the same size."""
         if self.samples is None:  # all at once: joining them later would need as much room again
-            self.samples = sample.new_empty(self.num_layers, *sample.shape)
+            self.samples = sample.new_empty(self.stream.num_layers, *sample.shape)
         self.samples[self.done] = sample
         self.done += 1
 
@@ -142,34 +128,16 @@ class HeadLearner:
     """Samples each layer's values, as o_proj reads them (smoothed, where they will be), and learns its R2."""
 
     def __init__(
-        self,
-        stream: ModelStream,
-        recipe: Recipe,
-        settings: LearnedRotation,
-        windows: Tensor,
-        smoother: Smoother | None = None,
-        ranks: Ranks = ALONE,
+        self, stream: ModelStream, recipe: Recipe, windows: Tensor, smoother: Smoother | None, ranks: Ranks
     ) -> None:
-        seed = recipe.calibration.seed
-        self.ranks = ranks
-        self.stream, self.recipe, self.settings, self.smoother = stream, recipe, settings, smoother
+        settings, seed = recipe.rotations.r2, recipe.calibration.seed
+        assert isinstance(settings, LearnedRotation)
+        self.stream, self.recipe, self.smoother, self.ranks = stream, recipe, smoother, ranks
         self.sample = TokenSample(settings.num_tokens / windows.numel(), generator(seed, "r2 sample"), ranks)
         quantizer = quantizer_of(recipe.activations.model_copy(update={"group_size": None}))
         self.training = training_of(settings, quantizer)
+        self.init = settings.init
         self.learned: list[Learned] = []
-
-    @classmethod
-    def of(
-        cls,
-        stream: ModelStream,
-        recipe: Recipe,
-        windows: Tensor,
-        smoother: Smoother | None = None,
-        ranks: Ranks = ALONE,
-    ) -> HeadLearner | None:
-        """What the recipe's R2 needs; None where it is not learned."""
-        r2 = recipe.rotations.r2
-        return cls(stream, recipe, r2, windows, smoother, ranks) if isinstance(r2, LearnedRotation) else None
 
     def observers(self) -> Observers:
         """At the input of the attention's output projection."""
@@ -188,7 +156,7 @@ class HeadLearner:
         if self.smoother is not None:
             sample = sample * self.smoother.inverse_at_output(index).to(sample)
         samples = head_samples(sample, self.stream.num_key_value_heads, self.stream.head_dim)
-        initial = heads_at_start(self.stream, self.recipe, self.settings.init, index)
+        initial = heads_at_start(self.stream, self.recipe, self.init, index)
         batches = generator(self.recipe.calibration.seed, f"r2 {index} batches")
         self.learned.append(learn_heads(samples, initial, self.training, batches, self.ranks))
 

@@ -18,7 +18,6 @@ from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import linear_weight
 from jointquant.quantization.smoothing import MEASURES, Sizes, smoothing_scales
 from jointquant.recipe.recipe import Recipe
-from jointquant.recipe.settings import SmoothingSettings
 
 
 class Smoother:
@@ -30,20 +29,13 @@ class Smoother:
         layers: of each layer that has run, the scales by site, as ``models.scaling`` takes them.
     """
 
-    def __init__(self, stream: ModelStream, settings: SmoothingSettings, rotated: bool, ranks: Ranks = ALONE) -> None:
-        assert settings.alpha is not None
-        self.alpha, self.measure = settings.alpha, MEASURES[settings.measure]
-        self.stream, self.rotated, self.ranks = stream, rotated, ranks
+    def __init__(self, stream: ModelStream, recipe: Recipe, ranks: Ranks = ALONE) -> None:
+        assert recipe.smoothing.alpha is not None
+        self.alpha, self.measure = recipe.smoothing.alpha, MEASURES[recipe.smoothing.measure]
+        self.stream, self.rotated, self.ranks = stream, recipe.rotations.r1.kind != "none", ranks
         self.layers: list[dict[str, Tensor]] = []
         self.sizes: dict[str, Sizes] = {}
         self.layer: nn.Module | None = None
-
-    @classmethod
-    def of(cls, stream: ModelStream, recipe: Recipe, ranks: Ranks = ALONE) -> Smoother | None:
-        """What the recipe's smoothing needs; None where it is off."""
-        if recipe.smoothing.alpha is None:
-            return None
-        return cls(stream, recipe.smoothing, recipe.rotations.r1.kind != "none", ranks)
 
     @property
     def architecture(self) -> Architecture:

@@ -29,7 +29,7 @@ from jointquant.models.layer import Place
 from jointquant.models.options import ModelOptions, completed, of_folder
 from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress
-from jointquant.run.workspace import Storage, Workspace
+from jointquant.run.workspace import Workspace
 from jointquant.runtime.kernels.choices import use_kernels
 from jointquant.runtime.kernels.selection import mode_named
 from jointquant.runtime.loading import load
@@ -133,8 +133,7 @@ def runner_of(
     limit = host if where.type == "cpu" else device_available(where)
     if limit is None or needed <= limit:
         return Loaded(load(folder, kernels=kernels, **of_folder(given)), ranks)
-    storage: Storage = "disk"
-    return Streamed(stream, Workspace(place, storage, ranks=ranks))
+    return Streamed(stream, Workspace(place, "disk", ranks=ranks))
 
 
 def bytes_in_memory(stream: ModelStream, place: Place) -> int:

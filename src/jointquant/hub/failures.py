@@ -36,10 +36,14 @@ def describe(repository: Repository, error: Exception) -> str:
     """What went wrong with ``repository``, in one line."""
     chain = list(causes(error))
     if constants.HF_HUB_OFFLINE:
-        return _off(repository, error)
+        return (
+            f"{repository} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set: "
+            "unset it once to download, or pass a local folder or file"
+        )
+    expected = "a local folder or a repository" if repository.kind == "model" else "a repository"
     for kind, words in KNOWN:
         if any(isinstance(link, kind) for link in chain):
-            return words(repository, error)
+            return words.format(repository=repository, error=brief(error), hub=constants.ENDPOINT, kind=expected)
     for link in chain:
         if isinstance(link, errors.HfHubHTTPError):
             status = getattr(link.response, "status_code", "no")
@@ -74,39 +78,20 @@ def unreachable(repository: Repository, error: BaseException) -> str:
     )
 
 
-def _gated(repository: Repository, error: Exception) -> str:
-    return (
-        f"{repository} is gated: accept its licence on its page of the hub, "
-        "then log in with `hf auth login` or set HF_TOKEN"
-    )
-
-
-def _no_repository(repository: Repository, error: Exception) -> str:
-    expected = "a local folder or a repository" if repository.kind == "model" else "a repository"
-    return (
-        f"no such {repository}: expected {expected} of the hub at {constants.ENDPOINT} "
-        "(a private one needs `hf auth login` or HF_TOKEN)"
-    )
-
-
-def _no_revision(repository: Repository, error: Exception) -> str:
-    return f"{repository}: no such revision: expected a branch, a tag or a commit of the repository"
-
-
-def _no_file(repository: Repository, error: Exception) -> str:
-    return f"{repository} lacks a file: {brief(error)}"
-
-
-def _off(repository: Repository, error: Exception) -> str:
-    return (
-        f"{repository} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set: "
-        "unset it once to download, or pass a local folder or file"
-    )
-
-
 KNOWN = (
-    (errors.GatedRepoError, _gated),
-    (errors.RepositoryNotFoundError, _no_repository),
-    (errors.RevisionNotFoundError, _no_revision),
-    (errors.RemoteEntryNotFoundError, _no_file),
+    (
+        errors.GatedRepoError,
+        "{repository} is gated: accept its licence on its page of the hub, then log in with `hf auth login` or set "
+        "HF_TOKEN",
+    ),
+    (
+        errors.RepositoryNotFoundError,
+        "no such {repository}: expected {kind} of the hub at {hub} (a private one needs `hf auth login` or HF_TOKEN)",
+    ),
+    (
+        errors.RevisionNotFoundError,
+        "{repository}: no such revision: expected a branch, a tag or a commit of the repository",
+    ),
+    (errors.RemoteEntryNotFoundError, "{repository} lacks a file: {error}"),
 )
+"""What the client raises, and what that means."""

@@ -68,11 +68,7 @@ def locate(
 
 
 class _ConfigurationFoundError(Exception):
-    """Stops a download before the weights: it is what ``before_weights`` may do."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder))
-        self.folder = folder
+    """Stops a download before the weights, with its folder: it is what ``before_weights`` may do."""
 
 
 def locate_configuration(model: str | Path, revision: str | None, hub: str, progress: Progress) -> Path:
@@ -91,7 +87,7 @@ def locate_configuration(model: str | Path, revision: str | None, hub: str, prog
     try:
         return locate(model, revision, hub, progress, before_weights=stop).folder
     except _ConfigurationFoundError as found:
-        return found.folder
+        return Path(found.args[0])
 
 
 def download(

@@ -58,10 +58,6 @@ class LinearSlice:
         start = _size(self.parts[: self.parts.index(self.part)], query_size, key_value_size)
         return slice(start, start + _size((self.part,), query_size, key_value_size))
 
-    def equal_rows(self, size: int) -> slice:
-        """The rows, where all parts take ``size`` of them."""
-        return self.rows(size, size)
-
     def out_features(self, query_size: int, key_value_size: int) -> int:
         """All rows of the linear, for the same sizes."""
         return _size(self.parts, query_size, key_value_size)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,18 +65,6 @@ class AsNamed:
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor."""
         return self.source.dtype(self._stored[name])
-
-    def identity(self) -> dict[str, Any]:
-        """That of the stored tensors."""
-        return self.source.identity()
-
-    def digests(self) -> dict[str, str]:
-        """Those of the stored tensors."""
-        return self.source.digests()
-
-    def changed(self, digests: Mapping[str, str]) -> str | None:
-        """Among the stored tensors."""
-        return self.source.changed(digests)
 
     def load(self, name: str) -> Tensor:
         """A tensor."""

@@ -8,9 +8,7 @@ and folders saved in that form, hold ``gate_up_proj`` [experts, 2 · intermediat
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,18 +103,6 @@ class ExpertTensors:
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor."""
         return self.source.dtype(self._parts[name].stored)
-
-    def identity(self) -> dict[str, Any]:
-        """That of the stored tensors."""
-        return self.source.identity()
-
-    def digests(self) -> dict[str, str]:
-        """Those of the stored tensors."""
-        return self.source.digests()
-
-    def changed(self, digests: Mapping[str, str]) -> str | None:
-        """Among the stored tensors."""
-        return self.source.changed(digests)
 
     def load(self, name: str) -> Tensor:
         """A tensor; of a fused one a view."""

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from jointquant.models.architecture import Architecture
 from jointquant.models.layer import LayerArguments, Place
-from jointquant.models.source import TensorSource
-from jointquant.models.transforms import map_rows
+from jointquant.models.transforms import map_weight
 from jointquant.rotations import merging
-
-
-class Streamed(Protocol):
-    """What a frontend is made of: a model without values, where its tensors are, and what is done to them."""
-
-    architecture: Architecture
-    config: PretrainedConfig
-    skeleton: PreTrainedModel
-    source: TensorSource
-
-    def cast(self, name: str, tensor: Tensor, place: Place) -> Tensor:
-        """A tensor of the source as it is computed with."""
-
-    def prepare(self, frontend: Frontend) -> None:
-        """What the walk needs done to the embeddings."""
 
 
 class Frontend:
@@ -37,15 +21,19 @@ class Frontend:
     The decoder layers are stand-ins that record what the model hands to each of them, so families whose layers
     differ (sliding windows, several rotary embeddings) need no code here. Where the family's norms subtract the mean,
     the embeddings are mean-centred: the norms see no difference, fused or not.
+
+    Args:
+        model: without values.
+        architecture: its family.
+        place: where it runs, once it is filled.
     """
 
-    def __init__(self, stream: Streamed, place: Place) -> None:
-        architecture = stream.architecture
+    def __init__(self, model: PreTrainedModel, architecture: Architecture, place: Place) -> None:
         root = architecture.layers.partition(".")[0]
-        skeleton = stream.skeleton.get_submodule(root)
+        skeleton = model.get_submodule(root)
         layers = _relative(architecture.layers, root)
         norm = _relative(architecture.final_norm, root)
-        memo: dict[int, Any] = {id(stream.config): stream.config}
+        memo: dict[int, Any] = {id(model.config): model.config}
         memo[id(skeleton.get_submodule(layers))] = nn.ModuleList(
             Recorder(layer) for layer in skeleton.get_submodule(layers)
         )
@@ -54,16 +42,15 @@ class Frontend:
         self.place = place
         self.backbone = copy.deepcopy(skeleton, memo)
         self.recorders: list[Recorder] = list(self.backbone.get_submodule(layers))
-        names = list(self.backbone.state_dict())
-        # Copies, as in ``read_layer``.
-        tensors = {name: stream.cast(name, stream.source.load(f"{root}.{name}").clone(), place) for name in names}
+
+    def fill(self, tensors: dict[str, Tensor]) -> None:
+        """Give it its tensors, by their names in the backbone, as they are computed with."""
         self.backbone.load_state_dict(tensors, assign=True)
         for module in self.backbone.modules():
             factor = getattr(module, "scalar_embed_scale", None)
             if factor is not None:  # as a model that is loaded in this dtype has it, not in that of the skeleton
-                module.embed_scale = torch.tensor(factor, dtype=place.dtype)
-        stream.prepare(self)
-        self.backbone.to(place.device).eval().requires_grad_(False)
+                module.embed_scale = torch.tensor(factor, dtype=self.place.dtype)
+        self.backbone.to(self.place.device).eval().requires_grad_(False)
 
     def module(self, name: str) -> nn.Module:
         """A module of the frontend by its full name in the model."""
@@ -121,13 +108,11 @@ def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
     """Embedding rows less their mean, for families whose norms subtract it; others are left as they are."""
     if architecture.norm.subtracts_mean:
         for name in architecture.embeddings:
-            embedding = frontend.module(name)
-            map_rows(embedding, merging.centre_rows)
+            map_weight(frontend.module(name), lambda rows: merging.centre(rows, -1))
 
 
 @torch.no_grad()
 def rotate_embeddings(frontend: Frontend, architecture: Architecture, r1: Tensor) -> None:
     """E ← E R1 for everything that starts the residual stream."""
     for name in architecture.embeddings:
-        embedding = frontend.module(name)
-        map_rows(embedding, lambda rows: merging.rotate_rows(rows, r1))
+        map_weight(frontend.module(name), lambda rows: merging.rotate_rows(rows, r1))

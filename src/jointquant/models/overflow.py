@@ -26,8 +26,8 @@ def overflow_explained(stream: ModelStream, place: Place) -> Iterator[None]:
     try:
         yield
     except OverflowedError as error:
-        source = stream.source
-        peaks = {name: source.load(name).abs().max().item() for name in source.shapes() if name in _names(stream)}
+        source, names = stream.source, stream.skeleton.state_dict()
+        peaks = {name: source.load(name).abs().max().item() for name in source.shapes() if name in names}
         name = max(peaks, key=lambda each: peaks[each])
         wider = "float32" if place.dtype in (torch.float16, torch.bfloat16) else "float64"
         kept = str(place.dtype).removeprefix("torch.")
@@ -35,10 +35,6 @@ def overflow_explained(stream: ModelStream, place: Place) -> Iterator[None]:
             f"{error}; computed in {kept}, and the largest weights, up to {peaks[name]:.3g}, are in tensor {name}: "
             f"expected --dtype {wider}, or a model whose tensors are scaled alike"
         ) from None
-
-
-def _names(stream: ModelStream) -> frozenset[str]:
-    return frozenset(stream.skeleton.state_dict())
 
 
 def narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jointquant.errors import InputError, require
-from jointquant.models.source import DTYPES, Stamps, check_finite
+from jointquant.models.source import DTYPES, InFiles, Stamps, check_finite
 from jointquant.trust.files import open_regular
 from jointquant.trust.safetensors_header import check_name
 from jointquant.trust.shard_index import PICKLE, read_index
@@ -24,7 +23,7 @@ from jointquant.trust.strict_json import LIMIT
 FORBIDDEN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
-class PickleCheckpoint:
+class PickleCheckpoint(InFiles):
     """The pickle files of a model folder, mapped one at a time: tensors are read from disk as they are asked for.
 
     Args:
@@ -60,18 +59,6 @@ class PickleCheckpoint:
         stored, known = self._dtypes[name], tuple(DTYPES.values())
         require(stored in known, f"tensor {name} has dtype {stored}: expected one of {', '.join(map(str, known))}")
         return stored
-
-    def identity(self) -> dict[str, Any]:
-        """Size and time of the last change of every file."""
-        return {"shards": self._stamps.found}
-
-    def digests(self) -> dict[str, str]:
-        """Of the tensors that have been read."""
-        return self._stamps.digests.copy()
-
-    def changed(self, digests: Mapping[str, str]) -> str | None:
-        """Reads and compares."""
-        return self._stamps.changed(digests, self.load)
 
     def load(self, name: str) -> Tensor:
         """One tensor, mapped from its file."""

@@ -6,6 +6,7 @@ Nothing runs with the model: the input arrives divided because what produces it 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from transformers import PretrainedConfig
 from jointquant.backend.devices import double
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
-from jointquant.models.transforms import linear_bias, linear_weight, map_rows, set_bias, set_rows, set_weight
+from jointquant.models.transforms import linear_weight, map_outputs, map_weight, set_weight
 from jointquant.rotations import merging
 
 Scales = Mapping[str, Tensor]
@@ -52,25 +53,22 @@ def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) ->
         elif architecture.output in site.linears:
             output = linear_weight(layer.get_submodule(architecture.output))
             rows = architecture.value.rows(output.shape[1], scale.numel())
-            scale_rows(layer.get_submodule(architecture.value.linear), rows, scale.flatten())
+            scale_outputs(layer.get_submodule(architecture.value.linear), rows, scale.flatten())
             group = output.shape[1] // scale.numel()
             columns = scale.unsqueeze(1).expand(-1, group, -1).flatten()  # [heads · head_dim]
         else:
             up = downs[site.linears[0]]
-            scale_rows(layer.get_submodule(up.linear), up.equal_rows(len(scale)), scale)
+            scale_outputs(layer.get_submodule(up.linear), up.rows(len(scale), len(scale)), scale)
             columns = scale
         for linear in site.readers:
             reader = layer.get_submodule(linear)
-            map_rows(reader, lambda rows, columns=columns: merging.scale_input(rows, columns))  # type: ignore[misc]
+            map_weight(reader, lambda rows, columns=columns: merging.scale_input(rows, columns))  # type: ignore[misc]
 
 
-def scale_rows(writer: nn.Module, rows: slice, scale: Tensor) -> None:
+def scale_outputs(writer: nn.Module, rows: slice, scale: Tensor) -> None:
     """Divide some outputs of a linear: rows of its weight [out, in], entries of its bias, by ``scale`` [rows]."""
-    set_rows(writer, rows, merging.divide_output(linear_weight(writer)[rows], scale))
-    if writer.bias is not None:
-        bias = linear_bias(writer).clone()
-        bias[rows] = merging.divide_rows(bias[rows], scale).to(bias)
-        set_bias(writer, bias)
+    divide = partial(merging.divide_output, scale=scale)
+    map_outputs(writer, rows, divide, divide)
 
 
 def scale_norm(norm: nn.Module, architecture: Architecture, scale: Tensor) -> None:

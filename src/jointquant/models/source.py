@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jointquant.errors import InputError, ResumableError, require
-from jointquant.files.digests import check_digest, digest_of_tensors
-from jointquant.files.durable import bytes_of
+from jointquant.files.digests import check_digest, digest_of_bytes, digest_of_tensors
 from jointquant.trust.safetensors_header import HeaderEntry, read_header
 from jointquant.trust.shard_index import SAFETENSORS, read_index
 
@@ -37,6 +35,10 @@ class TensorSource(Protocol):
 
     def load(self, name: str) -> Tensor:
         """The tensor on the CPU in its stored dtype. Raises InputError when it holds NaN or infinity."""
+
+
+class StoredTensors(TensorSource, Protocol):
+    """Tensors under the names that they are stored by, and what tells them from others."""
 
     def identity(self) -> dict[str, Any]:
         """What tells these tensors from others, as plain data."""
@@ -111,7 +113,25 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-class Checkpoint:
+class InFiles(StoredTensors):
+    """Tensors in the files of a folder."""
+
+    _stamps: Stamps
+
+    def identity(self) -> dict[str, Any]:
+        """Size and time of the last change of every file."""
+        return {"shards": self._stamps.found}
+
+    def digests(self) -> dict[str, str]:
+        """Of the tensors that have been read."""
+        return self._stamps.digests.copy()
+
+    def changed(self, digests: Mapping[str, str]) -> str | None:
+        """Reads and compares."""
+        return self._stamps.changed(digests, self.load)
+
+
+class Checkpoint(InFiles):
     """The safetensors files of a model folder; every header is checked before a tensor is read.
 
     Args:
@@ -159,18 +179,6 @@ class Checkpoint:
             raise ResumableError(f"tensor {name} cannot be read from {path}: {error}") from None
         return check_finite(name, self._stamps.seen(name, tensor))
 
-    def identity(self) -> dict[str, Any]:
-        """Size and time of the last change of every shard."""
-        return {"shards": self._stamps.found}
-
-    def digests(self) -> dict[str, str]:
-        """Of the tensors that have been read."""
-        return self._stamps.digests.copy()
-
-    def changed(self, digests: Mapping[str, str]) -> str | None:
-        """Reads and compares."""
-        return self._stamps.changed(digests, self.load)
-
 
 class InMemory:
     """The tensors of a model that is already loaded; it is read, never changed."""
@@ -188,11 +196,8 @@ class InMemory:
 
     def identity(self) -> dict[str, Any]:
         """A fingerprint of all tensors."""
-        total = hashlib.sha256()
-        for name, tensor in self._tensors.items():
-            total.update(name.encode())
-            total.update(bytes_of(tensor.detach().cpu().contiguous()))
-        return {"tensors": total.hexdigest()[:16]}
+        digests = (digest_of_tensors({name: tensor.detach().cpu()}) for name, tensor in self._tensors.items())
+        return {"tensors": digest_of_bytes("".join(digests).encode())}
 
     def digests(self) -> dict[str, str]:
         """None: the identity has all."""

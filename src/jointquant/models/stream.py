@@ -22,7 +22,7 @@ from jointquant.models.frontend import Frontend, centre_embeddings
 from jointquant.models.layer import Place, head_dim_of
 from jointquant.models.pickles import PickleCheckpoint
 from jointquant.models.registry import architecture_of
-from jointquant.models.source import Checkpoint, InMemory, TensorSource
+from jointquant.models.source import Checkpoint, InMemory, StoredTensors, TensorSource
 from jointquant.trust.shard_index import PICKLE, SAFETENSORS, has_weights
 
 
@@ -30,7 +30,7 @@ class ModelStream:
     """The decoder layers of one model, in order, from shards or from memory.
 
     Args:
-        source: the tensors.
+        source: the tensors as they are stored.
         config: the model's configuration (copied).
         attn_implementation: the attention function, by its name in transformers' registry; None: transformers' choice.
 
@@ -39,12 +39,15 @@ class ModelStream:
             unexpected or misshapen.
 
     Attributes:
+        stored: the tensors as they are stored.
+        source: the tensors under the names that the model has for them, its experts apart.
         own_head: whether the output head is a matrix of its own, and not the token embedding.
     """
 
     own_head = True
 
-    def __init__(self, source: TensorSource, config: PretrainedConfig, attn_implementation: str | None = None) -> None:
+    def __init__(self, source: StoredTensors, config: PretrainedConfig, attn_implementation: str | None = None) -> None:
+        self.stored = source
         self.architecture: Architecture = architecture_of(config.model_type)
         self.architecture.check(config)
         self.config = copy.deepcopy(config)
@@ -139,7 +142,12 @@ class ModelStream:
 
     def frontend(self, place: Place) -> Frontend:
         """Everything before the first decoder layer, materialised."""
-        return Frontend(self, place)
+        frontend = Frontend(self.skeleton, self.architecture, place)
+        names = {name: f"{frontend.root}.{name}" for name in frontend.backbone.state_dict()}
+        # Copies, as in ``read_layer``.
+        frontend.fill({name: self.cast(name, self.source.load(full).clone(), place) for name, full in names.items()})
+        self.prepare(frontend)
+        return frontend
 
     def cast(self, name: str, tensor: Tensor, place: Place) -> Tensor:
         """A tensor of the source as it is computed with; ``name`` is that within its module."""
@@ -172,7 +180,7 @@ def open_stream(
     """
     if isinstance(model, PreTrainedModel):
         config = model.config
-        source: TensorSource = InMemory(model)
+        source: StoredTensors = InMemory(model)
     else:
         folder = Path(model)
         config = read_config(folder)
@@ -183,7 +191,7 @@ def open_stream(
     return ModelStream(source, config, attn_implementation)
 
 
-def open_weights(folder: Path, allow_pickle: bool = False) -> TensorSource:
+def open_weights(folder: Path, allow_pickle: bool = False) -> StoredTensors:
     """The weights of a model folder: safetensors, or pickles where there is nothing else and the user allows them.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,6 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.norms import NormKind
 from jointquant.rotations import merging
 from jointquant.rotations.hadamard import HadamardTransform
-
-if TYPE_CHECKING:
-    pass
 
 ELEMENTS_AT_ONCE = 2**21
 
@@ -46,7 +42,7 @@ def fuse_norm(norm: nn.Module, readers: Iterable[nn.Module], kind: NormKind) -> 
             give_bias(reader)
             set_bias(reader, merging.shift_input(linear_weight(reader), linear_bias(reader), shift))
         if gain is not None:
-            map_rows(reader, lambda rows: merging.scale_input(rows, gain))
+            map_weight(reader, lambda rows: merging.scale_input(rows, gain))
     return kind.fused(norm)
 
 
@@ -73,9 +69,9 @@ def give_bias(linear: nn.Module) -> None:
 @torch.no_grad()
 def centre_writer(writer: nn.Module) -> None:
     """Let a linear write vectors of mean zero: its outputs less their mean."""
-    set_weight(writer, merging.centre_output(linear_weight(writer)))
+    set_weight(writer, merging.centre(linear_weight(writer), 0))
     if writer.bias is not None:
-        set_bias(writer, merging.centre_rows(linear_bias(writer)))
+        set_bias(writer, merging.centre(linear_bias(writer), 0))
 
 
 @torch.no_grad()
@@ -95,7 +91,7 @@ def merge_rotations(
         down = layer.get_submodule(name)
         transform = r4.get(linear_weight(down).shape[1])
         if transform is not None:
-            map_rows(down, partial(merging.transform_input, transform=transform))
+            map_weight(down, partial(merging.transform_input, transform=transform))
     if r2 is not None:
         rotate_heads(layer, architecture, r2)
     if r1 is not None:
@@ -112,39 +108,29 @@ def rotate_heads(layer: nn.Module, architecture: Architecture, r2: Tensor) -> No
     value = layer.get_submodule(architecture.value.linear)
     output = layer.get_submodule(architecture.output)
     rows = architecture.value.rows(linear_weight(output).shape[1], r2.shape[0] * r2.shape[1])
-    set_rows(value, rows, merging.rotate_head_outputs(linear_weight(value)[rows], r2))
-    if value.bias is not None:
-        bias = linear_bias(value).clone()
-        bias[rows] = merging.rotate_head_bias(bias[rows], r2).to(bias)
-        set_bias(value, bias)
-    map_rows(output, lambda part: merging.rotate_head_inputs(part, r2))
+    of_bias = partial(merging.rotate_head_bias, rotations=r2)
+    map_outputs(value, rows, partial(merging.rotate_head_outputs, rotations=r2), of_bias)
+    map_weight(output, lambda part: merging.rotate_head_inputs(part, r2))
 
 
 @torch.no_grad()
 def rotate_reader(reader: nn.Module, r1: Tensor) -> None:
     """W ← W R1 for a linear that reads from the residual stream."""
-    map_rows(reader, lambda rows: merging.rotate_input(rows, r1))
+    map_weight(reader, lambda rows: merging.rotate_rows(rows, r1))
 
 
 @torch.no_grad()
 def rotate_writer(writer: nn.Module, r1: Tensor) -> None:
     """W ← R1ᵀ W and b ← b R1 for a linear that writes to the residual stream."""
-    map_columns(writer, lambda columns: merging.rotate_output(columns, r1))
+    map_weight(writer, lambda columns: merging.rotate_output(columns, r1), dim=1)
     if writer.bias is not None:
         set_bias(writer, merging.rotate_rows(linear_bias(writer), r1))
 
 
-def map_rows(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
-    """W ← f(W), in place and some rows at a time: a whole matrix in float64 takes much room."""
+def map_weight(module: nn.Module, function: Callable[[Tensor], Tensor], dim: int = 0) -> None:
+    """W ← f(W), in place and some rows (or columns: ``dim`` 1) at a time: a whole matrix in float64 takes much room."""
     weight = linear_weight(module).data
-    for part in weight.split(max(1, ELEMENTS_AT_ONCE // weight.shape[1])):
-        part.copy_(function(part))
-
-
-def map_columns(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
-    """W ← f(W), in place and some columns at a time."""
-    weight = linear_weight(module).data
-    for part in weight.split(max(1, ELEMENTS_AT_ONCE // weight.shape[0]), dim=1):
+    for part in weight.split(max(1, ELEMENTS_AT_ONCE // weight.shape[1 - dim]), dim):
         part.copy_(function(part))
 
 
@@ -154,11 +140,17 @@ def set_weight(module: nn.Module, weight: Tensor) -> None:
     module.weight = nn.Parameter(weight.to(old.device, old.dtype), requires_grad=False)
 
 
-def set_rows(module: nn.Module, rows: slice, values: Tensor) -> None:
-    """Replace some rows of a module's weight, in its dtype and on its device."""
-    weight = linear_weight(module).clone()
-    weight[rows] = values.to(weight)
-    set_weight(module, weight)
+def map_outputs(
+    linear: nn.Module, rows: slice, weight: Callable[[Tensor], Tensor], bias: Callable[[Tensor], Tensor]
+) -> None:
+    """Change some outputs of a linear: rows of its weight [out, in], and entries of its bias, where it has one."""
+    changed = linear_weight(linear).clone()
+    changed[rows] = weight(changed[rows]).to(changed)
+    set_weight(linear, changed)
+    if linear.bias is not None:
+        changed = linear_bias(linear).clone()
+        changed[rows] = bias(changed[rows]).to(changed)
+        set_bias(linear, changed)
 
 
 def set_bias(module: nn.Module, bias: Tensor) -> None:

@@ -14,10 +14,7 @@ from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import require
 from jointquant.planning.needs import Workload
 from jointquant.planning.plan import Budget, Plan, make_plan
-from jointquant.planning.shape import shape_of_model
-from jointquant.recipe.recipe import Recipe
 from jointquant.run.journal import partial_folder
-from jointquant.run.opening import Subject
 
 CONTEXT_HOST, CONTEXT_DEVICE = 1_500_000_000, 600_000_000
 """What an accelerator's libraries take of the host's and of its own memory."""
@@ -38,15 +35,6 @@ class Limits:
 
     memory: Size = None
     device: Size = None
-
-
-def workload_of(subject: Subject, recipe: Recipe, windows: torch.Tensor, ranks: Ranks = ALONE) -> Workload:
-    """What a recipe on an opened model comes to, with calibration windows [n, T]."""
-    stream, place = subject.stream, subject.place
-    shape = shape_of_model(stream.skeleton, stream.architecture, stream.stored_dtype)
-    num_windows, seqlen = windows.shape
-    base = base_of(place.device)
-    return Workload(shape, recipe, num_windows, seqlen, place.dtype, place.device, base, ranks.size)
 
 
 def budget_of(limits: Limits, device: torch.device, out: Path, ranks: Ranks = ALONE) -> Budget:

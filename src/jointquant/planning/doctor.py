@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,9 +22,9 @@ from jointquant.backend.devices import (
     linalg_device,
     memory,
     resolve_device,
-    synchronize,
 )
 from jointquant.errors import InputError
+from jointquant.planning.speed import products_speed
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.kernels.capabilities import exact_weight_bits, has_packed_int4, has_vnni
 
@@ -39,7 +38,6 @@ EXTRAS = {
 """Packages that some features need: what they are for."""
 
 HADAMARD_SIZE = 11008
-SECONDS_PER_SPEED = 0.15
 REFUSALS = (RuntimeError, NotImplementedError, TypeError, AssertionError, ValueError)
 """What torch raises for a thing that a device cannot do."""
 
@@ -91,7 +89,7 @@ def examine_device(device: torch.device) -> Findings:
         "dtypes": dtypes,
         "operations": operations,
         "hadamard_error": _hadamard_error(device),
-        "gflops": {name: _speed(device, DTYPES[name]) for name in ("float32", "bfloat16") if dtypes[name]},
+        "gflops": {x: products_speed(device, DTYPES[x]) / 1e9 for x in ("float32", "bfloat16") if dtypes[x]},
     }
 
 
@@ -206,17 +204,3 @@ def _hadamard_error(device: torch.device) -> float | None:
         return float((transform.apply(transform.apply(x), inverse=True) - x).abs().max().item())
     except REFUSALS:
         return None
-
-
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """GFLOP/s of a square product, over about a sixth of a second."""
-    size = 512 if device.type == "cpu" else 4096
-    a = torch.ones(size, size).to(dtype).to(device)
-    a @ a
-    synchronize(device)
-    count, start = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < SECONDS_PER_SPEED:
-        a @ a
-        synchronize(device)
-        count += 1
-    return 2 * size**3 * count / seconds / 1e9

@@ -14,9 +14,10 @@ from jointquant.backend.memory import Size, available, bytes_of_size
 from jointquant.files.output import check_output
 from jointquant.hub import locate_configuration
 from jointquant.models.configuration import read_config
+from jointquant.models.layer import Place
 from jointquant.models.options import ModelOptions, completed
 from jointquant.planning.budget import base_of, device_limit, free_disk, plan_runs
-from jointquant.planning.needs import DEMANDS, Bytes, Workload
+from jointquant.planning.needs import Bytes, workloads
 from jointquant.planning.plan import Budget, Plan
 from jointquant.planning.shape import model_of, shape_of_model
 from jointquant.planning.speed import ON_PAPER, measure, seconds_of
@@ -103,15 +104,7 @@ def dry_run(
     paper = where.type == "cpu" and device_budget is not None
     where = ON_PAPER_DEVICE if paper else where
     compute = resolve_dtype(given["dtype"], where, shape.dtype)
-
-    def workload(settings: Recipe) -> Workload:
-        calibration = settings.calibration
-        together = tuple(other for other in recipes if other.calibration == calibration)
-        windows = calibration.num_samples, calibration.seqlen
-        work = Workload(shape, settings, *windows, compute, where, base_of(where), world_size, together)
-        return DEMANDS[verb](work)
-
-    works = [workload(settings) for settings in recipes]
+    works = workloads(verb, recipes, shape, Place(where, compute), base_of(where), world_size)
     device_bytes = bytes_of_size(device_budget) if paper else device_limit(where, device_budget)
     disk = None if paper else free_disk(Path(out or "."))
     budget = Budget(bytes_of_size(memory_budget) or available(), device_bytes, disk)

@@ -5,7 +5,7 @@ The factors were fitted to measurements on CPUs (``benchmarks/memory.py`` prints
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from jointquant.activations.hidden_states import micro_batch
 from jointquant.backend.devices import elements_at_once
 from jointquant.models.architecture import stage_of
+from jointquant.models.layer import Place
 from jointquant.planning.shape import ModelShape
 from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation, Recipe
 
@@ -148,27 +149,31 @@ class Workload:
         return self.device.type == "cpu"
 
 
-def rounded(work: Workload) -> Workload:
-    """What ``quantize`` does: both passes."""
-    return work
-
-
-def rounded_and_looked_at(work: Workload) -> Workload:
-    """What ``compare`` does: both passes, with the unquantized model beside the second, and a measurement."""
-    return replace(work, probed=_probed(work), measured=work.measured or MEASURED_TOKENS)
-
-
-def looked_at(work: Workload) -> Workload:
-    """What ``stats`` does: the first pass, and a look at the activations."""
-    return replace(work, probed=_probed(work), rounds=False)
-
-
 def _probed(work: Workload) -> int:
     return min(work.num_windows, micro_batch(work.seqlen, PROBE_TOKENS)) * work.seqlen
 
 
-DEMANDS = {"quantize": rounded, "compare": rounded_and_looked_at, "stats": looked_at}
-"""By verb, what it does with a recipe's workload."""
+DEMANDS: dict[str, Callable[[Workload], Workload]] = {
+    "quantize": lambda work: work,
+    "compare": lambda work: replace(work, probed=_probed(work), measured=work.measured or MEASURED_TOKENS),
+    "stats": lambda work: replace(work, probed=_probed(work), rounds=False),
+}
+"""By verb, what it does with a recipe's workload: both passes; both with the unquantized model beside the second, and a
+measurement; the first pass, and a look at the activations.
+"""
+
+
+def workloads(
+    verb: str, recipes: Sequence[Recipe], shape: ModelShape, place: Place, base: int, ranks: int, measured: int = 0
+) -> list[Workload]:
+    """What a verb does by each of several recipes; those that calibrate alike share a walk, and its memory."""
+    found = []
+    for recipe in recipes:
+        together = tuple(other for other in recipes if other.calibration == recipe.calibration)
+        windows = recipe.calibration.num_samples, recipe.calibration.seqlen
+        work = Workload(shape, recipe, *windows, place.dtype, place.device, base, ranks, together, measured=measured)
+        found.append(DEMANDS[verb](work))
+    return found
 
 
 @dataclass(frozen=True)
@@ -187,12 +192,7 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
         work: the run.
         batch: tokens that run at once.
     """
-    shape, recipe, width, stored = (
-        work.shape,
-        work.recipe,
-        work.dtype.itemsize,
-        work.shape.dtype.itemsize,
-    )
+    shape, recipe, width, stored = work.shape, work.recipe, work.dtype.itemsize, work.shape.dtype.itemsize
     activation = batch * max(shape.intermediate_size, 2 * shape.hidden_size) * width
     layer, ahead = {"layer": shape.layer * width}, {"next layer": shape.layer * stored}
     samples = sample_bytes(work)

@@ -13,6 +13,7 @@ from jointquant.models.configuration import empty_model
 from jointquant.models.experts import take_apart
 from jointquant.models.layer import head_dim_of, inner_sizes_of
 from jointquant.models.registry import architecture_of
+from jointquant.models.transforms import linear_weight
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,6 @@ class ModelShape:
         return self.embeddings + self.num_layers * self.layer + self.head
 
 
-def shape_of(config: PretrainedConfig, dtype: torch.dtype | None = None) -> ModelShape:
-    """The sizes of a model of this configuration.
-
-    Args:
-        config: the configuration.
-        dtype: what the weights are stored in; None: what the configuration says (float32 where it says nothing).
-
-    Raises:
-        InputError: an unknown family, or a variant of it that is not supported.
-    """
-    return shape_of_model(*model_of(config), dtype)
-
-
 def model_of(config: PretrainedConfig) -> tuple[PreTrainedModel, Architecture]:
     """The model of a configuration, its experts apart and without values, and its family.
 
@@ -106,7 +94,10 @@ def model_of(config: PretrainedConfig) -> tuple[PreTrainedModel, Architecture]:
 
 
 def shape_of_model(model: PreTrainedModel, architecture: Architecture, dtype: torch.dtype | None = None) -> ModelShape:
-    """The sizes of a model of a family, its experts apart; ``dtype`` as for ``shape_of``."""
+    """The sizes of a model of a family, its experts apart.
+
+    ``dtype`` is what the weights are stored in; None: what the configuration says (float32 where it says nothing).
+    """
     config, layers = model.config, model.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList)
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
@@ -141,6 +132,4 @@ def _share(site: Site, layer: nn.Module, architecture: Architecture, config: Pre
 
 
 def _weight(module: nn.Module, name: str) -> torch.Tensor:
-    weight = module.get_submodule(name).weight
-    assert isinstance(weight, torch.Tensor)
-    return weight
+    return linear_weight(module.get_submodule(name))

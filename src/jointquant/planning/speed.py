@@ -29,36 +29,31 @@ class Speed:
         float32: the same in float32.
         bandwidth: bytes a second of elementwise work.
         column: seconds to round one column of a weight, however short.
-        disk: bytes a second read and written.
-        assumed: whether these are assumptions, not measurements.
     """
 
     products: float
     float32: float
     bandwidth: float
     column: float
-    disk: float
-    assumed: bool = False
 
 
-ON_PAPER = Speed(products=60e12, float32=15e12, bandwidth=600e9, column=60e-6, disk=1e9, assumed=True)
-"""An accelerator that is not here: about a consumer card of 24 GB, with a solid-state disk."""
+ON_PAPER = Speed(products=60e12, float32=15e12, bandwidth=600e9, column=60e-6)
+"""An accelerator that is not here: about a consumer card of 24 GB."""
 
 DISK = 1e9
+"""Bytes a second read and written."""
 COLUMN = {True: 25e-6, False: 60e-6}
 """Seconds a column: a few small operations on the host, or as many kernels to launch."""
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Speed:
     """The speed of a device at hand, found in about a third of a second."""
-    size = 512 if device.type == "cpu" else 4096
     vector = torch.ones(2**22, device=device)
     return Speed(
-        products=_products(device, dtype, size),
-        float32=_products(device, torch.float32, size),
+        products=products_speed(device, dtype),
+        float32=products_speed(device, torch.float32),
         bandwidth=2 * vector.nbytes / _seconds(lambda: vector * 2, device),
         column=COLUMN[device.type == "cpu"],
-        disk=DISK,
     )
 
 
@@ -68,8 +63,8 @@ def seconds_of(work: Workload, speed: Speed) -> dict[str, float]:
     learned = isinstance(recipe.rotations.r1, LearnedResidualRotation)
     walked = learned or isinstance(recipe.rotations.r2, LearnedRotation) or recipe.smoothing.alpha is not None
     forward = 2 * shape.active * work.tokens / speed.products
-    read = shape.layer * shape.dtype.itemsize / speed.disk
-    states = work.states / speed.disk
+    read = shape.layer * shape.dtype.itemsize / DISK
+    states = work.states / DISK
     part = recipe.calibration.walked / recipe.calibration.num_samples
     layer = _runs(work) * forward + read + states + _merging(work, speed) + _rounding(work, speed)
     return {
@@ -162,7 +157,9 @@ def busiest(of_sites: list[tuple[float, float]], ranks: int) -> float:
     return max(sum(s for s, o in zip(seconds, owners, strict=True) if o == rank) for rank in set(owners))
 
 
-def _products(device: torch.device, dtype: torch.dtype, size: int) -> float:
+def products_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a square product."""
+    size = 512 if device.type == "cpu" else 4096
     a = torch.ones(size, size).to(device, dtype)
     return 2 * size**3 / _seconds(lambda: a @ a, device)
 

@@ -197,7 +197,7 @@ class Columns:
 
 
 class HessianSum:
-    """H = (2/n) Σ xᵀx over the inputs of one site, summed in float32; sums of several workers simply add."""
+    """Σ xᵀx over the inputs of one site, summed in float32; sums of several workers simply add."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.total = torch.zeros(size, size, dtype=torch.float32, device=device)
@@ -217,11 +217,7 @@ class HessianSum:
         self.total, self.num_tokens = self.total.new_zeros(self.total.shape[:0]), 0
 
     def hessian(self) -> Tensor:
-        """[in, in]. Raises ValueError when no token was seen."""
-        return self.unscaled() * (2.0 / self.num_tokens)
-
-    def unscaled(self) -> Tensor:
-        """Σ xᵀx, [in, in], not a copy. Raises ValueError when no token was seen."""
+        """[in, in], not a copy. Raises ValueError when no token was seen."""
         if not self.num_tokens:
             raise ValueError("a Hessian needs at least one token, got none")
         for start, band in bands_of(self.total):

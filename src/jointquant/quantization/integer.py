@@ -59,8 +59,9 @@ class IntFormat:
         return affine_parameters(low, high, self)
 
     def encode(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Integers, as ``quantize``."""
-        return quantize(x, scale, zero_point, self)
+        """Integers (in x's dtype) nearest to x; scale and zero point broadcast against x."""
+        steps = x / scale
+        return (steps if self.symmetric else steps.add_(zero_point)).round_().clamp_(self.q_min, self.q_max)
 
     def decode(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Values, as ``dequantize``."""
@@ -107,12 +108,6 @@ def affine_parameters(low: Tensor, high: Tensor, fmt: IntFormat) -> tuple[Tensor
     return scale, torch.round(fmt.q_min - low / scale).clamp_(fmt.q_min, fmt.q_max)
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, fmt: IntFormat) -> Tensor:
-    """Integers (in x's dtype) nearest to x; scale and zero_point broadcast against x."""
-    steps = x / scale
-    return (steps if fmt.symmetric else steps.add_(zero_point)).round_().clamp_(fmt.q_min, fmt.q_max)
-
-
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """scale · (codes − zero_point); all three broadcast."""
     return (codes - zero_point).mul_(scale)
@@ -153,7 +148,7 @@ def encode_rows(x: Tensor, fmt: IntFormat, clip_ratio: float | Tensor = 1.0) -> 
     if isinstance(clip_ratio, Tensor) or clip_ratio != 1:
         low, high = clip_ratio * low, clip_ratio * high
     scale, zero_point = affine_parameters(low, high, fmt)
-    return Codes(quantize(work, scale, zero_point, fmt), scale, zero_point)
+    return Codes(fmt.encode(work, scale, zero_point), scale, zero_point)
 
 
 def fake_quantize(x: Tensor, fmt: IntFormat, clip_ratio: float | Tensor = 1.0) -> Tensor:
@@ -175,7 +170,7 @@ def encode_static(x: Tensor, scale: Tensor, zero_point: Tensor, fmt: IntFormat) 
     """
     work = at_least_float(x).unsqueeze(-2)
     scale, zero_point = scale.to(work), zero_point.to(work)
-    return Codes(quantize(work, scale, zero_point, fmt), scale, zero_point)
+    return Codes(fmt.encode(work, scale, zero_point), scale, zero_point)
 
 
 def at_least_float(x: Tensor) -> Tensor:

@@ -62,12 +62,8 @@ class QuantizedWeight:
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
         """The rows [start, stop) as a weight of their own."""
-        return QuantizedWeight(
-            self.codes[start:stop].contiguous(),
-            self.scale[start:stop].contiguous(),
-            self.zero_point[start:stop].contiguous(),
-            self.fmt,
-        )
+        codes, scale, zero_point = (part[start:stop].contiguous() for part in (self.codes, self.scale, self.zero_point))
+        return QuantizedWeight(codes, scale, zero_point, self.fmt)
 
 
 def weight_parameters(

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from jointquant.errors import InputError
+from jointquant.errors import InputError, printable
 from jointquant.recipe.settings import (
     ActivationSettings,
     CacheSettings,
     EmbeddingSettings,
     RefinementSettings,
     Settings,
+    SettingsType,
     SmoothingSettings,
     WeightSettings,
     merged,
@@ -231,20 +232,17 @@ class Recipe(Settings):
 
     def weights_of(self, module: str) -> WeightSettings:
         """Weight settings of the linear ``module`` (full name); later overrides win."""
-        settings = self.weights
-        for override in self._overrides_of(module):
-            settings = merged(settings, override.weights)
-        return settings
+        return self._overridden(self.weights, "weights", module)
 
     def activations_of(self, module: str) -> ActivationSettings:
         """Activation settings of the input of the linear ``module``; later overrides win."""
-        settings = self.activations
-        for override in self._overrides_of(module):
-            settings = merged(settings, override.activations)
-        return settings
+        return self._overridden(self.activations, "activations", module)
 
-    def _overrides_of(self, module: str) -> Iterable[Override]:
-        return (o for o in self.overrides if o.matches(module))
+    def _overridden(self, settings: SettingsType, part: str, module: str) -> SettingsType:
+        for override in self.overrides:
+            if override.matches(module):
+                settings = merged(settings, getattr(override, part))
+        return settings
 
 
 def preset_names() -> list[str]:
@@ -273,11 +271,8 @@ def load_recipe(
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"recipe {_label(source)}: {describe(error)}") from None
-
-
-def _label(source: str | Path | Recipe) -> str:
-    return "given" if isinstance(source, Recipe) else str(source)
+        label = "given" if isinstance(source, Recipe) else source
+        raise InputError(f"recipe {label}: {describe(error)}") from None
 
 
 def _read_yaml(source: str | Path) -> dict[str, Any]:
@@ -326,11 +321,5 @@ def describe(error: ValidationError) -> str:
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
     if isinstance(first["input"], (dict, Settings)):
-        return one_line(f"{key}: {message}{more}")
-    return one_line(f"{key}: {message}, got {first['input']!r}{more}")
-
-
-def one_line(text: str, limit: int = 300) -> str:
-    """``text`` on one line, cut at ``limit`` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        return printable(f"{key}: {message}{more}", 300)
+    return printable(f"{key}: {message}, got {first['input']!r}{more}", 300)

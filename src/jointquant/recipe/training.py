@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from jointquant.quantization.ranges import DynamicRange
 from jointquant.recipe.recipe import LearnedRotation
 from jointquant.recipe.settings import ActivationSettings
 from jointquant.rotations.learning import Training
-from jointquant.rotations.objectives import OBJECTIVES, Quantizer
+from jointquant.rotations.objectives import OBJECTIVES
 from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
 
 
-def training_of(settings: LearnedRotation, quantizer: Quantizer | None) -> Training:
+def training_of(settings: LearnedRotation, quantizer: DynamicRange | None) -> Training:
     """The training that a recipe describes, for activations that ``quantizer`` will read."""
     schedule = Schedule(settings.steps, settings.learning_rate, settings.momentum, settings.tolerance)
     objective = OBJECTIVES[settings.objective](quantizer)
     return Training(objective, OPTIMIZERS[settings.optimizer], schedule, settings.batch_tokens)
 
 
-def quantizer_of(settings: ActivationSettings) -> Quantizer | None:
+def quantizer_of(settings: ActivationSettings) -> DynamicRange | None:
     """The activation quantizer that a recipe describes; None where it is off."""
-    return None if settings.format is None else Quantizer(settings.format, settings.fixed_ratio)
+    return None if settings.format is None else DynamicRange(settings.format, settings.fixed_ratio)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,6 @@ class Rotations:
             return None
         return self.r1[layer].T @ self.r1[layer + 1]
 
-    def scale_tensors(self) -> dict[str, Tensor]:
-        """All scales by layer and site: "0.o_in", …; ``layered`` takes them apart again."""
-        return {f"{index}.{site}": scale for index, layer in enumerate(self.scales) for site, scale in layer.items()}
-
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name: "r1" or "r1.0", "r1.1", …, and "r2.0", …."""
         single = len(self.r1) == 1
@@ -86,10 +82,7 @@ class Rotations:
         """Write ``rotations.safetensors`` into ``folder``; nothing when there is no rotation."""
         stored = self.tensors()
         if stored:
-            traces = {
-                name: {"losses": _short(trace.losses), "angles": _short(trace.angles)}
-                for name, trace in self.traces.items()
-            }
+            traces = {name: asdict(trace) for name, trace in self.traces.items()}
             about = json.dumps({"convention": "x -> x R", "traces": traces}, sort_keys=True)
             save_tensors(folder / ROTATIONS_NAME, stored, {METADATA_KEY: about})
 
@@ -121,15 +114,6 @@ class Rotations:
         single = (tensors["r1"],) if "r1" in tensors else ()
         traces = _traces(about, file)
         return cls(single or _numbered(tensors, "r1", file), _numbered(tensors, "r2", file), traces)
-
-
-def layered(scales: dict[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
-    """Scales by layer and site as :attr:`Rotations.scales` holds them."""
-    layers: dict[int, dict[str, Tensor]] = {}
-    for name, scale in scales.items():
-        index, _, site = name.partition(".")
-        layers.setdefault(int(index), {})[site] = scale
-    return tuple(layers[index] for index in sorted(layers))
 
 
 def _traces(about: dict[str, Any], file: Path) -> dict[str, Trace]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,10 +34,6 @@ class Training:
     optimizer: Optimizer
     schedule: Schedule
     batch_tokens: int
-
-    def with_steps(self, steps: int) -> Training:
-        """The same with another number of steps."""
-        return replace(self, schedule=replace(self.schedule, steps=steps))
 
 
 def _identity(size: int, generator: torch.Generator) -> Tensor:

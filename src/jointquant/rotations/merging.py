@@ -20,16 +20,10 @@ def scale_input(weight: Tensor, scale: Tensor) -> Tensor:
     return work * scale.to(work)
 
 
-def divide_output(weight: Tensor, scale: Tensor) -> Tensor:
-    """diag(1 / scale) W: weight [out, in], scale [out] → float64 [out, in]."""
-    work = double(weight)
-    return work / scale.to(work).unsqueeze(1)
-
-
-def divide_rows(rows: Tensor, scale: Tensor) -> Tensor:
-    """A bias, divided: [..., n], scale [n] → float64 [..., n]."""
-    work = double(rows)
-    return work / scale.to(work)
+def divide_output(values: Tensor, scale: Tensor) -> Tensor:
+    """diag(1 / scale) W or b: a weight [out, in] or a bias [out], scale [out] → float64 of the same shape."""
+    work = double(values)
+    return work / scale.to(work).reshape(-1, *[1] * (work.ndim - 1))
 
 
 def shift_input(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor:
@@ -38,21 +32,17 @@ def shift_input(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor:
     return bias.to(work) + work @ shift.to(work)
 
 
-def centre_rows(rows: Tensor) -> Tensor:
-    """Rows of an embedding, or a bias, less their own mean: [..., n] → float64 [..., n]."""
+def centre(values: Tensor, dim: int) -> Tensor:
+    """Values less their mean along a dimension, in float64: the last of an embedding's rows, the first of a writer's
+    weight [out, in] and bias [out].
+    """
+    work = double(values)
+    return work - work.mean(dim, keepdim=True)
+
+
+def rotate_rows(rows: Tensor, rotation: Tensor) -> Tensor:
+    """Each row as a vector, times R: a weight [out, n] whose input arrives rotated, an embedding's rows, a bias [n]."""
     work = double(rows)
-    return work - work.mean(-1, keepdim=True)
-
-
-def centre_output(weight: Tensor) -> Tensor:
-    """The weight whose outputs are those of ``weight`` less their mean: [out, in] → float64 [out, in]."""
-    work = double(weight)
-    return work - work.mean(0, keepdim=True)
-
-
-def rotate_input(weight: Tensor, rotation: Tensor) -> Tensor:
-    """W R: weight [out, in], rotation [in, in] → float64 [out, in]."""
-    work = double(weight)
     return work @ rotation.to(work)
 
 
@@ -60,12 +50,6 @@ def rotate_output(weight: Tensor, rotation: Tensor) -> Tensor:
     """Rᵀ W: weight [out, in], rotation [out, out] → float64 [out, in]."""
     work = double(weight)
     return rotation.to(work).T @ work
-
-
-def rotate_rows(rows: Tensor, rotation: Tensor) -> Tensor:
-    """Rows of an embedding, or a bias, as vectors: [..., n] → float64 [..., n] R."""
-    work = double(rows)
-    return work @ rotation.to(work)
 
 
 def transform_input(weight: Tensor, transform: HadamardTransform) -> Tensor:

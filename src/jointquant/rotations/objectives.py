@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jointquant.quantization.integer import IntFormat, affine_parameters, to_groups
+from jointquant.quantization.integer import affine_parameters, to_groups
+from jointquant.quantization.ranges import DynamicRange
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -25,15 +26,7 @@ KL_EDGE = 0.05
 """Width of the soft edge of the uniform density that ``kl`` compares with, as a part of its half width b."""
 
 
-@dataclass(frozen=True)
-class Quantizer:
-    """A dynamic per-token quantizer: its integer grid and the part of each token's range that it keeps."""
-
-    fmt: IntFormat
-    clip_ratio: float = 1.0
-
-
-ObjectiveFactory = Callable[[Quantizer | None], Objective]
+ObjectiveFactory = Callable[[DynamicRange | None], Objective]
 
 
 def whip(y: Tensor) -> Tensor:
@@ -117,7 +110,7 @@ class QuantError:
     The zero point counts as a constant.
     """
 
-    quantizer: Quantizer
+    quantizer: DynamicRange
 
     def __call__(self, y: Tensor) -> Tensor:
         """[..., tokens, n] → [...]."""
@@ -149,7 +142,7 @@ def _always(objective: Objective) -> ObjectiveFactory:
     return lambda quantizer: objective
 
 
-def _quant_error(quantizer: Quantizer | None) -> Objective:
+def _quant_error(quantizer: DynamicRange | None) -> Objective:
     if quantizer is None:
         raise ValueError("quant_error measures a quantizer: expected activations of less than 16 bits")
     return QuantError(quantizer)

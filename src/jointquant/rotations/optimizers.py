@@ -116,17 +116,15 @@ class Learned:
 
 
 Optimizer = Callable[[RotationProblem, Tensor, Schedule], Learned]
+"""(what is minimised, orthogonal starting points [..., n, n] in the dtype and on the device of the computation, steps
+and rates) → what is learned.
+"""
 
 
 def qr_orth(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
     """SGD with momentum on a latent matrix Z whose orthogonal factor is the rotation (QR-Orth).
 
     Source: DartQuant (arXiv 2511.04063), QR-Orth: R = qr(Z).Q with a positive diagonal of the triangular factor.
-
-    Args:
-        problem: what is minimised.
-        initial: [..., n, n] orthogonal starting points, in the dtype and on the device of the computation.
-        schedule: steps, rate, momentum.
     """
     latent = initial.clone().requires_grad_()
     optimizer = torch.optim.SGD([latent], lr=schedule.learning_rate, momentum=schedule.momentum)
@@ -162,11 +160,6 @@ def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Lea
 
     Source: Li, Fuxin and Todorovic (ICLR 2020), as used by SpinQuant (arXiv 2405.16406); the transform is solved for,
     where they iterate, and the bound is on the angle, where theirs keeps the iteration contracting.
-
-    Args:
-        problem: what is minimised.
-        initial: [..., n, n] orthogonal starting points, in the dtype and on the device of the computation.
-        schedule: steps, rate, momentum.
     """
     rotation = initial.clone()
     momentum = torch.zeros_like(rotation)
@@ -192,19 +185,14 @@ def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule)
 
     The tangent direction A = RᵀG − GᵀR is skew-symmetric; of unit length (an RMS turn of one radian) it enters the
     momentum M ← βM + (1 − β)A. The step is R ← R·(I − ηM + (ηM)²/2), which is exp(−ηM) to second order; ``rate`` is
-    thus in radians and does not depend on how steep the objective is; where a plane would turn by more than
-    ``LARGEST_PLANE_TURN``, the step is shortened, and where all turn by less than ``SMALL_PLANE_TURN``, the term of
-    second order is left out. What the steps cost in orthogonality, Newton–Schulz iterations
-    restore, every ``RETRACT_EVERY`` steps. R is kept in the dtype of ``initial``; where that is float32 and the device
-    multiplies bfloat16 faster, factors enter the products in bfloat16: R moves by small corrections, and the rounding
-    is theirs. What is returned is retracted in full precision, and then in float64.
+    thus in radians and does not depend on how steep the objective is, nor on its scale; where a plane would turn by
+    more than ``LARGEST_PLANE_TURN``, the step is shortened, and where all turn by less than ``SMALL_PLANE_TURN``, the
+    term of second order is left out. What the steps cost in orthogonality, Newton–Schulz iterations restore, every
+    ``RETRACT_EVERY`` steps. R is kept in the dtype of ``initial``; where that is float32 and the device multiplies
+    bfloat16 faster, factors enter the products in bfloat16: R moves by small corrections, and the rounding is theirs.
+    What is returned is retracted in full precision, and then in float64.
 
     Source: Riemannian descent with the iteration of Björck and Bowie (SIAM J. Numer. Anal. 8, 1971) as the retraction.
-
-    Args:
-        problem: what is minimised; its scale has no effect.
-        initial: [..., n, n] orthogonal starting points, in the dtype and on the device of the computation.
-        schedule: steps, rate in radians, momentum.
     """
     rotation, momentum = initial.clone(), torch.zeros_like(initial)
     low = product_dtype(rotation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,8 +72,8 @@ def greedy(task: ResidualTask) -> tuple[Learned, ...]:
     losses: tuple[float, ...] = ()
     angles: tuple[float, ...] = ()
     for index, samples in enumerate(task.samples):
-        training = task.training.with_steps(steps // layers + (index < steps % layers))
-        learned = learn(samples, rotation, training, task.generator, task.ranks)
+        schedule = replace(task.training.schedule, steps=steps // layers + (index < steps % layers))
+        learned = learn(samples, rotation, replace(task.training, schedule=schedule), task.generator, task.ranks)
         rotation, losses, angles = learned.rotation, losses + learned.losses, angles + learned.angles
     return (Learned(rotation, losses, angles),)
 

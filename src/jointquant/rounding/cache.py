@@ -15,13 +15,12 @@ from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import linear_bias, linear_weight, set_bias
 from jointquant.quantization.balancing import BALANCINGS
-from jointquant.quantization.ranges import ChannelMean
+from jointquant.quantization.ranges import ChannelMean, DynamicRange
 from jointquant.recipe.recipe import LearnedRotation, Recipe
 from jointquant.recipe.training import training_of
 from jointquant.rotations import merging
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.rotations.learning import initial_heads, learn_heads
-from jointquant.rotations.objectives import Quantizer
 from jointquant.rotations.sampling import TokenSample
 from jointquant.rounding.demand import calibrates_cache
 from jointquant.rounding.layer import LayerInWork
@@ -41,7 +40,8 @@ def calibrate_cache(layer: LayerInWork) -> None:
     if not calibrates_cache(layer.assembly):
         return
     attention, value = layer.module.get_submodule(layer.architecture.attention), layer.architecture.value.linear
-    share = sampled_share(recipe, states.num_windows * states.seqlen)
+    r3, tokens = recipe.rotations.r3, states.num_windows * states.seqlen
+    share = r3.num_tokens / tokens if isinstance(r3, LearnedRotation) else 0.0
     seen = CacheSums(share, generator(recipe.calibration.seed, f"r3 sample {layer.index}"), states.ranks)
     seen.sample.expect(states.token_parts())
     behind = [site.linears for site in layer.architecture.sites if value not in site.linears]
@@ -142,7 +142,7 @@ def head_rotation(seen: CacheSums, recipe: Recipe, index: int, mean: Tensor, bas
         turn = HadamardTransform.of_size(size).apply(identity) if settings.kind == "hadamard" else identity
         return turn.expand(seen.kv_heads, -1, -1)
     fmt = recipe.kv_cache.of_keys.format
-    quantizer = None if fmt is None else Quantizer(fmt, recipe.kv_cache.of_keys.clip_ratio)
+    quantizer = None if fmt is None else DynamicRange(fmt, recipe.kv_cache.of_keys.clip_ratio)
     samples = seen.sample.take().unflatten(-1, (seen.kv_heads, seen.head_dim)).transpose(0, 1)
     samples = (samples - mean.unsqueeze(1).to(samples)) @ basis.to(samples)
     initial = initial_heads(settings.init, seen.kv_heads, seen.head_dim, generator(seed, f"r3 {index}"))
@@ -169,12 +169,6 @@ def centre_values(layer: nn.Module, architecture: Architecture, mean: Tensor) ->
     set_bias(output, merging.shift_input(linear_weight(output), linear_bias(output), heads))
 
 
-def sampled_share(recipe: Recipe, tokens: int) -> float:
-    """The part of the keys that R3 is learned on; nothing is kept for an R3 that is not learned."""
-    settings = recipe.rotations.r3
-    return settings.num_tokens / tokens if isinstance(settings, LearnedRotation) else 0.0
-
-
-def seen_by(layer: nn.Module, architecture: Architecture, sums: CacheSums) -> AbstractContextManager[None]:
-    """While open, ``sums`` stands in the place of the attention's cache path."""
-    return substituted(layer, values={architecture.attention: {"cache_path": sums}})
+def seen_by(layer: nn.Module, architecture: Architecture, seen: object) -> AbstractContextManager[None]:
+    """While open, ``seen`` stands in the place of the attention's cache path."""
+    return substituted(layer, values={architecture.attention: {"cache_path": seen}})

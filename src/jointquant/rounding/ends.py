@@ -47,7 +47,7 @@ def quantize_embeddings(job: Job, rotations: Rotations, states: HiddenStates, sh
     if shards.last >= 0:
         embed(frontend, job.windows, states)
     shards.write_embeddings(frontend)
-    shards.settle()  # its tensors are large: let them go before the first layer
+    shards.ledger.settle()  # its tensors are large: let them go before the first layer
     return arguments
 
 
@@ -62,7 +62,7 @@ def quantize_head(job: Job, rotations: Rotations, states: HiddenStates, shards: 
     """
     if shards.complete:
         return
-    shards.settle()
+    shards.ledger.settle()
     norm, head = job.stream.final_norm(job.place), job.stream.head(job.place)
     norm = fuse_norm(norm, [head], job.stream.architecture.norm)
     r1 = rotations.r1_of(-1)
@@ -104,14 +104,13 @@ def round_head(
     assert isinstance(head, nn.Linear)
     scale_dtype = settings.scales(stored_dtype)
     check_scales("the head", head.weight, fmt, scale_dtype)
-    if settings.method == "rtn":
-        rounded = round_to_nearest(head.weight, fmt, settings.clip, scale_dtype)
-    else:
+    hessian = None
+    if settings.reads_inputs:
         shared = SharedHessian(head.in_features, head.weight.device, states.ranks)
         for batch in states.batches():
             shared.update(norm(batch))
         hessian = shared.total(0)
         if hessian is None:
             return head
-        rounded = round_stack({"head": head.weight}, settings, factor_of(hessian, settings), scale_dtype)["head"]
+    rounded = round_stack({"head": head.weight}, settings, factor_of(hessian, settings), scale_dtype)["head"]
     return PackedLinear.of(rounded, head.bias, InputPath(), {}).eval()

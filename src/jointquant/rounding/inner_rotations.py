@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jointquant.activations.propagation import watching
 from jointquant.activations.routing import opened_experts
 from jointquant.backend.devices import double
-from jointquant.models.transforms import map_rows
+from jointquant.models.transforms import map_weight
 from jointquant.recipe.recipe import LearnedInnerRotation
 from jointquant.recipe.training import quantizer_of, training_of
 from jointquant.rotations import merging
@@ -65,7 +65,7 @@ def turn_input(down: OnlineLinear, rotations: Tensor) -> None:
     down.input_rotation = as_integers(rotations).to(down.input_rotation.device)
     integers = double(down.input_rotation)
     kept = matrices(integers, integers.dtype)
-    map_rows(down, lambda weight: merging.transform_input_blocks(weight, kept))
+    map_weight(down, lambda weight: merging.transform_input_blocks(weight, kept))
 
 
 def _online(layer: nn.Module, name: str) -> OnlineLinear:

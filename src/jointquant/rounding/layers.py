@@ -46,8 +46,8 @@ def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = No
     num_layers, workspace = job.stream.num_layers, job.workspace
     states = workspace.states(job.windows, job.stream.config.hidden_size)
     last = last_reader(job.assembly) if witness is None else num_layers  # behind it nobody asks for the states
-    source = job.stream.source
-    with workspace.ledger("quantize", states, source) as ledger, job.progress.stage("quantize", num_layers) as stage:
+    stored = job.stream.stored
+    with workspace.ledger("quantize", states, stored) as ledger, job.progress.stage("quantize", num_layers) as stage:
         shards = Shards(job, ledger, last)
         arguments = quantize_embeddings(job, rotations, states, shards)
         return_freed_memory()
@@ -56,7 +56,7 @@ def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = No
             witness.resume(shards.witnessed)
         for layer in layers_in_work(job, rotations, states, arguments, shards.layers_done):
             quantize_layer(layer, witness)
-            shards.settle()
+            ledger.settle()
             if layer.index < last:
                 layer.advance()
             shards.write(layer, {} if witness is None else {"witness": witness.facts(layer.index)})
@@ -82,18 +82,12 @@ def quantize_layer(layer: LayerInWork, witness: Witness | None = None) -> None:
 
 @contextmanager
 def observed_experts(layer: LayerInWork) -> Iterator[None]:
-    """While open, the experts of a prepared layer that too few tokens reach read all of them."""
-    layer.starved = starved_experts(layer)
+    """While open, the experts of a prepared layer that too few tokens reach read all of them, if anything is learned.
+
+    While they are found inputs are read as they are: their quantizers may know nothing yet.
+    """
+    if layer.architecture.experts and observes_inputs(layer.assembly, layer.index):
+        with plain_inputs(layer.module):
+            layer.starved = starved(layer.module, routed_tokens(layer.module, layer.states, layer.arguments))
     with all_tokens_for(layer.module, layer.starved):
         yield
-
-
-def starved_experts(layer: LayerInWork) -> dict[int, int]:
-    """The experts of a prepared layer that too few tokens reach, and how many do; none where nothing is learned.
-
-    Inputs are read as they are: their quantizers may know nothing yet.
-    """
-    if not layer.architecture.experts or not observes_inputs(layer.assembly, layer.index):
-        return {}
-    with plain_inputs(layer.module):
-        return starved(layer.module, routed_tokens(layer.module, layer.states, layer.arguments))

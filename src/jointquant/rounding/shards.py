@@ -72,10 +72,6 @@ class Shards:
         """How many layers a run before has written."""
         return len(self.witnessed)
 
-    def settle(self) -> None:
-        """Wait until the shards so far are written: before the states they are saved with change."""
-        self.ledger.settle()
-
     def write_embeddings(self, frontend: Frontend) -> None:
         """The first shard, and the states before the first layer."""
         tensors = stored_tensors(frontend.backbone, frontend.root, self.dtype)

@@ -42,11 +42,6 @@ class SiteStage:
     sites: tuple[Site, ...]
     pending: tuple[str, ...]
 
-    @property
-    def linears(self) -> tuple[str, ...]:
-        """Those that read at its sites."""
-        return tuple(linear for site in self.sites for linear in site.linears)
-
 
 def stages_of(architecture: Architecture) -> list[SiteStage]:
     """The stages of a layer, in order."""

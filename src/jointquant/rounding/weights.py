@@ -120,7 +120,7 @@ def factor_of(hessian: HessianSum | None, settings: WeightSettings) -> Factor | 
     if settings.method == "rtn":
         return None
     assert hessian is not None
-    return factorize(hessian.unscaled(), settings.damping, settings.activation_order)
+    return factorize(hessian.hessian(), settings.damping, settings.activation_order)
 
 
 def rounding_cost(layer: LayerInWork, site: Site) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from jointquant._version import __version__
 from jointquant.distributed.ranks import Ranks
 from jointquant.errors import require
-from jointquant.files.durable import bytes_of
+from jointquant.files.digests import digest_of_bytes, digest_of_tensors, running
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.run.journal import differences
 from jointquant.run.opening import Subject
@@ -45,15 +44,15 @@ def identity_of(
     each = {label: _of_recipe(recipe, windows[recipe.calibration]) for label, recipe in recipes.items()}
     return {
         "model": {
-            **subject.stream.source.identity(),
-            "config": digest(json.dumps(config, sort_keys=True, default=str).encode()),
+            **subject.stream.stored.identity(),
+            "config": digest_of_bytes(json.dumps(config, sort_keys=True, default=str).encode()),
         },
         **({"recipes": each, **besides} if besides else next(iter(each.values()))),
         "batch_tokens": batch_tokens,
         "device": subject.place.device.type,
         "dtype": str(subject.place.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),  # sums are split over them
-        "versions": {"jointquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": versions(),
         "format": 3,  # of the journal
     }
 
@@ -61,29 +60,25 @@ def identity_of(
 def _of_recipe(recipe: Recipe, windows: Tensor) -> dict[str, Any]:
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "windows": {"shape": list(windows.shape), "tokens": tensor_digest(windows)},
+        "windows": {"shape": list(windows.shape), "tokens": digest_of_tensors({"tokens": windows.cpu()})},
     }
 
 
-def digest(data: bytes | memoryview) -> str:
-    """A short fingerprint of bytes."""
-    return hashlib.sha256(data).hexdigest()[:16]
+def versions() -> dict[str, str]:
+    """Of what results depend on."""
+    return {"jointquant": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def sample_digest(path: Path) -> str:
     """A short fingerprint of a file's size and of pieces of it, from the first byte to the last."""
     size = path.stat().st_size
-    found = hashlib.sha256(str(size).encode())
+    found = running()
+    found.update(str(size).encode())
     with path.open("rb") as file:
         for piece in range(PIECES):
             file.seek(max(0, size - PIECE) * piece // (PIECES - 1))
             found.update(file.read(PIECE))
-    return found.hexdigest()[:16]
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """A short fingerprint of a tensor's values."""
-    return digest(bytes_of(tensor.cpu().contiguous()))
+    return found.hexdigest()
 
 
 def check_alike(ranks: Ranks, identity: dict[str, Any], folder: Path | None) -> None:

@@ -75,24 +75,22 @@ class Journal:
             require(not folder.is_symlink(), f"{folder} is a link: expected none, it is where work is done")
             folder.mkdir(parents=True, exist_ok=True)
 
-    def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
-        """A step is done: its files are on the disk. Raises ResumableError when the disk is full."""
-        if self._lines is not None:
-            named: Named = {str(path.relative_to(self.folder)): digest_of_file(path) for path in files}
-            self._enter(Entry(stage, step, named, facts))
+    def record(
+        self, stage: str, step: int, files: list[Path], facts: dict[str, Any], used_up: Sequence[Path] = ()
+    ) -> None:
+        """A step is done: its files are on the disk. Raises ResumableError when the disk is full.
 
-    def clear(self, stage: str, folders: list[Path], facts: dict[str, Any], files: Sequence[Path] = ()) -> None:
-        """A part is done, and what it kept in some folders is not needed any more: say so, then remove them.
-
-        ``files`` are those that it leaves.
+        The folders ``used_up``, whose files nobody needs any more, are removed once that is written.
         """
         if self._lines is None:
             return
         names = {name for entry in self._entries for name in entry.files}
-        gone = sorted(n for n in names if any((self.folder / n).is_relative_to(folder) for folder in folders))
-        kept: Named = {str(path.relative_to(self.folder)): digest_of_file(path) for path in files}
-        self._enter(Entry(stage, 0, dict.fromkeys(gone) | kept, facts))
-        for folder in folders:
+        gone = sorted(n for n in names if any((self.folder / n).is_relative_to(folder) for folder in used_up))
+        left: Named = {str(path.relative_to(self.folder)): digest_of_file(path) for path in files}
+        entry = Entry(stage, step, dict.fromkeys(gone) | left, facts)
+        self._lines.append(entry)
+        self._entries.append(entry)
+        for folder in used_up:
             shutil.rmtree(folder, ignore_errors=True)
 
     def forget(self, stage: str, why: str) -> None:
@@ -102,21 +100,11 @@ class Journal:
             warn_of_damage(f"{self.folder}: {why}, {stage} begins again")
             self._lines.rewrite(self._entries)
 
-    def _enter(self, entry: Entry) -> None:
-        assert self._lines is not None
-        self._lines.append(entry)
-        self._entries.append(entry)
-
     def complete(self, report: dict[str, Any]) -> None:
         """All is done but for the artifact's name."""
         if self._lines is not None:
             found = {"identity": _load(self.folder / RUN_NAME), "report": report}
             save_json(self.folder / COMPLETE_NAME, found | {"digest": _digest(found)})
-
-    @property
-    def started(self) -> bool:
-        """Whether a step is done, so that there is something to go on from."""
-        return bool(self._entries)
 
 
 class JournalPart(Journal):
@@ -130,21 +118,20 @@ class JournalPart(Journal):
 
     def __init__(self, whole: Journal, name: str, artifact: Path) -> None:
         self.whole, self.name, self.folder, self.resumed = whole, name, whole.folder, whole.resumed
+        self._lines = whole._lines
         self.artifact, self.work = artifact, whole.work / name
         self.make(artifact)
         self.make(self.work)
-
-    def make(self, folder: Path) -> None:
-        """As the run does."""
-        self.whole.make(folder)
 
     def entries(self, stage: str) -> list[Entry]:
         """The part's alone."""
         return self.whole.entries(f"{self.name}/{stage}")
 
-    def record(self, stage: str, step: int, files: list[Path], facts: dict[str, Any]) -> None:
+    def record(
+        self, stage: str, step: int, files: list[Path], facts: dict[str, Any], used_up: Sequence[Path] = ()
+    ) -> None:
         """In the run's journal."""
-        self.whole.record(f"{self.name}/{stage}", step, files, facts)
+        self.whole.record(f"{self.name}/{stage}", step, files, facts, used_up)
 
     def forget(self, stage: str, why: str) -> None:
         """In the run's journal."""
@@ -185,7 +172,7 @@ def open_journal(out: Path, identity: dict[str, Any], overwrite: bool) -> Iterat
             yield journal
         except BaseException as error:
             stays = isinstance(error, ResumableError) or not isinstance(error, InputError)
-            if not (stays and journal.started):
+            if not (stays and journal.all_entries()):
                 discard(folder, new_parents)
             raise
         write_manifest(journal.artifact)

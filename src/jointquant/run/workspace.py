@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from jointquant.activations.hidden_states import HiddenStates, micro_batch
-from jointquant.activations.stores import SLOTS, HeldStates, Share, SharedStore, SpilledStates, Store
+from jointquant.activations.stores import SLOTS, HeldStates, Share, SpilledStates, Store
 from jointquant.backend.background import Background
 from jointquant.backend.devices import tokens_at_once
 from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all, of_leader
 from jointquant.files.digests import has_digest
 from jointquant.files.durable import load_tensors
 from jointquant.models.layer import Place
-from jointquant.models.source import TensorSource
+from jointquant.models.source import StoredTensors
 from jointquant.run.entries import CURRENT, READ, Entry
 from jointquant.run.journal import Journal
 
@@ -74,45 +74,41 @@ class Workspace:
             folder = folder / aside
             folder.mkdir(exist_ok=True)
         store = self._store(folder, (len(share.part()), seqlen, hidden_size), SLOTS if aside is None else SLOTS[:1])
-        if self.ranks.size > 1 and aside is None:
-            store = SharedStore(store, (num_windows, seqlen, hidden_size), share, saved)
-        return HiddenStates(store, num_windows, share.batch_windows, self.place.device, self.ranks)
+        return HiddenStates(store, num_windows, share.batch_windows, self.place.device, self.ranks, saved)
 
     def _store(self, folder: Path | None, shape: tuple[int, int, int], slots: Sequence[str]) -> Store:
         if self.storage == "disk":
             assert folder is not None
             return SpilledStates(folder, shape, self.place.dtype, slots)
         device = self.place.device if self.storage == "device" else torch.device("cpu")
-        return HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device), folder)
+        return HeldStates(torch.empty(shape, dtype=self.place.dtype, device=device))
 
     @contextmanager
-    def ledger(self, stage: str, states: HiddenStates, source: TensorSource) -> Iterator[Ledger]:
+    def ledger(self, stage: str, states: HiddenStates, source: StoredTensors) -> Iterator[Ledger]:
         """The book of one pass; when the block ends, all is written."""
         with Background(stage) as background:
             yield Ledger(self.journal, stage, states, source, background)
 
 
+@dataclass
 class Ledger:
     """One pass through the layers, written down step by step behind the computation's back.
 
-    Args:
+    Attributes:
         journal: where; None: files are written, but the pass cannot be resumed.
         stage: the pass.
         states: the hidden states that travel through it.
         source: the model's tensors.
         background: who writes.
+        entered: tensors whose digests are written down.
     """
 
-    def __init__(
-        self,
-        journal: Journal | None,
-        stage: str,
-        states: HiddenStates,
-        source: TensorSource,
-        background: Background,
-    ) -> None:
-        self.journal, self.stage, self.states, self.background = journal, stage, states, background
-        self.source, self.entered = source, set[str]()
+    journal: Journal | None
+    stage: str
+    states: HiddenStates
+    source: StoredTensors
+    background: Background
+    entered: set[str] = field(default_factory=set)
 
     def resume(self) -> list[Entry]:
         """The steps that are done; the states are those behind the last of them.
@@ -128,7 +124,7 @@ class Ledger:
             journal.forget(self.stage, f"{damaged[0]} is not what was written")
             return []
         if "states" in entries[-1].facts:
-            self.states.store.load(entries[-1].facts["states"])
+            self.states.durable.load(entries[-1].facts["states"])
         return entries
 
     def settle(self) -> None:
@@ -149,7 +145,7 @@ class Ledger:
             facts = {**facts, READ: read}
             if self.journal is not None:
                 if save_states:
-                    saved = self.states.store.save()
+                    saved = self.states.durable.save()
                     current = facts.get(CURRENT, {}) | {saved.name: saved.digest}
                     facts = {**facts, "states": saved.name, CURRENT: current}
                 self.journal.record(self.stage, step, files, facts)

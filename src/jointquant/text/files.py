@@ -6,7 +6,7 @@ import codecs
 import gzip
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
     """A text file without its byte order mark. Raises InputError for other than UTF-8, and for too long a text."""
     decoder, parts, total = codecs.getincrementaldecoder("utf-8")(), [], 0
     with _opened(path) as file:
-        for piece in _pieces(file):
+        for piece in iter(lambda: file.read(PIECE), b""):
             parts.append(decoder.decode(piece))
             total += len(parts[-1])
             check_length(total)
@@ -134,7 +134,3 @@ def _opened(path: Path) -> IO[bytes]:
         raise InputError("it is in UTF-16 or UTF-32: expected UTF-8")
     file.seek(len(codecs.BOM_UTF8) if mark.startswith(codecs.BOM_UTF8) else 0)
     return file
-
-
-def _pieces(file: IO[bytes]) -> Iterable[bytes]:
-    return iter(lambda: file.read(PIECE), b"")

@@ -58,7 +58,7 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
         require(length <= LIMIT, f"{path} has a header of {length} bytes: expected at most {LIMIT}")
         header = parse_object(file.read(length), f"the header of {path}")
     _check_metadata(header.pop(METADATA, None), path)
-    entries = {_checked_name(name, path): _entry(name, value, path) for name, value in header.items()}
+    entries = {check_name(name, str(path)): _entry(name, value, path) for name, value in header.items()}
     _check_layout(entries, room - length, path)
     return entries
 
@@ -79,10 +79,6 @@ def check_name(name: object, where: str) -> str:
     require(len(name) <= MAX_NAME, f"{where} has a tensor name of {len(name)} characters ({short!r}): over {MAX_NAME}")
     require(name.isprintable(), f"{where} has a tensor name with control characters: {short!r}")
     return name
-
-
-def _checked_name(name: str, path: Path) -> str:
-    return check_name(name, str(path))
 
 
 def _not_whole(path: Path, reason: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def first_repeated(keys: Iterable[str]) -> str:
-    """The first key that was there before; empty where there is none."""
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            return key
-        seen.add(key)
-    return ""
+    """The first key that stands there more than once; empty where there is none."""
+    return next((key for key, count in Counter(keys).items() if count > 1), "")
 
 
 def _refuse_constant(name: str) -> None:
