@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.ranges import ChannelMean, DynamicRange, clip_search, token_lengths
+from jointquant.quantization.ranges import ChannelCentre, ChannelMean, DynamicRange, clip_search, token_lengths
 from jointquant.quantization.smoothing import ChannelPower
 
 SINK = 1e4
@@ -21,8 +21,8 @@ def tokens(seed: int = 0, rows: int = 256, size: int = 32) -> Tensor:
     return torch.randn(rows, size, dtype=torch.float64, generator=generator) + torch.linspace(-1, 1, size)
 
 
-def mean_of(*parts: Tensor) -> Tensor:
-    mean = ChannelMean()
+def mean_of(*parts: Tensor, kind: type[ChannelMean] = ChannelCentre) -> Tensor:
+    mean = kind()
     for part in parts:
         mean.update(part)
     return mean.mean()
@@ -42,6 +42,11 @@ def test_tokens_of_one_length_have_the_plain_mean() -> None:
     x = tokens()
     x = x / x.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(mean_of(x), x.mean(0), rtol=1e-12, atol=1e-12)
+
+
+def test_the_plain_mean_is_of_any_tokens() -> None:
+    x = tokens()
+    torch.testing.assert_close(mean_of(*x.split(7), kind=ChannelMean), x.mean(0), rtol=1e-12, atol=1e-12)
 
 
 def test_a_sink_moves_no_statistic_far() -> None:

@@ -134,11 +134,7 @@ def token_lengths(x: Tensor) -> Tensor:
 
 
 class ChannelMean:
-    """Mean of each channel over all tokens seen, each weighted by 1/‖x‖, summed in float64.
-
-    It is the first step of Weiszfeld's algorithm ("Sur le point pour lequel la somme des distances de n points donnés
-    est minimum", 1937) from 0 towards the geometric median: no few tokens move it far. Tokens of zeros do not count.
-    """
+    """Mean of each channel over all tokens seen, summed in float64."""
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
@@ -147,7 +143,7 @@ class ChannelMean:
     def update(self, x: Tensor) -> None:
         """Take in the tokens of x: [..., n]."""
         rows = double(x.reshape(-1, x.shape[-1]))
-        self._add(rows, rows.any(-1) / token_lengths(rows).squeeze(-1))
+        self._add(rows, rows.new_ones(len(rows)))
 
     def _add(self, rows: Tensor, weights: Tensor) -> None:
         """Take in rows [tokens, n] with weights [tokens]."""
@@ -172,6 +168,19 @@ class ChannelMean:
         if not torch.isfinite(self.total).all():
             raise OverflowedError("a mean of inputs is not finite: the calibration activations overflowed")
         return self.total / (self.weight or 1.0)
+
+
+class ChannelCentre(ChannelMean):
+    """As ``ChannelMean``, each token weighted by 1/‖x‖; tokens of zeros do not count.
+
+    It is the first step of Weiszfeld's algorithm ("Sur le point pour lequel la somme des distances de n points donnés
+    est minimum", 1937) from 0 towards the geometric median: no few tokens move it far.
+    """
+
+    def update(self, x: Tensor) -> None:
+        """Take in the tokens of x: [..., n]."""
+        rows = double(x.reshape(-1, x.shape[-1]))
+        self._add(rows, rows.any(-1) / token_lengths(rows).squeeze(-1))
 
 
 class ChannelBounds:

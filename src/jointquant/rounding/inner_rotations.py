@@ -11,7 +11,7 @@ from jointquant.activations.propagation import watching
 from jointquant.activations.routing import opened_experts
 from jointquant.backend.devices import double
 from jointquant.models.transforms import map_rows
-from jointquant.quantization.ranges import ChannelMean, token_lengths
+from jointquant.quantization.ranges import ChannelCentre, token_lengths
 from jointquant.recipe.recipe import LearnedInnerRotation
 from jointquant.recipe.training import quantizer_of, training_of
 from jointquant.rotations import merging
@@ -72,7 +72,7 @@ def turn_input(down: OnlineLinear, rotations: Tensor) -> None:
 
 def mean_token(sample: Tensor) -> Tensor:
     """The mean that is subtracted from inputs, of a sample: [tokens, n] → [n]."""
-    mean = ChannelMean()
+    mean = ChannelCentre()
     mean.update(sample)
     return mean.mean().to(sample)
 
