@@ -6,16 +6,20 @@ PART is a table of rows below: ``presets``, ``ingredients`` or ``sites``. Every 
 own on windows of 256 tokens, saved, and measured from its artifact on the first 8,192 tokens of the test text, beside
 the unquantized model. Weights are per channel, activations per token, the cache per head. Writes
 benchmarks/results/real_model_PART.json after every row; rows that are there already are kept unless they are named.
+With ``--keep FOLDER`` artifacts stay there, and a row that was stopped goes on. A row has the load average of its time:
+seconds are those of this process only where it was alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
-import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,7 @@ PRESETS = {
     "W4A4KV4 quarot": Row("quarot"),
     "W4A4KV4 dartquant": Row("dartquant"),
     "W4A4KV4 fast": Row("fast"),
+    "W4A4KV4 w4a4kv4, 30 steps": Row("w4a4kv4", ("refinement.steps=30",)),
     "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
     "W4A4KV4 w4a4kv4, 128 windows": Row("w4a4kv4", (), 128),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
@@ -75,38 +80,40 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", help="only these, measured anew")
     parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--keep", type=Path, help="a folder for the artifacts; without it they are removed")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     model = fetch(arguments.cache)
     if arguments.one:
-        print(json.dumps(measured(model, PARTS[arguments.part][arguments.one], arguments.calibration, arguments.test)))
+        row = PARTS[arguments.part][arguments.one]
+        with nullcontext(arguments.keep) if arguments.keep else tempfile.TemporaryDirectory() as folder:
+            artifact = Path(folder) / re.sub(r"\W+", "-", arguments.one)
+            print(json.dumps(measured(model, row, artifact, arguments.calibration, arguments.test)))
         return
     path = RESULTS / f"real_model_{arguments.part}.json"
     result = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
-    result |= {"model": PACKAGE, "seqlen": SEQLEN, "test_tokens": TEST_TOKENS}
+    command = f"python benchmarks/real_model.py {arguments.part} …"
+    result |= {"command": command, "model": PACKAGE, "seqlen": SEQLEN, "test_tokens": TEST_TOKENS}
     result.setdefault("unquantized", perplexity_of(model, arguments.test))
     for name in arguments.rows or [name for name in PARTS[arguments.part] if name not in result["rows"]]:
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        own = [sys.executable, __file__, *sys.argv[1:], "--one", name]
+        done = subprocess.run(own, check=True, stdout=subprocess.PIPE, text=True)
         result["rows"][name] = json.loads(done.stdout.splitlines()[-1]) | machine()
         print(name, result["rows"][name], flush=True)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def measured(model: Path, row: Row, calibration: Path, test: Path) -> dict[str, Any]:
+def measured(model: Path, row: Row, artifact: Path, calibration: Path, test: Path) -> dict[str, Any]:
     """A row of the result: quantize, then measure the artifact."""
     import jointquant
     from jointquant.backend.memory import peak_rss_bytes
 
     protocol = (f"calibration.source={calibration}", f"calibration.num_samples={row.windows}")
-    changes = [*protocol, f"calibration.seqlen={SEQLEN}", *row.changes]
-    with tempfile.TemporaryDirectory() as folder:
-        start, before = time.perf_counter(), peak_rss_bytes()
-        jointquant.quantize(model, Path(folder) / "artifact", jointquant.load_recipe(row.recipe, changes))
-        seconds, peak = time.perf_counter() - start, peak_rss_bytes() - before
-        found = jointquant.evaluate(
-            Path(folder) / "artifact", (str(test),), reference=model, seqlen=SEQLEN, max_tokens=TEST_TOKENS
-        )
+    recipe = jointquant.load_recipe(row.recipe, [*protocol, f"calibration.seqlen={SEQLEN}", *row.changes])
+    before = peak_rss_bytes()
+    made = jointquant.quantize(model, artifact, recipe)
+    options = {"reference": model, "seqlen": SEQLEN, "max_tokens": TEST_TOKENS}
+    found = jointquant.evaluate(artifact, (str(test),), **options)
     divergence = found.divergence[str(test)]
     return {
         "recipe": row.recipe,
@@ -114,9 +121,13 @@ def measured(model: Path, row: Row, calibration: Path, test: Path) -> dict[str, 
         "windows": row.windows,
         "perplexity": found.perplexity[str(test)],
         "kl": divergence.mean,
+        "kl_stderr": divergence.stderr,
         "top1": divergence.same_top,
-        "seconds": seconds,
-        "peak_bytes_above_imports": peak,
+        "bits_per_weight": made.bits_per_weight,
+        "seconds": made.seconds,
+        "resumed": made.resumed,
+        "load_average": os.getloadavg()[1],
+        "peak_bytes_above_imports": made.peak_rss_bytes - before,
     }
 
 

@@ -315,6 +315,32 @@ def distributed(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def real_model(result: dict[str, Any]) -> list[str]:
+    """Recipes on the real model, by bits, the best last."""
+    heads = ["bits", "recipe", "calibration windows", "perplexity", "KL divergence", "same top token"]
+    lines = [*_headed(heads), f"| 16 | unquantized | | {result['unquantized']:.2f} | 0 | 1 |"]
+    for name, row in result["rows"].items():
+        bits = name.split()[0]
+        own = "".join(f", `{change}`" for change in row["changes"])
+        figures = f"{row['perplexity']:.2f}" if row["perplexity"] < 1e4 else f"{row['perplexity']:.0f}"
+        cells = (bits, f"{row['recipe']}{own}", str(row["windows"]), figures, f"{row['kl']:.3f}", f"{row['top1']:.3f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    last = list(result["rows"].values())[-1]
+    return [*lines, "", f"`{result['command']}`; {_made(last | {'command': result['command']})}"]
+
+
+def token_lengths(result: dict[str, Any]) -> list[str]:
+    """Every third layer, and those before which the first token is not yet long."""
+    heads = ["behind layer", "another token (median)", "the first token", "its share of all squares"]
+    lines = _headed(heads)
+    for row in result["rows"]:
+        if row["layer"] % 3 == 2 or row["output"]["share_of_first"] > 0.99:
+            out = row["output"]
+            lengths = f"{out['median_of_others']:.0f} | {out['mean_of_first']:.0f} | {out['share_of_first']:.1%}"
+            lines.append(f"| {row['layer']} | {lengths} |")
+    return [*lines, "", f"`{result['command']}`; {_made(result)}"]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -345,6 +371,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "gpu_calibration": tables_gpu.calibration,
     "triton_compile": tables_gpu.compiled,
     "mixture": mixture,
+    "real_model_presets": real_model,
+    "token_lengths": token_lengths,
     "mixture_starved": mixture_starved,
 }
 

@@ -20,7 +20,7 @@ from jointquant.recipe.settings import ActivationSettings, WeightSettings
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.demand import needs_hessian
 from jointquant.rounding.stand_ins import KeptActivations, Room, exact_activations, replayed
-from jointquant.rounding.teacher import Teacher
+from jointquant.rounding.teacher import DISTANCES, Teacher
 from jointquant.run.job import Job
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.input_path import InputPath
@@ -135,8 +135,10 @@ def layers_in_work(
     """
     stream, assembly = job.stream, job.assembly
     room = room_between_runs(job)
-    refined = job.recipe.refinement.enabled and start < stream.num_layers
-    teacher = Teacher(stream, rotations, job.windows, job.workspace, start) if refined else None
+    teacher = None
+    if job.recipe.refinement.enabled and start < stream.num_layers:
+        distance = DISTANCES[job.recipe.refinement.distance]
+        teacher = Teacher(stream, rotations, job.windows, job.workspace, distance, start)
 
     def in_work(numbered: tuple[int, nn.Module]) -> LayerInWork:
         index, module = numbered

@@ -25,6 +25,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 A number, the mean over this rank's windows of the step, whose outputs these are; all ranks ask for it together.
 """
 
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""(states, those of the unquantized model), both [..., hidden] → a number."""
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -33,12 +36,12 @@ class Readout:
     Attributes:
         read: the layer's output [windows, T, hidden] → what is compared.
         expected: the teacher's states [windows, T, hidden] → what it is compared with.
-        distance: (what is compared, with what) → a number.
+        distance: of what is compared.
     """
 
     read: Callable[[Tensor], Tensor]
     expected: Callable[[Tensor], Tensor]
-    distance: Callable[[Tensor, Tensor], Tensor]
+    distance: Distance
 
 
 class Teacher:
@@ -49,6 +52,7 @@ class Teacher:
         rotations: what is merged into the quantized layers.
         windows: the calibration windows [n, T].
         workspace: where layers run and states are kept.
+        distance: of states from the unquantized model's.
         start: the first layer that will be asked for; the states are taken up to it anew.
 
     Attributes:
@@ -56,9 +60,15 @@ class Teacher:
     """
 
     def __init__(
-        self, stream: ModelStream, rotations: Rotations, windows: Tensor, workspace: Workspace, start: int = 0
+        self,
+        stream: ModelStream,
+        rotations: Rotations,
+        windows: Tensor,
+        workspace: Workspace,
+        distance: Distance,
+        start: int = 0,
     ) -> None:
-        self.stream, self.rotations, self.place = stream, rotations, workspace.place
+        self.stream, self.rotations, self.place, self.distance = stream, rotations, workspace.place, distance
         self.states = workspace.states(windows, stream.config.hidden_size, aside="reference")
         self.model = Unquantized(stream, windows, self.states, self.place)
         self.model.skip(start + 1)
@@ -82,7 +92,7 @@ class Teacher:
     def _behind_next_layer(self) -> Readout:
         arguments = self.model.arguments[self.model.done]
         layer = self.model.advance()
-        return Readout(lambda states: run_layer(layer, states, arguments), lambda states: states, functional.mse_loss)
+        return Readout(lambda states: run_layer(layer, states, arguments), lambda states: states, self.distance)
 
     def _behind_head(self) -> Readout:
         norm, head = self.stream.final_norm(self.place), self.stream.head(self.place).requires_grad_(False)
@@ -93,6 +103,20 @@ class Teacher:
             return (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
 
         return Readout(read, read, divergence)
+
+
+def relative_error(states: Tensor, expected: Tensor) -> Tensor:
+    """Mean over tokens of ‖x − y‖² / ‖y‖²: the norm of the next reader makes all tokens as large.
+
+    A first token that the others' attention rests on may be hundreds of times as long as they are (Sun et al., "Massive
+    Activations in Large Language Models", arXiv 2402.17762): it would be all that squared errors see.
+    """
+    lengths = expected.square().sum(-1)
+    return ((states - expected).square().sum(-1) / torch.where(lengths > 0, lengths, 1)).mean()
+
+
+DISTANCES: dict[str, Distance] = {"relative": relative_error, "squared": functional.mse_loss}
+"""By name, as ``refinement.distance`` has it."""
 
 
 def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
