@@ -104,14 +104,22 @@ def main() -> None:
 
 
 def measured(model: Path, row: Row, artifact: Path, calibration: Path, test: Path) -> dict[str, Any]:
-    """A row of the result: quantize, then measure the artifact."""
+    """A row of the result: quantize, then measure the artifact; one of the same recipe that is there is taken."""
     import jointquant
     from jointquant.backend.memory import peak_rss_bytes
 
     protocol = (f"calibration.source={calibration}", f"calibration.num_samples={row.windows}")
     recipe = jointquant.load_recipe(row.recipe, [*protocol, f"calibration.seqlen={SEQLEN}", *row.changes])
-    before = peak_rss_bytes()
-    made = jointquant.quantize(model, artifact, recipe)
+    costs: dict[str, Any] = {"seconds": None}
+    if (artifact / "config.json").is_file():
+        held = json.loads((artifact / "config.json").read_text())["quantization_config"]["recipe"]
+        assert held == recipe.model_dump(mode="json"), f"{artifact} is of another recipe than this row"
+    else:
+        before = peak_rss_bytes()
+        made = jointquant.quantize(model, artifact, recipe)
+        peak = made.peak_rss_bytes - before
+        costs = {"seconds": made.seconds, "resumed": made.resumed, "peak_bytes_above_imports": peak}
+        costs["load_average"] = os.getloadavg()[1]
     options = {"reference": model, "seqlen": SEQLEN, "max_tokens": TEST_TOKENS}
     found = jointquant.evaluate(artifact, (str(test),), **options)
     divergence = found.divergence[str(test)]
@@ -123,11 +131,7 @@ def measured(model: Path, row: Row, artifact: Path, calibration: Path, test: Pat
         "kl": divergence.mean,
         "kl_stderr": divergence.stderr,
         "top1": divergence.same_top,
-        "bits_per_weight": made.bits_per_weight,
-        "seconds": made.seconds,
-        "resumed": made.resumed,
-        "load_average": os.getloadavg()[1],
-        "peak_bytes_above_imports": made.peak_rss_bytes - before,
+        **costs,
     }
 
 
