@@ -50,7 +50,7 @@ PRESETS = {
     "W4A4KV4 quarot": Row("quarot"),
     "W4A4KV4 dartquant": Row("dartquant"),
     "W4A4KV4 fast": Row("fast"),
-    "W4A4KV4 w4a4kv4, 30 steps": Row("w4a4kv4", ("refinement.steps=30",)),
+    "W4A4KV4 w4a4kv4, 30 relative steps": Row("w4a4kv4", ("refinement.steps=30", "refinement.distance=relative")),
     "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
     "W4A4KV4 w4a4kv4, 128 windows": Row("w4a4kv4", (), 128),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),

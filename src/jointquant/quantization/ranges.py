@@ -122,65 +122,39 @@ class Statistic(Protocol):
         """From now on it is over the tokens that all ranks have seen."""
 
 
-def token_lengths(x: Tensor) -> Tensor:
-    """‖x‖ of each token, 1 for one of zeros: [..., n] → [..., 1].
-
-    Statistics count tokens in units of their lengths. A first token that the others' attention rests on may be hundreds
-    of times as long as they are (Sun et al., "Massive Activations in Large Language Models", arXiv 2402.17762), and
-    would be all that plain sums see.
-    """
-    lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.where(lengths == 0, 1, lengths)
-
-
 class ChannelMean:
     """Mean of each channel over all tokens seen, summed in float64."""
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
-        self.weight = 0.0
+        self.num_tokens = 0
 
     def update(self, x: Tensor) -> None:
         """Take in the tokens of x: [..., n]."""
-        rows = double(x.reshape(-1, x.shape[-1]))
-        self._add(rows, rows.new_ones(len(rows)))
-
-    def _add(self, rows: Tensor, weights: Tensor) -> None:
-        """Take in rows [tokens, n] with weights [tokens]."""
-        total = weights.to(rows) @ rows
+        rows = x.reshape(-1, x.shape[-1])
+        total = double(rows).sum(0)
         self.total = total if self.total is None else self.total + total
-        self.weight += float(weights.sum())
+        self.num_tokens += len(rows)
 
     def share(self, ranks: Ranks) -> None:
         """From now on it is over the tokens that all ranks have seen."""
         if ranks.size == 1:
             return
-        every = [(total, weight) for total, weight in ranks.ask((_host(self.total), self.weight)) if total is not None]
-        self.weight = sum(weight for _, weight in every)
+        every = [
+            (total, count) for total, count in ranks.ask((_host(self.total), self.num_tokens)) if total is not None
+        ]
+        self.num_tokens = sum(count for _, count in every)
         if every:
             totals = torch.stack([total for total, _ in every])
             self.total = totals.sum(0).to(totals.device if self.total is None else self.total.device)
 
     def mean(self) -> Tensor:
-        """[n] float64. Raises ValueError when no token was seen, OverflowedError for one that is not finite."""
+        """[n] float64. Raises ValueError when no token was seen, or one that is not finite."""
         if self.total is None:
             raise ValueError("a mean needs at least one token, got none")
         if not torch.isfinite(self.total).all():
             raise OverflowedError("a mean of inputs is not finite: the calibration activations overflowed")
-        return self.total / (self.weight or 1.0)
-
-
-class ChannelCentre(ChannelMean):
-    """As ``ChannelMean``, each token weighted by 1/‖x‖; tokens of zeros do not count.
-
-    It is the first step of Weiszfeld's algorithm ("Sur le point pour lequel la somme des distances de n points donnés
-    est minimum", 1937) from 0 towards the geometric median: no few tokens move it far.
-    """
-
-    def update(self, x: Tensor) -> None:
-        """Take in the tokens of x: [..., n]."""
-        rows = double(x.reshape(-1, x.shape[-1]))
-        self._add(rows, rows.any(-1) / token_lengths(rows).squeeze(-1))
+        return self.total / self.num_tokens
 
 
 class ChannelBounds:
@@ -221,7 +195,7 @@ class ChannelBounds:
 
 
 class ClipSearch:
-    """The quantization error Σ‖x − x̂‖²/‖x‖² of each of ``CLIP_RATIOS``, over all tokens seen.
+    """The squared quantization error Σ(x − x̂)² of each of ``CLIP_RATIOS``, over all tokens seen.
 
     Args:
         candidates: the same quantizer at each ratio, with what it knows from calibration.
@@ -233,9 +207,8 @@ class ClipSearch:
 
     def update(self, x: Tensor) -> None:
         """Take in the tokens of x: [..., n]."""
-        lengths = token_lengths(x.float())
         for ratio, (quantizer, buffers) in self.candidates.items():
-            self.errors[ratio] += float(((quantizer.quantize(x, buffers) - x).float() / lengths).square().sum())
+            self.errors[ratio] += float((quantizer.quantize(x, buffers) - x).float().square().sum())
 
     def share(self, ranks: Ranks) -> None:
         """From now on they are over the tokens that all ranks have seen."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jointquant.backend.devices import double
 from jointquant.distributed.ranks import Ranks
-from jointquant.quantization.ranges import ChannelBounds, ChannelMean, token_lengths
+from jointquant.quantization.ranges import ChannelBounds, ChannelMean
 
 
 class Sizes(Protocol):
@@ -35,12 +35,11 @@ class Sizes(Protocol):
 
 
 class ChannelPower(ChannelMean):
-    """The root mean square of each channel over all tokens seen, each brought to a root mean square of 1."""
+    """The root mean square of each channel over all tokens seen."""
 
     def update(self, x: Tensor) -> None:
         """Take in the tokens of x: [..., n]."""
-        rows = double(x.reshape(-1, x.shape[-1]))
-        self._add((rows / token_lengths(rows)).square() * rows.shape[-1], rows.any(-1))
+        super().update(x.to(torch.promote_types(x.dtype, torch.float32)).square())
 
     def sizes(self) -> Tensor:
         """[n] float64. Raises as ``mean`` does."""

@@ -65,7 +65,7 @@ MEANINGS = {
     "*.damping": "GPTQ adds this share of the mean diagonal to the Hessian; tenfold while it is not enough",
     "refinement.steps": "steps a layer, at least, in which the rounding of its weights is learned; 0: off",
     "refinement.rounds": "more steps, where it takes more to see each window so many times",
-    "refinement.distance": "a layer's error: of each token in units of its length, or squared as it is",
+    "refinement.distance": "a layer's error: squared as it is, or of each token in units of its own length",
     "refinement.batch_tokens": "tokens a step, whole windows, one at least",
     "refinement.learning_rate": "of the rounding, in parts of its grid; null: the less of 0.02 and 1.5 / steps",
     "refinement.scale_learning_rate": "of the weights' scales, relative to them",

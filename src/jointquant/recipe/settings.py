@@ -201,11 +201,11 @@ class RefinementSettings(Settings):
     """Layer by layer, learning which way weights are rounded; ``steps: 0``: off, they stay as ``method`` left them.
 
     There are ``steps`` of them, and more where it takes more to see each window ``rounds`` times. ``distance``: of a
-    layer's output from the unquantized model's, token by token in units of its length, or squared as it is.
+    layer's output from the unquantized model's, squared as it is, or of each token in units of its own length.
     """
 
     steps: int = Field(default=0, ge=0)
-    distance: Literal["relative", "squared"] = "relative"
+    distance: Literal["squared", "relative"] = "squared"
     rounds: int = Field(default=0, ge=0, le=1_000_000)
     batch_tokens: int = Field(default=512, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)

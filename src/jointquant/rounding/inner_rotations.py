@@ -11,7 +11,6 @@ from jointquant.activations.propagation import watching
 from jointquant.activations.routing import opened_experts
 from jointquant.backend.devices import double
 from jointquant.models.transforms import map_weight
-from jointquant.quantization.ranges import ChannelCentre, token_lengths
 from jointquant.recipe.recipe import LearnedInnerRotation
 from jointquant.recipe.training import quantizer_of, training_of
 from jointquant.rotations import merging
@@ -29,8 +28,8 @@ def learn_inner_rotations(layer: LayerInWork) -> None:
     """Learn the rotations of a layer's down projections, fill their buffers and turn their weights, in place.
 
     The inputs are those that the quantized layers before this one lead to, not quantized themselves; where inputs are
-    centred, so are the tokens that are learned on. Tokens count alike, however long. A down projection that no token
-    reaches, or one alone, keeps the identities.
+    centred, so are the tokens that are learned on. A down projection that no token reaches, or one alone, keeps the
+    identities.
     """
     settings, seed, states = layer.recipe.rotations.r4, layer.recipe.calibration.seed, layer.states
     if not isinstance(settings, LearnedInnerRotation):
@@ -50,10 +49,9 @@ def learn_inner_rotations(layer: LayerInWork) -> None:
             continue
         activations = layer.activations_of(name)
         if activations.centring != "none":
-            sample = sample.sub_(mean_token(sample))
+            sample = sample.sub_(sample.mean(0))
         if not sample.any():
             continue
-        sample = sample.div_(token_lengths(sample))
         training, start = training_of(settings, quantizer_of(activations)), matrices(down.input_rotation, sample.dtype)
         with torch.enable_grad():
             batches = generator(seed, f"r4 {layer.full_name(name)} batches")
@@ -68,13 +66,6 @@ def turn_input(down: OnlineLinear, rotations: Tensor) -> None:
     integers = double(down.input_rotation)
     kept = matrices(integers, integers.dtype)
     map_weight(down, lambda weight: merging.transform_input_blocks(weight, kept))
-
-
-def mean_token(sample: Tensor) -> Tensor:
-    """The mean that is subtracted from inputs, of a sample: [tokens, n] → [n]."""
-    mean = ChannelCentre()
-    mean.update(sample)
-    return mean.mean().to(sample)
 
 
 def _online(layer: nn.Module, name: str) -> OnlineLinear:

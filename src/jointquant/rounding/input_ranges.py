@@ -16,7 +16,7 @@ from jointquant.models.transforms import linear_bias, set_bias
 from jointquant.quantization.ranges import (
     CLIP_RATIO,
     ChannelBounds,
-    ChannelCentre,
+    ChannelMean,
     ClipSearch,
     SearchedRange,
     StaticRange,
@@ -50,7 +50,7 @@ class CalibratedInput:
     linears: dict[str, OnlineLinear]
     settings: ActivationSettings
     path: InputPath
-    mean: ChannelCentre | None = None
+    mean: ChannelMean | None = None
     bounds: ChannelBounds | None = None
     search: ClipSearch | None = None
 
@@ -71,7 +71,7 @@ class CalibratedInput:
 
     def take(self, found: Statistic) -> None:
         """A statistic of all tokens is known; a mean is subtracted from now on."""
-        if isinstance(found, ChannelCentre):
+        if isinstance(found, ChannelMean):
             self.mean = found
             centre_inputs(list(self.linears.values()), found.mean())
         elif isinstance(found, ChannelBounds):
@@ -93,7 +93,7 @@ class CalibratedInput:
 
 def mean_of(each: CalibratedInput) -> Statistic | None:
     """What finds an input's mean, where it is subtracted."""
-    return ChannelCentre() if each.path.centred else None
+    return ChannelMean() if each.path.centred else None
 
 
 def bounds_of(each: CalibratedInput) -> Statistic | None:
