@@ -50,7 +50,6 @@ class Frontend:
             factor = getattr(module, "scalar_embed_scale", None)
             if factor is not None:  # as a model that is loaded in this dtype has it, not in that of the skeleton
                 module.embed_scale = torch.tensor(factor, dtype=self.place.dtype)
-        self.backbone.to(self.place.device).eval().requires_grad_(False)
 
     def module(self, name: str) -> nn.Module:
         """A module of the frontend by its full name in the model."""

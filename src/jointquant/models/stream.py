@@ -147,6 +147,7 @@ class ModelStream:
         # Copies, as in ``read_layer``.
         frontend.fill({name: self.cast(name, self.source.load(full).clone(), place) for name, full in names.items()})
         self.prepare(frontend)
+        frontend.backbone.to(place.device).eval().requires_grad_(False)
         return frontend
 
     def cast(self, name: str, tensor: Tensor, place: Place) -> Tensor:
