@@ -73,7 +73,7 @@ def test_a_stage_sees_what_the_whole_layer_would_show(family: str) -> None:
         for name, found in seen.items():
             assert found or architecture.experts
             assert torch.equal(rows(found), inputs(case, name))
-        for name in stage.linears:  # as if it were rounded
+        for name in (linear for site in stage.sites for linear in site.linears):  # as if it were rounded
             case.module.get_submodule(name).weight.data.mul_(0.9)
     assert torch.equal(case.states.first(len(WINDOWS)), before)
 
@@ -116,7 +116,7 @@ def test_later_linears_do_not_run() -> None:
     }
     for stage in stages_of(case.architecture):
         calls.clear()
-        observers = {stage.linears[0]: lambda x: None}
+        observers = {stage.sites[0].linears[0]: lambda x: None}
         run_to(stage, case, observers)
         assert set(calls) == expected[stage.name]
 
@@ -141,7 +141,8 @@ def test_stages_hold_every_site_once_and_in_order() -> None:
     for family in FAMILIES:
         architecture = prepared(family, *GPTQ).assembly.layers[2]
         stages = stages_of(architecture)
-        assert sorted(linear for stage in stages for linear in stage.linears) == sorted(architecture.linears)
+        linears = [linear for stage in stages for site in stage.sites for linear in site.linears]
+        assert sorted(linears) == sorted(architecture.linears)
         assert [len(stage.pending) for stage in stages] == sorted((len(s.pending) for s in stages), reverse=True)
         assert set(stages[0].pending) == set(architecture.linears)
 
