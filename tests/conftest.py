@@ -17,7 +17,7 @@ from jointquant.models.layer import Place
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.models.stream import ModelStream
 from jointquant.progress import Silent
-from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.run.fitting import assemble
 from jointquant.run.job import Job
 from jointquant.run.opening import Subject
@@ -121,6 +121,14 @@ def small(*changes: str, text: str = str(DEMO / "calibration.txt"), seed: int = 
         f"calibration.seed={seed}",
         *changes,
     ]
+
+
+def few_steps(preset: str) -> list[str]:
+    """Recipe changes for a quick run of a preset: two steps for whatever it learns."""
+    recipe = load_recipe(preset)
+    learned = [name for name in ("r1", "r2", "r3", "r4") if getattr(recipe.rotations, name).kind == "learned"]
+    refined = ["refinement.steps=2", "refinement.rounds=0"] if recipe.refinement.enabled else []
+    return [*(f"rotations.{name}.steps=2" for name in learned), *refined]
 
 
 def make_job(stream: ModelStream, recipe: Recipe, windows: torch.Tensor, place: Place, artifact: Path = DEMO) -> Job:

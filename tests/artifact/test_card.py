@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from conftest import DEMO, make_model, small
+from conftest import DEMO, few_steps, make_model, small
 from jointquant import InputError, export_artifact, load_recipe, quantize
 from jointquant.artifact.card import CARD_NAME, check_carded, read_measured, record_perplexity
 from jointquant.runtime.loading import load_tokenizer
@@ -17,7 +17,7 @@ from jointquant.runtime.loading import load_tokenizer
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
-    recipe = load_recipe("w4a16", small("weights.group_size=16"))
+    recipe = load_recipe("w4a16", small(*few_steps("w4a16"), "weights.group_size=16"))
     quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=load_tokenizer(DEMO / "model"))
     return tmp_path / "a"
 
@@ -68,7 +68,10 @@ def test_exports_that_compute_the_same_take_them_over(artifact: Path, tmp_path: 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_an_export_that_is_rounded_once_more_takes_none_over(stored: torch.dtype, tmp_path: Path) -> None:
-    recipe, model = load_recipe("w4a16", small("weights.group_size=16")), make_model("llama").to(stored)
+    recipe, model = (
+        load_recipe("w4a16", small(*few_steps("w4a16"), "weights.group_size=16")),
+        make_model("llama").to(stored),
+    )
     quantize(model, tmp_path / "a", recipe, tokenizer=load_tokenizer(DEMO / "model"))
     record_perplexity(tmp_path / "a", {"wikitext2": 9.5}, 128)
     for dtype, count in (("bfloat16", 0), ("float32", 1)):

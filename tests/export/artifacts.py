@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jointquant
-from conftest import DEMO, make_model, small
+from conftest import DEMO, few_steps, make_model, small
 from jointquant.runtime.loading import load_tokenizer
 
 HELDOUT = DEMO / "heldout.txt"
@@ -37,7 +37,7 @@ class Workshop:
         """The artifact of the embedded model by one of ``RECIPES``."""
         if name not in self.made:
             preset, changes = RECIPES[name]
-            recipe = jointquant.load_recipe(preset, small(*changes))
+            recipe = jointquant.load_recipe(preset, small(*few_steps(preset), *changes))
             jointquant.quantize(DEMO / "model", self.folder / name, recipe)
             self.made[name] = self.folder / name
         return self.made[name]
@@ -45,7 +45,7 @@ class Workshop:
     def tiny(self, family: str, preset: str, *changes: str, **options: object) -> Path:
         """The artifact of a tiny random model of a family."""
         out = self.folder / f"{family} {len(self.made)}"
-        recipe = jointquant.load_recipe(preset, small(*changes))
+        recipe = jointquant.load_recipe(preset, small(*few_steps(preset), *changes))
         tokenizer = load_tokenizer(DEMO / "model")
         jointquant.quantize(make_model(family, **options), out, recipe, tokenizer=tokenizer)  # type: ignore[arg-type]
         self.made[out.name] = out

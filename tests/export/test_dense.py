@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from conftest import DEMO, FAMILIES, make_model, possible, small
+from conftest import DEMO, FAMILIES, few_steps, make_model, possible, small
 from export.artifacts import Workshop
 from jointquant import InputError, export_artifact, load_recipe, quantize
 from jointquant.runtime.loading import load_tokenizer
@@ -28,7 +28,7 @@ def test_rotated_and_dequantized(family: str, tmp_path: Path) -> None:
     model, tokenizer = make_model(family), load_tokenizer(DEMO / "model")
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    recipe = load_recipe("w4a16", small("weights.group_size=4", *possible(family)))
+    recipe = load_recipe("w4a16", small(*few_steps("w4a16"), "weights.group_size=4", *possible(family)))
     quantize(tmp_path / "base", tmp_path / "a", recipe)
     export_artifact(tmp_path / "a", "dense", tmp_path / "rotated", base=tmp_path / "base")
     export_artifact(tmp_path / "a", "dense", tmp_path / "dequantized", dequantized=True)

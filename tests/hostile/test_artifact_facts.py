@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import jointquant
-from conftest import DEMO, make_model, small
+from conftest import DEMO, few_steps, make_model, small
 from jointquant.artifact.card import CARD_NAME, inline, record_perplexity, write_card
 from jointquant.errors import InputError, ResumableError
 from jointquant.runtime.loading import load_tokenizer
@@ -151,7 +151,10 @@ def files_of(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size", [0, 100, 4_000, 100_000])
 def test_a_full_disk_leaves_no_half_of_an_export(size: int, tmp_path: Path) -> None:
-    artifact, settings = tmp_path / "a", jointquant.load_recipe("w4a16", small("weights.group_size=16"))
+    artifact, settings = (
+        tmp_path / "a",
+        jointquant.load_recipe("w4a16", small(*few_steps("w4a16"), "weights.group_size=16")),
+    )
     jointquant.quantize(make_model("llama"), artifact, settings, tokenizer=load_tokenizer(DEMO / "model"))
     with files_of(size), pytest.raises((ResumableError, OSError)) as refused:
         jointquant.export_artifact(artifact, "dense", tmp_path / "dense", dequantized=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jointquant
-from conftest import possible, small
+from conftest import few_steps, possible, small
 from jointquant.backend.devices import HOST, ON_PAPER_DEVICE, tokens_at_once
 from jointquant.errors import InputError
 from jointquant.planning.needs import DEMANDS, phases_of
@@ -97,7 +97,7 @@ def test_a_disk_that_is_too_small() -> None:
 @pytest.mark.parametrize("preset", ["w4a4kv4", "quarot", "jointquant"])
 def test_files_of_hidden_states_change_nothing(preset: str, save_model, tmp_path: Path, monkeypatch) -> None:
     model = save_model("llama")
-    recipe = jointquant.load_recipe(preset, small(*possible("llama")))
+    recipe = jointquant.load_recipe(preset, small(*few_steps(preset), *possible("llama")))
     jointquant.quantize(model, tmp_path / "a", recipe)
     planned = jointquant.job.plan_runs
 
