@@ -41,6 +41,8 @@ WHOLE_SYSTEM = {
 
 COVERED_ELSEWHERE = {
     "cli/boundary.py": "tests/hostile/test_environment.py",
+    "distributed/launch.py": "tests/distributed/test_process_group.py",
+    "rotations/names.py": "tests/recipe/test_settings.py",
     "generation.py": "tests/runtime/test_generation.py",
     "models/contents.py": "tests/models/test_layouts.py",
     "models/overflow.py": "tests/hostile/test_numbers.py",
@@ -54,6 +56,7 @@ COVERED_ELSEWHERE = {
     "calibration/learners.py": "tests/calibration/test_calibrate.py",
     "cli/hub.py": "tests/hub/test_upload.py",
     "cli/options.py": "tests/cli/test_quantize.py",
+    "cli/quiet.py": "tests/cli/test_main.py",
     "cli/plan.py": "tests/planning/test_dry_run.py",
     "cli/ranks.py": "tests/distributed/test_process_group.py",
     "cli/stats.py": "tests/cli/test_compare.py",

@@ -68,7 +68,7 @@ def test_overrides_apply_by_pattern_and_the_later_wins() -> None:
         (["weights.num_bits=9"], "between 2 and 8"),
         (["weights.num_bits=1"], "got 1"),
         (["weights.num_bits=four"], "weights.num_bits"),
-        (["weights.method=magic"], "'rtn' or 'gptq'"),
+        (["weights.method=magic"], "expected one of rtn, gptq"),
         (["weights.group_size=0"], "weights.group_size"),
         (["activations.clip_ratio=0"], "activations.clip_ratio"),
         (["rotations.r1.kind=spin"], "rotations.r1"),

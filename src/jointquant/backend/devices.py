@@ -18,8 +18,6 @@ from jointquant.errors import InputError, require
 OPERATIONS = ("float64", "qr", "cholesky", "solve", "eigh")
 """What is asked of a device besides products and sums in float32."""
 
-DEVICE_HELP = "auto: the accelerator if there is one; or cpu, cuda:0, npu:0, xpu:0, mps"
-
 X86 = ("x86_64", "AMD64")
 """What platform.machine() calls processors that torch has oneDNN's products for."""
 

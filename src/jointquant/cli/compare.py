@@ -28,10 +28,8 @@ from jointquant.cli.options import (
     calibration_changes,
 )
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.cli.plan import Output, announced, resumable, show_dry_run
 from jointquant.errors import InputError
 from jointquant.models.options import ModelOptions
-from jointquant.planning.budget import Limits
 
 
 def compare(
@@ -69,6 +67,8 @@ def compare(
     """
     from jointquant import compare as run
     from jointquant.analysis.candidates import labelled
+    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.planning.budget import Limits
 
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds: expected one of them")

@@ -21,7 +21,7 @@ from jointquant.cli.options import (
     digests_of,
 )
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.distributed.ranks import leads
+from jointquant.distributed.launch import leads
 from jointquant.errors import require
 from jointquant.models.options import ModelOptions
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jointquant.distributed.ranks import leads
+from jointquant.distributed.launch import leads
 from jointquant.errors import printable
 
 # The base of all usage errors; typer carries its own copy of click, so it is reached through a public subclass.

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from jointquant.backend.memory import words as in_bytes
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.distributed.ranks import leads
+from jointquant.distributed.launch import leads
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.needs import Bytes

@@ -28,10 +28,8 @@ from jointquant.cli.options import (
     calibration_changes,
 )
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.cli.plan import Output, announced, resumable, show_dry_run
 from jointquant.errors import InputError
 from jointquant.models.options import ModelOptions
-from jointquant.planning.budget import Limits
 
 
 def quantize(
@@ -65,10 +63,13 @@ def quantize(
     Example: jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --recipe w4a4kv4 --calib wikitext2
     """
     from jointquant import load_recipe
-    from jointquant import quantize as run
 
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
-    settings = load_recipe(recipe, changes, size)
+    settings = load_recipe(recipe, changes, size)  # what is wrong with it is told before torch is imported
+    from jointquant import quantize as run
+    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.planning.budget import Limits
+
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
     limits = Limits(memory_budget, device_budget)
     if world_size > 1 and not only_plan:

@@ -13,8 +13,8 @@ import typer
 from jointquant.cli.boundary import check_arguments, line_of
 from jointquant.cli.output import INTERRUPTED, as_line
 from jointquant.distributed.guard import DEFECT, PeerLostError
+from jointquant.distributed.launch import leads
 from jointquant.distributed.process_group import ProcessGroup, joined, leave
-from jointquant.distributed.ranks import leads
 from jointquant.errors import InputError, ResumableError, require
 
 SHARED_VERBS = ("quantize", "eval", "compare")

@@ -28,9 +28,7 @@ from jointquant.cli.options import (
     calibration_changes,
 )
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.cli.plan import Output, announced, resumable, show_dry_run
 from jointquant.models.options import ModelOptions
-from jointquant.planning.budget import Limits
 
 
 def stats(
@@ -56,6 +54,8 @@ def stats(
     """Measure the activations of MODEL before and after a recipe's rotations; nothing is quantized."""
     from jointquant import load_recipe
     from jointquant import stats as run
+    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.planning.budget import Limits
 
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)

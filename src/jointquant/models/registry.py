@@ -27,6 +27,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 ARTIFACT_PREFIX = "jointquant_"
 """Of the model types of artifacts, before that of their family."""
+ARTIFACT_SUFFIX = " (pip install jointquant, then import jointquant)"
+"""All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
+
+
+def artifact_type(model_type: str) -> str:
+    """The model type of the artifacts of a family."""
+    return f"{ARTIFACT_PREFIX}{model_type}{ARTIFACT_SUFFIX}"
 
 
 def architecture_of(model_type: str) -> Architecture:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from jointquant.errors import InputError, printable
 from jointquant.recipe.settings import (
@@ -23,26 +24,20 @@ from jointquant.recipe.settings import (
     merged,
 )
 from jointquant.recipe.sizes import apply_size
-from jointquant.rotations.learning import INITS
-from jointquant.rotations.objectives import FEWEST_TOKENS, OBJECTIVES
-from jointquant.rotations.optimizers import OPTIMIZERS
-from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS
+from jointquant.rotations.names import (
+    FEWEST_TOKENS,
+    PER_LAYER,
+    InitName,
+    ObjectiveName,
+    OptimizerName,
+    StrategyName,
+    WeightingName,
+)
 from jointquant.trust.strict_yaml import parse_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 MAX_CHANGE = 4096
 """Characters of one ``key=value``."""
-
-
-def one_of(table: Mapping[str, object]) -> AfterValidator:
-    """Checks that a setting names a row of ``table``."""
-
-    def check(value: str) -> str:
-        if value not in table:
-            raise ValueError(f"expected one of {', '.join(table)}")
-        return value
-
-    return AfterValidator(check)
 
 
 class NoRotation(Settings):
@@ -67,9 +62,9 @@ class LearnedRotation(Settings):
     """A rotation trained on a sample of the activations at its sites."""
 
     kind: Literal["learned"] = "learned"
-    objective: Annotated[str, one_of(OBJECTIVES)] = "whip"
-    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "qr"
-    init: Annotated[str, one_of(INITS)] = "hadamard"
+    objective: ObjectiveName = "whip"
+    optimizer: OptimizerName = "qr"
+    init: InitName = "hadamard"
     num_tokens: int = Field(
         default=32768, ge=1, le=1_000_000_000, description="sampled tokens, over all layers and sites"
     )
@@ -90,8 +85,8 @@ class LearnedRotation(Settings):
 class LearnedResidualRotation(LearnedRotation):
     """R1 also chooses how the layers share it, and for ``joint`` what each layer counts (null: normalised)."""
 
-    strategy: Annotated[str, one_of(STRATEGIES)] = "pooled"
-    weights: Annotated[str, one_of(WEIGHTINGS)] | None = None
+    strategy: StrategyName = "pooled"
+    weights: WeightingName | None = None
 
     @model_validator(mode="after")
     def _weights_only_where_they_count(self) -> LearnedResidualRotation:
@@ -100,14 +95,14 @@ class LearnedResidualRotation(LearnedRotation):
         return self
 
     @property
-    def weighting(self) -> str:
+    def weighting(self) -> WeightingName:
         """What a layer counts in a joint loss."""
         return self.weights or "normalised"
 
     @property
     def per_layer(self) -> bool:
         """Whether every layer gets an R1 of its own."""
-        return STRATEGIES[self.strategy].per_layer
+        return self.strategy in PER_LAYER
 
 
 class LearnedInnerRotation(LearnedRotation):
@@ -118,8 +113,8 @@ class LearnedInnerRotation(LearnedRotation):
 
     block_size: int | None = Field(default=None, ge=2)
     most: int = Field(default=64, ge=2, le=1024)
-    objective: Annotated[str, one_of(OBJECTIVES)] = "range"
-    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "newton_schulz"
+    objective: ObjectiveName = "range"
+    optimizer: OptimizerName = "newton_schulz"
     init: Literal["identity"] = "identity"
     num_tokens: int = Field(default=16384, ge=1, le=1_000_000_000)
     batch_tokens: int = Field(default=1024, ge=1, le=1_000_000_000)
@@ -320,6 +315,9 @@ def describe(error: ValidationError) -> str:
         return f"unknown key {key!r}"
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":
+        names = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        message = f"expected one of {', '.join(names)}"
     if isinstance(first["input"], (dict, Settings)):
         return printable(f"{key}: {message}{more}", 300)
     return printable(f"{key}: {message}, got {first['input']!r}{more}", 300)

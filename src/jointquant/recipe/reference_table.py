@@ -152,9 +152,8 @@ def _members(annotation: Any) -> list[Any]:
 
 def _takes(field: FieldInfo) -> str:
     """The values that a field takes."""
-    named = [name for source in _metadata(field) for name in _options(source)]
     members = _members(field.annotation)
-    words = named or [word for member in members if member is not type(None) for word in _words(member)]
+    words = [word for member in members if member is not type(None) for word in _words(member)]
     bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     limits = [
         f"{sign} {getattr(source, bound):g}"
@@ -172,21 +171,6 @@ def _words(annotation: Any) -> list[str]:
         return [str(value) for value in get_args(annotation)]
     names = {bool: "true | false", int: "integer", float: "number", str: "text"}
     return [names.get(annotation, "list" if get_origin(annotation) is tuple else "mapping")]
-
-
-def _metadata(field: FieldInfo) -> Iterator[Any]:
-    """What is said about a field, at any depth of its annotation."""
-    yield from field.metadata
-    for part in (field.annotation, *get_args(field.annotation)):
-        if get_origin(part) is Annotated:
-            yield from get_args(part)[1:]
-
-
-def _options(source: Any) -> tuple[str, ...]:
-    """The names that a check of :func:`jointquant.recipe.recipe.one_of` accepts."""
-    check = getattr(source, "func", None)
-    table = inspect.getclosurevars(check).nonlocals.get("table") if inspect.isfunction(check) else None
-    return tuple(table or ())
 
 
 def _yaml(value: Any) -> str:
