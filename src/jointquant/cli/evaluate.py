@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
+from jointquant.cli.given import check_given
 from jointquant.cli.options import (
     AllowPickleOption,
     DeviceOption,
@@ -72,6 +73,7 @@ def evaluate(
 
     Example: jointquant eval ./llama-int4 --reference meta-llama/Llama-3.2-1B --text wikitext2
     """
+    check_given((model, reference), text or ())
     from jointquant import evaluate as run
     from jointquant.artifact.card import check_carded, record_perplexity
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from jointquant.cli.options import JsonOption, NoVerifyOption, digests_of
 from jointquant.cli.output import finish, show, shown_progress
+from jointquant.export.formats import check_format
 
 
 def export(
@@ -47,6 +48,7 @@ def export(
 
     Example: jointquant export ./llama-w4a16 --format compressed-tensors --out ./llama-w4a16-ct
     """
+    check_format(format)
     from jointquant import export_artifact
 
     result = export_artifact(

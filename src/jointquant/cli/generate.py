@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from jointquant.cli.given import check_given
 from jointquant.cli.options import (
     AllowPickleOption,
     DeviceOption,
@@ -36,6 +37,7 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with a model or an artifact."""
+    check_given((model,), ())
     from jointquant.runtime.generation import generate_text
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)

@@ -21,6 +21,7 @@ from jointquant.cli.output import INTERRUPTED
 from jointquant.cli.quantize import quantize
 from jointquant.cli.quiet import silence_libraries
 from jointquant.cli.stats import stats
+from jointquant.cli.usage import WELCOME, check_verb
 from jointquant.distributed.launch import started_by_torchrun
 from jointquant.errors import DamageWarning, printable
 
@@ -59,7 +60,6 @@ def application(verbs: Iterable[str] = VERBS) -> typer.Typer:
     """The command line of some verbs: reading the options of all of them takes longer than most answers."""
     app = typer.Typer(
         name="jointquant",
-        no_args_is_help=True,
         add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
@@ -77,6 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     with safe_streams():
         given = sys.argv[1:] if arguments is None else arguments
+        if not given:
+            print(WELCOME)
+            sys.exit(2)
         silence_libraries()
         warnings.simplefilter("always", DamageWarning)
         warnings.showwarning = _show_warning
@@ -103,15 +106,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit status. Raises what goes wrong."""
-    verb = verb_of(arguments)
-    command = typer.main.get_command(application([verb] if verb in VERBS else VERBS))
+    first = arguments[0]
+    if not first.startswith("-"):
+        check_verb(first, VERBS)
+    command = typer.main.get_command(application([first] if first in VERBS else VERBS))
     status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
     return status if isinstance(status, int) else 0
-
-
-def verb_of(arguments: list[str]) -> str:
-    """The first word that is no option; empty where there is none."""
-    return next((word for word in arguments if not word.startswith("-")), "")
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

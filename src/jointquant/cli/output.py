@@ -6,24 +6,18 @@ import json
 import math
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
 from jointquant.distributed.launch import leads
-from jointquant.errors import printable
-
-# The base of all usage errors; typer carries its own copy of click, so it is reached through a public subclass.
-UsageProblem: type[Exception] = next(b for b in typer.BadParameter.__mro__ if b.__name__ == "ClickException")
-
+from jointquant.errors import InputError, lines_of, printable
 
 INTERRUPTED = 130
 
 
-def as_line(error: Exception) -> str:
-    """What the user is told about an error that the input is at fault for."""
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return f"error: {printable(message)}"
+def as_lines(error: InputError) -> str:
+    """What the user is told about an error that the input is at fault for: one line for each thing."""
+    return "\n".join(f"error: {printable(line)}" for line in lines_of(error))
 
 
 def shown_progress() -> Any:

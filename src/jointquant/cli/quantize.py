@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from jointquant.cli.given import checked_recipes
 from jointquant.cli.options import (
     AllowPickleOption,
     CalibOption,
@@ -30,6 +31,7 @@ from jointquant.cli.options import (
 from jointquant.cli.output import finish, show, shown_progress
 from jointquant.errors import InputError
 from jointquant.models.options import ModelOptions
+from jointquant.recipe.recipe import load_recipe
 
 
 def quantize(
@@ -62,18 +64,16 @@ def quantize(
 
     Example: jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --recipe w4a4kv4 --calib wikitext2
     """
-    from jointquant import load_recipe
-
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
-    settings = load_recipe(recipe, changes, size)  # what is wrong with it is told before torch is imported
+    (settings,) = checked_recipes(model, lambda: [load_recipe(recipe, changes, size)], calib=calib)
+    if world_size > 1 and not only_plan:
+        raise InputError("--world-size is for --dry-run: expected torchrun --nproc-per-node N -m jointquant quantize …")
     from jointquant import quantize as run
     from jointquant.cli.plan import Output, announced, resumable, show_dry_run
     from jointquant.planning.budget import Limits
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
     limits = Limits(memory_budget, device_budget)
-    if world_size > 1 and not only_plan:
-        raise InputError("--world-size is for --dry-run: expected torchrun --nproc-per-node N -m jointquant quantize …")
     if only_plan:
         show_dry_run("quantize", model, [settings], Output(out, overwrite, as_json), limits, options, world_size)
         return

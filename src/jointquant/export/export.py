@@ -6,22 +6,22 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from jointquant.artifact.card import Kind, write_card
 from jointquant.artifact.tiers import OBSTACLES, Obstacle, online, reach, words
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, require, unknown
 from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
+from jointquant.export.formats import check_format
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.native import CompressedExport
 from jointquant.files.durable import room_needed, save_json
 from jointquant.files.output import check_output, output_file, output_folder
 from jointquant.hub import locate
-from jointquant.hub.location import may_be_id
 from jointquant.models.configuration import blamed
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.stream import open_stream
@@ -31,10 +31,8 @@ from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
 from jointquant.runtime.loading import load_tokenizer, save_tokenizer
 from jointquant.trust.folder import CONFIG_NAME, GENERATION_NAME
+from jointquant.trust.model_name import may_be_id
 from jointquant.trust.target import check_apart
-
-Format = Literal["dense", "compressed-tensors", "gguf", "native"]
-EXPORTS: tuple[Format, ...] = ("dense", "compressed-tensors", "gguf", "native")
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,8 @@ def export_artifact(
             which setting would help.
     """
     start = time.perf_counter()
-    require(format in EXPORTS, f"unknown format {format!r}: expected one of {', '.join(EXPORTS)}")
-    require(dtype == "auto" or dtype in DTYPES, f"unknown dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+    check_format(format)
+    require(dtype == "auto" or dtype in DTYPES, unknown("dtype", dtype, ["auto", *DTYPES]))
     require(
         format == "dense" or (not dequantized and base is None and dtype == "auto"),
         f"--dequantized, --base and --dtype are no part of {format}, which holds the artifact's values as they are",
@@ -211,6 +209,3 @@ def _copy_companions(source: Path, folder: Path, others: Sequence[str]) -> None:
         if (source / name).is_file():
             with room_needed(folder / name, (source / name).stat().st_size):
                 (folder / name).write_bytes((source / name).read_bytes())
-
-
-__all__ = ["EXPORTS", "ExportResult", "export_artifact"]

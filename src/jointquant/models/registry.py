@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, require, unknown
 from jointquant.models import (
     gemma2,
     gemma3_text,
@@ -47,8 +47,7 @@ def architecture_of(model_type: str) -> Architecture:
         f"an artifact of jointquant ({model_type.split()[0]}) is already quantized: expected the model it was made of",
     )
     if model_type not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise InputError(f"unknown architecture {model_type!r}: expected one of {known}")
+        raise InputError(unknown("architecture", model_type, sorted(ARCHITECTURES)))
     return ARCHITECTURES[model_type]
 
 

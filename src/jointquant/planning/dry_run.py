@@ -26,7 +26,7 @@ from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.run.fitting import assemble, check_positions, check_windows
 from jointquant.run.journal import nearly_finished
-from jointquant.text.sources import check_source
+from jointquant.text.names import check_source
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from jointquant.errors import InputError, printable
+from jointquant.errors import InputError, SeveralFaultsError, unknown
+from jointquant.recipe.faults import faults
+from jointquant.recipe.keys import keys_of
 from jointquant.recipe.settings import (
     ActivationSettings,
     CacheSettings,
@@ -257,17 +258,19 @@ def load_recipe(
     """
     data = source.model_dump(mode="json") if isinstance(source, Recipe) else _read_yaml(source)
     changes = list(changes)
-    for change in changes:
-        _apply(data, change)
+    lines = _apply_all(data, changes)
     if size is not None:
         apply_size(data, size)
-        for change in changes:
-            _apply(data, change)
+        _apply_all(data, changes)
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         label = "given" if isinstance(source, Recipe) else source
-        raise InputError(f"recipe {label}: {describe(error)}") from None
+        keys = [key.name for key in keys_of(Recipe)]
+        lines += [f"recipe {label}: {fault}" for fault in faults(error, keys)]
+    if lines:
+        raise SeveralFaultsError(lines)
+    return recipe
 
 
 def _read_yaml(source: str | Path) -> dict[str, Any]:
@@ -275,16 +278,26 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     if str(source) not in preset_names():
         path = Path(source)
         if path.suffix not in (".yaml", ".yml") or not os.path.exists(path):
-            known = ", ".join(preset_names())
-            raise InputError(
-                f"unknown recipe {str(source)[:200]!r}: expected one of {known}, or an existing .yaml file"
-            )
+            known = preset_names()
+            expected = f"one of {', '.join(known)}, or an existing .yaml file"
+            raise InputError(unknown("recipe", str(source), known, expected))
     data = read_yaml(path, f"recipe {source}")
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise InputError(f"recipe {source}: expected a mapping of settings, got {type(data).__name__}")
     return data
+
+
+def _apply_all(data: dict[str, Any], changes: Iterable[str]) -> list[str]:
+    """Make all changes; returns what is wrong with those that cannot be made."""
+    lines = []
+    for change in changes:
+        try:
+            _apply(data, change)
+        except InputError as error:
+            lines.append(str(error))
+    return lines
 
 
 def _apply(data: dict[str, Any], change: str) -> None:
@@ -304,20 +317,3 @@ def _apply(data: dict[str, Any], change: str) -> None:
     if last == "kind" and node.get("kind") != value:
         node.clear()
     node[last] = value
-
-
-def describe(error: ValidationError) -> str:
-    """One line for the first thing that is wrong: the key, what was expected, what arrived."""
-    first = error.errors()[0]
-    kinds = ("none", "hadamard", "learned")
-    key = ".".join(str(part) for part in first["loc"] if part not in kinds) or "recipe"
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}"
-    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "literal_error":
-        names = re.findall(r"'([^']*)'", first["ctx"]["expected"])
-        message = f"expected one of {', '.join(names)}"
-    if isinstance(first["input"], (dict, Settings)):
-        return printable(f"{key}: {message}{more}", 300)
-    return printable(f"{key}: {message}, got {first['input']!r}{more}", 300)

@@ -42,7 +42,7 @@ class QuantizerSettings(Settings):
     @classmethod
     def _known_width(cls, value: int) -> int:
         if value != 16 and not 2 <= value <= 8:
-            raise ValueError(f"must be between 2 and 8, or 16 for off, got {value}")
+            raise ValueError("must be between 2 and 8, or 16 for off")
         return value
 
     @property

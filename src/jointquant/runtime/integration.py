@@ -27,7 +27,8 @@ from jointquant.models.experts import take_apart
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.registry import ARCHITECTURES, architecture_of, artifact_type
 from jointquant.models.source import DTYPES, INTEGERS, Checkpoint
-from jointquant.recipe.recipe import Recipe, describe, load_recipe
+from jointquant.recipe.faults import describe
+from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import (
     ArtifactDigests,
