@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -19,11 +20,11 @@ from jointquant.cli.generate import generate
 from jointquant.cli.hub import download, push
 from jointquant.cli.output import INTERRUPTED
 from jointquant.cli.quantize import quantize
-from jointquant.cli.quiet import silence_libraries
+from jointquant.cli.speech import silence_libraries, speak
 from jointquant.cli.stats import stats
 from jointquant.cli.usage import WELCOME, check_verb
 from jointquant.distributed.launch import started_by_torchrun
-from jointquant.errors import DamageWarning, printable
+from jointquant.errors import DamageWarning, printable, require
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -52,8 +53,12 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Before the verb: say more on standard error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Before the verb: no progress, no plan, no notes.")] = False,
 ) -> None:
     """Quantize causal language models to INT4 (weights, activations, KV cache) with calibrated rotations."""
+    require(not (verbose and quiet), "--verbose and --quiet: expected one of them")
+    speak(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
 
 
 def application(verbs: Iterable[str] = VERBS) -> typer.Typer:
@@ -81,6 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(WELCOME)
             sys.exit(2)
         silence_libraries()
+        speak()
         warnings.simplefilter("always", DamageWarning)
         warnings.showwarning = _show_warning
         if started_by_torchrun():

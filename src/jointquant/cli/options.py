@@ -46,7 +46,9 @@ DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan (memory, disk, time) and stop: config.json is enough.")
 ]
 SamplesOption = Annotated[int | None, typer.Option(help="Calibration windows.")]
-SeqlenOption = Annotated[int | None, typer.Option(help="Tokens of a calibration window.")]
+SeqlenOption = Annotated[
+    int | None, typer.Option(help="Tokens of a calibration window (default: 2048, or what the model reads).")
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")]
 AllowPickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read a folder's pytorch_model.bin.")]
 

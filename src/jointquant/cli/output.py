@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jointquant.cli.speech import is_quiet
 from jointquant.distributed.launch import leads
 from jointquant.errors import InputError, lines_of, printable
 
@@ -21,10 +22,10 @@ def as_lines(error: InputError) -> str:
 
 
 def shown_progress() -> Any:
-    """Where a verb shows its progress; of several ranks one does."""
+    """Where a verb shows its progress, if it does; of several ranks one does."""
     from jointquant.progress import Silent, default_progress
 
-    return default_progress() if leads() else Silent()
+    return default_progress() if leads() and not is_quiet() else Silent()
 
 
 def show(table: Table, to_stderr: bool) -> None:

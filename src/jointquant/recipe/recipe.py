@@ -145,15 +145,22 @@ class RotationSettings(Settings):
 class CalibrationSettings(Settings):
     """Which text calibrates, how much of it, and the seed of every random choice of the run.
 
+    ``seqlen``: null is 2048, or what the model reads where that is less; ``run.fitting.fitted`` puts the number there.
     ``activations``: while weights are rounded, inputs and cache are ``quantized`` as they will be, or ``exact``.
     """
 
     source: str = "wikitext2"
     num_samples: int = Field(default=128, ge=1, le=1_000_000_000)
-    seqlen: int = Field(default=2048, ge=2, le=1_000_000_000)
+    seqlen: int | None = Field(default=None, ge=2, le=1_000_000_000)
     rotation_samples: int | None = Field(default=None, ge=1)
     activations: Literal["quantized", "exact"] = "quantized"
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window, of a recipe that is fitted to a model."""
+        assert self.seqlen is not None
+        return self.seqlen
 
     @property
     def walked(self) -> int:

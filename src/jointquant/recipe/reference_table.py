@@ -67,7 +67,7 @@ MEANINGS = {
     "refinement.clip_learning_rate": "of the inputs' clip ratios, where activations.clip_ratio is search",
     "calibration.source": "wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file",
     "calibration.num_samples": "windows of text",
-    "calibration.seqlen": "tokens of a window",
+    "calibration.seqlen": "tokens of a window; null: 2048, or what the model reads where that is less",
     "calibration.activations": "inputs and cache while weights are rounded: as they will be, or exact",
     "calibration.rotation_samples": "windows that rotations and smoothing are learned from, the first; null: all",
     "calibration.seed": "seed of every random choice of the run",
