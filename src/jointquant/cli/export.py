@@ -66,7 +66,6 @@ def export(
     table.add_row("format", result.format)
     table.add_row("size", f"{result.size_bytes / 1e6:.1f} MB")
     table.add_row("seconds", f"{result.seconds:.1f}")
-    table.add_row("tier", str(result.tier))
-    table.add_row("the artifact runs in", "\n".join(result.runtimes))
+    table.add_row("the export runs in", "\n".join(result.runs_in))
     show(table, as_json)
     finish(result.to_dict(), as_json)

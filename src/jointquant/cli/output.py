@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +16,8 @@ from jointquant.distributed.launch import leads
 from jointquant.errors import InputError, lines_of, printable
 
 INTERRUPTED = 130
+WIDEST = 10_000
+"""Columns of what is no terminal."""
 
 
 def as_lines(error: InputError) -> str:
@@ -29,9 +33,24 @@ def shown_progress() -> Any:
 
 
 def show(table: Table, to_stderr: bool) -> None:
-    """Tables are for people: standard output, or standard error when that belongs to JSON. One rank prints."""
+    """Tables are for people: standard output, or standard error when that belongs to JSON. One rank prints.
+
+    Nothing is cut: what is no terminal gets lines as long as they are, and a terminal words in parts.
+    """
+    if not leads():
+        return
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console(stderr=to_stderr)
+    if not console.is_terminal:
+        console = Console(stderr=to_stderr, width=WIDEST)
+    console.print(table)
+
+
+def say(lines: Iterable[str], to_stderr: bool) -> None:
+    """Lines to copy, where ``show`` prints tables."""
     if leads():
-        Console(stderr=to_stderr).print(table)
+        print(*lines, sep="\n", file=sys.stderr if to_stderr else sys.stdout)
 
 
 def finish(result: dict[str, Any], as_json: bool) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from jointquant.artifact.advice import advice
 from jointquant.artifact.card import Kind, write_card
 from jointquant.artifact.tiers import OBSTACLES, Obstacle, online, reach, words
 from jointquant.errors import InputError, require, unknown
 from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
-from jointquant.export.formats import check_format
+from jointquant.export.formats import check_format, users
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.native import CompressedExport
 from jointquant.files.durable import room_needed, save_json
@@ -44,6 +45,7 @@ class ExportResult:
         format: which one.
         tier: of the artifact (see ``jointquant.artifact.tiers``).
         runtimes: who can run the artifact, in words.
+        runs_in: who can run the export, and how.
         size_bytes: of all tensors that were written.
         seconds: wall time.
     """
@@ -52,6 +54,7 @@ class ExportResult:
     format: str
     tier: int
     runtimes: list[str]
+    runs_in: list[str]
     size_bytes: int
     seconds: float
 
@@ -111,7 +114,11 @@ def export_artifact(
     )
     whole = dequantized or (format == "dense" and is_plain(opened))
     obstacles = OBSTACLES[format](opened.facts) if whole or format != "dense" else _architectural(opened)
-    require(not obstacles, f"no {format} export of this artifact, tier {reached.tier}: {words(obstacles)}")
+    require(
+        not obstacles,
+        f"no {format} export of this artifact, tier {reached.tier}: {advice(format, obstacles)}; in the way: "
+        f"{words(obstacles)}",
+    )
     if format == "gguf":
         with output_file(target, overwrite) as file:
             size = write_gguf(opened, file, progress)
@@ -121,7 +128,9 @@ def export_artifact(
         folder = _base_folder(opened, base, progress) if kind == "rotated" else None
         size = _write_folder(opened, _contents(opened, kind, folder, dtype), target, overwrite, progress)
     seconds = time.perf_counter() - start
-    return ExportResult(str(out), format, reached.tier, list(reached.runtimes), size, seconds)
+    kind_of_use = f"{format} with R4" if format == "compressed-tensors" and opened.facts.r4 else format
+    runs_in = users(kind_of_use if whole or format != "dense" else "rotated", out)
+    return ExportResult(str(out), format, reached.tier, list(reached.runtimes), runs_in, size, seconds)
 
 
 def _architectural(artifact: Artifact) -> list[Obstacle]:
@@ -190,7 +199,8 @@ def _native(source: CompressedExport, out: Path, overwrite: bool, progress: Prog
         reached = reach(Artifact.open(folder).facts)
         write_card(folder, source.quantization.to_dict() | reached.to_dict(), "native", carried_from=source.folder)
     seconds = time.perf_counter() - start
-    return ExportResult(str(out), "native", reached.tier, list(reached.runtimes), writer.total_size, seconds)
+    runs_in = users("native", out)
+    return ExportResult(str(out), "native", reached.tier, list(reached.runtimes), runs_in, writer.total_size, seconds)
 
 
 def _write(folder: Path, shards: Iterable[dict[str, Tensor]], count: int, progress: Progress) -> ShardWriter:
