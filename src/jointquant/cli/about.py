@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from jointquant.cli.options import (
     JsonOption,
 )
 from jointquant.cli.output import finish, show, shown_progress
+from jointquant.errors import require
 
 
 def demo(
@@ -37,14 +39,22 @@ def demo(
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe in full, as YAML.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors and checks.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """The recipes and sizes there are; with a name, all settings of a recipe."""
     import yaml
 
-    from jointquant.recipe.recipe import load_recipe, preset_names
+    from jointquant.recipe.recipe import Recipe, load_recipe, preset_names
     from jointquant.recipe.sizes import read_size, size_names
 
+    if schema:
+        require(name is None, f"--schema is of all recipes: expected no name, got {name}")
+        found = Recipe.model_json_schema()
+        print(json.dumps(found, indent=None if as_json else 2))
+        return
     if name is not None:
         data = load_recipe(name).model_dump(mode="json")
         if not as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -43,6 +44,10 @@ VERBS: dict[str, Callable[..., None]] = {
 """By name, in the order of ``--help``; each is a function of its own file (or of ``about.py``, ``hub.py``)."""
 
 
+COMPLETION = "_JOINTQUANT_COMPLETE"
+"""The variable by which a shell asks what a line could go on with."""
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         print(f"jointquant {__version__}")
@@ -65,7 +70,6 @@ def application(verbs: Iterable[str] = VERBS) -> typer.Typer:
     """The command line of some verbs: reading the options of all of them takes longer than most answers."""
     app = typer.Typer(
         name="jointquant",
-        add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
     )
@@ -82,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     with safe_streams():
         given = sys.argv[1:] if arguments is None else arguments
-        if not given:
+        if not given and COMPLETION not in os.environ:
             print(WELCOME)
             sys.exit(2)
         silence_libraries()
@@ -112,8 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit status. Raises what goes wrong."""
-    first = arguments[0]
-    if not first.startswith("-"):
+    first = arguments[0] if arguments else ""
+    if first and not first.startswith("-"):
         check_verb(first, VERBS)
     command = typer.main.get_command(application([first] if first in VERBS else VERBS))
     status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
