@@ -43,6 +43,7 @@ COVERED_ELSEWHERE = {
     "cli/boundary.py": "tests/hostile/test_environment.py",
     "distributed/launch.py": "tests/distributed/test_process_group.py",
     "export/formats.py": "tests/cli/test_usage.py",
+    "recipe/catalogue.py": "tests/recipe/test_recipe.py",
     "recipe/targets.py": "tests/artifact/test_advice.py",
     "recipe/faults.py": "tests/recipe/test_recipe.py",
     "recipe/keys.py": "tests/recipe/test_reference_table.py",

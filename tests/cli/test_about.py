@@ -9,7 +9,7 @@ import pytest
 
 from commands import assert_refused, last_json, run
 from jointquant import load_recipe
-from jointquant.recipe.recipe import preset_names
+from jointquant.recipe.catalogue import preset_names
 
 
 def test_the_demo_replaces_nothing(tmp_path: Path, capsys) -> None:

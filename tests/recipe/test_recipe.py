@@ -8,13 +8,15 @@ import pytest
 import yaml
 
 from jointquant.errors import InputError
-from jointquant.recipe.recipe import Recipe, load_recipe, preset_names
+from jointquant.recipe.catalogue import description_of, preset_names
+from jointquant.recipe.recipe import Recipe, load_recipe
 
 
 def test_presets_load_and_are_described() -> None:
     names = preset_names()
     assert {"fp16", "rtn", "gptq", "quarot", "dartquant", "w4a16", "w4a8kv8", "w4a4kv16", "w4a4kv4"} <= set(names)
-    assert all(load_recipe(name).description for name in names)
+    for name in names:
+        assert load_recipe(name).description == description_of(name) != ""
 
 
 def test_a_recipe_survives_yaml(tmp_path: Path) -> None:

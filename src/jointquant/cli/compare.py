@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from jointquant.cli.given import checked_recipes
 from jointquant.cli.options import (
     AllowPickleOption,
     CalibOption,
@@ -31,7 +29,6 @@ from jointquant.cli.options import (
 from jointquant.cli.output import finish, show, shown_progress
 from jointquant.errors import InputError
 from jointquant.models.options import ModelOptions
-from jointquant.recipe.recipe import Recipe
 
 
 def compare(
@@ -67,7 +64,11 @@ def compare(
 
     Example: jointquant compare ./Llama-3.2-1B --recipes exp-independent,exp-joint --seeds 0,1,2 --out ./joint
     """
+    from rich.table import Table
+
     from jointquant.analysis.candidates import labelled
+    from jointquant.cli.given import checked_recipes
+    from jointquant.recipe.recipe import Recipe
 
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds: expected one of them")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from jointquant.cli.options import JsonOption, NoVerifyOption, digests_of
 from jointquant.cli.output import finish, show, shown_progress
@@ -49,6 +48,8 @@ def export(
     Example: jointquant export ./llama-w4a16 --format compressed-tensors --out ./llama-w4a16-ct
     """
     check_format(format)
+    from rich.table import Table
+
     from jointquant import export_artifact
 
     result = export_artifact(

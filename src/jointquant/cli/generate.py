@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from jointquant.cli.given import check_given
 from jointquant.cli.options import (
     AllowPickleOption,
     DeviceOption,
@@ -37,6 +36,8 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with a model or an artifact."""
+    from jointquant.cli.given import check_given
+
     check_given((model,), ())
     from jointquant.runtime.generation import generate_text
 

@@ -6,14 +6,14 @@ import json
 import math
 import sys
 from collections.abc import Iterable
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from jointquant.cli.speech import is_quiet
 from jointquant.distributed.launch import leads
 from jointquant.errors import InputError, lines_of, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 INTERRUPTED = 130
 WIDEST = 10_000
@@ -37,6 +37,8 @@ def show(table: Table, to_stderr: bool) -> None:
 
     Nothing is cut: what is no terminal gets lines as long as they are, and a terminal words in parts.
     """
+    from rich.console import Console
+
     if not leads():
         return
     for column in table.columns:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jointquant.cli.given import checked_recipes
 from jointquant.cli.options import (
     AllowPickleOption,
     CalibOption,
@@ -31,11 +30,11 @@ from jointquant.cli.output import finish, say, show, shown_progress
 from jointquant.distributed.launch import started_by_torchrun
 from jointquant.errors import InputError, printable
 from jointquant.models.options import ModelOptions
-from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.recipe.targets import TARGETS, target_named
 
 if TYPE_CHECKING:
     from jointquant.evaluation.check import Quality
+    from jointquant.recipe.recipe import Recipe
 
 
 def quantize(
@@ -77,6 +76,9 @@ def quantize(
 
     Example: jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --for vllm --calib wikitext2
     """
+    from jointquant.cli.given import checked_recipes
+    from jointquant.recipe.recipe import load_recipe
+
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
     (settings,) = checked_recipes(model, lambda: [load_recipe(named(recipe, target), changes, size)], calib=calib)
     if world_size > 1 and not only_plan:

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from jointquant.cli.given import checked_recipes
 from jointquant.cli.options import (
     AllowPickleOption,
     CalibOption,
@@ -30,7 +28,6 @@ from jointquant.cli.options import (
 )
 from jointquant.cli.output import finish, show, shown_progress
 from jointquant.models.options import ModelOptions
-from jointquant.recipe.recipe import load_recipe
 
 
 def stats(
@@ -54,6 +51,11 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the activations of MODEL before and after a recipe's rotations; nothing is quantized."""
+    from rich.table import Table
+
+    from jointquant.cli.given import checked_recipes
+    from jointquant.recipe.recipe import load_recipe
+
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
     (settings,) = checked_recipes(model, lambda: [load_recipe(recipe, changes)], calib=calib)
     from jointquant import stats as run

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from jointquant.errors import InputError, SeveralFaultsError, unknown
+from jointquant.recipe.catalogue import PRESETS, preset_names
 from jointquant.recipe.faults import faults
 from jointquant.recipe.keys import keys_of
 from jointquant.recipe.settings import (
@@ -36,7 +37,6 @@ from jointquant.rotations.names import (
 )
 from jointquant.trust.strict_yaml import parse_yaml, read_yaml
 
-PRESETS = Path(__file__).parent / "presets"
 MAX_CHANGE = 4096
 """Characters of one ``key=value``."""
 
@@ -246,11 +246,6 @@ class Recipe(Settings):
             if override.matches(module):
                 settings = merged(settings, getattr(override, part))
         return settings
-
-
-def preset_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_recipe(

@@ -10,10 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importlib.abc brings half the standard library
 
 
 def register_when_imported() -> None:
@@ -24,7 +28,7 @@ def register_when_imported() -> None:
     sys.meta_path.insert(0, Waiting(ENTRIES))
 
 
-class Waiting(MetaPathFinder):
+class Waiting:
     """Finds some modules as the other finders do, and does something each time one of them has been executed."""
 
     def __init__(self, actions: Mapping[str, Callable[[], None]]) -> None:
