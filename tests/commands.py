@@ -12,7 +12,19 @@ from torch import Tensor
 from conftest import DEMO
 from jointquant.cli.main import main
 
-QUICK = ["--recipe", "rtn", "--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
+QUICK = [
+    *(
+        "--recipe",
+        "rtn",
+        "--calib",
+        str(DEMO / "calibration.txt"),
+        "--num-samples",
+        "2",
+        "--seqlen",
+        "32",
+        "--no-check",
+    ),
+]
 
 
 def run(*arguments: str) -> int:

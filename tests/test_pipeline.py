@@ -107,16 +107,24 @@ def test_a_model_in_memory_is_not_changed(tmp_path: Path, tokenizer) -> None:
     assert not hasattr(model.config, "quantization_config")
 
 
+WITH_PACKAGE = """
+import sys, jointquant
+assert "transformers" not in sys.modules
+from transformers import LlamaForCausalLM
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+assert "jointquant" in AUTO_QUANTIZATION_CONFIG_MAPPING  # also for whoever names the class
+assert "jointquant.runtime.integration" not in sys.modules
+"""
+
+
 def test_refused_without_the_package(save_model, tmp_path: Path) -> None:
     jointquant.quantize(save_model("llama"), tmp_path / "a", quick("rtn"))
     code = f"from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(tmp_path / 'a')!r})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode != 0
     assert "jointquant_llama" in result.stderr
-    with_package = subprocess.run(
-        [sys.executable, "-c", "import jointquant; " + code], capture_output=True, timeout=300
-    )
-    assert with_package.returncode == 0
+    done = subprocess.run([sys.executable, "-c", WITH_PACKAGE + code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_incomplete_artifact_is_refused(save_model, tmp_path: Path) -> None:

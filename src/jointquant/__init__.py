@@ -1,22 +1,26 @@
 """JointQuant: INT4 causal language models by calibrated rotations.
 
-After ``import jointquant``, artifacts load with ``transformers.AutoModelForCausalLM.from_pretrained``.
+After ``import jointquant``, artifacts load with ``transformers.AutoModelForCausalLM.from_pretrained``. What the package
+offers is imported when it is first named: torch and transformers take seconds, and not every command needs them.
 """
 
-from jointquant._version import __version__
-from jointquant.analysis.compare import Comparison, compare
-from jointquant.analysis.stats import Statistics, stats
-from jointquant.artifact.result import QuantizeResult
-from jointquant.errors import InputError, ResumableError
-from jointquant.evaluation.evaluate import EvaluationResult, evaluate
-from jointquant.export import ExportResult, export_artifact
-from jointquant.pipeline import quantize
-from jointquant.planning.dry_run import DryRun, dry_run
-from jointquant.recipe.recipe import Recipe, load_recipe
-from jointquant.runtime.integration import register_families
-from jointquant.runtime.loading import load
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-register_families()
+from jointquant._version import __version__
+from jointquant.runtime.registration import register_when_imported
+
+if TYPE_CHECKING:
+    from jointquant.analysis.compare import Comparison, compare
+    from jointquant.analysis.stats import Statistics, stats
+    from jointquant.artifact.result import QuantizeResult
+    from jointquant.errors import InputError, ResumableError
+    from jointquant.evaluation.evaluate import EvaluationResult, evaluate
+    from jointquant.export.export import ExportResult, export_artifact
+    from jointquant.pipeline import quantize
+    from jointquant.planning.dry_run import DryRun, dry_run
+    from jointquant.recipe.recipe import Recipe, load_recipe
+    from jointquant.runtime.loading import load
 
 __all__ = [
     "Comparison",
@@ -38,3 +42,39 @@ __all__ = [
     "quantize",
     "stats",
 ]
+
+_HOMES = {
+    "Comparison": "analysis.compare",
+    "DryRun": "planning.dry_run",
+    "EvaluationResult": "evaluation.evaluate",
+    "ExportResult": "export.export",
+    "InputError": "errors",
+    "QuantizeResult": "artifact.result",
+    "Recipe": "recipe.recipe",
+    "ResumableError": "errors",
+    "Statistics": "analysis.stats",
+    "compare": "analysis.compare",
+    "dry_run": "planning.dry_run",
+    "evaluate": "evaluation.evaluate",
+    "export_artifact": "export.export",
+    "load": "runtime.loading",
+    "load_recipe": "recipe.recipe",
+    "quantize": "pipeline",
+    "stats": "analysis.stats",
+}
+"""The module of each name, below the package."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_imported()

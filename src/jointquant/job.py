@@ -29,12 +29,13 @@ from jointquant.planning.plan import Plan
 from jointquant.planning.shape import shape_of_model
 from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import Recipe
-from jointquant.run.fitting import assemble, check_windows
+from jointquant.run.fitting import assemble, check_windows, fitted
 from jointquant.run.identity import check_alike, identity_of
 from jointquant.run.job import Job
 from jointquant.run.journal import Journal, begun, finished, join_journal, nearly_finished
 from jointquant.run.opening import Subject, check_not_input, open_subject
 from jointquant.run.workspace import Workspace
+from jointquant.text.names import check_source
 
 FARTHEST = ("device", "memory", "disk")
 """Where hidden states may be, from the layers away."""
@@ -130,12 +131,15 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
     """
     ranks, out, overwrite = joined(), request.out, request.overwrite
     if ranks.leads:
+        for recipe in request.recipes.values():
+            check_source(recipe.calibration.source)
         check_output(out, overwrite or nearly_finished(out))
     subject = open_subject(request.model, request.tokenizer, request.progress, request.options)
     if ranks.leads:
         check_not_input(out, subject)
     check_own(subject.place.device, ranks.on_host)
     stream = subject.stream
+    request = replace(request, recipes={n: fitted(recipe, stream.config) for n, recipe in request.recipes.items()})
     assemblies = {
         label: assemble(stream.skeleton, stream.architecture, recipe) for label, recipe in request.recipes.items()
     }

@@ -23,6 +23,7 @@ from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_b
 from jointquant.calibration.calibrate import calibrate
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
+from jointquant.models.source import bytes_of
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
 from jointquant.progress import Progress, Silent
@@ -122,6 +123,7 @@ class Written:
             stage_seconds=clock.stages,
             peak_rss_bytes=max(job.ranks.ask(peak_rss_bytes())),
             size_bytes=self.size_bytes,
+            original_bytes=bytes_of(job.stream.source),
             bits_per_weight=self.bits_per_weight,
             transforms=self.transforms,
             tier=self.reach.tier,

@@ -12,6 +12,7 @@ RESULT = QuantizeResult(
     stage_seconds={"prepare": 0.5, "quantize": 1.0},
     peak_rss_bytes=1 << 30,
     size_bytes=1000,
+    original_bytes=4000,
     bits_per_weight=4.07,
     transforms={"r1": "none"},
     tier=1,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jointquant import load_recipe
 from jointquant.artifact.tiers import FORMATS, OBSTACLES, Facts, reach
 from jointquant.errors import InputError
-from jointquant.recipe.recipe import preset_names
+from jointquant.recipe.catalogue import preset_names
 from jointquant.rotations.hadamard import HadamardTransform
 
 LINEARS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj")

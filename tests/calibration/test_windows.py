@@ -27,7 +27,6 @@ def test_recipes_that_calibrate_alike_share_a_set(save_model) -> None:
     ("sizes", "change", "message"),
     [
         ({"vocab_size": 100}, "calibration.num_samples=4", "ids beyond the model's vocabulary of 100"),
-        ({}, "calibration.seqlen=65", "64"),
         ({}, "calibration.num_samples=1000000", "too short"),
     ],
 )

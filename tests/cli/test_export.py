@@ -27,22 +27,25 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 def test_from_recipe_to_file(save_model, tmp_path: Path, capsys) -> None:
     """quantize names the export that fits, export makes it; another one is refused with a setting."""
     model = str(save_model("llama", hidden_size=64, intermediate_size=96))
-    artifact, file = str(tmp_path / "artifact"), tmp_path / "model.gguf"
-    assert run("quantize", model, "--out", artifact, "--recipe", "gguf", *LIGHT, *QUICK) == 0
+    artifact = str(tmp_path / "artifact")
+    assert run("quantize", model, "--out", artifact, "--for", "llama.cpp", *LIGHT, *QUICK) == 0
     printed = capsys.readouterr().out
-    assert "tier" in printed
-    assert "export --format gguf" in " ".join(printed.split())
+    assert "KL divergence" in printed
+    (command,) = [line.split() for line in printed.splitlines() if line.startswith("  jointquant export")]
     config = json.loads((tmp_path / "artifact/config.json").read_text())
     assert config["quantization_config"]["tier"] == 1
-    assert run("export", artifact, "--format", "gguf", "--out", str(file), "--json") == 0
+    file = tmp_path / "artifact.gguf"
+    assert run(*command[1:], "--json") == 0
     result = last_json(capsys)
     assert result["out"] == str(file)
     assert result["tier"] == 1
+    assert f"llama.cpp: llama-cli -m {file}" in result["runs_in"]  # type: ignore[operator]
     assert file.read_bytes()[:4] == b"GGUF"
     assert run("export", artifact, "--format", "compressed-tensors", "--out", str(tmp_path / "ct")) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "--set activations.strategy=token --set activations.group_size=null" in error
+    remedy = "quantize again with --set activations.strategy=token --set activations.group_size=null; in the way: "
+    assert f"tier 1: {remedy}activations have other ranges" in error
     assert not (tmp_path / "ct").exists()
     rotated = str(tmp_path / "rotated")
     assert run("export", artifact, "--format", "dense", "--base", model, "--out", rotated, "--json") == 0

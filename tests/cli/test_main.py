@@ -13,6 +13,41 @@ from pathlib import Path
 from commands import QUICK, last_json, run
 from conftest import DEMO
 
+QUICKLY = (
+    "--help",
+    "--version",
+    "",
+    "recipes",
+    "recipes dartquant",
+    "models",
+    "quantize --help",
+    "kwantize",
+    "quantize --nothing",
+    "quantize model --out out --recipe w4a4",
+    "quantize model --out out --set weights.group_sise=32",
+)
+"""Commands that need neither torch nor transformers, which take seconds to import."""
+
+LOADED = """
+import sys
+from jointquant.cli.main import main
+for command in sys.argv[1:]:
+    try:
+        main(command.split())
+    except SystemExit:
+        heavy = {"torch", "transformers", "numpy"} & set(sys.modules)
+        assert not heavy, f"{command} imports {heavy}"
+    else:
+        raise AssertionError(f"{command} does not exit")
+"""
+
+
+def test_what_needs_no_model_imports_neither_torch_nor_transformers() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, *QUICKLY], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for said in ("jointquant 0", "dartquant", "qwen3_moe"):
+        assert said in done.stdout
+
 
 def test_quantize_eval_generate(save_model, tmp_path: Path, capsys) -> None:
     out = tmp_path / "artifact"

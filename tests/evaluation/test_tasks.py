@@ -126,7 +126,7 @@ def test_files_that_are_no_tasks(content: str | None, message: str, tmp_path: Pa
 @pytest.mark.usefixtures("lm_eval")
 @pytest.mark.parametrize(("names", "message"), [("no_such_task", "unknown task 'no_such_task'"), ("a,,b", "no task")])
 def test_unknown_tasks_are_refused_before_the_model_is_read(names: str, message: str, tmp_path: Path, capsys) -> None:
-    assert run("eval", str(tmp_path / "no model"), "--tasks", names) == 2
+    assert run("eval", str(tmp_path), "--tasks", names) == 2  # a folder without a model
     assert message in capsys.readouterr().err
 
 

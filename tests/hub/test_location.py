@@ -10,8 +10,9 @@ import pytest
 import jointquant
 from jointquant.errors import InputError
 from jointquant.hub import download, locate
-from jointquant.hub.location import may_be_id, parse_repository
+from jointquant.hub.location import parse_repository
 from jointquant.hub.repository import Repository
+from jointquant.trust.model_name import may_be_id
 
 MODEL = Repository("tiny/llama", "model")
 

@@ -8,13 +8,15 @@ import pytest
 import yaml
 
 from jointquant.errors import InputError
-from jointquant.recipe.recipe import Recipe, load_recipe, preset_names
+from jointquant.recipe.catalogue import description_of, preset_names
+from jointquant.recipe.recipe import Recipe, load_recipe
 
 
 def test_presets_load_and_are_described() -> None:
     names = preset_names()
     assert {"fp16", "rtn", "gptq", "quarot", "dartquant", "w4a16", "w4a8kv8", "w4a4kv16", "w4a4kv4"} <= set(names)
-    assert all(load_recipe(name).description for name in names)
+    for name in names:
+        assert load_recipe(name).description == description_of(name) != ""
 
 
 def test_a_recipe_survives_yaml(tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_overrides_apply_by_pattern_and_the_later_wins() -> None:
         (["weights.num_bits=9"], "between 2 and 8"),
         (["weights.num_bits=1"], "got 1"),
         (["weights.num_bits=four"], "weights.num_bits"),
-        (["weights.method=magic"], "'rtn' or 'gptq'"),
+        (["weights.method=magic"], "expected one of rtn, gptq"),
         (["weights.group_size=0"], "weights.group_size"),
         (["activations.clip_ratio=0"], "activations.clip_ratio"),
         (["rotations.r1.kind=spin"], "rotations.r1"),

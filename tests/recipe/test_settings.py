@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from jointquant.errors import InputError
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.rotations.learning import INITS
+from jointquant.rotations.names import InitName, ObjectiveName, OptimizerName, StrategyName, WeightingName
 from jointquant.rotations.objectives import OBJECTIVES
 from jointquant.rotations.optimizers import OPTIMIZERS
 from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS
@@ -31,6 +34,20 @@ def test_every_row_is_a_setting(key: str, table: dict[str, object]) -> None:
         load_recipe("fp16", [*LEARNED, f"{key}={name}"])
     with pytest.raises(InputError, match=f"{key}: expected one of {', '.join(table)}, got 'neither'"):
         load_recipe("fp16", [*LEARNED, f"{key}=neither"])
+
+
+@pytest.mark.parametrize(
+    ("names", "table"),
+    [
+        (ObjectiveName, OBJECTIVES),
+        (OptimizerName, OPTIMIZERS),
+        (InitName, INITS),
+        (StrategyName, STRATEGIES),
+        (WeightingName, WEIGHTINGS),
+    ],
+)
+def test_every_name_has_a_row(names: object, table: dict[str, object]) -> None:
+    assert get_args(names) == tuple(table)
 
 
 def test_weights() -> None:

@@ -10,7 +10,8 @@ import pytest
 from conftest import DEMO
 from jointquant.cli.main import main
 from jointquant.errors import InputError
-from jointquant.recipe.recipe import LearnedRotation, load_recipe, preset_names
+from jointquant.recipe.catalogue import preset_names
+from jointquant.recipe.recipe import LearnedRotation, load_recipe
 from jointquant.recipe.sizes import read_size, size_names
 
 PER_TRAINING = {"num_tokens", "batch_tokens", "steps"}

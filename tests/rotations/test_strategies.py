@@ -9,6 +9,7 @@ from torch import Tensor
 from jointquant.errors import InputError
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, unit_scale
+from jointquant.rotations.names import PER_LAYER
 from jointquant.rotations.objectives import OBJECTIVES
 from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
 from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS, ResidualTask
@@ -49,8 +50,8 @@ def layer_losses(given: ResidualTask, rotation: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_lowers_every_layers_loss_on_average(name: str) -> None:
     given = task()
-    learned = STRATEGIES[name].learn(given)
-    assert len(learned) == (LAYERS if STRATEGIES[name].per_layer else 1)
+    learned = STRATEGIES[name](given)
+    assert len(learned) == (LAYERS if name in PER_LAYER else 1)
     before = layer_losses(given, given.initial)
     after = torch.stack([layer_losses(given, learned[min(i, len(learned) - 1)].rotation)[i] for i in range(LAYERS)])
     assert after.sum() < before.sum()
@@ -62,29 +63,29 @@ def test_joint_is_best_at_the_sum_over_layers() -> None:
     """At equal steps and equal tokens a step, one R1; the layers differ in scale as well, which pooling mixes up."""
     samples = layer_samples(scales=(0.2, 1, 3, 10))
     given = {name: task(samples=samples) for name in ("pooled", "greedy", "joint")}
-    total = {name: layer_losses(given[name], STRATEGIES[name].learn(given[name])[0].rotation).sum() for name in given}
+    total = {name: layer_losses(given[name], STRATEGIES[name](given[name])[0].rotation).sum() for name in given}
     assert total["joint"] < total["pooled"]
     assert total["joint"] < total["greedy"]
 
 
 def test_independent_is_best_for_each_layer() -> None:
     given = task()
-    shared = layer_losses(given, STRATEGIES["joint"].learn(task())[0].rotation)
-    own = [layer_losses(given, one.rotation)[i] for i, one in enumerate(STRATEGIES["independent"].learn(given))]
+    shared = layer_losses(given, STRATEGIES["joint"](task())[0].rotation)
+    own = [layer_losses(given, one.rotation)[i] for i, one in enumerate(STRATEGIES["independent"](given))]
     assert all(mine < theirs for mine, theirs in zip(own, shared, strict=True))
 
 
 def test_greedy_forgets() -> None:
     """Its last layer is what it fits best, relative to joint."""
     given = task()
-    greedy, joint = (layer_losses(given, STRATEGIES[name].learn(task())[0].rotation) for name in ("greedy", "joint"))
+    greedy, joint = (layer_losses(given, STRATEGIES[name](task())[0].rotation) for name in ("greedy", "joint"))
     assert (greedy / joint).argmin() == LAYERS - 1
 
 
 def test_greedy_shares_its_steps_out() -> None:
-    assert len(STRATEGIES["greedy"].learn(task(steps=10))[0].losses) == 10
+    assert len(STRATEGIES["greedy"](task(steps=10))[0].losses) == 10
     with pytest.raises(InputError, match="visits 4 layers: expected at least as many steps, got 3"):
-        STRATEGIES["greedy"].learn(task(steps=3))
+        STRATEGIES["greedy"](task(steps=3))
 
 
 def test_weightings() -> None:
@@ -107,12 +108,12 @@ def test_weights_decide_what_joint_fits() -> None:
     weighted = task(weighting="sensitivity", sensitivities=sensitivities)
     equal = task()
     assert (
-        layer_losses(weighted, STRATEGIES["joint"].learn(weighted)[0].rotation)[1]
-        < layer_losses(equal, STRATEGIES["joint"].learn(equal)[0].rotation)[1]
+        layer_losses(weighted, STRATEGIES["joint"](weighted)[0].rotation)[1]
+        < layer_losses(equal, STRATEGIES["joint"](equal)[0].rotation)[1]
     )
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_same_generator_same_rotation(name: str) -> None:
-    first, second = (STRATEGIES[name].learn(task(steps=8)) for _ in range(2))
+    first, second = (STRATEGIES[name](task(steps=8)) for _ in range(2))
     assert all(torch.equal(a.rotation, b.rotation) for a, b in zip(first, second, strict=True))

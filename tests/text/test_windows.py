@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from jointquant.demo.story import CALIBRATION_TEXT, MODEL
 from jointquant.errors import InputError
 from jointquant.text.tokens import CACHED_WORDS, tokenize
-from jointquant.text.windows import calibration_windows, evaluation_windows
+from jointquant.text.windows import calibration_windows, evaluation_windows, held_out_windows
 
 
 def test_evaluation_windows_cover_the_text_in_order() -> None:
@@ -25,6 +25,15 @@ def test_calibration_windows_are_seeded_and_distinct() -> None:
     assert not torch.equal(first, other)
     assert len(set(first[:, 0].tolist())) == 8
     assert (first[:, 0] % 10 == 0).all()
+
+
+def test_held_out_windows_are_the_others() -> None:
+    tokens = torch.arange(100)
+    drawn, others = calibration_windows(tokens, 6, 10, 3, "t"), held_out_windows(tokens, 6, 10, 3, "t", 9)
+    assert sorted([*drawn[:, 0].tolist(), *others[:, 0].tolist()]) == list(range(0, 100, 10))
+    assert len(held_out_windows(tokens, 6, 10, 3, "t", 2)) == 2
+    with pytest.raises(InputError, match="has no window of 10 tokens left"):
+        held_out_windows(tokens, 10, 10, 3, "t", 1)
 
 
 def test_every_window_can_be_drawn() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jointquant.errors import InputError
-from jointquant.recipe.recipe import PRESETS
+from jointquant.recipe.catalogue import PRESETS
 from jointquant.trust.strict_yaml import parse_yaml, read_yaml
 
 

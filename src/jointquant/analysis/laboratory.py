@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from jointquant.analysis.candidates import Candidate
@@ -21,6 +20,7 @@ from jointquant.files.digests import digest_of_bytes
 from jointquant.files.manifest import write_manifest
 from jointquant.job import OpenJobs
 from jointquant.models.options import ModelOptions, of_folder
+from jointquant.models.source import bytes_of
 from jointquant.pipeline import write_artifact
 from jointquant.progress import Prefixed, Progress
 from jointquant.recipe.recipe import CalibrationSettings
@@ -116,12 +116,10 @@ class Laboratory:
         """The unquantized model's figures, and facts about the evaluation."""
         progress = Prefixed(self.progress, "unquantized")
         measured = self.protocol.measure(self.subject.model, tokenizer=self.subject.tokenizer, progress=progress)
-        source = self.subject.stream.source
-        sizes = (torch.Size(shape).numel() * source.dtype(name).itemsize for name, shape in source.shapes().items())
         figures = {
             "perplexity": measured.perplexity,
             "bits": 8.0 * self.subject.stream.stored_dtype.itemsize,
-            "size_bytes": sum(sizes),
+            "size_bytes": bytes_of(self.subject.stream.source),
         }
         return {"figures": figures, "facts": {"tokens": measured.tokens, "seqlen": measured.seqlen}}
 

@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from jointquant.errors import InputError, printable, require
 from jointquant.files.durable import save_text
-from jointquant.hub.location import may_be_id
-from jointquant.recipe.recipe import Recipe, describe
+from jointquant.recipe.faults import describe
+from jointquant.recipe.recipe import Recipe
 from jointquant.runtime.artifact_facts import check_facts
 from jointquant.trust.folder import CONFIG_NAME
+from jointquant.trust.model_name import may_be_id
 from jointquant.trust.strict_json import read_object
 
 CARD_NAME = "README.md"

@@ -15,6 +15,7 @@ class QuantizeResult:
         seconds: wall time, per stage and in total.
         peak_rss_bytes: the process's peak resident memory; of several ranks, the largest.
         size_bytes: bytes of all tensors of the artifact.
+        original_bytes: the same of the model.
         bits_per_weight: bits per parameter of the decoder's linears, scales included.
         transforms: what R1 to R4 are, in words, and the basis changes between layers where each has an R1.
         tier: where the artifact loads (see ``artifact.tiers``): 1 anywhere, 2 where R4 can run, 3 with this package.
@@ -31,6 +32,7 @@ class QuantizeResult:
     stage_seconds: dict[str, float]
     peak_rss_bytes: int
     size_bytes: int
+    original_bytes: int
     bits_per_weight: float
     transforms: dict[str, str]
     tier: int

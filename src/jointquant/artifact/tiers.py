@@ -271,6 +271,13 @@ def words(obstacles: Iterable[Obstacle]) -> str:
     return "; ".join(dict.fromkeys(str(obstacle) for obstacle in obstacles))
 
 
+def exports_among(runtimes: Iterable[str]) -> tuple[str, ...]:
+    """The formats that ``Reach.runtimes`` names."""
+    named = RUNTIMES | {"compressed-tensors, R4 online": WITH_R4}
+    found = (name for name, said in named.items() if said in set(runtimes))
+    return tuple(name.partition(",")[0] for name in found)
+
+
 def facts_of(assembly: Assembly, dtype: torch.dtype) -> Facts:
     """What decides where a model that is built so, and stored in ``dtype``, loads."""
     family, r4, names = assembly.architecture, tuple(assembly.online.r4.values()), assembly.names

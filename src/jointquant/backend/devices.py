@@ -13,12 +13,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, require, unknown
 
 OPERATIONS = ("float64", "qr", "cholesky", "solve", "eigh")
 """What is asked of a device besides products and sums in float32."""
-
-DEVICE_HELP = "auto: the accelerator if there is one; or cpu, cuda:0, npu:0, xpu:0, mps"
 
 X86 = ("x86_64", "AMD64")
 """What platform.machine() calls processors that torch has oneDNN's products for."""
@@ -150,7 +148,7 @@ def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch
     if name == "auto":
         dtype = torch.float32 if device.type == "cpu" else stored
     else:
-        require(name in DTYPES, f"unknown dtype {name!r}: expected auto, {', '.join(DTYPES)}")
+        require(name in DTYPES, unknown("dtype", name, ["auto", *DTYPES]))
         dtype = DTYPES[name]
     require(
         dtype != torch.float64 or supports(device, "float64"),

@@ -18,6 +18,7 @@ from jointquant.models.stream import ModelStream
 from jointquant.recipe.recipe import LearnedResidualRotation, LearnedRotation, Recipe
 from jointquant.recipe.training import quantizer_of, training_of
 from jointquant.rotations.learning import INITS, head_samples, initial_heads, learn_heads
+from jointquant.rotations.names import InitName
 from jointquant.rotations.optimizers import Learned
 from jointquant.rotations.sampling import TokenSample
 from jointquant.rotations.strategies import STRATEGIES, ResidualTask
@@ -121,7 +122,7 @@ class ResidualLearner:
         task = ResidualTask(
             self.samples, self.initial, self.training, weighting, self.batches, sensitivities, self.ranks
         )
-        return STRATEGIES[self.settings.strategy].learn(task)
+        return STRATEGIES[self.settings.strategy](task)
 
 
 class HeadLearner:
@@ -179,7 +180,7 @@ class HeadLearner:
         ]
 
 
-def heads_at_start(stream: ModelStream, recipe: Recipe, kind: str, layer: int) -> Tensor:
+def heads_at_start(stream: ModelStream, recipe: Recipe, kind: InitName, layer: int) -> Tensor:
     """Where R2 of a layer starts, or what it is when it is drawn: [kv_heads, head_dim, head_dim]."""
     rng = generator(recipe.calibration.seed, f"r2 {layer}")
     return initial_heads(kind, stream.num_key_value_heads, stream.head_dim, rng)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from jointquant.progress import Progress
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
-from jointquant.run.fitting import check_positions
 from jointquant.run.opening import Subject
 from jointquant.text.sources import load_text
 from jointquant.text.tokens import tokenize
@@ -30,7 +29,6 @@ def calibration_set(subject: Subject, settings: CalibrationSettings, progress: P
         InputError: no such text, one that is too short, or windows and tokens that the model cannot read.
     """
     config = subject.stream.config
-    check_positions(config, settings)
     tokens = tokenize(subject.tokenizer, load_text(settings.source, "calibration", progress, subject.tokenizer))
     check_vocabulary(tokens, config.vocab_size)
-    return calibration_windows(tokens, settings.num_samples, settings.seqlen, settings.seed, settings.source)
+    return calibration_windows(tokens, settings.num_samples, settings.window, settings.seed, settings.source)

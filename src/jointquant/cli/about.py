@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from jointquant.cli.options import (
     JsonOption,
 )
 from jointquant.cli.output import finish, show, shown_progress
+from jointquant.errors import require
 
 
 def demo(
@@ -22,6 +23,8 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """The whole story on the embedded model, offline: five recipes at W4A4KV4, one table."""
+    from rich.table import Table
+
     from jointquant.demo.story import run_demo
 
     rows = run_demo(out, seed, shown_progress())
@@ -37,21 +40,45 @@ def demo(
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe in full, as YAML.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors and checks.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """The recipes and sizes there are; with a name, all settings of a recipe."""
+    require(name is None or not schema, f"--schema is of all recipes: expected no name, got {name}")
+    if schema:
+        _show_schema(as_json)
+    elif name is not None:
+        _show_recipe(name, as_json)
+    else:
+        _list_recipes(as_json)
+
+
+def _show_schema(as_json: bool) -> None:
+    from jointquant.recipe.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=None if as_json else 2))
+
+
+def _show_recipe(name: str, as_json: bool) -> None:
     import yaml
 
-    from jointquant.recipe.recipe import load_recipe, preset_names
+    from jointquant.recipe.recipe import load_recipe
+
+    data = load_recipe(name).model_dump(mode="json")
+    if not as_json:
+        print(yaml.safe_dump(data, sort_keys=False).rstrip())
+    finish(data, as_json)
+
+
+def _list_recipes(as_json: bool) -> None:
+    from rich.table import Table
+
+    from jointquant.recipe.catalogue import description_of, preset_names
     from jointquant.recipe.sizes import read_size, size_names
 
-    if name is not None:
-        data = load_recipe(name).model_dump(mode="json")
-        if not as_json:
-            print(yaml.safe_dump(data, sort_keys=False).rstrip())
-        finish(data, as_json)
-        return
-    presets = {preset: load_recipe(preset).description for preset in preset_names()}
+    presets = {preset: description_of(preset) for preset in preset_names()}
     table = Table("recipe", "what it does", title="jointquant recipes NAME prints one in full")
     for preset, description in presets.items():
         table.add_row(preset, description)
@@ -66,6 +93,8 @@ def recipes(
 
 def models(as_json: JsonOption = False) -> None:
     """The model families there are."""
+    from rich.table import Table
+
     from jointquant.models.registry import ARCHITECTURES, summary
 
     families = {model_type: summary(model_type) for model_type in sorted(ARCHITECTURES)}
@@ -78,6 +107,8 @@ def models(as_json: JsonOption = False) -> None:
 
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine can do: each device's dtypes, linear algebra, precision, speed and memory, measured now."""
+    from rich.table import Table
+
     from jointquant.planning.doctor import examine, in_words
 
     findings = examine()

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO, cast
 
-from jointquant.cli.output import UsageProblem, as_line
+from jointquant.cli.output import as_lines
+from jointquant.cli.usage import UsageProblem, fault_of_usage
 from jointquant.errors import InputError, fault_of_machine
 from jointquant.text.rows import LONE_SURROGATE
 
@@ -130,11 +131,13 @@ def check_arguments(arguments: list[str]) -> None:
 
 
 def line_of(error: BaseException) -> str | None:
-    """The one line about what the input or the machine is at fault for; None: a defect of ours."""
-    if isinstance(error, (InputError, UsageProblem)):
-        return as_line(error)
+    """What the input or the machine is at fault for, as a rule in one line; None: a defect of ours."""
+    if isinstance(error, InputError):
+        return as_lines(error)
+    if isinstance(error, UsageProblem):
+        return as_lines(InputError(fault_of_usage(error)))
     words = _of_system(error) if isinstance(error, OSError) else fault_of_machine(error)
-    return None if words is None else as_line(InputError(words))
+    return None if words is None else as_lines(InputError(words))
 
 
 def _of_system(error: OSError) -> str:

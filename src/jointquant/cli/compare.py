@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from jointquant.cli.options import (
     AllowPickleOption,
@@ -28,10 +27,8 @@ from jointquant.cli.options import (
     calibration_changes,
 )
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.cli.plan import Output, announced, resumable, show_dry_run
 from jointquant.errors import InputError
 from jointquant.models.options import ModelOptions
-from jointquant.planning.budget import Limits
 
 
 def compare(
@@ -67,17 +64,29 @@ def compare(
 
     Example: jointquant compare ./Llama-3.2-1B --recipes exp-independent,exp-joint --seeds 0,1,2 --out ./joint
     """
-    from jointquant import compare as run
+    from rich.table import Table
+
     from jointquant.analysis.candidates import labelled
+    from jointquant.cli.given import checked_recipes
+    from jointquant.recipe.recipe import Recipe
 
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds: expected one of them")
     names = [name.strip() for name in recipes.split(",") if name.strip()]
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
     repeats = None if seeds is None else _numbers(seeds)
+    texts = tuple(text or ["wikitext2"])
+
+    def load() -> list[Recipe]:
+        return [candidate.recipe for candidate in labelled(names, changes, repeats).values()]
+
+    each = checked_recipes(model, load, texts, calib)
+    from jointquant import compare as run
+    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.planning.budget import Limits
+
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
     if only_plan:
-        each = [candidate.recipe for candidate in labelled(names, changes, repeats).values()]
         limits = Limits(memory_budget, device_budget)
         show_dry_run("compare", model, each, Output(out, overwrite, as_json), limits, options)
         return
@@ -86,7 +95,7 @@ def compare(
             model,
             names,
             out,
-            texts=tuple(text or ["wikitext2"]),
+            texts=texts,
             changes=changes,
             seeds=repeats,
             eval_seqlen=eval_seqlen,

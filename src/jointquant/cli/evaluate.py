@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from jointquant.cli.options import (
     AllowPickleOption,
@@ -21,11 +20,13 @@ from jointquant.cli.options import (
     digests_of,
 )
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.distributed.ranks import leads
+from jointquant.distributed.launch import leads
 from jointquant.errors import require
 from jointquant.models.options import ModelOptions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from jointquant import EvaluationResult
 
 
@@ -72,6 +73,9 @@ def evaluate(
 
     Example: jointquant eval ./llama-int4 --reference meta-llama/Llama-3.2-1B --text wikitext2
     """
+    from jointquant.cli.given import check_given
+
+    check_given((model, reference), text or ())
     from jointquant import evaluate as run
     from jointquant.artifact.card import check_carded, record_perplexity
 
@@ -106,6 +110,8 @@ def evaluate(
 
 def _text_table(model: str, result: EvaluationResult) -> Table:
     """One row a text; how far the predictions are from the reference's, where there is one."""
+    from rich.table import Table
+
     columns = ("KL divergence", "99 % of tokens below", "same top token") if result.divergence else ()
     table = Table("text", "perplexity", *columns, title=f"{model}, windows of {result.seqlen}")
     for source, value in result.perplexity.items():
@@ -120,6 +126,8 @@ def _text_table(model: str, result: EvaluationResult) -> Table:
 
 def _task_table(model: str, tasks: dict[str, dict[str, float]]) -> Table:
     """One row a metric, with its standard error where it has one."""
+    from rich.table import Table
+
     table = Table("task", "metric", "value", "± standard error", title=model)
     for task, values in tasks.items():
         for metric, value in values.items():

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from jointquant.cli.options import JsonOption, NoVerifyOption, digests_of
 from jointquant.cli.output import finish, show, shown_progress
+from jointquant.export.formats import check_format
 
 
 def export(
@@ -47,6 +47,9 @@ def export(
 
     Example: jointquant export ./llama-w4a16 --format compressed-tensors --out ./llama-w4a16-ct
     """
+    check_format(format)
+    from rich.table import Table
+
     from jointquant import export_artifact
 
     result = export_artifact(
@@ -64,7 +67,6 @@ def export(
     table.add_row("format", result.format)
     table.add_row("size", f"{result.size_bytes / 1e6:.1f} MB")
     table.add_row("seconds", f"{result.seconds:.1f}")
-    table.add_row("tier", str(result.tier))
-    table.add_row("the artifact runs in", "\n".join(result.runtimes))
+    table.add_row("the export runs in", "\n".join(result.runs_in))
     show(table, as_json)
     finish(result.to_dict(), as_json)

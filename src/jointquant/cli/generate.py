@@ -36,6 +36,9 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with a model or an artifact."""
+    from jointquant.cli.given import check_given
+
+    check_given((model,), ())
     from jointquant.runtime.generation import generate_text
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
 
 import typer
 
+from jointquant._version import __version__
 from jointquant.cli.about import demo, doctor, models, recipes
 from jointquant.cli.boundary import check_arguments, line_of, safe_streams
 from jointquant.cli.compare import compare
@@ -18,10 +21,11 @@ from jointquant.cli.generate import generate
 from jointquant.cli.hub import download, push
 from jointquant.cli.output import INTERRUPTED
 from jointquant.cli.quantize import quantize
-from jointquant.cli.ranks import main_of_rank
+from jointquant.cli.speech import silence_libraries, speak
 from jointquant.cli.stats import stats
-from jointquant.distributed.ranks import started_by_torchrun
-from jointquant.errors import DamageWarning, printable
+from jointquant.cli.usage import WELCOME, check_verb
+from jointquant.distributed.launch import started_by_torchrun
+from jointquant.errors import DamageWarning, printable, require
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -40,18 +44,38 @@ VERBS: dict[str, Callable[..., None]] = {
 """By name, in the order of ``--help``; each is a function of its own file (or of ``about.py``, ``hub.py``)."""
 
 
-def application() -> typer.Typer:
-    """All verbs."""
+COMPLETION = "_JOINTQUANT_COMPLETE"
+"""The variable by which a shell asks what a line could go on with."""
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"jointquant {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Before the verb: say more on standard error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Before the verb: no progress, no plan, no notes.")] = False,
+) -> None:
+    """Quantize causal language models to INT4 (weights, activations, KV cache) with calibrated rotations."""
+    require(not (verbose and quiet), "--verbose and --quiet: expected one of them")
+    speak(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+
+
+def application(verbs: Iterable[str] = VERBS) -> typer.Typer:
+    """The command line of some verbs: reading the options of all of them takes longer than most answers."""
     app = typer.Typer(
         name="jointquant",
-        help="Quantize causal language models to INT4 (weights, activations, KV cache) with calibrated rotations.",
-        no_args_is_help=True,
-        add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
     )
-    for name, verb in VERBS.items():
-        app.command(name=name)(verb)
+    app.callback()(_options)
+    for name in verbs:
+        app.command(name=name)(VERBS[name])
     return app
 
 
@@ -62,10 +86,16 @@ def main(arguments: list[str] | None = None) -> None:
     """
     with safe_streams():
         given = sys.argv[1:] if arguments is None else arguments
-        _be_quiet()
+        if not given and COMPLETION not in os.environ:
+            print(WELCOME)
+            sys.exit(2)
+        silence_libraries()
+        speak()
         warnings.simplefilter("always", DamageWarning)
         warnings.showwarning = _show_warning
         if started_by_torchrun():
+            from jointquant.cli.ranks import main_of_rank
+
             main_of_rank(given, run)
         try:
             check_arguments(given)
@@ -86,25 +116,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit status. Raises what goes wrong."""
-    command = typer.main.get_command(application())
+    first = arguments[0] if arguments else ""
+    if first and not first.startswith("-"):
+        check_verb(first, VERBS)
+    command = typer.main.get_command(application([first] if first in VERBS else VERBS))
     status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
     return status if isinstance(status, int) else 0
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"note: {printable(str(message))}", file=sys.stderr)
-
-
-def _be_quiet() -> None:
-    """Progress is ours to show: silence the libraries' own bars and advice."""
-    import os
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from huggingface_hub.utils import logging as hub_logging
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    hub_logging.set_verbosity_error()

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from jointquant.backend.devices import DEVICE_HELP
 from jointquant.models.options import DigestMode
 
 ModelArgument = Annotated[
@@ -18,7 +17,9 @@ RunnableArgument = Annotated[
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id (also: owner/name@tag).")]
 HubOption = Annotated[Literal["hf", "modelscope"], typer.Option(help="The hub that ids belong to.")]
-DeviceOption = Annotated[str, typer.Option(help=DEVICE_HELP)]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto: the accelerator if there is one; or cpu, or one that `jointquant doctor` lists.")
+]
 DtypeOption = Annotated[
     str,
     typer.Option(help="What layers compute in: auto (float32 on the CPU, else the stored dtype), float32, bfloat16 …"),
@@ -45,7 +46,9 @@ DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan (memory, disk, time) and stop: config.json is enough.")
 ]
 SamplesOption = Annotated[int | None, typer.Option(help="Calibration windows.")]
-SeqlenOption = Annotated[int | None, typer.Option(help="Tokens of a calibration window.")]
+SeqlenOption = Annotated[
+    int | None, typer.Option(help="Tokens of a calibration window (default: 2048, or what the model reads).")
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")]
 AllowPickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read a folder's pytorch_model.bin.")]
 

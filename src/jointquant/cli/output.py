@@ -4,39 +4,55 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
-from rich.table import Table
+from jointquant.cli.speech import is_quiet
+from jointquant.distributed.launch import leads
+from jointquant.errors import InputError, lines_of, printable
 
-from jointquant.distributed.ranks import leads
-from jointquant.errors import printable
-
-# The base of all usage errors; typer carries its own copy of click, so it is reached through a public subclass.
-UsageProblem: type[Exception] = next(b for b in typer.BadParameter.__mro__ if b.__name__ == "ClickException")
-
+if TYPE_CHECKING:
+    from rich.table import Table
 
 INTERRUPTED = 130
+WIDEST = 10_000
+"""Columns of what is no terminal."""
 
 
-def as_line(error: Exception) -> str:
-    """What the user is told about an error that the input is at fault for."""
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return f"error: {printable(message)}"
+def as_lines(error: InputError) -> str:
+    """What the user is told about an error that the input is at fault for: one line for each thing."""
+    return "\n".join(f"error: {printable(line)}" for line in lines_of(error))
 
 
 def shown_progress() -> Any:
-    """Where a verb shows its progress; of several ranks one does."""
+    """Where a verb shows its progress, if it does; of several ranks one does."""
     from jointquant.progress import Silent, default_progress
 
-    return default_progress() if leads() else Silent()
+    return default_progress() if leads() and not is_quiet() else Silent()
 
 
 def show(table: Table, to_stderr: bool) -> None:
-    """Tables are for people: standard output, or standard error when that belongs to JSON. One rank prints."""
+    """Tables are for people: standard output, or standard error when that belongs to JSON. One rank prints.
+
+    Nothing is cut: what is no terminal gets lines as long as they are, and a terminal words in parts.
+    """
+    from rich.console import Console
+
+    if not leads():
+        return
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console(stderr=to_stderr)
+    if not console.is_terminal:
+        console = Console(stderr=to_stderr, width=WIDEST)
+    console.print(table)
+
+
+def say(lines: Iterable[str], to_stderr: bool) -> None:
+    """Lines to copy, where ``show`` prints tables."""
     if leads():
-        Console(stderr=to_stderr).print(table)
+        print(*lines, sep="\n", file=sys.stderr if to_stderr else sys.stdout)
 
 
 def finish(result: dict[str, Any], as_json: bool) -> None:

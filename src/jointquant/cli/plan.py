@@ -12,7 +12,8 @@ from rich.table import Table
 
 from jointquant.backend.memory import words as in_bytes
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.distributed.ranks import leads
+from jointquant.cli.speech import is_quiet
+from jointquant.distributed.launch import leads
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.needs import Bytes
@@ -60,8 +61,9 @@ def show_dry_run(
 
 
 def announced(plan: Plan) -> None:
-    """Print the plan of a run that begins, on standard error."""
-    show(plan_table(plan), True)
+    """Print the plan of a run that begins, on standard error, unless it is to be quiet."""
+    if not is_quiet():
+        show(plan_table(plan), True)
 
 
 @contextmanager

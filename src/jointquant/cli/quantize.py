@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from jointquant.cli.options import (
     AllowPickleOption,
@@ -27,17 +26,27 @@ from jointquant.cli.options import (
     SetOption,
     calibration_changes,
 )
-from jointquant.cli.output import finish, show, shown_progress
-from jointquant.cli.plan import Output, announced, resumable, show_dry_run
-from jointquant.errors import InputError
+from jointquant.cli.output import finish, say, show, shown_progress
+from jointquant.distributed.launch import started_by_torchrun
+from jointquant.errors import InputError, printable
 from jointquant.models.options import ModelOptions
-from jointquant.planning.budget import Limits
+from jointquant.recipe.targets import TARGETS, target_named
+
+if TYPE_CHECKING:
+    from jointquant.evaluation.check import Quality
+    from jointquant.recipe.recipe import Recipe
 
 
 def quantize(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="The artifact's folder; it appears only when it is complete.")],
-    recipe: Annotated[str, typer.Option(help="A preset (see `jointquant recipes`) or a YAML file.")] = "w4a4kv4",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A preset (see `jointquant recipes`) or a YAML file. Default: w4a4kv4, or what --for takes."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--for", metavar="TARGET", help=f"Where it is to run: {', '.join(TARGETS)}.")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="Batch and sample sizes for a model of this size: 1B, 3B, 8B, 70B; --set wins.")
     ] = None,
@@ -56,23 +65,34 @@ def quantize(
     world_size: Annotated[
         int, typer.Option(min=1, help="With --dry-run: plan for so many ranks, as torchrun would start them.")
     ] = 1,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Measure the artifact beside MODEL on held-out text afterwards.")
+    ] = True,
     allow_pickle: AllowPickleOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize MODEL and write an artifact. A run that was stopped goes on when the same command is given again.
 
-    Example: jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --recipe w4a4kv4 --calib wikitext2
+    Example: jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --for vllm --calib wikitext2
     """
-    from jointquant import load_recipe
-    from jointquant import quantize as run
+    from jointquant.cli.given import checked_recipes
+    from jointquant.recipe.recipe import load_recipe
 
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
-    settings = load_recipe(recipe, changes, size)
-    options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
-    limits = Limits(memory_budget, device_budget)
+    (settings,) = checked_recipes(model, lambda: [load_recipe(named(recipe, target), changes, size)], calib=calib)
     if world_size > 1 and not only_plan:
         raise InputError("--world-size is for --dry-run: expected torchrun --nproc-per-node N -m jointquant quantize …")
+    from jointquant import quantize as run
+    from jointquant.artifact.advice import check_target
+    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.cli.summary import following, summary
+    from jointquant.planning.budget import Limits
+
+    if target is not None:
+        check_target(settings, target)
+    options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    limits = Limits(memory_budget, device_budget)
     if only_plan:
         show_dry_run("quantize", model, [settings], Output(out, overwrite, as_json), limits, options, world_size)
         return
@@ -88,19 +108,32 @@ def quantize(
             announce=announced,
             **options,
         )
-    table = Table(show_header=False, title=f"{model} → {out}")
-    table.add_row("bits per weight", f"{result.bits_per_weight:.2f}")
-    table.add_row("size", f"{result.size_bytes / 1e6:.1f} MB")
-    table.add_row("seconds", f"{result.seconds:.1f}{' (resumed)' if result.resumed else ''}")
-    table.add_row("peak memory", f"{result.peak_rss_bytes / 1e6:.0f} MB")
-    for name, words in result.transforms.items():
-        table.add_row(name.upper(), words)
-    table.add_row("weights quantized", f"{result.quantized_weights:,}")
-    kept = dict.fromkeys(each["why"].partition(":")[0] for each in result.kept)
-    table.add_row("kept", f"{sum(each['parameters'] for each in result.kept):,} parameters ({', '.join(kept)})")
-    if result.starved_experts:
-        table.add_row("starved experts", f"{len(result.starved_experts)}, calibrated on all tokens of their layers")
-    table.add_row("tier", str(result.tier))
-    table.add_row("runs in", "\n".join(result.runtimes))
-    show(table, as_json)
-    finish(result.to_dict(), as_json)
+    quality = measured_quality(check, out, model, settings, memory_budget, options)
+    show(summary(model, out, settings, result, quality), as_json)
+    say(following(out, result), as_json)
+    finish(result.to_dict() | {"quality": None if isinstance(quality, str) else quality.to_dict()}, as_json)
+
+
+def named(recipe: str | None, target: str | None) -> str:
+    """The recipe that was asked for, by its name or by where its result is to run."""
+    preset = "w4a4kv4" if target is None else target_named(target).recipe
+    return preset if recipe is None else recipe
+
+
+def measured_quality(
+    check: bool, out: Path, model: str, recipe: Recipe, memory_budget: str | None, options: ModelOptions
+) -> Quality | str:
+    """How near the artifact is to its model; where that was not measured, why, in words."""
+    from jointquant.evaluation.check import check_quality
+
+    by_hand = f"jointquant eval {out} --reference {model}"
+    if not check:
+        return f"not measured (--no-check): {by_hand}"
+    if started_by_torchrun():
+        return f"not measured by several ranks: {by_hand}"
+    try:
+        return check_quality(
+            out, model, recipe.calibration, memory_budget=memory_budget, progress=shown_progress(), **options
+        )
+    except InputError as error:
+        return f"not measured, {printable(str(error))}: {by_hand}"

@@ -11,10 +11,10 @@ from typing import NoReturn
 import typer
 
 from jointquant.cli.boundary import check_arguments, line_of
-from jointquant.cli.output import INTERRUPTED, as_line
+from jointquant.cli.output import INTERRUPTED, as_lines
 from jointquant.distributed.guard import DEFECT, PeerLostError
+from jointquant.distributed.launch import leads
 from jointquant.distributed.process_group import ProcessGroup, joined, leave
-from jointquant.distributed.ranks import leads
 from jointquant.errors import InputError, ResumableError, require
 
 SHARED_VERBS = ("quantize", "eval", "compare")
@@ -27,7 +27,7 @@ def main_of_rank(arguments: list[str], run: Callable[[list[str]], int]) -> NoRet
         ranks = joined()
     except InputError as error:
         if leads() or isinstance(error, ResumableError):  # of a rank that is lost, only its neighbours can tell
-            print(as_line(error), file=sys.stderr)
+            print(as_lines(error), file=sys.stderr)
         sys.exit(2)
     assert isinstance(ranks, ProcessGroup)
     assert ranks.guard is not None

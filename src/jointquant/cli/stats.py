@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from jointquant.cli.options import (
     AllowPickleOption,
@@ -28,9 +27,7 @@ from jointquant.cli.options import (
     calibration_changes,
 )
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.cli.plan import Output, announced, resumable, show_dry_run
 from jointquant.models.options import ModelOptions
-from jointquant.planning.budget import Limits
 
 
 def stats(
@@ -54,13 +51,20 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the activations of MODEL before and after a recipe's rotations; nothing is quantized."""
-    from jointquant import load_recipe
-    from jointquant import stats as run
+    from rich.table import Table
+
+    from jointquant.cli.given import checked_recipes
+    from jointquant.recipe.recipe import load_recipe
 
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
+    (settings,) = checked_recipes(model, lambda: [load_recipe(recipe, changes)], calib=calib)
+    from jointquant import stats as run
+    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.planning.budget import Limits
+
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
     if only_plan:
-        settings, limits = load_recipe(recipe, changes), Limits(memory_budget, device_budget)
+        limits = Limits(memory_budget, device_budget)
         show_dry_run("stats", model, [settings], Output(out, overwrite, as_json), limits, options)
         return
     with resumable(out):

@@ -19,7 +19,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from jointquant.backend.devices import HOST, choose_accelerator, collective_backends
 from jointquant.distributed.guard import Guard, PeerLostError
-from jointquant.distributed.ranks import ALONE, Ranks, started_by_torchrun
+from jointquant.distributed.launch import started_by_torchrun
+from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import ResumableError, require
 
 T = TypeVar("T")

@@ -5,7 +5,6 @@ Every method that exchanges something is called by all ranks, in the same order.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -93,16 +92,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is one of several."""
-    return environment.get("WORLD_SIZE", "1").isdecimal() and int(environment.get("WORLD_SIZE", "1")) > 1
-
-
-def leads(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process speaks to the user: it is alone, or the first of several."""
-    return not started_by_torchrun(environment) or environment.get("RANK") == "0"
 
 
 def check_size(size: int, num_windows: int, what: str, flag: str) -> None:

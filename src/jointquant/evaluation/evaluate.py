@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from jointquant.backend.memory import Size
@@ -22,15 +23,17 @@ from jointquant.evaluation.tasks import Scores, TaskSet
 from jointquant.hub import locate
 from jointquant.models.options import ModelOptions, completed
 from jointquant.progress import Progress, Silent
+from jointquant.run.fitting import DEFAULT_SEQLEN, window_length
 from jointquant.run.identity import check_alike, folder_identity
 from jointquant.runtime.loading import load_tokenizer
 from jointquant.text.hub_text import max_windows
+from jointquant.text.names import check_source
 from jointquant.text.sources import load_text
 from jointquant.text.tokens import tokenize
 from jointquant.text.windows import check_vocabulary as check_token_ids
 from jointquant.text.windows import evaluation_windows
 
-DEFAULT_SEQLEN = 2048
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ def evaluate(
     require(not isinstance(texts, str), f"texts is one string, {texts!r}: expected several, such as ({texts!r},)")
     if texts is None:
         texts = () if tasks else ("wikitext2",)
+    for source in texts:
+        check_source(source)
+    require(seqlen is None or seqlen >= 2, f"seqlen must be at least 2, got {seqlen}")
     require(
         bool(tasks) or (num_fewshot is None and limit is None), "num_fewshot and limit are for tasks: expected some"
     )
@@ -128,7 +134,9 @@ def evaluate(
         beside, other = opened(reference, None)
         theirs = None if other is None else load_tokenizer(other, given["digests"])
         check_vocabulary(runner, beside, tokenizer, theirs)
-    length = _window_length(runner.config, seqlen)
+    length = window_length(runner.config, seqlen)
+    if length < DEFAULT_SEQLEN and seqlen is None and texts:
+        LOG.info("windows have %d tokens, all that the model reads (--seqlen)", length)
     encoder, sources, vocabulary = tokenizer, texts, runner.config.vocab_size
 
     def cut() -> dict[str, Tensor]:
@@ -189,12 +197,3 @@ def check_vocabulary(
     if theirs is not None:
         same = theirs.get_vocab() == tokenizer.get_vocab()
         require(same, f"the tokenizer of the reference, {theirs.name_or_path}, has other tokens than the model's")
-
-
-def _window_length(config: PretrainedConfig, seqlen: int | None) -> int:
-    """The window asked for, or the default. Raises InputError when the model has fewer positions."""
-    limit = getattr(config, "max_position_embeddings", None) or DEFAULT_SEQLEN
-    length = min(DEFAULT_SEQLEN, limit) if seqlen is None else seqlen
-    require(length >= 2, f"seqlen must be at least 2, got {length}")
-    require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions")
-    return length

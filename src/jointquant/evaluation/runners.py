@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -127,13 +128,23 @@ def runner_of(
     where = resolve_device(given["device"])
     check_own(where, ranks.on_host)
     place = Place(where, resolve_dtype(given["dtype"], where, stream.stored_dtype))
-    needed = bytes_in_memory(stream, place) + LOGITS_AT_ONCE * stream.config.vocab_size * place.dtype.itemsize
-    budget = bytes_of_size(memory_budget)
-    host = available() // ranks.on_host if budget is None else budget - resident()
-    limit = host if where.type == "cpu" else device_available(where)
-    if limit is None or needed <= limit:
+    limit = room_for(where, memory_budget, ranks)
+    if limit is None or needed_in_memory(stream, place) <= limit:
         return Loaded(load(folder, kernels=kernels, **of_folder(given)), ranks)
     return Streamed(stream, Workspace(place, "disk", ranks=ranks))
+
+
+def needed_in_memory(stream: ModelStream, place: Place) -> int:
+    """Bytes that a model takes while it is evaluated as a whole."""
+    return bytes_in_memory(stream, place) + LOGITS_AT_ONCE * stream.config.vocab_size * place.dtype.itemsize
+
+
+def room_for(where: torch.device, memory_budget: Size, ranks: Ranks = ALONE) -> int | None:
+    """Bytes that models may take on a device; None where nobody knows."""
+    if where.type != "cpu":
+        return device_available(where)
+    budget = bytes_of_size(memory_budget)
+    return available() // ranks.on_host if budget is None else budget - resident()
 
 
 def bytes_in_memory(stream: ModelStream, place: Place) -> int:

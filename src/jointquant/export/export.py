@@ -6,22 +6,23 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
+from jointquant.artifact.advice import advice
 from jointquant.artifact.card import Kind, write_card
 from jointquant.artifact.tiers import OBSTACLES, Obstacle, online, reach, words
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, require, unknown
 from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
+from jointquant.export.formats import check_format, users
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.native import CompressedExport
 from jointquant.files.durable import room_needed, save_json
 from jointquant.files.output import check_output, output_file, output_folder
 from jointquant.hub import locate
-from jointquant.hub.location import may_be_id
 from jointquant.models.configuration import blamed
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.stream import open_stream
@@ -31,10 +32,8 @@ from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
 from jointquant.runtime.loading import load_tokenizer, save_tokenizer
 from jointquant.trust.folder import CONFIG_NAME, GENERATION_NAME
+from jointquant.trust.model_name import may_be_id
 from jointquant.trust.target import check_apart
-
-Format = Literal["dense", "compressed-tensors", "gguf", "native"]
-EXPORTS: tuple[Format, ...] = ("dense", "compressed-tensors", "gguf", "native")
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class ExportResult:
         format: which one.
         tier: of the artifact (see ``jointquant.artifact.tiers``).
         runtimes: who can run the artifact, in words.
+        runs_in: who can run the export, and how.
         size_bytes: of all tensors that were written.
         seconds: wall time.
     """
@@ -54,6 +54,7 @@ class ExportResult:
     format: str
     tier: int
     runtimes: list[str]
+    runs_in: list[str]
     size_bytes: int
     seconds: float
 
@@ -93,8 +94,8 @@ def export_artifact(
             which setting would help.
     """
     start = time.perf_counter()
-    require(format in EXPORTS, f"unknown format {format!r}: expected one of {', '.join(EXPORTS)}")
-    require(dtype == "auto" or dtype in DTYPES, f"unknown dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+    check_format(format)
+    require(dtype == "auto" or dtype in DTYPES, unknown("dtype", dtype, ["auto", *DTYPES]))
     require(
         format == "dense" or (not dequantized and base is None and dtype == "auto"),
         f"--dequantized, --base and --dtype are no part of {format}, which holds the artifact's values as they are",
@@ -113,7 +114,11 @@ def export_artifact(
     )
     whole = dequantized or (format == "dense" and is_plain(opened))
     obstacles = OBSTACLES[format](opened.facts) if whole or format != "dense" else _architectural(opened)
-    require(not obstacles, f"no {format} export of this artifact, tier {reached.tier}: {words(obstacles)}")
+    require(
+        not obstacles,
+        f"no {format} export of this artifact, tier {reached.tier}: {advice(format, obstacles)}; in the way: "
+        f"{words(obstacles)}",
+    )
     if format == "gguf":
         with output_file(target, overwrite) as file:
             size = write_gguf(opened, file, progress)
@@ -123,7 +128,9 @@ def export_artifact(
         folder = _base_folder(opened, base, progress) if kind == "rotated" else None
         size = _write_folder(opened, _contents(opened, kind, folder, dtype), target, overwrite, progress)
     seconds = time.perf_counter() - start
-    return ExportResult(str(out), format, reached.tier, list(reached.runtimes), size, seconds)
+    kind_of_use = f"{format} with R4" if format == "compressed-tensors" and opened.facts.r4 else format
+    runs_in = users(kind_of_use if whole or format != "dense" else "rotated", out)
+    return ExportResult(str(out), format, reached.tier, list(reached.runtimes), runs_in, size, seconds)
 
 
 def _architectural(artifact: Artifact) -> list[Obstacle]:
@@ -192,7 +199,8 @@ def _native(source: CompressedExport, out: Path, overwrite: bool, progress: Prog
         reached = reach(Artifact.open(folder).facts)
         write_card(folder, source.quantization.to_dict() | reached.to_dict(), "native", carried_from=source.folder)
     seconds = time.perf_counter() - start
-    return ExportResult(str(out), "native", reached.tier, list(reached.runtimes), writer.total_size, seconds)
+    runs_in = users("native", out)
+    return ExportResult(str(out), "native", reached.tier, list(reached.runtimes), runs_in, writer.total_size, seconds)
 
 
 def _write(folder: Path, shards: Iterable[dict[str, Tensor]], count: int, progress: Progress) -> ShardWriter:
@@ -211,6 +219,3 @@ def _copy_companions(source: Path, folder: Path, others: Sequence[str]) -> None:
         if (source / name).is_file():
             with room_needed(folder / name, (source / name).stat().st_size):
                 (folder / name).write_bytes((source / name).read_bytes())
-
-
-__all__ = ["EXPORTS", "ExportResult", "export_artifact"]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, require, unknown
 from jointquant.hub import huggingface, modelscope
 from jointquant.hub.repository import Fetched, Hub, Kind, Repository
 from jointquant.progress import Progress, Silent
+from jointquant.trust.model_name import REPOSITORY_ID, check_model_name
 from jointquant.trust.permissions import seal
-
-REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-EXPECTED = "a folder with config.json and safetensors, or a hub id owner/name"
 
 HUBS: dict[str, Hub] = {"hf": huggingface.HuggingFace(), "modelscope": modelscope.ModelScope()}
 
@@ -55,13 +52,12 @@ def locate(
     Raises:
         InputError: no such model, nothing to run in it, or a hub that cannot be reached.
     """
-    require(hub in HUBS, f"unknown hub {hub!r}: expected one of {', '.join(HUBS)}")
+    require(hub in HUBS, unknown("hub", hub, HUBS))
     folder = Path(model)
     if os.path.isdir(folder):
         require(revision is None, f"{model} is a local folder: expected no revision, got {revision}")
         return Location(folder, Path(os.path.abspath(folder)).name)
-    require(not os.path.exists(folder), f"model {model} is a file: expected {EXPECTED}")
-    require(isinstance(model, str) and may_be_id(model), f"no such model: {str(model)[:200]} (expected {EXPECTED})")
+    check_model_name(model)
     repository = parse_repository(str(model), "model", revision)
     found = HUBS[hub].fetch_model(repository, progress or Silent(), None, before_weights)
     return Location(found.folder, repository.name, found.revision)
@@ -112,7 +108,7 @@ def download(
     Raises:
         InputError: no such repository or revision, or a hub that cannot be reached.
     """
-    require(hub in HUBS, f"unknown hub {hub!r}: expected one of {', '.join(HUBS)}")
+    require(hub in HUBS, unknown("hub", hub, HUBS))
     target = None if out is None else Path(out)
     require(target is None or not os.path.isfile(target), f"output {out} is a file: expected a folder")
     fresh = target is not None and not (target.is_dir() and any(target.iterdir()))
@@ -124,11 +120,6 @@ def download(
     if fresh:
         seal(found.folder)
     return found
-
-
-def may_be_id(model: str) -> bool:
-    """Whether a name that is no local folder can be a hub id: one slash, and none of the signs of a path."""
-    return bool(REPOSITORY_ID.fullmatch(model.partition("@")[0]))
 
 
 def parse_repository(text: str, kind: Kind, revision: str | None = None) -> Repository:

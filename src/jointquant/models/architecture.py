@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass, field, replace
 from functools import cache
-
-from torch import nn
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from jointquant.errors import require
 from jointquant.models.norms import NormKind, RMSNorm
+
+if TYPE_CHECKING:  # the table of families is read without torch, which takes seconds to import
+    from torch import nn
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Mixture:
             experts = layer.get_submodule(self.experts)
         except AttributeError:
             return 0
-        return len(experts) if isinstance(experts, nn.ModuleList) else int(experts.num_experts)  # type: ignore[arg-type]
+        return len(experts) if isinstance(experts, Sized) else int(experts.num_experts)  # type: ignore[arg-type]
 
     def routed_share(self, layer: nn.Module, config: PretrainedConfig) -> float:
         """The part of the tokens that an expert of a layer sees, if all of them see as many; 1 in a dense layer."""

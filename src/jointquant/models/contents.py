@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from jointquant.distributed.ranks import leads
+from jointquant.distributed.launch import leads
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.source import TensorSource

@@ -6,12 +6,10 @@ Both kinds end as an RMSNorm of weight 1, x ↦ x / RMS(x), with which every rot
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from jointquant.backend.devices import double
+if TYPE_CHECKING:  # the table of families is read without torch, which takes seconds to import
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class RMSNorm:
 
     def gain(self, norm: nn.Module) -> Tensor:
         """What the norm's readers see their input scaled by: [hidden], float64."""
-        return self.offset + double(_parameter(norm, "weight"))
+        return self.offset + _double(norm, "weight")
 
     def shift(self, norm: nn.Module) -> None:
         """What the norm adds at last: nothing."""
@@ -38,8 +36,10 @@ class RMSNorm:
 
     def fused(self, norm: nn.Module) -> nn.Module:
         """The norm itself with a gain of 1."""
-        weight = _parameter(norm, "weight")
-        norm.weight = nn.Parameter(torch.full_like(weight, 1 - self.offset), requires_grad=False)
+        import torch
+
+        weight = torch.full_like(_parameter(norm, "weight"), 1 - self.offset)
+        norm.weight = torch.nn.Parameter(weight, requires_grad=False)
         return norm
 
 
@@ -55,11 +55,11 @@ class LayerNorm:
 
     def gain(self, norm: nn.Module) -> Tensor | None:
         """What the norm's readers see their input scaled by: [hidden], float64; None where it has no weight."""
-        return None if norm.weight is None else double(_parameter(norm, "weight"))
+        return None if norm.weight is None else _double(norm, "weight")
 
     def shift(self, norm: nn.Module) -> Tensor | None:
         """What the norm adds at last: [hidden], float64; None where it has no bias."""
-        return None if norm.bias is None else double(_parameter(norm, "bias"))
+        return None if norm.bias is None else _double(norm, "bias")
 
     def weight_of(self, gain: Tensor) -> Tensor:
         """The weight that a fused norm has for another gain than 1: the gain."""
@@ -67,6 +67,8 @@ class LayerNorm:
 
     def fused(self, norm: nn.Module) -> nn.Module:
         """An RMSNorm with the same eps, its weight 1 (none where the norm had none)."""
+        from torch import nn
+
         assert isinstance(norm, nn.LayerNorm)
         like = {} if norm.weight is None else {"device": norm.weight.device, "dtype": norm.weight.dtype}
         new = nn.RMSNorm(norm.normalized_shape, norm.eps, norm.elementwise_affine, **like)
@@ -77,6 +79,12 @@ NormKind = RMSNorm | LayerNorm
 
 
 def _parameter(norm: nn.Module, name: str) -> Tensor:
-    parameter = getattr(norm, name)
-    assert isinstance(parameter, Tensor)
+    parameter: Tensor = getattr(norm, name)
     return parameter
+
+
+def _double(norm: nn.Module, name: str) -> Tensor:
+    """[hidden], float64."""
+    from jointquant.backend.devices import double
+
+    return double(_parameter(norm, name))

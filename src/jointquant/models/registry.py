@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, require, unknown
 from jointquant.models import (
     gemma2,
     gemma3_text,
@@ -27,6 +27,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 ARTIFACT_PREFIX = "jointquant_"
 """Of the model types of artifacts, before that of their family."""
+ARTIFACT_SUFFIX = " (pip install jointquant, then import jointquant)"
+"""All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
+
+
+def artifact_type(model_type: str) -> str:
+    """The model type of the artifacts of a family."""
+    return f"{ARTIFACT_PREFIX}{model_type}{ARTIFACT_SUFFIX}"
 
 
 def architecture_of(model_type: str) -> Architecture:
@@ -40,8 +47,7 @@ def architecture_of(model_type: str) -> Architecture:
         f"an artifact of jointquant ({model_type.split()[0]}) is already quantized: expected the model it was made of",
     )
     if model_type not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise InputError(f"unknown architecture {model_type!r}: expected one of {known}")
+        raise InputError(unknown("architecture", model_type, sorted(ARCHITECTURES)))
     return ARCHITECTURES[model_type]
 
 

@@ -50,6 +50,11 @@ class StoredTensors(TensorSource, Protocol):
         """The first tensor that is not what it was when it had its digest; None: all are. Reads them."""
 
 
+def bytes_of(source: TensorSource) -> int:
+    """Of all tensors, as they are stored."""
+    return sum(math.prod(shape) * source.dtype(name).itemsize for name, shape in source.shapes().items())
+
+
 def check_finite(name: str, tensor: Tensor) -> Tensor:
     """``tensor`` itself; raises InputError, with its name, when it holds NaN, infinity, or more than ``LARGEST``."""
     if not tensor.is_floating_point() or not tensor.numel():

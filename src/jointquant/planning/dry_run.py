@@ -24,9 +24,9 @@ from jointquant.planning.speed import ON_PAPER, measure, seconds_of
 from jointquant.planning.traffic import seconds_on_links, traffic_of
 from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import Recipe, load_recipe
-from jointquant.run.fitting import assemble, check_positions, check_windows
+from jointquant.run.fitting import assemble, check_windows, fitted
 from jointquant.run.journal import nearly_finished
-from jointquant.text.sources import check_source
+from jointquant.text.names import check_source
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,15 @@ def dry_run(
     """
     given = completed(options)
     recipes = [load_recipe(each) for each in ([recipe] if isinstance(recipe, str | Path | Recipe) else recipe)]
+    for settings in recipes:
+        check_source(settings.calibration.source)
     if out is not None:
         check_output(Path(out), overwrite or nearly_finished(Path(out)))
     config = read_config(locate_configuration(model, given["revision"], given["hub"], progress or Silent()))
     model_without_values, architecture = model_of(config)
+    recipes = [fitted(settings, config) for settings in recipes]
     for settings in recipes:
-        check_source(settings.calibration.source)
         assemble(model_without_values, architecture, settings)
-        check_positions(config, settings.calibration)
         check_windows(world_size, settings.calibration)
     shape = shape_of_model(model_without_values, architecture)
     where = resolve_device(given["device"])

@@ -170,7 +170,7 @@ def workloads(
     found = []
     for recipe in recipes:
         together = tuple(other for other in recipes if other.calibration == recipe.calibration)
-        windows = recipe.calibration.num_samples, recipe.calibration.seqlen
+        windows = recipe.calibration.num_samples, recipe.calibration.window
         work = Workload(shape, recipe, *windows, place.dtype, place.device, base, ranks, together, measured=measured)
         found.append(DEMANDS[verb](work))
     return found

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from jointquant.errors import InputError, printable
+from jointquant.errors import InputError, SeveralFaultsError, unknown
+from jointquant.recipe.catalogue import PRESETS, preset_names
+from jointquant.recipe.faults import faults
+from jointquant.recipe.keys import keys_of
 from jointquant.recipe.settings import (
     ActivationSettings,
     CacheSettings,
@@ -23,26 +26,19 @@ from jointquant.recipe.settings import (
     merged,
 )
 from jointquant.recipe.sizes import apply_size
-from jointquant.rotations.learning import INITS
-from jointquant.rotations.objectives import FEWEST_TOKENS, OBJECTIVES
-from jointquant.rotations.optimizers import OPTIMIZERS
-from jointquant.rotations.strategies import STRATEGIES, WEIGHTINGS
+from jointquant.rotations.names import (
+    FEWEST_TOKENS,
+    PER_LAYER,
+    InitName,
+    ObjectiveName,
+    OptimizerName,
+    StrategyName,
+    WeightingName,
+)
 from jointquant.trust.strict_yaml import parse_yaml, read_yaml
 
-PRESETS = Path(__file__).parent / "presets"
 MAX_CHANGE = 4096
 """Characters of one ``key=value``."""
-
-
-def one_of(table: Mapping[str, object]) -> AfterValidator:
-    """Checks that a setting names a row of ``table``."""
-
-    def check(value: str) -> str:
-        if value not in table:
-            raise ValueError(f"expected one of {', '.join(table)}")
-        return value
-
-    return AfterValidator(check)
 
 
 class NoRotation(Settings):
@@ -67,9 +63,9 @@ class LearnedRotation(Settings):
     """A rotation trained on a sample of the activations at its sites."""
 
     kind: Literal["learned"] = "learned"
-    objective: Annotated[str, one_of(OBJECTIVES)] = "whip"
-    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "qr"
-    init: Annotated[str, one_of(INITS)] = "hadamard"
+    objective: ObjectiveName = "whip"
+    optimizer: OptimizerName = "qr"
+    init: InitName = "hadamard"
     num_tokens: int = Field(
         default=32768, ge=1, le=1_000_000_000, description="sampled tokens, over all layers and sites"
     )
@@ -90,8 +86,8 @@ class LearnedRotation(Settings):
 class LearnedResidualRotation(LearnedRotation):
     """R1 also chooses how the layers share it, and for ``joint`` what each layer counts (null: normalised)."""
 
-    strategy: Annotated[str, one_of(STRATEGIES)] = "pooled"
-    weights: Annotated[str, one_of(WEIGHTINGS)] | None = None
+    strategy: StrategyName = "pooled"
+    weights: WeightingName | None = None
 
     @model_validator(mode="after")
     def _weights_only_where_they_count(self) -> LearnedResidualRotation:
@@ -100,14 +96,14 @@ class LearnedResidualRotation(LearnedRotation):
         return self
 
     @property
-    def weighting(self) -> str:
+    def weighting(self) -> WeightingName:
         """What a layer counts in a joint loss."""
         return self.weights or "normalised"
 
     @property
     def per_layer(self) -> bool:
         """Whether every layer gets an R1 of its own."""
-        return STRATEGIES[self.strategy].per_layer
+        return self.strategy in PER_LAYER
 
 
 class LearnedInnerRotation(LearnedRotation):
@@ -118,8 +114,8 @@ class LearnedInnerRotation(LearnedRotation):
 
     block_size: int | None = Field(default=None, ge=2)
     most: int = Field(default=64, ge=2, le=1024)
-    objective: Annotated[str, one_of(OBJECTIVES)] = "range"
-    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "newton_schulz"
+    objective: ObjectiveName = "range"
+    optimizer: OptimizerName = "newton_schulz"
     init: Literal["identity"] = "identity"
     num_tokens: int = Field(default=16384, ge=1, le=1_000_000_000)
     batch_tokens: int = Field(default=1024, ge=1, le=1_000_000_000)
@@ -149,15 +145,22 @@ class RotationSettings(Settings):
 class CalibrationSettings(Settings):
     """Which text calibrates, how much of it, and the seed of every random choice of the run.
 
+    ``seqlen``: null is 2048, or what the model reads where that is less; ``run.fitting.fitted`` puts the number there.
     ``activations``: while weights are rounded, inputs and cache are ``quantized`` as they will be, or ``exact``.
     """
 
     source: str = "wikitext2"
     num_samples: int = Field(default=128, ge=1, le=1_000_000_000)
-    seqlen: int = Field(default=2048, ge=2, le=1_000_000_000)
+    seqlen: int | None = Field(default=None, ge=2, le=1_000_000_000)
     rotation_samples: int | None = Field(default=None, ge=1)
     activations: Literal["quantized", "exact"] = "quantized"
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window, of a recipe that is fitted to a model."""
+        assert self.seqlen is not None
+        return self.seqlen
 
     @property
     def walked(self) -> int:
@@ -245,11 +248,6 @@ class Recipe(Settings):
         return settings
 
 
-def preset_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
 def load_recipe(
     source: str | Path | Recipe = "w4a4kv4", changes: Iterable[str] = (), size: str | None = None
 ) -> Recipe:
@@ -262,17 +260,19 @@ def load_recipe(
     """
     data = source.model_dump(mode="json") if isinstance(source, Recipe) else _read_yaml(source)
     changes = list(changes)
-    for change in changes:
-        _apply(data, change)
+    lines = _apply_all(data, changes)
     if size is not None:
         apply_size(data, size)
-        for change in changes:
-            _apply(data, change)
+        _apply_all(data, changes)
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         label = "given" if isinstance(source, Recipe) else source
-        raise InputError(f"recipe {label}: {describe(error)}") from None
+        keys = [key.name for key in keys_of(Recipe)]
+        lines += [f"recipe {label}: {fault}" for fault in faults(error, keys)]
+    if lines:
+        raise SeveralFaultsError(lines)
+    return recipe
 
 
 def _read_yaml(source: str | Path) -> dict[str, Any]:
@@ -280,16 +280,26 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     if str(source) not in preset_names():
         path = Path(source)
         if path.suffix not in (".yaml", ".yml") or not os.path.exists(path):
-            known = ", ".join(preset_names())
-            raise InputError(
-                f"unknown recipe {str(source)[:200]!r}: expected one of {known}, or an existing .yaml file"
-            )
+            known = preset_names()
+            expected = f"one of {', '.join(known)}, or an existing .yaml file"
+            raise InputError(unknown("recipe", str(source), known, expected))
     data = read_yaml(path, f"recipe {source}")
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise InputError(f"recipe {source}: expected a mapping of settings, got {type(data).__name__}")
     return data
+
+
+def _apply_all(data: dict[str, Any], changes: Iterable[str]) -> list[str]:
+    """Make all changes; returns what is wrong with those that cannot be made."""
+    lines = []
+    for change in changes:
+        try:
+            _apply(data, change)
+        except InputError as error:
+            lines.append(str(error))
+    return lines
 
 
 def _apply(data: dict[str, Any], change: str) -> None:
@@ -309,17 +319,3 @@ def _apply(data: dict[str, Any], change: str) -> None:
     if last == "kind" and node.get("kind") != value:
         node.clear()
     node[last] = value
-
-
-def describe(error: ValidationError) -> str:
-    """One line for the first thing that is wrong: the key, what was expected, what arrived."""
-    first = error.errors()[0]
-    kinds = ("none", "hadamard", "learned")
-    key = ".".join(str(part) for part in first["loc"] if part not in kinds) or "recipe"
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}"
-    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    message = first["msg"].removeprefix("Value error, ")
-    if isinstance(first["input"], (dict, Settings)):
-        return printable(f"{key}: {message}{more}", 300)
-    return printable(f"{key}: {message}, got {first['input']!r}{more}", 300)

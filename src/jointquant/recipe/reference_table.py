@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import types
-from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import attrgetter
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from jointquant.recipe.keys import Key, keys_of
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.recipe.sizes import read_size, size_names
 
@@ -72,7 +67,7 @@ MEANINGS = {
     "refinement.clip_learning_rate": "of the inputs' clip ratios, where activations.clip_ratio is search",
     "calibration.source": "wikitext2, c4, ptb, hub:NAME[:CONFIG[:SPLIT[:FIELD]]], or a file",
     "calibration.num_samples": "windows of text",
-    "calibration.seqlen": "tokens of a window",
+    "calibration.seqlen": "tokens of a window; null: 2048, or what the model reads where that is less",
     "calibration.activations": "inputs and cache while weights are rounded: as they will be, or exact",
     "calibration.rotation_samples": "windows that rotations and smoothing are learned from, the first; null: all",
     "calibration.seed": "seed of every random choice of the run",
@@ -81,24 +76,15 @@ MEANINGS = {
 """By key, or by a pattern for keys that mean the same everywhere; a key of its own comes before patterns."""
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key, as ``--set`` takes it."""
-
-    name: str
-    default: Any
-    takes: str
-
-    @property
-    def meaning(self) -> str:
-        """What it is for; empty where nobody has said."""
-        patterns = (words for pattern, words in MEANINGS.items() if fnmatchcase(self.name, pattern))
-        return MEANINGS.get(self.name) or next(patterns, "")
-
-
 def keys() -> tuple[Key, ...]:
     """Every key of a recipe, in the recipe's order; of a rotation, those of its richest kind."""
-    return tuple(_keys_of(Recipe, ""))
+    return tuple(keys_of(Recipe))
+
+
+def meaning_of(key: Key) -> str:
+    """What a key is for; empty where nobody has said."""
+    patterns = (words for pattern, words in MEANINGS.items() if fnmatchcase(key.name, pattern))
+    return MEANINGS.get(key.name) or next(patterns, "")
 
 
 def key_table() -> list[str]:
@@ -106,7 +92,7 @@ def key_table() -> list[str]:
     lines = ["| key | default | takes | what it sets |", "|-|-|-|-|"]
     for key in keys():
         takes = key.takes.replace("|", "\\|")
-        lines.append(f"| `{key.name}` | `{_yaml(key.default)}` | {takes} | {key.meaning} |")
+        lines.append(f"| `{key.name}` | `{_yaml(key.default)}` | {takes} | {meaning_of(key)} |")
     return lines
 
 
@@ -121,72 +107,6 @@ def size_table() -> list[str]:
         values = [str(getattr(attrgetter(part)(recipe), key)) for part, key in columns]
         lines.append(f"| {' | '.join([name, read_size(name)['description'], *values])} |")
     return lines
-
-
-def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[Key]:
-    for name, field in model.model_fields.items():
-        path = f"{prefix}{field.alias or name}"
-        parts = [part for part in _members(field.annotation) if _is_settings(part)]
-        if not parts:
-            yield Key(path, field.get_default(call_default_factory=True), _takes(field))
-            continue
-        richest = max(parts, key=lambda part: len(part.model_fields))
-        if len(parts) > 1:
-            kinds = [part.model_fields["kind"].default for part in parts]
-            yield Key(f"{path}.kind", field.get_default().kind, " | ".join(kinds))
-        yield from (key for key in _keys_of(richest, f"{path}.") if key.name != f"{path}.kind")
-
-
-def _is_settings(annotation: Any) -> bool:
-    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The alternatives of a union, else the annotation itself."""
-    if get_origin(annotation) is Annotated:
-        return _members(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [member for part in get_args(annotation) for member in _members(part)]
-    return [annotation]
-
-
-def _takes(field: FieldInfo) -> str:
-    """The values that a field takes."""
-    named = [name for source in _metadata(field) for name in _options(source)]
-    members = _members(field.annotation)
-    words = named or [word for member in members if member is not type(None) for word in _words(member)]
-    bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    limits = [
-        f"{sign} {getattr(source, bound):g}"
-        for source in field.metadata
-        for bound, sign in bounds.items()
-        if hasattr(source, bound)
-    ]
-    null = ["null"] if type(None) in members else []
-    return " | ".join([*([", ".join([words[0], *limits])] if limits else words), *null])
-
-
-def _words(annotation: Any) -> list[str]:
-    """A type in words."""
-    if get_origin(annotation) is Literal:
-        return [str(value) for value in get_args(annotation)]
-    names = {bool: "true | false", int: "integer", float: "number", str: "text"}
-    return [names.get(annotation, "list" if get_origin(annotation) is tuple else "mapping")]
-
-
-def _metadata(field: FieldInfo) -> Iterator[Any]:
-    """What is said about a field, at any depth of its annotation."""
-    yield from field.metadata
-    for part in (field.annotation, *get_args(field.annotation)):
-        if get_origin(part) is Annotated:
-            yield from get_args(part)[1:]
-
-
-def _options(source: Any) -> tuple[str, ...]:
-    """The names that a check of :func:`jointquant.recipe.recipe.one_of` accepts."""
-    check = getattr(source, "func", None)
-    table = inspect.getclosurevars(check).nonlocals.get("table") if inspect.isfunction(check) else None
-    return tuple(table or ())
 
 
 def _yaml(value: Any) -> str:

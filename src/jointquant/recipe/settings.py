@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from jointquant.quantization.codebook import NF4, CodebookFormat
-from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.weights import WeightFormat
+if TYPE_CHECKING:  # settings are read without torch, which takes seconds to import
+    import torch
+
+    from jointquant.quantization.integer import IntFormat
+    from jointquant.quantization.weights import WeightFormat
 
 NumBits = Annotated[int, Field(description="2 to 8, or 16 for off")]
 NF4_GROUP_SIZE = 64
 Ratio = Annotated[float, Field(gt=0, le=1)]
-SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Settings(BaseModel):
@@ -42,7 +42,7 @@ class QuantizerSettings(Settings):
     @classmethod
     def _known_width(cls, value: int) -> int:
         if value != 16 and not 2 <= value <= 8:
-            raise ValueError(f"must be between 2 and 8, or 16 for off, got {value}")
+            raise ValueError("must be between 2 and 8, or 16 for off")
         return value
 
     @property
@@ -57,6 +57,8 @@ class IntegerSettings(QuantizerSettings):
     @property
     def format(self) -> IntFormat | None:
         """The integer grid, or None when off."""
+        from jointquant.quantization.integer import IntFormat
+
         return IntFormat(self.num_bits, self.symmetric, self.group_size) if self.enabled else None
 
 
@@ -86,11 +88,17 @@ class StoredSettings(QuantizerSettings):
 
     def scales(self, stored: torch.dtype) -> torch.dtype:
         """The dtype that scales are rounded to and stored in, in a model stored in ``stored``."""
-        return stored if self.scale_dtype is None else SCALE_DTYPES[self.scale_dtype]
+        import torch
+
+        dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+        return stored if self.scale_dtype is None else dtypes[self.scale_dtype]
 
     @property
     def format(self) -> WeightFormat | None:
         """The grid or the codebook, or None when off."""
+        from jointquant.quantization.codebook import NF4, CodebookFormat
+        from jointquant.quantization.integer import IntFormat
+
         if not self.enabled:
             return None
         if self.type == "nf4":

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from jointquant.errors import require
+from jointquant.errors import require, unknown
 
 SIZES = Path(__file__).parent / "presets" / "sizes"
 
@@ -22,7 +22,7 @@ def size_names() -> list[str]:
 
 def read_size(name: str) -> dict[str, Any]:
     """The settings of one size, and its description. Raises InputError for an unknown size."""
-    require(name in size_names(), f"unknown size {name!r}: expected one of {', '.join(size_names())}")
+    require(name in size_names(), unknown("size", name, size_names()))
     return dict(yaml.safe_load((SIZES / f"{name}.yaml").read_text(encoding="utf-8")))
 
 

@@ -13,6 +13,7 @@ from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.rotations.blocks import block_products, rotate_blocks
 from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
+from jointquant.rotations.names import InitName
 from jointquant.rotations.objectives import Objective, whip
 from jointquant.rotations.optimizers import Learned, Optimizer, RotationProblem, Schedule, tangent
 from jointquant.rotations.shared import agreed, joined_heads, pooled_loss, pooled_turning, sharing
@@ -40,11 +41,11 @@ def _identity(size: int, generator: torch.Generator) -> Tensor:
     return torch.eye(size, dtype=torch.float64)
 
 
-INITS: dict[str, Callable[[int, torch.Generator], Tensor]] = {"hadamard": random_hadamard, "identity": _identity}
+INITS: dict[InitName, Callable[[int, torch.Generator], Tensor]] = {"hadamard": random_hadamard, "identity": _identity}
 """Starting points, [n, n] float64, by name."""
 
 
-def initial_heads(kind: str, num_heads: int, head_dim: int, generator: torch.Generator) -> Tensor:
+def initial_heads(kind: InitName, num_heads: int, head_dim: int, generator: torch.Generator) -> Tensor:
     """One starting rotation per KV head: [kv_heads, head_dim, head_dim] float64."""
     return torch.stack([INITS[kind](head_dim, generator) for _ in range(num_heads)])
 

@@ -1,6 +1,7 @@
 """What a learned rotation minimises: functions of the rotated activations y = xR, each an average over tokens.
 
-A new objective is one function of ``y: [..., tokens, n] → [...]`` (lower is better) and one row of ``OBJECTIVES``.
+A new objective is one function of ``y: [..., tokens, n] → [...]`` (lower is better), one row of ``OBJECTIVES``, and its
+name in ``names.py``.
 A row is a factory: it receives the quantizer that will read the activations, which most objectives do not need.
 """
 
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from jointquant.quantization.integer import affine_parameters, to_groups
 from jointquant.quantization.ranges import DynamicRange
+from jointquant.rotations.names import ObjectiveName
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -148,13 +150,10 @@ def _quant_error(quantizer: DynamicRange | None) -> Objective:
     return QuantError(quantizer)
 
 
-FEWEST_TOKENS = {"kl": 2}
-"""That an objective needs in a batch, where one is not enough."""
-
 OF_WHOLE_BATCHES: tuple[Objective, ...] = (swd, kl)
 """Objectives of which the mean over two batches is not that of both: they compare a batch's tokens with each other."""
 
-OBJECTIVES: dict[str, ObjectiveFactory] = {
+OBJECTIVES: dict[ObjectiveName, ObjectiveFactory] = {
     "whip": _always(whip),
     "swd": _always(swd),
     "range": _always(token_range),

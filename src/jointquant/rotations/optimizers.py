@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jointquant.backend.devices import double, linalg_device, product_dtype
 from jointquant.errors import OverflowedError
+from jointquant.rotations.names import OptimizerName
 
 LARGEST_TURN = 0.1
 """Radians that a step of ``cayley`` turns at most at the full rate; the bound decays with the rate."""
@@ -322,4 +323,4 @@ def angle_of(distance: Tensor, size: int) -> float:
     return (2 * torch.asin((chord / 2).clamp_max(1))).mean().item()
 
 
-OPTIMIZERS: dict[str, Optimizer] = {"qr": qr_orth, "cayley": cayley, "newton_schulz": newton_schulz}
+OPTIMIZERS: dict[OptimizerName, Optimizer] = {"qr": qr_orth, "cayley": cayley, "newton_schulz": newton_schulz}

@@ -11,6 +11,7 @@ from torch import Tensor
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import require
 from jointquant.rotations.learning import Batches, Training, learn, spread, unit_scale, whip_units
+from jointquant.rotations.names import StrategyName, WeightingName
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, RotationProblem
 from jointquant.rotations.shared import agreed, joint_loss, joint_turning
@@ -33,23 +34,14 @@ class ResidualTask:
     samples: Tensor
     initial: Tensor
     training: Training
-    weighting: str
+    weighting: WeightingName
     generator: torch.Generator
     sensitivities: Tensor | None = None
     ranks: Ranks = ALONE
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """A way to learn R1.
-
-    Attributes:
-        learn: the training; returns one result, or one per layer.
-        per_layer: whether every layer has an R1 of its own, so that the residual stream changes basis on its way.
-    """
-
-    learn: Callable[[ResidualTask], tuple[Learned, ...]]
-    per_layer: bool = False
+Strategy = Callable[[ResidualTask], tuple[Learned, ...]]
+"""A training of R1; returns one result, or one per layer (``names.PER_LAYER``)."""
 
 
 def pooled(task: ResidualTask) -> tuple[Learned, ...]:
@@ -113,11 +105,11 @@ def independent(task: ResidualTask) -> tuple[Learned, ...]:
     return tuple(learn(samples, task.initial, task.training, task.generator, task.ranks) for samples in task.samples)
 
 
-STRATEGIES: dict[str, Strategy] = {
-    "pooled": Strategy(pooled),
-    "greedy": Strategy(greedy),
-    "joint": Strategy(joint),
-    "independent": Strategy(independent, per_layer=True),
+STRATEGIES: dict[StrategyName, Strategy] = {
+    "pooled": pooled,
+    "greedy": greedy,
+    "joint": joint,
+    "independent": independent,
 }
 
 Weighting = Callable[[Tensor, Tensor | None], Tensor]
@@ -157,4 +149,8 @@ def _shares(weights: Tensor) -> Tensor:
     return weights / weights.sum()
 
 
-WEIGHTINGS: dict[str, Weighting] = {"uniform": _uniform, "normalised": _normalised, "sensitivity": _sensitivity}
+WEIGHTINGS: dict[WeightingName, Weighting] = {
+    "uniform": _uniform,
+    "normalised": _normalised,
+    "sensitivity": _sensitivity,
+}

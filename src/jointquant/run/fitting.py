@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from transformers import PretrainedConfig, PreTrainedModel
 
 from jointquant.distributed.ranks import check_size
@@ -10,6 +12,11 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.scaling import check_scalable
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.runtime.assembly import Assembly
+
+DEFAULT_SEQLEN = 2048
+"""Tokens of a window, of a model that reads so many."""
+
+LOG = logging.getLogger(__name__)
 
 
 def assemble(model: PreTrainedModel, architecture: Architecture, recipe: Recipe) -> Assembly:
@@ -25,13 +32,26 @@ def assemble(model: PreTrainedModel, architecture: Architecture, recipe: Recipe)
     return assembly
 
 
-def check_positions(config: PretrainedConfig, settings: CalibrationSettings) -> None:
-    """Raises InputError when a calibration window is longer than what the model can read."""
-    limit = getattr(config, "max_position_embeddings", None) or settings.seqlen
-    require(
-        settings.seqlen <= limit,
-        f"seqlen {settings.seqlen} is longer than the model's {limit} positions: pass a smaller --seqlen",
-    )
+def window_length(config: PretrainedConfig, asked: int | None) -> int:
+    """Tokens of a window: those asked for, else ``DEFAULT_SEQLEN``, or all that the model reads where that is less.
+
+    Raises:
+        InputError: more are asked for than the model reads.
+    """
+    limit = getattr(config, "max_position_embeddings", None) or max(DEFAULT_SEQLEN, asked or 0)
+    length = min(DEFAULT_SEQLEN, limit) if asked is None else asked
+    require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions: pass a smaller --seqlen")
+    return length
+
+
+def fitted(recipe: Recipe, config: PretrainedConfig) -> Recipe:
+    """The recipe with the length of a calibration window as a number. Raises InputError as ``window_length``."""
+    length = window_length(config, recipe.calibration.seqlen)
+    if length == recipe.calibration.seqlen:
+        return recipe
+    if length < DEFAULT_SEQLEN:
+        LOG.info("calibration windows have %d tokens, all that the model reads (--seqlen)", length)
+    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"seqlen": length})})
 
 
 def _check_centring(config: PretrainedConfig, architecture: Architecture, recipe: Recipe) -> None:

@@ -24,7 +24,7 @@ from jointquant.files.durable import save_json
 from jointquant.hub import fetch_beside
 from jointquant.models.options import DigestMode
 from jointquant.models.source import DTYPES, INTEGERS
-from jointquant.recipe.recipe import describe
+from jointquant.recipe.faults import describe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_facts import EARLIER, our_quantization
 from jointquant.trust.files import is_plain_name, open_regular, read_bytes

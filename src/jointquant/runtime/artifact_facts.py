@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jointquant.errors import InputError, require
 from jointquant.models.registry import ARTIFACT_PREFIX
-from jointquant.recipe.recipe import Recipe, describe
+from jointquant.recipe.faults import describe
+from jointquant.recipe.recipe import Recipe
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
 

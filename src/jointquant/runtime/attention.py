@@ -161,7 +161,5 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     return scores + mask
 
 
-def register_attention() -> None:
-    """Make the attention function and its mask known to transformers."""
-    AttentionInterface.register(ATTENTION_NAME, quantized_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+AttentionInterface.register(ATTENTION_NAME, quantized_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)

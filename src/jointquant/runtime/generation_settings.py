@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from jointquant.errors import InputError
 from jointquant.models.configuration import blamed
-from jointquant.recipe.recipe import describe
+from jointquant.recipe.faults import describe
 from jointquant.trust.folder import GENERATION_NAME
 from jointquant.trust.strict_json import read_object
 

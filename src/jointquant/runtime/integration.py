@@ -17,16 +17,18 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers import HfQuantizer, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.models.experts import take_apart
 from jointquant.models.options import DigestMode, digests_named
-from jointquant.models.registry import ARCHITECTURES, ARTIFACT_PREFIX, architecture_of
+from jointquant.models.registry import ARCHITECTURES, architecture_of, artifact_type
 from jointquant.models.source import DTYPES, INTEGERS, Checkpoint
-from jointquant.recipe.recipe import Recipe, describe, load_recipe
+from jointquant.recipe.faults import describe
+from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import (
     ArtifactDigests,
@@ -43,7 +45,7 @@ from jointquant.runtime.artifact_facts import (
     our_quantization,
 )
 from jointquant.runtime.assembly import Assembly
-from jointquant.runtime.attention import ATTENTION_NAME, register_attention
+from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.cache import PackedGeneration
 from jointquant.runtime.whole_artifact import WholeArtifact, rotations_file
 from jointquant.trust.folder import CONFIG_NAME
@@ -52,13 +54,9 @@ from jointquant.trust.strict_json import read_object
 
 STORED = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
 """The dtypes that an artifact's other tensors may have."""
-MODEL_TYPE_PREFIX = ARTIFACT_PREFIX
-MODEL_TYPE_SUFFIX = " (pip install jointquant, then import jointquant)"
-"""All that transformers shows of a folder that it refuses is the model type, so that says what is missing."""
 KEPT_DTYPES = ("weight_scale", "input_scale", "input_clip_ratio", "input_mean", "key_mean", "key_basis", "query_basis")
 
 
-@register_quantization_config(QUANT_METHOD)
 class JointQuantConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of an artifact: names everything that was done to the model."""
 
@@ -88,6 +86,9 @@ class JointQuantConfig(QuantizationConfigMixin):
             return load_recipe(Recipe.model_validate(self.recipe))
         except ValidationError as error:
             raise InputError(f"recipe of the artifact: {describe(error)}") from None
+
+
+AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = JointQuantConfig  # where runtime.registration has put a stand-in
 
 
 @register_quantizer(QUANT_METHOD)
@@ -240,11 +241,6 @@ def artifact_config(
     return data
 
 
-def artifact_type(model_type: str) -> str:
-    """The model type of the artifacts of a family."""
-    return f"{MODEL_TYPE_PREFIX}{model_type}{MODEL_TYPE_SUFFIX}"
-
-
 _CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
 
 
@@ -252,9 +248,8 @@ def _model_class(architecture: Architecture) -> type[PreTrainedModel]:
     return _CLASSES[architecture.model_type][1]
 
 
-def register_families() -> None:
+def _register_families() -> None:
     """Register ``jointquant_<family>`` with transformers' auto classes, for every supported family."""
-    register_attention()
     for model_type in ARCHITECTURES:
         described = {"__module__": __name__, "__doc__": f"{model_type}, quantized."}
         base_config = CONFIG_MAPPING[model_type]
@@ -275,3 +270,6 @@ def register_families() -> None:
         _CLASSES[model_type] = (config_class, model_class)
         for made in (config_class, model_class):  # where pickles look for them
             globals()[made.__name__] = made
+
+
+_register_families()

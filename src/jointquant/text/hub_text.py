@@ -19,6 +19,7 @@ from jointquant.hub.repository import Repository
 from jointquant.progress import Progress
 from jointquant.text.chats import chat_writer
 from jointquant.text.files import MissingColumnError, parquet_rows, read_rows
+from jointquant.text.names import TextName, named
 from jointquant.text.rows import joined, strings
 
 Split = Literal["calibration", "evaluation"]
@@ -50,7 +51,7 @@ class NamedText:
 
 # The protocol of GPTQ's code (get_wikitext2, get_ptb_new, get_c4_new). Its c4 evaluation is the first 1100 rows of the
 # first validation shard, cut to 256 windows; 8192 rows of the first training shard hold about four million tokens.
-NAMED_TEXTS: dict[str, NamedText] = {
+NAMED_TEXTS: dict[TextName, NamedText] = {
     "wikitext2": NamedText(
         Repository("Salesforce/wikitext", "dataset"),
         {
@@ -82,16 +83,17 @@ NAMED_TEXTS: dict[str, NamedText] = {
 
 def max_windows(source: str) -> int | None:
     """How many evaluation windows of a text count by its published protocol; None: all."""
-    return NAMED_TEXTS[source].max_windows if source in NAMED_TEXTS else None
+    name = named(source)
+    return None if name is None else NAMED_TEXTS[name].max_windows
 
 
-def named_text(source: str, split: Split, progress: Progress) -> str:
+def named_text(source: TextName, split: Split, progress: Progress) -> str:
     """One of the data sets that have a published protocol. Raises InputError when it cannot be had."""
-    named = NAMED_TEXTS[source]
-    path = HuggingFace().fetch_file(named.repository, named.files[split], progress)
-    rows = parquet_rows(path, named.field) if path.suffix == ".parquet" else _json_rows(path, named.field)
+    text = NAMED_TEXTS[source]
+    path = HuggingFace().fetch_file(text.repository, text.files[split], progress)
+    rows = parquet_rows(path, text.field) if path.suffix == ".parquet" else _json_rows(path, text.field)
     try:
-        return joined(islice(strings(rows), named.rows[split] if named.rows else None), named.separator)
+        return joined(islice(strings(rows), text.rows[split] if text.rows else None), text.separator)
     except (OSError, EOFError, ValueError, KeyError, RecursionError, MissingColumnError) as error:
         raise InputError(f"text {source}: {path} cannot be read ({brief(error)}); remove it to fetch it anew") from None
 

@@ -13,11 +13,10 @@ from jointquant.errors import InputError, require
 from jointquant.progress import Progress, Silent
 from jointquant.text.chats import chat_writer
 from jointquant.text.files import MissingColumnError, jsonl_rows, parquet_rows, read_text
-from jointquant.text.hub_text import NAMED_TEXTS, Split, hub_text, named_text
+from jointquant.text.hub_text import Split, hub_text, named_text
+from jointquant.text.names import file_and_field, named
 from jointquant.text.rows import joined, whole
 from jointquant.trust.files import open_regular
-
-DEFAULT_FIELD = "text"
 
 
 def load_text(
@@ -40,8 +39,8 @@ def load_text(
     Raises:
         InputError: no such source, an unreadable file, a text that is empty or too long to be held.
     """
-    if source in NAMED_TEXTS:
-        text = named_text(source, split, progress or Silent())
+    if (name := named(source)) is not None:
+        text = named_text(name, split, progress or Silent())
     elif source.startswith("hub:"):
         text = hub_text(source, split, tokenizer)
     else:
@@ -50,14 +49,8 @@ def load_text(
     return text
 
 
-def check_source(source: str) -> None:
-    """Raises InputError when text can come from no such source, as far as that is known without a hub."""
-    if source not in NAMED_TEXTS and not source.startswith("hub:"):
-        _file_and_field(source)
-
-
 def _file_text(source: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    path, field = _file_and_field(source)
+    path, field = file_and_field(source)
     os.close(open_regular(path))  # a pipe would wait for its writer
     try:
         if path.suffix not in ROW_READERS:
@@ -71,16 +64,4 @@ def _file_text(source: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
         raise InputError(f"text {path} cannot be read: {' '.join(reason.split())[:200]}") from None
 
 
-def _file_and_field(source: str) -> tuple[Path, str]:
-    """A file that is there; one of rows may be followed by its column's name: FILE.jsonl:FIELD."""
-    name, _, field = source.rpartition(":")
-    named = bool(field) and Path(name).suffix in ROW_READERS
-    path = Path(name if named else source)
-    known = ", ".join([*NAMED_TEXTS, "hub:NAME", *(f"a {suffix} file" for suffix in SUFFIXES)])
-    require(path.suffix in SUFFIXES, f"unknown text {source[:200]!r}: expected one of {known}")
-    require(os.path.exists(path), f"no such text file: {source[:200]}")
-    return path, field if named else DEFAULT_FIELD
-
-
 ROW_READERS: dict[str, Callable[[Path, str], Iterator[Any]]] = {".jsonl": jsonl_rows, ".parquet": parquet_rows}
-SUFFIXES = (".txt", *ROW_READERS)

@@ -41,5 +41,22 @@ def calibration_windows(tokens: Tensor, num_samples: int, seqlen: int, seed: int
         f"text {source} is too short: {len(tokens)} tokens, expected {num_samples} samples of {seqlen} "
         f"({num_samples * seqlen} tokens; lower --num-samples or --seqlen)",
     )
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:num_samples].sort().values
+    chosen = _shuffled(count, seed)[:num_samples].sort().values
     return tokens[: count * seqlen].view(count, seqlen)[chosen]
+
+
+def held_out_windows(tokens: Tensor, num_samples: int, seqlen: int, seed: int, source: str, wanted: int) -> Tensor:
+    """Windows that ``calibration_windows`` leaves out, ``wanted`` of them or what there are: [windows, seqlen].
+
+    Raises:
+        InputError: all of them were drawn.
+    """
+    count = len(tokens) // seqlen
+    left = _shuffled(count, seed)[num_samples : num_samples + wanted].sort().values
+    require(len(left) > 0, f"text {source} has no window of {seqlen} tokens left: expected a longer text")
+    return tokens[: count * seqlen].view(count, seqlen)[left]
+
+
+def _shuffled(count: int, seed: int) -> Tensor:
+    """The windows of a text in the order in which they are drawn: [count]."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

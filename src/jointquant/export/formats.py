@@ -1,0 +1,33 @@
+"""What an artifact can be exported to, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from jointquant.errors import require, unknown
+
+Format = Literal["dense", "compressed-tensors", "gguf", "native"]
+EXPORTS: tuple[Format, ...] = get_args(Format)
+
+
+def check_format(name: str) -> None:
+    """Raises InputError for a name that is no format."""
+    require(name in EXPORTS, unknown("format", name, EXPORTS))
+
+
+TRANSFORMERS = 'transformers: AutoModelForCausalLM.from_pretrained("{out}")'
+USERS = {
+    "dense": (TRANSFORMERS, "any runtime of transformers checkpoints"),
+    "rotated": (TRANSFORMERS, "other quantizers, which read it as a model"),
+    "compressed-tensors": ("vLLM: vllm serve {out}", f"{TRANSFORMERS}, with compressed-tensors installed"),
+    "compressed-tensors with R4": ("vLLM: vllm serve {out}",),
+    "gguf": ("llama.cpp: llama-cli -m {out}", "Ollama: a Modelfile that says FROM {out}"),
+    "native": (f"{TRANSFORMERS}, after import jointquant",),
+}
+"""By kind of export: who runs it, each with the line that does."""
+
+
+def users(kind: str, out: str | Path) -> list[str]:
+    """Who runs an export of one of the kinds of ``USERS`` that lies at ``out``."""
+    return [line.replace("{out}", str(out)) for line in USERS[kind]]

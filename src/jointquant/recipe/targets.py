@@ -1,0 +1,40 @@
+"""Where an artifact is to run, and the recipe that fits: what ``--for`` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jointquant.errors import require, unknown
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place to run.
+
+    Attributes:
+        recipe: the preset that fits it.
+        format: the export that it reads; None: the artifact itself.
+    """
+
+    recipe: str
+    format: str | None = None
+
+
+TARGETS: dict[str, Target] = {
+    "vllm": Target("w4a16", "compressed-tensors"),
+    "llama.cpp": Target("gguf", "gguf"),
+    "transformers": Target("w4a16", "compressed-tensors"),
+    "cpu": Target("w4a8"),
+}
+"""By name. On CPUs products of integers, which 8-bit activations allow, read prompts faster (docs/runtime.md)."""
+
+
+def target_named(name: str) -> Target:
+    """Raises InputError for a name that is none."""
+    require(name in TARGETS, unknown("target", name, TARGETS))
+    return TARGETS[name]
+
+
+def preset_for(format: str) -> str:
+    """The preset for an export; dense checkpoints hold what compressed-tensors does, dequantized."""
+    return next((each.recipe for each in TARGETS.values() if each.format == format), TARGETS["vllm"].recipe)
