@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from jointquant.backend.devices import check_own
@@ -23,12 +24,12 @@ from jointquant.errors import ResumableError
 from jointquant.files.output import check_output
 from jointquant.models.options import ModelOptions
 from jointquant.models.overflow import overflow_explained
-from jointquant.planning.budget import Limits, base_of, budget_of, plan_runs
+from jointquant.planning.budget import Limits, base_of, budget_of, check_texts, plan_runs
 from jointquant.planning.needs import workloads
-from jointquant.planning.plan import Plan
+from jointquant.planning.plan import Budget, Plan
 from jointquant.planning.shape import shape_of_model
 from jointquant.progress import Progress, Silent
-from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.run.fitting import assemble, check_windows, fitted
 from jointquant.run.identity import check_alike, identity_of
 from jointquant.run.job import Job
@@ -143,11 +144,12 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
     assemblies = {
         label: assemble(stream.skeleton, stream.architecture, recipe) for label, recipe in request.recipes.items()
     }
-    windows = of_leader(ranks, lambda: calibration_sets(subject, list(request.recipes.values()), request.progress))
+    budget = budget_of(request.limits, subject.place.device, out, ranks)
+    windows = of_leader(ranks, lambda: _windows(request, subject, budget))
     return_freed_memory()  # what tokenizing took
     for settings in windows:
         check_windows(ranks.size, settings)
-    plans = planned(request, subject, ranks)
+    plans = planned(request, subject, budget, ranks)
     batch_tokens = next(iter(plans.values())).choice.batch_tokens
     identity = identity_of(subject, request.recipes, windows, batch_tokens, request.besides)
     check_alike(ranks, identity, None if isinstance(subject.model, PreTrainedModel) else Path(subject.model))
@@ -174,6 +176,13 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
             yield OpenJobs(subject, jobs, plans, journal, ranks)
 
 
+def _windows(request: Request, subject: Subject, budget: Budget) -> dict[CalibrationSettings, Tensor]:
+    """Of every recipe's calibration."""
+    texts = dict.fromkeys(recipe.calibration.source for recipe in request.recipes.values())
+    check_texts(texts, base_of(subject.place.device), budget)
+    return calibration_sets(subject, list(request.recipes.values()), request.progress)
+
+
 def _check_unchanged(subject: Subject, journal: Journal) -> None:
     """Refuse to go on with a model whose files hold something else than when the run began, whatever their dates."""
     name = subject.stream.stored.changed(journal.read())
@@ -184,12 +193,11 @@ def _check_unchanged(subject: Subject, journal: Journal) -> None:
         )
 
 
-def planned(request: Request, subject: Subject, ranks: Ranks) -> dict[str, Plan]:
+def planned(request: Request, subject: Subject, budget: Budget, ranks: Ranks) -> dict[str, Plan]:
     """A plan for each recipe."""
     unfinished = of_leader(ranks, lambda: None if request.overwrite else begun(request.out).get("batch_tokens"))
     stream, place, recipes = subject.stream, subject.place, list(request.recipes.values())
     shape = shape_of_model(stream.skeleton, stream.architecture, stream.stored_dtype)
     base = base_of(place.device)
     works = workloads(request.verb, recipes, shape, place, base, ranks.size, request.measured)
-    budget = budget_of(request.limits, place.device, request.out, ranks)
     return dict(zip(request.recipes, plan_runs(works, budget, unfinished, ranks), strict=True))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
 import jointquant
 from conftest import small
+from jointquant.backend.memory import resident
 from jointquant.errors import InputError
-from jointquant.planning.budget import free_disk
+from jointquant.planning.budget import check_texts, free_disk
+from jointquant.planning.plan import Budget
 from jointquant.run.journal import partial_folder
 
 
@@ -32,3 +37,24 @@ def test_what_an_unfinished_run_wrote_is_its_own_room(tmp_path: Path, monkeypatc
     (work / "states").write_bytes(b"x" * 50)
     assert free_disk(tmp_path / "out") == 1_050
     assert free_disk(tmp_path / "other") == 1_000
+
+
+def test_a_text_is_counted_before_it_is_read(save_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a " * 1_000_000)
+    recipe = jointquant.load_recipe("rtn", small(text=str(text)))
+    model = save_model("llama")
+    phases = jointquant.dry_run(model, recipe, out=tmp_path / "out").plan.phases
+    assert sum(phases[0].host.values()) - phases[0].host["process"] >= 7 * 2_000_000
+    monkeypatch.setattr("jointquant.calibration.windows.load_text", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(InputError, match=r"text .*text.txt is cut into tokens in .* expected a part of it"):
+        jointquant.quantize(model, tmp_path / "out", recipe, memory_budget=resident() + 10_000_000)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(100, True), (10_000, False)])
+def test_the_size_of_a_column_is_known_beforehand(tmp_path: Path, limit: int, refused: bool) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * 60], "other": ["b" * 1_000]}), tmp_path / "t.parquet")
+    budget = Budget(host=limit)
+    with pytest.raises(InputError, match="larger --memory-budget") if refused else nullcontext():
+        check_texts([f"{tmp_path / 't.parquet'}:text"], 0, budget)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 
 import torch
 
-from jointquant.backend.memory import Size, available, bytes_of_size, device_available, resident
+from jointquant.backend.memory import Size, available, bytes_of_size, device_available, resident, words
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import require
-from jointquant.planning.needs import Workload
+from jointquant.planning.needs import Workload, reading_bytes
 from jointquant.planning.plan import Budget, Plan, make_plan
 from jointquant.run.journal import partial_folder
+from jointquant.text.sources import size_of
 
 CONTEXT_HOST, CONTEXT_DEVICE = 1_500_000_000, 600_000_000
 """What an accelerator's libraries take of the host's and of its own memory."""
@@ -65,6 +66,17 @@ def plan_runs(
         plan if plan.choice.batch_tokens == smallest else make_plan(work, budget, smallest)
         for work, plan in zip(workloads, plans, strict=True)
     ]
+
+
+def check_texts(sources: Iterable[str], base: int, budget: Budget) -> None:
+    """Raises InputError where a text takes more memory than there is, before it is read."""
+    for source in sources:
+        needed = base + reading_bytes(size_of(source))
+        require(
+            budget.host is None or needed <= budget.host,
+            f"text {source} is cut into tokens in {words(needed)} of memory, and there are {words(budget.host or 0)}: "
+            "expected a part of it, or a larger --memory-budget",
+        )
 
 
 def base_of(device: torch.device) -> int:

@@ -16,6 +16,8 @@ from jointquant.models.architecture import stage_of
 from jointquant.models.layer import Place
 from jointquant.planning.shape import ModelShape
 from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation, Recipe
+from jointquant.text.rows import MAX_TEXT
+from jointquant.text.sources import size_of
 
 FLOAT = 4
 DOUBLE = 8
@@ -44,6 +46,9 @@ PROBE_STATES = 4
 FACTOR_COPIES = 2
 """Matrices of a Hessian's size besides it while its factor is computed: two where the device has no Cholesky."""
 
+TEXT_COPIES = 12
+"""Bytes a byte of text: in pieces and whole, its tokens as they come and as a tensor (7 to 11.5 were measured)."""
+
 Bytes = dict[str, int]
 
 
@@ -65,6 +70,7 @@ class Workload:
         probed: tokens that are followed through the unquantized model beside, to be looked at.
         kept: bytes of artifacts of other recipes that stay.
         measured: tokens of a window that artifacts are measured on; 0: they are not.
+        text: bytes of the calibration text, where they are known beforehand.
     """
 
     shape: ModelShape
@@ -80,6 +86,7 @@ class Workload:
     probed: int = 0
     kept: int = 0
     measured: int = 0
+    text: int = 0
 
     @property
     def learners(self) -> tuple[Recipe, ...]:
@@ -171,7 +178,10 @@ def workloads(
     for recipe in recipes:
         together = tuple(other for other in recipes if other.calibration == recipe.calibration)
         windows = recipe.calibration.num_samples, recipe.calibration.window
-        work = Workload(shape, recipe, *windows, place.dtype, place.device, base, ranks, together, measured=measured)
+        text = size_of(recipe.calibration.source)
+        work = Workload(
+            shape, recipe, *windows, place.dtype, place.device, base, ranks, together, measured=measured, text=text
+        )
         found.append(DEMANDS[verb](work))
     return found
 
@@ -196,6 +206,7 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
     activation = batch * max(shape.intermediate_size, 2 * shape.hidden_size) * width
     layer, ahead = {"layer": shape.layer * width}, {"next layer": shape.layer * stored}
     samples = sample_bytes(work)
+    yield Needs("read the text", {}, {"text and its tokens": reading_bytes(work.text)})
     yield Needs("embeddings", {"embeddings": shape.embeddings * width}, {"as stored": 3 * shape.embeddings * stored})
     if samples:  # of all recipes that learn together; they train one after another
         yield Needs("calibrate a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | samples, ahead)
@@ -239,6 +250,11 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
     yield Needs("head", {"head": shape.head * width}, {"as stored": 3 * shape.head * stored})
     if work.measured:
         yield Needs("measure", measurement_bytes(work), {"as stored": shape.head * stored})
+
+
+def reading_bytes(text: int) -> int:
+    """What a text of so many bytes takes while it is cut into tokens."""
+    return TEXT_COPIES * min(text, MAX_TEXT)
 
 
 def measurement_bytes(work: Workload) -> Bytes:

@@ -107,16 +107,39 @@ def parquet_rows(path: Path, field: str) -> Iterator[Any]:
             yield from (value.as_py() for value in batch.column(0))
 
 
+def size_of_file(path: Path, field: str) -> int:
+    """Bytes of the text in a file before it is read; of a column of parquet, those of its decompressed pages.
+
+    Raises:
+        InputError: not a regular file.
+    """
+    descriptor = open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
+        if path.suffix != ".parquet":
+            return os.fstat(file.fileno()).st_size
+        import pyarrow.parquet
+
+        try:
+            metadata = pyarrow.parquet.read_metadata(file)
+        except (ValueError, OSError) as error:
+            raise InputError(f"text {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    return sum(chunk.total_uncompressed_size for chunk in _chunks(metadata, field))
+
+
 def _is_of(leaf: str, field: str) -> bool:
     return leaf == field or leaf.startswith(f"{field}.")
+
+
+def _chunks(metadata: Any, field: str) -> list[Any]:
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return [chunk for chunk in chunks if _is_of(chunk.path_in_schema, field)]
 
 
 def _check_pages(metadata: Any, field: str) -> None:
     """What the column's chunks say of themselves, before any is decompressed."""
     check_rows(metadata.num_rows)
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    chunks = [chunk for chunk in chunks if _is_of(chunk.path_in_schema, field)]
+    chunks = _chunks(metadata, field)
     check_rows(sum(chunk.num_values for chunk in chunks) // MAX_TURNS)
     require(
         all(0 <= chunk.total_uncompressed_size <= MAX_PAGES for chunk in chunks),

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from jointquant.errors import InputError, require
 from jointquant.progress import Progress, Silent
 from jointquant.text.chats import chat_writer
-from jointquant.text.files import MissingColumnError, jsonl_rows, parquet_rows, read_text
+from jointquant.text.files import MissingColumnError, jsonl_rows, parquet_rows, read_text, size_of_file
 from jointquant.text.hub_text import Split, hub_text, named_text
 from jointquant.text.names import file_and_field, named
 from jointquant.text.rows import joined, whole
@@ -47,6 +47,11 @@ def load_text(
         text = _file_text(source, tokenizer)
     require(bool(text.strip()), f"text {source} is empty")
     return text
+
+
+def size_of(source: str) -> int:
+    """Bytes of a text before it is read; 0 for those of the hub, which are known only then. Raises InputError."""
+    return 0 if named(source) is not None or source.startswith("hub:") else size_of_file(*file_and_field(source))
 
 
 def _file_text(source: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
