@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import jointquant
 from conftest import FAMILIES, make_model, possible, small
-from jointquant.evaluation.runners import Loaded, Streamed, runner_of
+from jointquant.evaluation.runners import Loaded, Streamed, needed_in_memory, needed_streamed, runner_of
 from jointquant.models.layer import Place
 from jointquant.models.stream import open_stream
 
@@ -53,3 +53,15 @@ def test_what_fits_is_loaded(save_model) -> None:
     model = save_model("llama")
     assert isinstance(runner_of(model, {"device": "cpu"}, None), Loaded)
     assert isinstance(runner_of(model, {"device": "cpu"}, NOTHING), Streamed)
+
+
+def test_room_is_left_for_the_model_beside(save_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What alone would fit is streamed where another one is to pass beside it."""
+    model = save_model("llama")
+    stream, place = open_stream(model), Place(torch.device("cpu"), torch.float32)
+    alone, beside = needed_in_memory(stream, place), needed_streamed(stream, place)
+    assert 0 < beside < alone * 2
+    for room, expected in ((alone + beside, Loaded), (alone + beside - 1, Streamed)):
+        monkeypatch.setattr("jointquant.evaluation.runners.room_for", lambda *_, room=room: room)
+        assert isinstance(runner_of(model, {"device": "cpu", "dtype": "float32"}, None), Loaded)
+        assert isinstance(runner_of(model, {"device": "cpu", "dtype": "float32"}, None, beside=model), expected)

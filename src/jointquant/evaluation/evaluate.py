@@ -117,21 +117,27 @@ def evaluate(
     in_memory = isinstance(model, PreTrainedModel)
     require(tokenizer is not None or not in_memory, "a model in memory needs its tokenizer: pass tokenizer=")
 
-    def opened(subject: str | Path | PreTrainedModel, revision: str | None) -> tuple[Runner, Path | None]:
-        if isinstance(subject, PreTrainedModel):
-            return Loaded(subject, ranks), None
-        folder = locate(subject, revision, given["hub"], progress).folder
-        runner = runner_of(folder, given, memory_budget, kernels, ranks)
-        check_alike(ranks, folder_identity(ranks, folder), folder)
-        return runner, folder
+    def found(subject: str | Path | PreTrainedModel | None, revision: str | None) -> Path | None:
+        if subject is None or isinstance(subject, PreTrainedModel):
+            return None
+        return locate(subject, revision, given["hub"], progress).folder
 
-    runner, folder = opened(model, given["revision"])
+    def opened(subject: str | Path | PreTrainedModel, folder: Path | None, next_one: Path | None = None) -> Runner:
+        if folder is None:
+            assert isinstance(subject, PreTrainedModel)
+            return Loaded(subject, ranks)
+        runner = runner_of(folder, given, memory_budget, kernels, ranks, next_one)
+        check_alike(ranks, folder_identity(ranks, folder), folder)
+        return runner
+
+    folder, other = found(model, given["revision"]), found(reference, None)
+    runner = opened(model, folder, other)
     if folder is not None:
         tokenizer = tokenizer or load_tokenizer(folder, given["digests"])
     assert tokenizer is not None
     beside = None
     if reference is not None:
-        beside, other = opened(reference, None)
+        beside = opened(reference, other)
         theirs = None if other is None else load_tokenizer(other, given["digests"])
         check_vocabulary(runner, beside, tokenizer, theirs)
     length = window_length(runner.config, seqlen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -116,8 +117,17 @@ def runner_of(
     memory_budget: Size,
     kernels: str = "reference",
     ranks: Ranks = ALONE,
+    beside: Path | None = None,
 ) -> Runner:
     """The model in memory where it fits, else streamed; hidden states go to files then, for there is little room.
+
+    Args:
+        folder: of the model.
+        options: how it is opened.
+        memory_budget: bytes that the process may use, or a size; None: what is free.
+        kernels: of its products.
+        ranks: who shares the windows.
+        beside: another model that will be opened next and run beside it: room is left for streaming that one.
 
     Raises:
         InputError: no such model, or tensors that are missing or broken.
@@ -129,7 +139,11 @@ def runner_of(
     check_own(where, ranks.on_host)
     place = Place(where, resolve_dtype(given["dtype"], where, stream.stored_dtype))
     limit = room_for(where, memory_budget, ranks)
-    if limit is None or needed_in_memory(stream, place) <= limit:
+    reserved = 0
+    if beside is not None:
+        other = open_any_stream(beside, given["allow_pickle"], given["digests"])
+        reserved = needed_streamed(other, Place(where, resolve_dtype(given["dtype"], where, other.stored_dtype)))
+    if limit is None or needed_in_memory(stream, place) + reserved <= limit:
         return Loaded(load(folder, kernels=kernels, **of_folder(given)), ranks)
     return Streamed(stream, Workspace(place, "disk", ranks=ranks))
 
@@ -137,6 +151,16 @@ def runner_of(
 def needed_in_memory(stream: ModelStream, place: Place) -> int:
     """Bytes that a model takes while it is evaluated as a whole."""
     return bytes_in_memory(stream, place) + LOGITS_AT_ONCE * stream.config.vocab_size * place.dtype.itemsize
+
+
+def needed_streamed(stream: ModelStream, place: Place) -> int:
+    """Bytes that a model takes while it is evaluated layer by layer: its ends, a layer, the next one, and logits."""
+    sizes = Counter[str]()
+    layers = [stream.architecture.layer_prefix(index) for index in range(stream.num_layers)]
+    for name, size in sizes_in_memory(stream, place):
+        sizes[next((prefix for prefix in layers if name.startswith(prefix)), "")] += size
+    logits = LOGITS_AT_ONCE * stream.config.vocab_size * place.dtype.itemsize
+    return sizes[""] + 2 * max(sizes[prefix] for prefix in layers) + logits
 
 
 def room_for(where: torch.device, memory_budget: Size, ranks: Ranks = ALONE) -> int | None:
@@ -149,7 +173,10 @@ def room_for(where: torch.device, memory_budget: Size, ranks: Ranks = ALONE) -> 
 
 def bytes_in_memory(stream: ModelStream, place: Place) -> int:
     """What all tensors take once they are loaded."""
-    return sum(
-        tensor.numel() * stream.cast(name, tensor.new_empty(0, device=place.device), place).element_size()
-        for name, tensor in stream.skeleton.state_dict().items()
-    )
+    return sum(size for _, size in sizes_in_memory(stream, place))
+
+
+def sizes_in_memory(stream: ModelStream, place: Place) -> Iterator[tuple[str, int]]:
+    """By tensor, its bytes once it is loaded."""
+    for name, tensor in stream.skeleton.state_dict().items():
+        yield name, tensor.numel() * stream.cast(name, tensor.new_empty(0, device=place.device), place).element_size()
