@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -209,3 +210,26 @@ def test_a_configuration_is_not_blamed_for_the_machine() -> None:
     for error in (MemoryError(), RuntimeError("can't allocate memory: you tried to allocate 99 bytes")):
         with pytest.raises(type(error)), blamed("no llama model has this configuration"):
             raise error
+
+
+@pytest.mark.parametrize("megabytes", [250, 800])
+@pytest.mark.parametrize("verb", ["doctor", "eval"])
+def test_a_limit_that_was_set_before(verb: str, megabytes: int, model: Path) -> None:
+    """Where the libraries themselves cannot be imported; above that, imports fail somewhere, or hang."""
+    size = megabytes * 1_000_000
+    command = [sys.executable, "-m", "jointquant", verb, *([str(model)] if verb == "eval" else [])]
+    ended = subprocess.run(
+        command, capture_output=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    )
+    assert_one_line(ended, f"this process may have {megabytes} MB of address space")
+
+
+@pytest.mark.parametrize("word", ["recipes", "--help"])
+def test_what_needs_no_libraries_answers_in_little_memory(word: str) -> None:
+    size = 250_000_000
+    ended = subprocess.run(
+        [sys.executable, "-m", "jointquant", word],
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size)),
+    )
+    assert ended.returncode == 0, ended.stderr.decode()

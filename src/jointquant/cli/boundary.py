@@ -6,14 +6,18 @@ import contextlib
 import errno
 import io
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from typing import TextIO, cast
 
 from jointquant.cli.output import as_lines
 from jointquant.cli.usage import UsageProblem, fault_of_usage
-from jointquant.errors import InputError, fault_of_machine
+from jointquant.errors import InputError, fault_of_machine, require
 from jointquant.text.rows import LONE_SURROGATE
+
+ADDRESS_SPACE = 1_300_000_000
+"""Bytes in which torch and transformers can be imported, with two threads."""
 
 REMEDIES = {
     errno.ENOSPC: "make room, and run the same command again",
@@ -121,6 +125,16 @@ def safe_streams() -> Iterator[None]:
 def _nothing(mode: str) -> TextIO:
     """What is empty to read, and takes all that is written."""
     return cast("TextIO", os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
+def check_address_space() -> None:
+    """Raises InputError under a limit in which torch cannot be imported: there it crashes, or never comes back."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    require(
+        limit == resource.RLIM_INFINITY or limit >= ADDRESS_SPACE,
+        f"this process may have {limit / 1e6:.0f} MB of address space, and the libraries alone take "
+        f"{ADDRESS_SPACE / 1e6:.0f} MB: expected a larger limit (ulimit -v)",
+    )
 
 
 def check_arguments(arguments: list[str]) -> None:

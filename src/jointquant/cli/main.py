@@ -7,13 +7,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from jointquant._version import __version__
 from jointquant.cli.about import demo, doctor, models, recipes
-from jointquant.cli.boundary import check_arguments, line_of, safe_streams
+from jointquant.cli.boundary import check_address_space, check_arguments, line_of, safe_streams
 from jointquant.cli.compare import compare
 from jointquant.cli.evaluate import evaluate
 from jointquant.cli.export import export
@@ -25,7 +25,7 @@ from jointquant.cli.speech import silence_libraries, speak
 from jointquant.cli.stats import stats
 from jointquant.cli.usage import WELCOME, check_verb
 from jointquant.distributed.launch import started_by_torchrun
-from jointquant.errors import DamageWarning, printable, require
+from jointquant.errors import DamageWarning, fault_of_machine, printable, require
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -43,6 +43,9 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 """By name, in the order of ``--help``; each is a function of its own file (or of ``about.py``, ``hub.py``)."""
 
+
+LIGHT = ("recipes", "models")
+"""Verbs that import no torch."""
 
 COMPLETION = "_JOINTQUANT_COMPLETE"
 """The variable by which a shell asks what a line could go on with."""
@@ -108,10 +111,19 @@ def main(arguments: list[str] | None = None) -> None:
             if line is None:
                 raise
             print(line, file=sys.stderr)
+            if arguments is None and fault_of_machine(error) is not None:
+                leave(2)
             sys.exit(2)
         if status == INTERRUPTED:
             print("interrupted", file=sys.stderr)
         sys.exit(status)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process at once: what libraries do when it ends takes memory, and there is none."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -119,6 +131,8 @@ def run(arguments: list[str]) -> int:
     first = arguments[0] if arguments else ""
     if first and not first.startswith("-"):
         check_verb(first, VERBS)
+        if first not in LIGHT and "--help" not in arguments:
+            check_address_space()
     command = typer.main.get_command(application([first] if first in VERBS else VERBS))
     status = command.main(args=arguments, prog_name="jointquant", standalone_mode=False)
     return status if isinstance(status, int) else 0
