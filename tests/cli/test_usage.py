@@ -18,6 +18,7 @@ TRANSCRIPT: dict[str, list[str]] = {
     f"{QUANTIZE} --recipee rtn": [
         "unknown option '--recipee' (did you mean '--recipe'?): expected one of those in `jointquant quantize --help`"
     ],
+    f"{QUANTIZE} --quiet": ["--quiet stands before the verb: expected jointquant --quiet VERB …"],
     f"quantize {MODEL}": ["jointquant quantize lacks --out: expected the artifact's folder"],
     f"{QUANTIZE} --recipe w4a4": [f"unknown recipe 'w4a4' (did you mean 'w4a4kv4'?): expected {PRESETS}"],
     "recipes dartqant": [f"unknown recipe 'dartqant' (did you mean 'dartquant'?): expected {PRESETS}"],

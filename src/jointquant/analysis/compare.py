@@ -22,7 +22,7 @@ from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, Silent
+from jointquant.progress import Progress, shown
 from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
 from jointquant.run.identity import versions
@@ -110,7 +110,7 @@ def compare(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        progress or Silent(),
+        shown(progress),
         announce,
         besides=protocol.identity() | {"keep_artifacts": keep_artifacts},
         folder=ARTIFACTS_NAME,

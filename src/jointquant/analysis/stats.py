@@ -21,7 +21,7 @@ from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, Silent
+from jointquant.progress import Progress, shown
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.report.page import statistics_page
 from jointquant.rotations.bundle import Rotations
@@ -91,7 +91,7 @@ def stats(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        progress or Silent(),
+        shown(progress),
         announce,
         besides={"verb": "stats"},
         verb="stats",

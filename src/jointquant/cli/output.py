@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from jointquant.cli.flags import as_flags
 from jointquant.cli.speech import is_quiet
 from jointquant.distributed.launch import leads
 from jointquant.errors import InputError, lines_of, printable
@@ -22,7 +23,7 @@ WIDEST = 10_000
 
 def as_lines(error: InputError) -> str:
     """What the user is told about an error that the input is at fault for: one line for each thing."""
-    return "\n".join(f"error: {printable(line)}" for line in lines_of(error))
+    return "\n".join(f"error: {as_flags(printable(line))}" for line in lines_of(error))
 
 
 def shown_progress() -> Any:
