@@ -79,6 +79,7 @@ COVERED_ELSEWHERE = {
     "quantization/smoothing.py": "tests/calibration/test_smoothing.py",
     "quantization/straight_through.py": "tests/quantization/test_learned_rounding.py",
     "report/figures.py": "tests/report/test_page.py",
+    "report/plain.py": "tests/cli/test_output.py",
     "rounding/cache.py": "tests/models/test_transforms.py",
     "rounding/demand.py": "tests/rounding/test_layers.py",
     "rounding/hessians.py": "tests/distributed/test_ranks.py",

@@ -33,6 +33,10 @@ TRANSCRIPT: dict[str, list[str]] = {
         "recipe w4a4kv4: rotations.r1.kind: expected one of none, hadamard, learned (did you mean 'learned'?), "
         "got 'lerned'"
     ],
+    f"{QUANTIZE} --recipe rtn --set rotations.r1.steps=10": [
+        "recipe rtn: rotations.r1: a rotation's settings need its kind beside them, expected rotations.r1.kind to be one "
+        "of none, hadamard, learned"
+    ],
     "export artifact --format ggfu --out model.gguf": [
         "unknown format 'ggfu' (did you mean 'gguf'?): expected one of dense, compressed-tensors, gguf, native"
     ],

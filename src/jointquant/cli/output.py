@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from jointquant.cli.flags import as_flags
 from jointquant.cli.speech import is_quiet
 from jointquant.distributed.launch import leads
 from jointquant.errors import InputError, lines_of, printable
+from jointquant.report.plain import finite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,13 +59,4 @@ def say(lines: Iterable[str], to_stderr: bool) -> None:
 def finish(result: dict[str, Any], as_json: bool) -> None:
     """With ``--json``, what a verb found as the last line of standard output."""
     if as_json and leads():
-        print(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False), flush=True)
-
-
-def _finite(data: Any) -> Any:
-    """Plain data as JSON has it: a number that is none, or infinite, is null."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+        print(json.dumps(finite(result), ensure_ascii=False, allow_nan=False), flush=True)
