@@ -34,8 +34,8 @@ TRANSCRIPT: dict[str, list[str]] = {
         "got 'lerned'"
     ],
     f"{QUANTIZE} --recipe rtn --set rotations.r1.steps=10": [
-        "recipe rtn: rotations.r1: a rotation's settings need its kind beside them, expected rotations.r1.kind to be one "
-        "of none, hadamard, learned"
+        "recipe rtn: rotations.r1: a rotation's settings need its kind beside them, expected rotations.r1.kind to be "
+        "one of none, hadamard, learned"
     ],
     "export artifact --format ggfu --out model.gguf": [
         "unknown format 'ggfu' (did you mean 'gguf'?): expected one of dense, compressed-tensors, gguf, native"
