@@ -34,6 +34,7 @@ WHOLE_SYSTEM = {
     "test_docs.py": "what the pages say of the tree",
     "test_layers.py": "what may import what",
     "test_mirror.py": "this file",
+    "test_notebooks.py": "the notebooks of the documentation",
     "test_mixtures.py": "models with experts through both passes and back",
     "test_real_model.py": "the published figures of a trained model",
 }
