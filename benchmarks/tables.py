@@ -155,7 +155,8 @@ def kill_and_resume(result: dict[str, Any]) -> list[str]:
 
 def q4_0(result: dict[str, Any]) -> list[str]:
     """Perplexities in llama.cpp, and ours beside them."""
-    heads = ["model", "F16", "llama.cpp's Q4_0", "the same, ends in F16", "our Q4_0", "our `eval`"]
+    theirs = ["llama.cpp's Q4_0", "llama.cpp's Q4_0, embedding and head in F16"]
+    heads = ["model", "F16", *theirs, "our Q4_0", "our `eval`"]
     lines = _headed(heads)
     for row in result["rows"]:
         cells = (f"{row[key]:.3f}" for key in ("original", "theirs", "theirs_ends", "ours", "eval"))

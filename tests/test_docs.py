@@ -11,7 +11,8 @@ import pytest
 from imports import ROOT
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = sorted([*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / f"{n}.md" for n in ("README", "CONTRIBUTING"))])
+DOCS = REPOSITORY / "docs"
+PAGES = sorted([*(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / f"{n}.md" for n in ("README", "CONTRIBUTING"))])
 MENTION = re.compile(r"(?<![\w/.<>*-])[\w./<>*-]+\.py\b")
 NAMES = {path.name for path in ROOT.rglob("*.py")}
 PLACES = (REPOSITORY, ROOT)
@@ -38,9 +39,36 @@ def missing(text: str, names: set[str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+PAGE_ID = {"ids": lambda page: page.relative_to(REPOSITORY).as_posix()}
+
+
+@pytest.mark.parametrize("page", PAGES, **PAGE_ID)
 def test_a_page_names_files_that_are_there(page: Path) -> None:
     assert not missing(page.read_text(encoding="utf-8"), NAMES), f"{page.name} names files that are not there"
+
+
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def dead_links(page: Path, text: str) -> list[str]:
+    """Relative links of a page that lead nowhere; those to headings are checked when the site is built."""
+    targets = [target for target in LINK.findall(text) if "://" not in target]
+    return [target for target in targets if not (page.parent / target).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, **PAGE_ID)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert not dead_links(page, page.read_text(encoding="utf-8"))
+
+
+def test_a_dead_link_is_seen() -> None:
+    text = "[a](docs/memory.md#the-plan), [b](docs/none.md), [c](https://none.example/x)"
+    assert dead_links(REPOSITORY / "README.md", text) == ["docs/none.md"]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    named = re.findall(r"- (\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES if DOCS in page.parents)
 
 
 def test_what_is_not_there_is_seen() -> None:

@@ -14,13 +14,13 @@ from jointquant.cli.main import VERBS
 
 ORDER = (
     "errors",
-    "progress",
     "seeds",
     "_version",
     "report",
     "trust",
     "backend",
     "distributed",
+    "progress",
     "hub",
     "files",
     "text",

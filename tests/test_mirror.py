@@ -34,6 +34,7 @@ WHOLE_SYSTEM = {
     "test_docs.py": "what the pages say of the tree",
     "test_layers.py": "what may import what",
     "test_mirror.py": "this file",
+    "test_notebooks.py": "the notebooks of the documentation",
     "test_mixtures.py": "models with experts through both passes and back",
     "test_real_model.py": "the published figures of a trained model",
 }
@@ -79,6 +80,7 @@ COVERED_ELSEWHERE = {
     "quantization/smoothing.py": "tests/calibration/test_smoothing.py",
     "quantization/straight_through.py": "tests/quantization/test_learned_rounding.py",
     "report/figures.py": "tests/report/test_page.py",
+    "report/plain.py": "tests/cli/test_output.py",
     "rounding/cache.py": "tests/models/test_transforms.py",
     "rounding/demand.py": "tests/rounding/test_layers.py",
     "rounding/hessians.py": "tests/distributed/test_ranks.py",

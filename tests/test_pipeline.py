@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,17 @@ def test_same_seed_same_bytes(save_model, tmp_path: Path) -> None:
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     different = {name for name, digest in digests(tmp_path / "a").items() if digests(tmp_path / "c")[name] != digest}
     assert {"rotations.safetensors", "model-00002-of-00005.safetensors"} <= different
+
+
+def test_calibration_is_given_beside_the_recipe(save_model, tmp_path: Path) -> None:
+    model, text = save_model("llama"), DEMO / "calibration.txt"
+    jointquant.quantize(
+        model, tmp_path / "out", "rtn", calib=text, num_samples=3, seqlen=16, changes=["weights.num_bits=5"]
+    )
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    written = config["quantization_config"]["recipe"]
+    calibration = written["calibration"]
+    assert (calibration["num_samples"], calibration["seqlen"], written["weights"]["num_bits"]) == (3, 16, 5)
 
 
 def test_source_makes_no_difference(save_model, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from jointquant.export.export import ExportResult, export_artifact
     from jointquant.pipeline import quantize
     from jointquant.planning.dry_run import DryRun, dry_run
+    from jointquant.progress import Silent
     from jointquant.recipe.recipe import Recipe, load_recipe
+    from jointquant.runtime.generation import Generation, generate_text
     from jointquant.runtime.loading import load
 
 __all__ = [
@@ -27,16 +29,19 @@ __all__ = [
     "DryRun",
     "EvaluationResult",
     "ExportResult",
+    "Generation",
     "InputError",
     "QuantizeResult",
     "Recipe",
     "ResumableError",
+    "Silent",
     "Statistics",
     "__version__",
     "compare",
     "dry_run",
     "evaluate",
     "export_artifact",
+    "generate_text",
     "load",
     "load_recipe",
     "quantize",
@@ -48,15 +53,18 @@ _HOMES = {
     "DryRun": "planning.dry_run",
     "EvaluationResult": "evaluation.evaluate",
     "ExportResult": "export.export",
+    "Generation": "runtime.generation",
     "InputError": "errors",
     "QuantizeResult": "artifact.result",
     "Recipe": "recipe.recipe",
     "ResumableError": "errors",
+    "Silent": "progress",
     "Statistics": "analysis.stats",
     "compare": "analysis.compare",
     "dry_run": "planning.dry_run",
     "evaluate": "evaluation.evaluate",
     "export_artifact": "export.export",
+    "generate_text": "runtime.generation",
     "load": "runtime.loading",
     "load_recipe": "recipe.recipe",
     "quantize": "pipeline",

@@ -98,10 +98,10 @@ def fault_of_machine(error: BaseException) -> str | None:
     """One line about memory or threads that the system does not give; None: something else is at fault."""
     words, kind = str(error), type(error).__name__
     if kind == "OutOfMemoryError":
-        return f"the accelerator is out of memory: lower --device-budget ({' '.join(words.split())[:120]})"
+        return f"the accelerator is out of memory: lower `device_budget` ({' '.join(words.split())[:120]})"
     of_library = isinstance(error, (RuntimeError, ImportError)) or kind == "PanicException"  # the last: of Rust
     if isinstance(error, MemoryError) or (of_library and any(each in words for each in NO_MEMORY)):
-        return "memory ran out: raise the limit of this process, or lower --memory-budget"
+        return "memory ran out: raise the limit of this process, or lower `memory_budget`"
     if of_library and any(each in words for each in NO_THREADS):
         return "no thread can be started: raise the limit of processes, or set OMP_NUM_THREADS=1"
     return None

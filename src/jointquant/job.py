@@ -189,7 +189,7 @@ def _check_unchanged(subject: Subject, journal: Journal) -> None:
     if name is not None:
         raise ResumableError(
             f"tensor {name} of {subject.model} is not what the unfinished run has read: expected the same files (put "
-            "them back), another --out, or --overwrite to begin again"
+            "them back), another `out`, or `overwrite=True` to begin again"
         )
 
 

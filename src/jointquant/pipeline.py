@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from jointquant.models.options import ModelOptions
 from jointquant.models.source import bytes_of
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, Silent
-from jointquant.recipe.recipe import Recipe, load_recipe
+from jointquant.progress import Progress, shown
+from jointquant.recipe.recipe import Recipe, calibration_changes, load_recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.layers import Witness, quantize_layers
 from jointquant.run.job import Job
@@ -39,6 +39,10 @@ def quantize(
     out: str | Path,
     recipe: str | Path | Recipe = "w4a4kv4",
     *,
+    changes: Iterable[str] = (),
+    calib: str | Path | None = None,
+    num_samples: int | None = None,
+    seqlen: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     memory_budget: Size = None,
     device_budget: Size = None,
@@ -53,11 +57,16 @@ def quantize(
         model: a model folder, a hub id, or a model in memory (which is read, not changed).
         out: the folder to write; it appears only when it is complete.
         recipe: a preset's name, a YAML file, or a recipe.
+        changes: ``key=value`` settings of the recipe, such as ``weights.num_bits=8``.
+        calib: the calibration text: ``wikitext2``, ``c4``, ``ptb``, ``hub:NAME``, or a .txt, .jsonl or .parquet file;
+            None: what the recipe says, as for the next two.
+        num_samples: how many windows of it.
+        seqlen: tokens of a window.
         tokenizer: needed with a model in memory.
         memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free.
         device_budget: the same of an accelerator.
         overwrite: replace a folder that is not empty, and discard an unfinished run of other settings.
-        progress: where progress is shown; None: nowhere.
+        progress: where progress is shown; None: a bar on a terminal or in a notebook; ``Silent()``: nowhere.
         announce: told the plan before the work begins.
         **options: how the model is found and opened: ``revision``, ``hub``, ``device``, ``dtype``, ``allow_pickle``
             (``jointquant.models.options.ModelOptions``).
@@ -68,8 +77,8 @@ def quantize(
     """
     clock = Clock()
     limits = Limits(memory_budget, device_budget)
-    recipes = {"artifact": load_recipe(recipe)}
-    request = Request(model, Path(out), recipes, tokenizer, options, limits, overwrite, progress or Silent(), announce)
+    recipes = {"artifact": load_recipe(recipe, [*changes, *calibration_changes(calib, num_samples, seqlen)])}
+    request = Request(model, Path(out), recipes, tokenizer, options, limits, overwrite, shown(progress), announce)
     with open_jobs(request) as opened:  # every refusal happens here
         if opened.report is not None:
             return QuantizeResult(**opened.report)

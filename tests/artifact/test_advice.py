@@ -25,9 +25,9 @@ def test_the_preset_of_a_format_fits_it(format: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "change", "name", "message"),
     [
-        ("w4a4kv4", "description=x", "vllm", "expected --recipe w4a16, or none .*R4 is learned"),
+        ("w4a4kv4", "description=x", "vllm", 'expected `recipe="w4a16"`, or none .*R4 is learned'),
         ("w4a16", "rotations.r3.kind=hadamard", "transformers", "R3 is online"),
-        ("gguf", "rotations.r4.kind=hadamard", "llama.cpp", "expected --recipe gguf, or none .*R4 is online"),
+        ("gguf", "rotations.r4.kind=hadamard", "llama.cpp", 'expected `recipe="gguf"`, or none .*R4 is online'),
         ("rtn", "description=x", "vlm", r"unknown target 'vlm' \(did you mean 'vllm'\?\)"),
     ],
 )
@@ -38,9 +38,9 @@ def test_what_does_not_run_there_is_refused(preset: str, change: str, name: str,
 
 def test_few_settings_are_named_and_many_become_a_recipe() -> None:
     obstacles = [Obstacle("a", "a=1"), Obstacle("b", "b=2"), Obstacle("a again", "a=1")]
-    assert advice("compressed-tensors", obstacles) == "quantize again with --set a=1 --set b=2"
-    assert advice("compressed-tensors", [*obstacles, Obstacle("c", "c=3")]) == "quantize again with --recipe w4a16"
-    assert advice("gguf", obstacles[:1]) == "quantize again with --recipe gguf"
+    assert advice("compressed-tensors", obstacles) == "quantize again with `a=1` `b=2`"
+    assert advice("compressed-tensors", [*obstacles, Obstacle("c", "c=3")]) == 'quantize again with `recipe="w4a16"`'
+    assert advice("gguf", obstacles[:1]) == 'quantize again with `recipe="gguf"`'
     assert advice("gguf", [*obstacles, Obstacle("no such family")]) == (
         "no recipe helps (no such family (no setting changes that))"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -130,5 +129,5 @@ def test_following_the_advice_leads_out(preset: str, changes: list[str], name: s
             return
         for obstacle in obstacles:
             assert obstacle.change, obstacle
-            made += re.split(" --set ", obstacle.change)
+            made += obstacle.change.split()
     raise AssertionError(f"still refused after {made}: {obstacles}")

@@ -18,6 +18,7 @@ TRANSCRIPT: dict[str, list[str]] = {
     f"{QUANTIZE} --recipee rtn": [
         "unknown option '--recipee' (did you mean '--recipe'?): expected one of those in `jointquant quantize --help`"
     ],
+    f"{QUANTIZE} --quiet": ["--quiet stands before the verb: expected jointquant --quiet VERB …"],
     f"quantize {MODEL}": ["jointquant quantize lacks --out: expected the artifact's folder"],
     f"{QUANTIZE} --recipe w4a4": [f"unknown recipe 'w4a4' (did you mean 'w4a4kv4'?): expected {PRESETS}"],
     "recipes dartqant": [f"unknown recipe 'dartqant' (did you mean 'dartquant'?): expected {PRESETS}"],
@@ -31,6 +32,10 @@ TRANSCRIPT: dict[str, list[str]] = {
     f"{QUANTIZE} --set rotations.r1.kind=lerned": [
         "recipe w4a4kv4: rotations.r1.kind: expected one of none, hadamard, learned (did you mean 'learned'?), "
         "got 'lerned'"
+    ],
+    f"{QUANTIZE} --recipe rtn --set rotations.r1.steps=10": [
+        "recipe rtn: rotations.r1: a rotation's settings need its kind beside them, expected rotations.r1.kind to be "
+        "one of none, hadamard, learned"
     ],
     "export artifact --format ggfu --out model.gguf": [
         "unknown format 'ggfu' (did you mean 'gguf'?): expected one of dense, compressed-tensors, gguf, native"

@@ -24,7 +24,7 @@ def test_quality_tells_recipes_apart(save_model, tmp_path: Path) -> None:
     assert found["fp16"].divergence.same_top == 1
     assert found["rtn"].divergence.mean > 1e-4
     settings = jointquant.load_recipe("rtn", small()).calibration
-    with pytest.raises(InputError, match=r"model and artifact together take .* expected a larger --memory-budget"):
+    with pytest.raises(InputError, match=r"model and artifact together take .* expected a larger `memory_budget`"):
         check_quality(tmp_path / "rtn", model, settings, memory_budget="1MB")
     whole = settings.model_copy(update={"num_samples": 10**6})
     with pytest.raises(InputError, match="has no window of 32 tokens left"):

@@ -129,7 +129,7 @@ def test_r4_that_is_no_sylvester_matrix_is_refused_with_the_block_that_fits(work
     artifact = workshop.tiny(
         "llama", "w4a16", "weights.group_size=16", "rotations.r4.kind=hadamard", intermediate_size=48
     )
-    with pytest.raises(InputError, match=r"48 = 2\^2 x 12.*--set rotations.r4.block_size=16\b"):
+    with pytest.raises(InputError, match=r"48 = 2\^2 x 12.*`rotations.r4.block_size=16`"):
         export_artifact(artifact, "compressed-tensors", tmp_path / "a")
     assert not (tmp_path / "a").exists()
 

@@ -42,5 +42,5 @@ def test_a_scale_that_float16_does_not_hold_is_refused() -> None:
     weight = random_weight(4, 2, 2, 0, torch.bfloat16)
     assert numpy.array_equal(integers_of(blocks_of(weight, "w"), 4)[1], weight.scale.float().numpy())
     weight.scale[0, 0] = 1e-9
-    with pytest.raises(InputError, match=r"scales of w .*--set weights.scale_dtype=float16"):
+    with pytest.raises(InputError, match=r"scales of w .*`weights.scale_dtype=float16`"):
         blocks_of(weight, "w")

@@ -75,9 +75,9 @@ def test_same_artifact_same_bytes(workshop: Workshop, tmp_path: Path) -> None:
     ("family", "preset", "changes", "words"),
     [
         ("phi3", "gguf", ("weights.group_size=16", "activations.group_size=16"), "no GGUF export of phi3"),
-        ("llama", "quarot", (), r"R4 is online \(--set rotations.r4.kind=none\)"),
-        ("llama", "w4a16", ("weights.group_size=16",), "--set weights.group_size=32"),
-        ("qwen3", "w4a8", ("rotations.r1.kind=none", "rotations.r2.kind=none"), "--set activations.num_bits=16"),
+        ("llama", "quarot", (), r"R4 is online \(`rotations.r4.kind=none`\)"),
+        ("llama", "w4a16", ("weights.group_size=16",), "`weights.group_size=32`"),
+        ("qwen3", "w4a8", ("rotations.r1.kind=none", "rotations.r2.kind=none"), "`activations.num_bits=16`"),
     ],
 )
 def test_what_a_file_cannot_hold_is_refused(
@@ -105,7 +105,7 @@ def test_a_full_disk_is_said_in_one_line(workshop: Workshop, tmp_path: Path, mon
 def test_float32_scales_are_refused_with_the_setting_that_helps(workshop: Workshop, tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 96}
     artifact = workshop.tiny("llama", "w4a16", "weights.group_size=32", **sizes)
-    with pytest.raises(InputError, match=r"tier 1: the scales of weights .*--set weights.scale_dtype=float16"):
+    with pytest.raises(InputError, match=r"tier 1: .*the scales of weights .*`weights.scale_dtype=float16`"):
         export_artifact(artifact, "gguf", tmp_path / "a.gguf")
     artifact = workshop.tiny("llama", "w4a16", "weights.group_size=32", "weights.scale_dtype=float16", **sizes)
     export_artifact(artifact, "gguf", tmp_path / "a.gguf")

@@ -158,7 +158,7 @@ def test_only_what_the_manifest_lists_is_replaced(
     quantized(save_model, out, overwrite=True)
     STRANGERS[stranger](out)
     before = sorted(out.rglob("*"))
-    with pytest.raises(InputError, match="besides: --overwrite replaces nothing but outputs of jointquant"):
+    with pytest.raises(InputError, match="besides: `overwrite=True` replaces nothing but outputs of jointquant"):
         quantized(save_model, out, overwrite=True)
     assert sorted(out.rglob("*")) == before
 
@@ -170,6 +170,6 @@ def test_a_name_in_a_file_is_no_manifest(name: str, text: str, save_model: Calla
     out.mkdir()
     (out / name).write_text(text)
     (out / "mine").write_text("years of work")
-    with pytest.raises(InputError, match="--overwrite replaces nothing but outputs of jointquant"):
+    with pytest.raises(InputError, match="`overwrite=True` replaces nothing but outputs of jointquant"):
         quantized(save_model, out, overwrite=True)
     assert (out / "mine").read_text() == "years of work"

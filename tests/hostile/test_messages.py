@@ -27,7 +27,12 @@ ODD: dict[str, tuple[str, dict[str, object], tuple[str, ...], str]] = {
     ),
     "R3": ("opt", OPT_ODD, (*NONE, HADAMARD[2]), "rotations.r3 is hadamard: the model's head_dim is 3"),
     "R2": ("opt", OPT_ODD, (*NONE, HADAMARD[1]), "rotations.r2 is hadamard: the model's head_dim is 3"),
-    "R2, learned": ("opt", OPT_ODD, (*NONE, "rotations.r2.kind=learned"), "kind=none or rotations.r2.init=identity"),
+    "R2, learned": (
+        "opt",
+        OPT_ODD,
+        (*NONE, "rotations.r2.kind=learned"),
+        "kind=none or --set rotations.r2.init=identity",
+    ),
     "R1": (
         "opt",
         {"hidden_size": 15, "num_attention_heads": 3, "word_embed_proj_dim": 15},

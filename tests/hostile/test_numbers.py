@@ -136,7 +136,7 @@ def test_dtypes_that_fit(factor: float, fits: tuple[bool, bool], dtype: torch.dt
     if fit:
         torch.testing.assert_close(narrowed("w", weight, dtype).float(), weight, rtol=0.02, atol=1e-7)
         return
-    with pytest.raises(jointquant.InputError, match=r"tensor w has values .* expected --dtype bfloat16 or float32"):
+    with pytest.raises(jointquant.InputError, match=r"tensor w has values .* expected `dtype` bfloat16 or float32"):
         narrowed("w", weight, dtype)
 
 

@@ -36,7 +36,7 @@ def rotated(model: PreTrainedModel, family: str, folder: Path, tokenizer, *chang
 @pytest.mark.parametrize("kind", ["hadamard", "learned"])
 def test_r1_is_refused_where_no_rotation_passes(family: str, kind: str, tmp_path: Path, tokenizer) -> None:
     recipe = jointquant.load_recipe("fp16", small(f"rotations.r1.kind={kind}"))
-    with pytest.raises(InputError, match=rf"r1 is {kind}: {family} .*--set rotations\.r1\.kind=none"):
+    with pytest.raises(InputError, match=rf"r1 is {kind}: {family} .*`rotations\.r1\.kind=none`"):
         jointquant.quantize(make_model(family), tmp_path / "a", recipe, tokenizer=tokenizer)
     assert not (tmp_path / "a").exists()
 

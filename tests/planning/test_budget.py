@@ -56,5 +56,5 @@ def test_a_text_is_counted_before_it_is_read(save_model, tmp_path: Path, monkeyp
 def test_the_size_of_a_column_is_known_beforehand(tmp_path: Path, limit: int, refused: bool) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * 60], "other": ["b" * 1_000]}), tmp_path / "t.parquet")
     budget = Budget(host=limit)
-    with pytest.raises(InputError, match="larger --memory-budget") if refused else nullcontext():
+    with pytest.raises(InputError, match="larger `memory_budget`") if refused else nullcontext():
         check_texts([f"{tmp_path / 't.parquet'}:text"], 0, budget)

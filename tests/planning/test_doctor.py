@@ -31,3 +31,9 @@ def test_doctor_says_what_fails() -> None:
     assert not any(operation["works"] for operation in found["operations"].values())
     assert found["hadamard_error"] is None
     assert found["gflops"] == {}
+
+
+def test_a_slow_product_is_not_said_to_have_no_speed() -> None:
+    assert [doctor.in_gflops(speed) for speed in (0.034, 0.9, 7.25, 12.4, 56_000)] == [
+        "0.034 GFLOP/s", "0.9 GFLOP/s", "7.2 GFLOP/s", "12 GFLOP/s", "56000 GFLOP/s",
+    ]  # fmt: skip

@@ -72,7 +72,7 @@ def test_what_lies_in_files_is_room_on_the_disk() -> None:
 def test_what_would_fit_fits() -> None:
     long = replace(work(recipe="rtn"), seqlen=16384, num_windows=8)
     budget = Budget(plan_of(long, Choice("disk", 16384), Budget()).host_peak - 1)
-    with pytest.raises(InputError, match=r"does not fit: host memory of .* at least.*or --seqlen 8192"):
+    with pytest.raises(InputError, match=r"does not fit: host memory of .* at least.*or `seqlen=8192`"):
         make_plan(long, budget)
     make_plan(replace(long, seqlen=8192), budget)
 
@@ -80,7 +80,7 @@ def test_what_would_fit_fits() -> None:
 def test_hessians_that_do_not_fit() -> None:
     wide = work(intermediate_size=28672)
     budget = Budget(plan_of(wide, Choice("disk", 512), Budget()).host_peak - 1)
-    with pytest.raises(InputError, match=r"a larger budget, or --set weights\.method=rtn"):
+    with pytest.raises(InputError, match=r"a larger budget, or `weights\.method=rtn`"):
         make_plan(wide, budget)
 
 
@@ -113,7 +113,7 @@ def test_files_of_hidden_states_change_nothing(preset: str, save_model, tmp_path
 def test_refinement_that_does_not_fit() -> None:
     refined = work(recipe="w4a4kv4")
     budget = Budget(plan_of(refined, Choice("disk", 512), Budget()).host_peak - 1)
-    with pytest.raises(InputError, match=r"a larger budget, or --set refinement\.steps=0"):
+    with pytest.raises(InputError, match=r"a larger budget, or `refinement\.steps=0`"):
         make_plan(refined, budget)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+
 import pytest
 
-from jointquant.report.charts import Interval, Scale, Series, dot_chart, line_chart, number
-from jointquant.report.page import size
+from jointquant.report.charts import Interval, Point, Scale, Series, dot_chart, line_chart, number, point_chart, spaced
+from jointquant.report.tables import size
 
 
 def test_values_that_cannot_be_drawn() -> None:
@@ -31,3 +34,28 @@ def test_numbers_are_short() -> None:
         "0", "0.3", "−2", "10⁻⁵", "2·10⁻⁷", "10⁶", "1,500",
     ]  # fmt: skip
     assert [size(v) for v in (12, 456_000, 2.98e6, 3.2e9, 7.4e12)] == ["12 B", "456 kB", "2.98 MB", "3.2 GB", "7400 GB"]
+
+
+def test_points_have_labels_that_do_not_lie_on_each_other() -> None:
+    places = spaced([10.0, 11.0, 12.0, 60.0], 13.0)
+    assert all(later - earlier >= 13 for earlier, later in pairwise(places))
+    drawing = point_chart([Point("a", "c0", 4.1, 0.1), Point("fp16", "c1", 16.0, 0.0)], "alt", "bits", "KL")
+    assert ">a</text>" in drawing
+    assert "fp16" not in drawing  # it has no place on a logarithmic axis
+    assert point_chart([], "alt", "bits", "KL").startswith("<svg")
+
+
+def test_values_of_lines_and_dots_are_told() -> None:
+    assert 'data-name="a" data-values="1,0.25 2,0.125"' in line_chart(
+        [Series("a", "c0", [1, 2], [0.25, 0.125])], "alt", "step", "loss"
+    )
+    assert "<title>rtn: 9.500 (9 – 10)</title>" in dot_chart([Interval("rtn", "c0", 9.5, 9, 10)], "alt", "ppl", 7.5)
+
+
+def test_lines_that_lie_on_each_other_take_turns() -> None:
+    x, y = [0, 1, 2], [1.0, 2.0, 3.0]
+    several = [Series("a", "c0", x, y), Series("b", "c1", x, [3.0, 1.0, 2.0]), Series("c", "c2", x, y)]
+    drawing = line_chart(several, "alt", "layer", "error")
+    turns = re.findall(r'class="line (c\d)"[^>]*?stroke-dasharray:(\d+) (\d+);stroke-dashoffset:-(\d+)', drawing)
+    assert turns == [("c0", "9", "9", "0"), ("c2", "9", "9", "9")]
+    assert "stroke-dash" not in line_chart([Series("a", "c0", [], []), Series("b", "c1", [], [])], "alt", "x", "y")

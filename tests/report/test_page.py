@@ -2,78 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jointquant.report.page import comparison_page, statistics_page
+from report_data import comparison, spread, statistics
 
-NASTY = '<script>alert("x")</script> & {{ 1 }}'
-SITES = ("attn_in", "o_in", "mlp_in", "down_in", "k_cache", "v_cache")
-PLOTS = {"perplexity", "divergence", "loss", "angle", "histogram", "outliers", "kurtosis", "error"}
-
-
-def spread(value: float) -> dict[str, Any]:
-    return {"max_over_rms": value, "largest": 2 * value, "kurtosis": value, "histogram": [0.0, 0.5, 0.4, 0.1]}
-
-
-def spreads() -> list[dict[str, Any]]:
-    layers = [(layer, site) for layer in range(3) for site in SITES]
-    return [{"layer": layer, "site": s, "before": spread(5.0 + layer), "after": spread(2.5)} for layer, s in layers]
-
-
-def detail(learned: bool) -> dict[str, Any]:
-    trace = {"losses": [3.0, 2.0, 1.5], "angles": [0.1, 0.05, 0.0]}
-    errors = [
-        {"layer": i, "hidden": 0.01 * (i + 1), "weights": {"q": 0.01, "o": 0.02}, "activations": {"q": 0.0, "o": 0.0}}
-        for i in range(3)
-    ]
-    traces = {"r1": trace, "r2.0": trace, "r2.1": trace} if learned else {}
-    return {"traces": traces, "spreads": spreads(), "errors": errors, "transforms": {"r1": "learned"}}
-
-
-def comparison(names: tuple[str, ...] = ("quarot", NASTY), texts: tuple[str, ...] = ("a/b.txt",)) -> dict[str, Any]:
-    def row(name: str, value: float) -> dict[str, Any]:
-        keys = [key + end for key in ("perplexity", "divergence") for end in ("", "_min", "_max")]
-        by_text = {key: dict.fromkeys(texts, value) for key in (*keys, "delta", "same_top")}
-        return {
-            "recipe": name,
-            **by_text,
-            "bits": 4.1,
-            "size_bytes": 1e6,
-            "seconds": 2.0,
-            "peak_rss_bytes": 5e8,
-            "seeds": [0, 1],
-        }
-
-    return {
-        "about": {
-            "base_model": f"model {NASTY}",
-            "layers": 3,
-            "device": "cpu",
-            "dtype": "float32",
-            "tokens": 1000,
-            "seqlen": 32,
-            "versions": {"jointquant": "0"},
-            "recipes": {name: {"description": NASTY} for name in names},
-        },
-        "reference": {"perplexity": dict.fromkeys(texts, 7.5), "bits": 16.0, "size_bytes": 4e6},
-        "rows": [row(name, 9.0 + index) for index, name in enumerate(names)],
-        "runs": [],
-        "details": {name: detail(index > 0) for index, name in enumerate(names)},
-    }
-
-
-def statistics() -> dict[str, Any]:
-    values = {"max_over_rms": 5.0, "largest": 9.0, "kurtosis": 4.0}
-    about = {"base_model": NASTY, "recipe": NASTY, "layers": 3, "versions": {"jointquant": "0"}}
-    sites = [{"site": site, "before": values, "after": values} for site in SITES]
-    return {"about": about, "sites": sites, "spreads": spreads(), "traces": detail(True)["traces"]}
+PLOTS = {"trade", "perplexity", "divergence", "loss", "angle", "histogram", "outliers", "kurtosis", "error"}
 
 
 class Outline(HTMLParser):
@@ -106,6 +48,7 @@ def test_every_plot_of_a_comparison() -> None:
     page = comparison_page(comparison(texts=("a/b.txt", "wikitext2")))
     outline = Outline(page)
     counts = {
+        "trade": 2,
         "perplexity": 2,
         "divergence": 2,
         "loss": 2,
@@ -135,10 +78,42 @@ def test_no_training_no_training_plots() -> None:
 def test_nothing_is_fetched_and_names_are_escaped(page: str) -> None:
     outline = Outline(page)
     assert outline.outside == []
-    assert "script" not in outline.tags
-    assert not re.search(r"https?://|//[a-z]|@import|url\(", page)
+    assert outline.tags.count("script") == 2  # the data, and ours
+    assert not re.search(r"https?://|(?<!:)//[a-z]|@import|url\(", page)
     assert "&lt;script&gt;" in page
     assert page == page.encode().decode()
+
+
+def test_the_data_are_embedded_and_end_no_script() -> None:
+    data = comparison()
+    data["rows"][0]["seconds"] = math.inf
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', comparison_page(data), re.DOTALL)
+    assert found is not None
+    assert "<" not in found[1]
+    embedded = json.loads(found[1])
+    assert embedded["rows"][0].pop("seconds") is None
+    data["rows"][0].pop("seconds")
+    assert embedded == data
+
+
+def test_tables_are_there_to_copy() -> None:
+    page = comparison_page(comparison())
+    assert {"markdown", "csv"} <= set(re.findall(r'data-copy="(\w+)"', page)) & set(
+        re.findall(r'<textarea id="(\w+)"', page)
+    )
+    assert "| quarot | 9.000 (9.000–9.000) |" in page
+
+
+def test_a_narrow_screen_gets_rows_as_cards_and_letters_that_can_be_read() -> None:
+    page = comparison_page(comparison())
+    narrow = page[page.index("@media (max-width: 700px)") : page.index("@media print")]
+    assert "td:not(:first-child)::before { content: attr(data-label)" in narrow
+    cells, named = page.count("<td"), page.count("<td data-label=")
+    assert cells == named > 0
+    width = 390 - 2 * 9.6 - 2 * 11.2 - 2  # of a plot: the screen without the padding of main and of a section
+    smallest = min(float(size) for size in re.findall(r"svg [^{]*\{ font-size: ([\d.]+)px", narrow))
+    widest = max(float(box) for box in re.findall(r'<svg viewBox="0 0 ([\d.]+) [\d.]+" role="img"', page))
+    assert smallest * width / widest > 10
 
 
 def test_the_same_data_give_the_same_page() -> None:
@@ -164,3 +139,22 @@ def test_a_browser_shows_every_plot_and_has_no_complaint(kind: str, tmp_path: Pa
     assert Outline(done.stdout).plots == Outline(page.read_text()).plots
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []
+
+
+def line_names(page: str, section: str) -> list[str]:
+    """The names of the lines of a section's first plot."""
+    found = page[page.index(f'<section id="{section}"') :]
+    return re.findall(r'data-name="([^"]*)"', found[: found.index("</svg>", found.index('role="img"'))])
+
+
+def test_recipes_that_lie_on_each_other_are_one_line_with_all_their_names() -> None:
+    data = comparison(("rtn", "gptq", "quarot", "dartquant", "other"))
+    for name in ("rtn", "gptq"):
+        for entry in data["details"][name]["spreads"]:
+            entry["after"] = entry["before"]
+    for entry in data["details"]["other"]["spreads"]:
+        entry["after"] = spread(1.5)
+    page = comparison_page(data)
+    assert line_names(page, "outliers") == ["before rotation (rtn and gptq)", "quarot and dartquant", "other"]
+    for section in ("histogram", "kurtosis"):
+        assert line_names(page, section) == line_names(page, "outliers")

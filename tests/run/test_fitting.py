@@ -44,4 +44,4 @@ def test_a_shorter_default_is_told(caplog: pytest.LogCaptureFixture) -> None:
         fitted(jointquant.load_recipe("rtn", asked), LlamaConfig(max_position_embeddings=positions))
     assert not caplog.messages
     fitted(jointquant.load_recipe("rtn"), LlamaConfig(max_position_embeddings=512))
-    assert caplog.messages == ["calibration windows have 512 tokens, all that the model reads (--seqlen)"]
+    assert caplog.messages == ["calibration windows have 512 tokens, all that the model reads (`seqlen`)"]

@@ -137,7 +137,7 @@ def test_another_recipe_is_refused(changes: list[str], message: str, model: Path
     with pytest.raises(KeyboardInterrupt):
         jointquant.quantize(model, out, recipe(), progress=Acts("calibrate", 2, interrupt))
     before = contents(tmp_path)
-    with pytest.raises(InputError, match=f"unfinished run.*{message}.*--overwrite"):
+    with pytest.raises(InputError, match=f"unfinished run.*{message}.*`overwrite=True`"):
         jointquant.quantize(model, out, recipe(*changes))
     assert contents(tmp_path) == before
     result = jointquant.quantize(model, out, recipe(*changes), overwrite=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,34 @@ def test_the_text_begins_with_the_prompt_and_is_the_same_again() -> None:
     assert first.text.startswith("Return the")
     assert first.new_tokens <= 8
     assert (first.text, first.new_tokens) == (second.text, second.new_tokens)
+
+
+def test_what_is_streamed_is_the_text() -> None:
+    pieces: list[str] = []
+    made = generate_text(MODEL, "Return the", 8, on_text=pieces.append)
+    assert "".join(pieces) == made.text
+    assert len(pieces) > 2
+    assert not made.chat
+
+
+def test_a_chat_template_is_used_where_there_is_one(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    )
+    (model / "chat_template.jinja").write_text(template)
+    pieces: list[str] = []
+    answer = generate_text(model, "Return the", 8, on_text=pieces.append)
+    assert answer.chat
+    assert (
+        generate_text(MODEL, "<user>Return the:", 8).text
+        == "<user>Return the:" + answer.text
+        == "".join(["<user>Return the:", *pieces])
+    )
+    assert generate_text(model, "Return the", 8, raw=True).text == generate_text(MODEL, "Return the", 8).text
+    (model / "chat_template.jinja").write_text("{{ raise_exception('no users here') }}")
+    with pytest.raises(InputError, match=r"refuses the prompt: .*no users here; expected `raw=True`"):
+        generate_text(model, "Return the", 8)
 
 
 def test_sampling_follows_its_seed() -> None:

@@ -22,7 +22,7 @@ from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, Silent
+from jointquant.progress import Progress, shown
 from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
 from jointquant.run.identity import versions
@@ -81,7 +81,8 @@ def compare(
     """Quantize a model by several recipes and measure each; write results.json and report.html.
 
     Recipes with the same calibration settings share one walk through the unquantized model. Their artifacts have the
-    same bytes as those of ``quantize``. An unfinished comparison of the same recipes and texts is resumed.
+    same bytes as those of ``quantize``. An unfinished comparison of the same recipes and texts is resumed. The other
+    options are those of ``quantize``.
 
     Args:
         model: a model folder, a hub id, or a model in memory.
@@ -94,7 +95,6 @@ def compare(
         max_tokens: use only so many tokens of each text.
         overwrite: replace a folder that is not empty, and discard an unfinished comparison that is another one.
         keep_artifacts: keep every artifact, under ``out/artifacts``.
-        tokenizer, memory_budget, device_budget, progress, announce, **options: as for ``quantize``.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.
@@ -110,7 +110,7 @@ def compare(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        progress or Silent(),
+        shown(progress),
         announce,
         besides=protocol.identity() | {"keep_artifacts": keep_artifacts},
         folder=ARTIFACTS_NAME,

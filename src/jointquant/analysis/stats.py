@@ -21,7 +21,7 @@ from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, Silent
+from jointquant.progress import Progress, shown
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.report.page import statistics_page
 from jointquant.rotations.bundle import Rotations
@@ -69,14 +69,13 @@ def stats(
 ) -> Statistics:
     """Measure the activations of a model before and after a recipe's rotations; write stats.json and stats.html.
 
-    An unfinished run of the same settings is resumed.
+    An unfinished run of the same settings is resumed. The other options are those of ``quantize``.
 
     Args:
         model: a model folder, a hub id, or a model in memory.
         out: the folder to write; it appears only when it is complete.
         recipe: whose rotations: a preset's name, a YAML file, or a recipe.
         changes: ``key=value`` settings of the recipe.
-        tokenizer, memory_budget, device_budget, overwrite, progress, announce, **options: as for ``quantize``.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.
@@ -91,7 +90,7 @@ def stats(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        progress or Silent(),
+        shown(progress),
         announce,
         besides={"verb": "stats"},
         verb="stats",

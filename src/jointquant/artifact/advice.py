@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from jointquant.artifact.tiers import OBSTACLES, Facts, Obstacle, words
+from jointquant.artifact.tiers import OBSTACLES, Facts, Obstacle, in_settings, words
 from jointquant.errors import require
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.targets import preset_for, target_named
@@ -17,14 +17,14 @@ FEW = 2
 
 
 def advice(format: str, obstacles: Sequence[Obstacle]) -> str:
-    """The shortest way to an artifact that ``format`` holds, as options of ``quantize``; what stays where none does."""
+    """The shortest way to an artifact that ``format`` holds, in settings of ``quantize``; where none is, why."""
     lasting = [obstacle for obstacle in obstacles if not obstacle.change]
     if lasting:
         return f"no recipe helps ({words(lasting)})"
-    changes = " ".join(dict.fromkeys(f"--set {obstacle.change}" for obstacle in obstacles))
-    preset = preset_for(format)
-    few = changes.count("--set") <= FEW and format != "gguf"
-    return f"quantize again with {changes if few else f'--recipe {preset}'}"
+    changes = " ".join(dict.fromkeys(in_settings(obstacle.change) for obstacle in obstacles))
+    preset = f'`recipe="{preset_for(format)}"`'
+    few = changes.count("=") <= FEW and format != "gguf"
+    return f"quantize again with {changes if few else preset}"
 
 
 def check_target(recipe: Recipe, name: str) -> None:
@@ -39,7 +39,7 @@ def check_target(recipe: Recipe, name: str) -> None:
     found = OBSTACLES[target.format](_on_paper(recipe))
     require(
         not found,
-        f"--for {name}: this recipe's result does not run there, expected --recipe {target.recipe}, or none "
+        f'--for {name}: this recipe\'s result does not run there, expected `recipe="{target.recipe}"`, or none '
         f"(in the way: {words(found)})",
     )
 

@@ -39,14 +39,20 @@ class Obstacle:
 
     Attributes:
         what: the setting, and why it does not fit.
-        change: the change of the recipe that would help, as ``--set`` takes it; empty where none does.
+        change: the change of the recipe that would help, such as ``weights.num_bits=4``; several have spaces between;
+            empty where none does.
     """
 
     what: str
     change: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what} ({f'--set {self.change}' if self.change else 'no setting changes that'})"
+        return f"{self.what} ({in_settings(self.change) or 'no setting changes that'})"
+
+
+def in_settings(changes: str) -> str:
+    """Changes of a recipe as messages name settings."""
+    return " ".join(f"`{change}`" for change in changes.split())
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def online(facts: Facts) -> list[Obstacle]:
     if any(settings.centring != "none" for settings in facts.activations()):
         found.append(Obstacle("inputs are centred online", "activations.centring=none"))
     if cache.of_keys.enabled or cache.of_values.enabled:
-        own = [f" --set kv_cache.{part}={{}}" for part in ("keys", "values") if getattr(cache, part)]
+        own = [f" kv_cache.{part}={{}}" for part in ("keys", "values") if getattr(cache, part)]
         found.append(Obstacle("the KV cache is quantized", "kv_cache.num_bits=16" + "".join(own)))
     if not facts.plain_norms:
         what = f"{facts.model_type}'s LayerNorms have become RMSNorms, which no other runtime has in this family"
@@ -175,7 +181,7 @@ def compressed_obstacles(facts: Facts) -> list[Obstacle]:
     packed = (packed | {facts.recipe.head.format}) - {None}
     if len(packed) > 1 and any(fmt is not None and fmt.has_zero_point for fmt in packed):
         what = "packed weights on several grids, some asymmetric, which transformers cannot load"
-        found.append(Obstacle(what, "weights.symmetric=true --set head.symmetric=true"))
+        found.append(Obstacle(what, "weights.symmetric=true head.symmetric=true"))
     mixed = any(
         facts.recipe.activations_of(n).enabled and not facts.recipe.weights_of(n).enabled for n in facts.linears
     )
@@ -202,10 +208,10 @@ def _expert_obstacles(facts: Facts) -> list[Obstacle]:
     packed = {*(facts.recipe.weights_of(name).format for name in facts.linears), facts.recipe.head.format} - {None}
     if formats == {None} and packed:
         what = "other weights are quantized and experts' are not, which transformers cannot load"
-        found.append(Obstacle(what, "overrides=[] --set head.num_bits=16"))
+        found.append(Obstacle(what, "overrides=[] head.num_bits=16"))
     if any(fmt is not None and fmt.has_zero_point for fmt in packed):
         what = "weights are asymmetric beside experts, whose zero points transformers does not read"
-        found.append(Obstacle(what, "weights.symmetric=true --set head.symmetric=true"))
+        found.append(Obstacle(what, "weights.symmetric=true head.symmetric=true"))
     return found
 
 
@@ -222,7 +228,7 @@ def _activation_obstacles(settings: ActivationSettings) -> list[Obstacle]:
         found.append(Obstacle(what, "activations.num_bits=8"))
     if settings.strategy != "token" or settings.group_size is not None:
         what = "activations have other ranges than one a token"
-        found.append(Obstacle(what, "activations.strategy=token --set activations.group_size=null"))
+        found.append(Obstacle(what, "activations.strategy=token activations.group_size=null"))
     elif settings.clip_ratio != 1.0:
         found.append(CLIPPED)
     return found
@@ -243,7 +249,7 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
             what = f"{name} are not symmetric integers of 4 or 8 bits in groups of {GGUF_GROUP}"
             bits = settings.num_bits if settings.num_bits in (4, 8) else 8
             needed = {"type": "int", "num_bits": bits, "symmetric": "true", "group_size": GGUF_GROUP}
-            found.append(Obstacle(what, " --set ".join(f"{name}.{key}={value}" for key, value in needed.items())))
+            found.append(Obstacle(what, " ".join(f"{name}.{key}={value}" for key, value in needed.items())))
         elif settings.format is not None and settings.scales(facts.dtype) == torch.float32:
             found.append(
                 Obstacle(f"the scales of {name} have float32, and GGUF's float16", f"{name}.scale_dtype=float16")

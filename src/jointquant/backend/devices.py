@@ -85,7 +85,7 @@ def _prepare(name: str) -> None:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"device {name!r}: torch_npu cannot be imported ({reason}): expected pip install torch-npu for this torch "
-            "and CANN, or --device cpu"
+            'and CANN, or `device="cpu"`'
         ) from None
 
 
@@ -118,7 +118,7 @@ def check_own(device: torch.device, ranks_on_host: int) -> None:
     require(
         ranks_on_host == 1 or device.type == "cpu" or (device.type in COLLECTIVES and ranks_on_host <= _count()),
         f"{ranks_on_host} ranks on this host and {_found(device)}: expected an accelerator for each rank "
-        f"(torchrun --nproc-per-node {_count() if device.type != 'cpu' else 1}), or --device cpu",
+        f'(torchrun --nproc-per-node {_count() if device.type != "cpu" else 1}), or `device="cpu"`',
     )
 
 

@@ -24,7 +24,6 @@ from jointquant.cli.options import (
     SeedOption,
     SeqlenOption,
     SetOption,
-    calibration_changes,
 )
 from jointquant.cli.output import finish, show, shown_progress
 from jointquant.errors import InputError
@@ -68,7 +67,7 @@ def compare(
 
     from jointquant.analysis.candidates import labelled
     from jointquant.cli.given import checked_recipes
-    from jointquant.recipe.recipe import Recipe
+    from jointquant.recipe.recipe import Recipe, calibration_changes
 
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds: expected one of them")

@@ -17,6 +17,7 @@ from jointquant.cli.boundary import check_address_space, check_arguments, line_o
 from jointquant.cli.compare import compare
 from jointquant.cli.evaluate import evaluate
 from jointquant.cli.export import export
+from jointquant.cli.flags import as_flags
 from jointquant.cli.generate import generate
 from jointquant.cli.hub import download, push
 from jointquant.cli.output import INTERRUPTED
@@ -139,4 +140,4 @@ def run(arguments: list[str]) -> int:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"note: {printable(str(message))}", file=sys.stderr)
+    print(f"note: {as_flags(printable(str(message)))}", file=sys.stderr)

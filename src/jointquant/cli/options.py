@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
 import typer
@@ -60,9 +59,3 @@ NoVerifyOption = Annotated[
 def digests_of(no_verify: bool) -> DigestMode | None:
     """What ``--no-verify`` says of digests; without it nothing is said."""
     return "ignore" if no_verify else None
-
-
-def calibration_changes(source: str | None, num_samples: int | None, seqlen: int | None, seed: int | None) -> list[str]:
-    """The calibration flags that were given, as changes of a recipe."""
-    flags = {"source": source, "num_samples": num_samples, "seqlen": seqlen, "seed": seed}
-    return [f"calibration.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]

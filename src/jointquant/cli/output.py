@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from jointquant.cli.flags import as_flags
 from jointquant.cli.speech import is_quiet
 from jointquant.distributed.launch import leads
 from jointquant.errors import InputError, lines_of, printable
+from jointquant.report.plain import finite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +23,7 @@ WIDEST = 10_000
 
 def as_lines(error: InputError) -> str:
     """What the user is told about an error that the input is at fault for: one line for each thing."""
-    return "\n".join(f"error: {printable(line)}" for line in lines_of(error))
+    return "\n".join(f"error: {as_flags(printable(line))}" for line in lines_of(error))
 
 
 def shown_progress() -> Any:
@@ -58,13 +59,4 @@ def say(lines: Iterable[str], to_stderr: bool) -> None:
 def finish(result: dict[str, Any], as_json: bool) -> None:
     """With ``--json``, what a verb found as the last line of standard output."""
     if as_json and leads():
-        print(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False), flush=True)
-
-
-def _finite(data: Any) -> Any:
-    """Plain data as JSON has it: a number that is none, or infinite, is null."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+        print(json.dumps(finite(result), ensure_ascii=False, allow_nan=False), flush=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jointquant.cli.flags import as_flags
 from jointquant.cli.options import (
     AllowPickleOption,
     CalibOption,
@@ -24,7 +25,6 @@ from jointquant.cli.options import (
     SeedOption,
     SeqlenOption,
     SetOption,
-    calibration_changes,
 )
 from jointquant.cli.output import finish, say, show, shown_progress
 from jointquant.distributed.launch import started_by_torchrun
@@ -77,7 +77,7 @@ def quantize(
     Example: jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --for vllm --calib wikitext2
     """
     from jointquant.cli.given import checked_recipes
-    from jointquant.recipe.recipe import load_recipe
+    from jointquant.recipe.recipe import calibration_changes, load_recipe
 
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
     (settings,) = checked_recipes(model, lambda: [load_recipe(named(recipe, target), changes, size)], calib=calib)
@@ -136,4 +136,4 @@ def measured_quality(
             out, model, recipe.calibration, memory_budget=memory_budget, progress=shown_progress(), **options
         )
     except InputError as error:
-        return f"not measured, {printable(str(error))}: {by_hand}"
+        return f"not measured, {as_flags(printable(str(error)))}: {by_hand}"

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 
+from jointquant.cli.flags import as_flags
 from jointquant.distributed.launch import leads
 from jointquant.errors import printable
 
@@ -25,7 +26,7 @@ class OneLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return f"note: {printable(record.getMessage())}"
+        return f"note: {as_flags(printable(record.getMessage()))}"
 
 
 class ToStandardError(logging.Handler):

@@ -24,7 +24,6 @@ from jointquant.cli.options import (
     SeedOption,
     SeqlenOption,
     SetOption,
-    calibration_changes,
 )
 from jointquant.cli.output import finish, show, shown_progress
 from jointquant.models.options import ModelOptions
@@ -54,7 +53,7 @@ def stats(
     from rich.table import Table
 
     from jointquant.cli.given import checked_recipes
-    from jointquant.recipe.recipe import load_recipe
+    from jointquant.recipe.recipe import calibration_changes, load_recipe
 
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
     (settings,) = checked_recipes(model, lambda: [load_recipe(recipe, changes)], calib=calib)

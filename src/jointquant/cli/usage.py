@@ -12,6 +12,8 @@ from jointquant.errors import require, unknown
 # The base of all usage errors; typer carries its own copy of click, so it is reached through a public subclass.
 UsageProblem: type[Exception] = next(b for b in typer.BadParameter.__mro__ if b.__name__ == "ClickException")
 
+BEFORE_VERB = ("--quiet", "--verbose", "--version")
+
 WELCOME = """\
 jointquant makes a language model run in 4 bits: its weights, and if you wish its activations and its KV cache.
 
@@ -33,6 +35,8 @@ def fault_of_usage(problem: Any) -> str:
     """What typer refused: what was wrong, and what was expected."""
     kind, context = type(problem).__name__, problem.ctx if hasattr(problem, "ctx") else None
     command = "jointquant" if context is None else context.command_path
+    if kind == "NoSuchOption" and problem.option_name in BEFORE_VERB:
+        return f"{problem.option_name} stands before the verb: expected jointquant {problem.option_name} VERB …"
     if kind == "NoSuchOption":
         flags = [] if context is None else [flag for each in context.command.params for flag in each.opts]
         flags = [flag for flag in flags if flag.startswith("-")]

@@ -94,12 +94,12 @@ class Ranks:
 ALONE = Ranks()
 
 
-def check_size(size: int, num_windows: int, what: str, flag: str) -> None:
+def check_size(size: int, num_windows: int, what: str, setting: str) -> None:
     """Raises InputError when there are more ranks than windows."""
     require(
         num_windows >= size,
         f"{size} ranks and {num_windows} {what} windows: expected at least one window for each rank (fewer processes, "
-        f"or more with {flag})",
+        f"or more with {setting})",
     )
 
 

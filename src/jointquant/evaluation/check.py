@@ -101,5 +101,5 @@ def _check_room(streams: Sequence[ModelStream], given: ModelOptions, memory_budg
     require(
         room is None or needed <= room,
         f"model and artifact together take {words(needed)}, and there are {words(max(0, room or 0))}: expected "
-        "a larger --memory-budget, or jointquant eval, which runs layer by layer",
+        "a larger `memory_budget`, or jointquant eval, which runs layer by layer",
     )

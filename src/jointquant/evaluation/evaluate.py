@@ -22,7 +22,7 @@ from jointquant.evaluation.runners import Loaded, Runner, runner_of
 from jointquant.evaluation.tasks import Scores, TaskSet
 from jointquant.hub import locate
 from jointquant.models.options import ModelOptions, completed
-from jointquant.progress import Progress, Silent
+from jointquant.progress import Progress, shown
 from jointquant.run.fitting import DEFAULT_SEQLEN, window_length
 from jointquant.run.identity import check_alike, folder_identity
 from jointquant.runtime.loading import load_tokenizer
@@ -94,15 +94,15 @@ def evaluate(
             that is too little runs layer by layer.
         kernels: of an artifact's linears: ``reference``, whose figures are those of the run that made the artifact on
             every machine, or ``auto``, the fastest, which round values on the border of two integers either way.
-        progress: where progress is shown; None: nowhere.
+        progress: where progress is shown; None: a bar on a terminal or in a notebook; ``Silent()``: nowhere.
         **options: how the model is found and opened, as for ``quantize``.
 
     Raises:
         InputError: no such model, text or task, a text shorter than one window, tasks without lm-eval, a reference of
             another vocabulary or without a text.
     """
-    progress, ranks, given = progress or Silent(), joined(), completed(options)
-    require(ranks.size == 1 or not tasks, "tasks run in one process: expected jointquant without torchrun, or --text")
+    progress, ranks, given = shown(progress), joined(), completed(options)
+    require(ranks.size == 1 or not tasks, "tasks run in one process: expected one process, or texts alone")
     require(not isinstance(texts, str), f"texts is one string, {texts!r}: expected several, such as ({texts!r},)")
     if texts is None:
         texts = () if tasks else ("wikitext2",)
@@ -142,7 +142,7 @@ def evaluate(
         check_vocabulary(runner, beside, tokenizer, theirs)
     length = window_length(runner.config, seqlen)
     if length < DEFAULT_SEQLEN and seqlen is None and texts:
-        LOG.info("windows have %d tokens, all that the model reads (--seqlen)", length)
+        LOG.info("windows have %d tokens, all that the model reads (`seqlen`)", length)
     encoder, sources, vocabulary = tokenizer, texts, runner.config.vocab_size
 
     def cut() -> dict[str, Tensor]:
@@ -155,7 +155,7 @@ def evaluate(
 
     windows = of_leader(ranks, cut)
     for batch in windows.values():
-        check_size(ranks.size, len(batch), "evaluation", "--max-tokens")
+        check_size(ranks.size, len(batch), "evaluation", "`max_tokens`")
     start = time.perf_counter()
     results, divergences = {}, {}
     for name, batch in windows.items():
@@ -167,7 +167,7 @@ def evaluate(
         require(
             isinstance(runner, Loaded),
             "tasks need the whole model in memory, and it is larger than what is free: expected a larger "
-            "--memory-budget, or --text alone, which runs layer by layer",
+            "`memory_budget`, or texts alone, which runs layer by layer",
         )
         assert isinstance(runner, Loaded)
         scores = task_set.scores(

@@ -36,7 +36,7 @@ class TaskSet:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         require(find_spec("lm_eval") is not None, "tasks need lm-eval: pip install 'jointquant[eval]'")
-        require(bool(names) and all(names), "no task is named: expected lm-eval tasks or task files, as --tasks a,b")
+        require(bool(names) and all(names), "no task is named: expected the names of lm-eval tasks, or task files")
         with _quiet():
             self._loaded = _load(names)
 

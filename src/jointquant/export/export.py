@@ -27,7 +27,7 @@ from jointquant.models.configuration import blamed
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.stream import open_stream
 from jointquant.models.writer import ShardWriter
-from jointquant.progress import Progress, Silent
+from jointquant.progress import Progress, shown
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
 from jointquant.runtime.loading import load_tokenizer, save_tokenizer
@@ -87,7 +87,7 @@ def export_artifact(
         dtype: of a ``dense`` checkpoint: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the artifact's.
         digests: whether those of the artifact are checked, as in ``ModelOptions``; ``native`` has none to check.
         overwrite: replace what is there.
-        progress: where progress is shown; None: nowhere.
+        progress: where progress is shown; None: a bar on a terminal or in a notebook; ``Silent()``: nowhere.
 
     Raises:
         InputError: no artifact, one that is not what was written, or the format cannot hold all of it; the message says
@@ -98,19 +98,19 @@ def export_artifact(
     require(dtype == "auto" or dtype in DTYPES, unknown("dtype", dtype, ["auto", *DTYPES]))
     require(
         format == "dense" or (not dequantized and base is None and dtype == "auto"),
-        f"--dequantized, --base and --dtype are no part of {format}, which holds the artifact's values as they are",
+        f"`dequantized`, `base` and `dtype` are no part of {format}, which holds the artifact's values as they are",
     )
-    require(not dequantized or base is None, "--dequantized is of the artifact alone: expected no --base")
-    source, target, progress = Path(artifact), Path(out), progress or Silent()
+    require(not dequantized or base is None, "`dequantized` is of the artifact alone: expected no `base`")
+    source, target, progress = Path(artifact), Path(out), shown(progress)
     check_apart(target, source)
     if format == "native":
-        require(digests is None, "an export carries no digests: expected no --no-verify (digests=) for native")
+        require(digests is None, "an export carries no digests: expected no `digests` for native")
         return _native(CompressedExport(source), target, overwrite, progress, start)
     opened = Artifact.open(source, digests_named(digests))
     reached = reach(opened.facts)
     require(
         dequantized or format != "dense" or not is_plain(opened) or base is None,
-        "the artifact's weights are in floating point already: expected no --base",
+        "the artifact's weights are in floating point already: expected no `base`",
     )
     whole = dequantized or (format == "dense" and is_plain(opened))
     obstacles = OBSTACLES[format](opened.facts) if whole or format != "dense" else _architectural(opened)
@@ -183,7 +183,7 @@ def _base_folder(artifact: Artifact, base: str | Path | None, progress: Progress
     if base is None and not may_be_id(named):
         raise InputError(
             f"the artifact was made of a local model called {named!r}, and holds only rounded weights: "
-            "expected --base MODEL with that model, or --dequantized for the quantized values"
+            "expected `base` with that model, or `dequantized=True` for the quantized values"
         )
     if base is None:
         return locate(named, facts.get("base_revision"), progress=progress).folder

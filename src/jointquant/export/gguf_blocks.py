@@ -43,7 +43,7 @@ def half_scales(scale: Tensor, name: str) -> Tensor:
     require(
         bool((half.to(scale.dtype) == scale).all()) and bool(half.isfinite().all()),
         f"the scales of {name} are {str(scale.dtype).removeprefix('torch.')} numbers that float16 does not hold: "
-        "expected an artifact made with --set weights.scale_dtype=float16 (of the head and embeddings likewise)",
+        "expected an artifact made with `weights.scale_dtype=float16` (of the head and embeddings likewise)",
     )
     return half
 

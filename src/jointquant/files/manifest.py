@@ -27,7 +27,7 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         InputError: no manifest, or files that it does not list; nothing is removed.
     """
-    expected = "--overwrite replaces nothing but outputs of jointquant"
+    expected = "`overwrite=True` replaces nothing but outputs of jointquant"
     try:
         listed = read_object(folder / MANIFEST_NAME).get("files")
     except InputError:

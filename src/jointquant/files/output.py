@@ -21,7 +21,7 @@ def check_output(out: Path, overwrite: bool) -> None:
     """Raises InputError when ``out`` is no place for output, or is not empty and may not be overwritten."""
     check_target(out)
     if out.is_dir() and any(out.iterdir()):
-        require(overwrite, f"output folder {out} is not empty: expected a new one, or --overwrite")
+        require(overwrite, f"output folder {out} is not empty: expected a new one, or `overwrite=True`")
         check_replaceable(out)
 
 

@@ -56,23 +56,23 @@ def check_ours(folder: Path) -> None:
     for is_kind, kind in ((stat.S_ISLNK, "link"), (stat.S_ISREG, "file")):
         require(
             not is_kind(status.st_mode),
-            f"{folder} is a {kind}: expected none, it is where work is done (remove it, or choose another --out)",
+            f"{folder} is a {kind}: expected none, it is where work is done (remove it, or choose another `out`)",
         )
     require(stat.S_ISDIR(status.st_mode), f"{folder} is no folder: expected none, it is where work is done")
     require(
         status.st_uid == os.geteuid(),
         f"{folder} belongs to user {status.st_uid}: expected none of somebody else, it is where work is done "
-        "(remove it, or choose another --out)",
+        "(remove it, or choose another `out`)",
     )
     lock, names = folder / LOCK_NAME, os.listdir(folder)
     require(
         not names or bool(MARKS.intersection(names)),
         f"{folder} holds {sorted(names)[0] if names else ''} and was left by no run: expected none, it is where work "
-        "is done (move it away, or choose another --out)",
+        "is done (move it away, or choose another `out`)",
     )
     for path in (lock, folder / OWNER_NAME):
         plain = not os.path.lexists(path) or (stat.S_ISREG(path.lstat().st_mode) and path.lstat().st_nlink == 1)
-        require(plain, f"{path} is no plain file: expected one, or none (remove it, or choose another --out)")
+        require(plain, f"{path} is no plain file: expected one, or none (remove it, or choose another `out`)")
     if stat.S_IMODE(status.st_mode) & 0o077:
         folder.chmod(0o700)
 
@@ -89,7 +89,7 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
     lock, descriptor = FileLock(folder / LOCK_NAME, timeout=0, mode=0o600), os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         if not (_locks(descriptor) and _acquires(lock)):
-            raise InputError(f"another run is filling {out} ({_owner(folder)}): wait for it, or choose another --out")
+            raise InputError(f"another run is filling {out} ({_owner(folder)}): wait for it, or choose another `out`")
         _write_owner(folder / OWNER_NAME)
         yield
     finally:

@@ -33,7 +33,7 @@ def overflow_explained(stream: ModelStream, place: Place) -> Iterator[None]:
         kept = str(place.dtype).removeprefix("torch.")
         raise OverflowedError(
             f"{error}; computed in {kept}, and the largest weights, up to {peaks[name]:.3g}, are in tensor {name}: "
-            f"expected --dtype {wider}, or a model whose tensors are scaled alike"
+            f'expected `dtype="{wider}"`, or a model whose tensors are scaled alike'
         ) from None
 
 
@@ -48,7 +48,7 @@ def narrowed(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return stored
     peak, kept = tensor.abs().amax().item(), stored.abs().amax().item()
     said = f"tensor {name} has values of up to {peak:.3g}, which {str(dtype).removeprefix('torch.')}"
-    fitting = "expected --dtype bfloat16 or float32"
+    fitting = "expected `dtype` bfloat16 or float32"
     require(
         bool(torch.isfinite(stored).all()),
         f"{said} does not hold (its largest is {torch.finfo(dtype).max:.5g}): {fitting}",

@@ -205,6 +205,6 @@ def open_weights(folder: Path, allow_pickle: bool = False) -> StoredTensors:
     require(
         allow_pickle,
         f"{folder} has only pickle weights, which are programs: expected {SAFETENSORS.single} or {SAFETENSORS.index}, "
-        "or --allow-pickle (allow_pickle=True) if you trust who made them",
+        "or `allow_pickle=True` if you trust who made them",
     )
     return PickleCheckpoint(folder)

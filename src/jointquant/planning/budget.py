@@ -46,7 +46,7 @@ def budget_of(limits: Limits, device: torch.device, out: Path, ranks: Ranks = AL
     """
     require(
         limits.device is None or device.type != "cpu",
-        "a device budget is for an accelerator: the device is the CPU, expected --memory-budget, or --dry-run",
+        "a device budget is for an accelerator: the device is the CPU, expected `memory_budget`, or a dry run",
     )
     host = bytes_of_size(limits.memory) or available() // ranks.on_host + resident()
     return Budget(host, device_limit(device, limits.device), free_disk(out) if ranks.leads else None)
@@ -75,7 +75,7 @@ def check_texts(sources: Iterable[str], base: int, budget: Budget) -> None:
         require(
             budget.host is None or needed <= budget.host,
             f"text {source} is cut into tokens in {words(needed)} of memory, and there are {words(budget.host or 0)}: "
-            "expected a part of it, or a larger --memory-budget",
+            "expected a part of it, or a larger `memory_budget`",
         )
 
 

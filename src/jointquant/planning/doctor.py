@@ -129,7 +129,12 @@ def _device_in_words(device: str, found: Findings) -> Iterator[tuple[str, str]]:
     error = found["hadamard_error"]
     what = "fails" if error is None else f"largest error {error:.1e}"
     yield f"{device} Hadamard round trip", f"{what} (float32, size {HADAMARD_SIZE})"
-    yield f"{device} speed", ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in found["gflops"].items())
+    yield f"{device} speed", ", ".join(f"{name} {in_gflops(speed)}" for name, speed in found["gflops"].items())
+
+
+def in_gflops(speed: float) -> str:
+    """A speed in GFLOP/s with two digits at least, however slow it is."""
+    return f"{speed:.0f} GFLOP/s" if speed >= 10 else f"{speed:.2g} GFLOP/s"
 
 
 def _installed(package: str) -> str | None:

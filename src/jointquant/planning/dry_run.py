@@ -22,7 +22,7 @@ from jointquant.planning.plan import Budget, Plan
 from jointquant.planning.shape import model_of, shape_of_model
 from jointquant.planning.speed import ON_PAPER, measure, seconds_of
 from jointquant.planning.traffic import seconds_on_links, traffic_of
-from jointquant.progress import Progress, Silent
+from jointquant.progress import Progress, shown
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.run.fitting import assemble, check_windows, fitted
 from jointquant.run.journal import nearly_finished
@@ -94,7 +94,7 @@ def dry_run(
         check_source(settings.calibration.source)
     if out is not None:
         check_output(Path(out), overwrite or nearly_finished(Path(out)))
-    config = read_config(locate_configuration(model, given["revision"], given["hub"], progress or Silent()))
+    config = read_config(locate_configuration(model, given["revision"], given["hub"], shown(progress)))
     model_without_values, architecture = model_of(config)
     recipes = [fitted(settings, config) for settings in recipes]
     for settings in recipes:

@@ -151,17 +151,15 @@ def advice(work: Workload, budget: Budget) -> str:
     if work.refined:
         refinement = work.recipe.refinement.model_copy(update={"steps": 0})
         plain = work.recipe.model_copy(update={"refinement": refinement})
-        trials.append(("--set refinement.steps=0", replace(work, recipe=plain)))
+        trials.append(("`refinement.steps=0`", replace(work, recipe=plain)))
     for seqlen in (work.seqlen // 2, work.seqlen // 4):
         if seqlen >= 128:
-            trials.append((f"--seqlen {seqlen}", replace(work, seqlen=seqlen)))
+            trials.append((f"`seqlen={seqlen}`", replace(work, seqlen=seqlen)))
     for windows in (work.num_windows // 2, work.num_windows // 4):
         if windows >= 1:
-            trials.append((f"--num-samples {windows}", replace(work, num_windows=windows)))
+            trials.append((f"`num_samples={windows}`", replace(work, num_windows=windows)))
     weights = work.recipe.weights.model_copy(update={"method": "rtn"})
-    trials.append(
-        ("--set weights.method=rtn", replace(work, recipe=work.recipe.model_copy(update={"weights": weights})))
-    )
+    trials.append(("`weights.method=rtn`", replace(work, recipe=work.recipe.model_copy(update={"weights": weights}))))
     for word, trial in trials:
         if any(not shortages(plan_of(trial, choice, budget)) for choice in choices(trial, None)):
             return f"a larger budget, or {word}"

@@ -142,7 +142,7 @@ def check_scales(name: str, weight: Tensor, fmt: WeightFormat, scale_dtype: torc
     require(
         peak == 0 or abs(stored - scale) <= scale / 8,
         f"the weights of {name} reach {peak:.3g}, and {str(scale_dtype).removeprefix('torch.')} has no scale for them "
-        f"({scale:.3g}): expected scale_dtype bfloat16 or float32 (--set weights.scale_dtype=float32)",
+        f"({scale:.3g}): expected scale_dtype bfloat16 or float32 (`weights.scale_dtype=float32`)",
     )
 
 

@@ -35,6 +35,10 @@ def _words(fault: Any, keys: Sequence[str]) -> str:
     if fault["type"] in ("literal_error", "union_tag_invalid"):
         names = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
         message = f"expected one of {', '.join(names)}{near(str(got), names)}"
+    if fault["type"] == "union_tag_not_found":
+        message = (
+            f"a rotation's settings need its kind beside them, expected {key}.kind to be one of {', '.join(KINDS)}"
+        )
     return printable(
         f"{key}: {message}" if isinstance(got, (dict, BaseModel)) else f"{key}: {message}, got {got!r}", 300
     )

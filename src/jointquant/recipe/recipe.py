@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -275,6 +276,19 @@ def load_recipe(
     return recipe
 
 
+def calibration_changes(
+    source: str | Path | None = None, num_samples: int | None = None, seqlen: int | None = None, seed: int | None = None
+) -> list[str]:
+    """What was given of a run's calibration, as changes of its recipe; None: the recipe says it."""
+    given = {
+        "source": None if source is None else str(source),
+        "num_samples": num_samples,
+        "seqlen": seqlen,
+        "seed": seed,
+    }
+    return [f"calibration.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+
+
 def _read_yaml(source: str | Path) -> dict[str, Any]:
     path = PRESETS / f"{source}.yaml"
     if str(source) not in preset_names():
@@ -305,17 +319,17 @@ def _apply_all(data: dict[str, Any], changes: Iterable[str]) -> list[str]:
 def _apply(data: dict[str, Any], change: str) -> None:
     """Set one ``a.b.c=value`` (the value in YAML); setting a ``kind`` drops the settings of the former kind."""
     if len(change) > MAX_CHANGE:
-        raise InputError(f"--set {change[:60]!r}…: {len(change)} characters, expected at most {MAX_CHANGE}")
+        raise InputError(f"`changes` {change[:60]!r}…: {len(change)} characters, expected at most {MAX_CHANGE}")
     key, equals, text = change.partition("=")
     if not equals or not key:
-        raise InputError(f"--set {change!r}: expected key=value, for example weights.num_bits=8")
-    value = parse_yaml(text, f"--set {change[:100]!r}")
+        raise InputError(f"`changes` {change!r}: expected key=value, for example weights.num_bits=8")
+    value = parse_yaml(text, f"`changes` {change[:100]!r}")
     *parents, last = key.split(".")
     node = data
     for part in parents:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise InputError(f"--set {change!r}: {part} holds a single value, it has no key {last!r}")
+            raise InputError(f"`changes` {change!r}: {part} holds a single value, it has no key {last!r}")
     if last == "kind" and node.get("kind") != value:
         node.clear()
     node[last] = value

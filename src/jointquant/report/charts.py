@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from markupsafe import Markup, escape
 
@@ -13,6 +14,10 @@ COLOURS = 7
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 40
 SIZE = (400, 250)
 """Of a drawing of lines."""
+DASH = 9
+"""Of each of several lines that lie on each other."""
+TELLING = 1.5
+"""The least distance, in units of a drawing, at which two lines look like two."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,16 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One dot of a chart of points: its name, its style class, its place."""
+
+    name: str
+    style: str
+    x: float
+    y: float
 
 
 @dataclass(frozen=True)
@@ -127,29 +142,53 @@ def line_chart(
     horizontal = Scale(x_low, x_high, LEFT, width - RIGHT)
     vertical = Scale(low, high, height - BOTTOM, TOP, log)
     parts = _axes(horizontal, vertical, x_label, y_label, SIZE, integers)
-    for one, line in zip(series, points, strict=True):
-        path = " ".join(f"{horizontal(x)},{vertical(y)}" for x, y in line)
-        parts.append(Markup('<polyline class="line {}" points="{}"/>').format(one.style, path))
+    paths = [[(horizontal(x), vertical(y)) for x, y in line] for line in points]
+    for one, line, path, dashes in zip(series, points, paths, interleaved(paths), strict=True):
+        places = " ".join(f"{x},{y}" for x, y in path)
+        values = " ".join(f"{x:.6g},{y:.4g}" for x, y in line)
+        drawn = Markup('<polyline class="line {}" points="{}"{} data-name="{}" data-values="{}"/>')
+        parts.append(drawn.format(one.style, places, dashes, one.name, values))
         if integers and len(line) <= 16:
             for x, y in line:
                 dot = Markup('<circle class="dot {}" cx="{}" cy="{}" r="2.6"><title>{}, {}: {}</title></circle>')
                 parts.append(dot.format(one.style, horizontal(x), vertical(y), one.name, number(x), f"{y:.4g}"))
-    return _svg(parts, SIZE, alt)
+    return _svg(parts, SIZE, alt, x_label)
 
 
-def _drawable(series: Series, log: bool) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y) and (y > 0 or not log)]
+def interleaved(paths: Sequence[Sequence[tuple[float, float]]]) -> list[Markup]:
+    """For each path an attribute; those that lie on each other take turns, so that each of their colours is seen."""
+    groups: list[list[int]] = []
+    for index, path in enumerate(paths):
+        group = next((group for group in groups if _coincide(paths[group[0]], path)), None)
+        if group is None:
+            groups.append([index])
+        else:
+            group.append(index)
+    found = [Markup("")] * len(paths)
+    for group in groups:
+        for turn, index in enumerate(group if len(group) > 1 else []):
+            gap, offset = DASH * (len(group) - 1), DASH * turn
+            found[index] = Markup(' style="stroke-linecap:butt;stroke-dasharray:{} {};stroke-dashoffset:-{}"').format(
+                DASH, gap, offset
+            )
+    return found
+
+
+def _coincide(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> bool:
+    """Whether two paths are the same to the eye."""
+    return (
+        bool(one) and len(one) == len(other) and all(math.dist(a, b) < TELLING for a, b in zip(one, other, strict=True))
+    )
 
 
 def dot_chart(rows: Sequence[Interval], alt: str, label: str, reference: float) -> Markup:
-    """A row per interval: a dot at its value, a bar over its range; a dashed line at the reference."""
-    width, step = 520, 30
-    left = min(220, 16 + 7 * max(len(row.name) for row in rows))
+    """A row per interval: its name and value, and below them a dot, a bar over its range, a dashed reference line."""
+    width, step, margin = SIZE[0], 40, 14
     height = TOP + step * len(rows) + BOTTOM
     values = [v for row in rows for v in (row.low, row.value, row.high) if math.isfinite(v)] + [reference]
     low, high = _range(values, False, None)
-    horizontal = Scale(low, high, left, width - 64)
-    parts = _ruler(horizontal, label, left, size=(width, height))
+    horizontal = Scale(low, high, margin, width - margin)
+    parts = _ruler(horizontal, label, size=(width, height))
     at = horizontal(reference)
     parts.append(
         Markup('<line class="reference" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(at, TOP, height - BOTTOM)
@@ -157,14 +196,50 @@ def dot_chart(rows: Sequence[Interval], alt: str, label: str, reference: float) 
     for index, row in enumerate(rows):
         y = TOP + step * (index + 0.5)
         x, first, last = horizontal(row.value), horizontal(row.low), horizontal(row.high)
-        parts.append(Markup('<text class="row" x="{}" y="{}">{}</text>').format(left - 10, y + 4, _cut(row.name)))
-        parts.append(
-            Markup('<line class="range {}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(row.style, first, last, y, y)
-        )
-        parts.append(Markup('<circle class="dot {}" cx="{}" cy="{}" r="5.5"/>').format(row.style, x, y))
         shown = f"{row.value:.3f}" if row.value < 1000 else f"{row.value:.3g}"
-        parts.append(Markup('<text class="value" x="{}" y="{}">{}</text>').format(max(x, last) + 10, y + 4, shown))
+        hover = f"{row.name}: {shown} ({row.low:.4g} – {row.high:.4g})"
+        parts.append(Markup('<text class="row" x="{}" y="{}">{}</text>').format(margin, y - 4, _cut(row.name)))
+        parts.append(Markup('<text class="value" x="{}" y="{}">{}</text>').format(width - margin, y - 4, shown))
+        parts.append(
+            Markup('<line class="range {}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
+                row.style, first, last, y + 8, y + 8
+            )
+        )
+        dot = Markup('<circle class="dot {}" cx="{}" cy="{}" r="5.5"><title>{}</title></circle>')
+        parts.append(dot.format(row.style, x, y + 8, hover))
     return _svg(parts, (width, height), alt)
+
+
+def point_chart(points: Sequence[Point], alt: str, x_label: str, y_label: str) -> Markup:
+    """A named dot for each pair of values, the vertical axis logarithmic; what is not positive there is left out."""
+    width, height = SIZE
+    drawn = [point for point in points if math.isfinite(point.y) and point.y > 0]
+    xs = [point.x for point in drawn]
+    low, high = _range([point.y for point in drawn], True, None)
+    margin = max(0.25, 0.1 * (max(xs, default=0) - min(xs, default=0)))
+    horizontal = Scale(min(xs, default=0) - margin, max(xs, default=0) + margin, LEFT, width - RIGHT)
+    vertical = Scale(low, high, height - BOTTOM, TOP, log=True)
+    parts = _axes(horizontal, vertical, x_label, y_label, SIZE, False)
+    lines = spaced([vertical(point.y) for point in drawn], 13.0)
+    for point, line in zip(drawn, lines, strict=True):
+        x, y = horizontal(point.x), vertical(point.y)
+        left = x > (LEFT + width - RIGHT) / 2
+        place = Markup('<text class="point {}" x="{}" y="{}">{}</text>')
+        parts.append(place.format("y" if left else "", x - 9 if left else x + 9, line + 4, _cut(point.name)))
+        dot = Markup('<circle class="dot {}" cx="{}" cy="{}" r="5"><title>{}: {}, {}</title></circle>')
+        parts.append(dot.format(point.style, x, y, point.name, f"{point.x:.2f}", f"{point.y:.4g}"))
+    return _svg(parts, SIZE, alt)
+
+
+def spaced(places: Sequence[float], least: float) -> list[float]:
+    """Places for labels, near those wanted and no closer than ``least`` to each other."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    found = [0.0] * len(places)
+    before = -math.inf
+    for index in order:
+        found[index] = before = max(places[index], before + least)
+    shift = mean(after - wanted for after, wanted in zip(found, places, strict=True)) if places else 0.0
+    return [round(place - shift, 2) for place in found]
 
 
 def _range(values: Sequence[float], log: bool, floor: float | None) -> tuple[float, float]:
@@ -203,15 +278,14 @@ def _axes(
     return parts
 
 
-def _ruler(horizontal: Scale, label: str, left: float, size: tuple[int, int]) -> list[Markup]:
+def _ruler(horizontal: Scale, label: str, size: tuple[int, int]) -> list[Markup]:
     width, height = size
     parts = []
     for tick in horizontal.ticks():
         x = horizontal(tick)
         line = Markup('<line class="grid" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(x, TOP, height - BOTTOM)
         parts.append(line + Markup('<text class="x" x="{}" y="{}">{}</text>').format(x, height - 25, number(tick)))
-    middle = (left + width - 64) / 2
-    parts.append(Markup('<text class="x label" x="{}" y="{}">{}</text>').format(middle, height - 7, label))
+    parts.append(Markup('<text class="x label" x="{}" y="{}">{}</text>').format(width / 2, height - 7, label))
     return parts
 
 
@@ -219,6 +293,7 @@ def _cut(name: str) -> str:
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 
-def _svg(parts: Sequence[Markup], size: tuple[int, int], alt: str) -> Markup:
-    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>')
-    return head.format(*size, escape(alt), escape(alt)) + Markup("").join(parts) + Markup("</svg>")
+def _svg(parts: Sequence[Markup], size: tuple[int, int], alt: str, x_label: str = "") -> Markup:
+    """A drawing; with ``x_label`` the values of its lines are shown where it is pointed at."""
+    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" data-x="{}">')
+    return head.format(*size, escape(alt), x_label) + Markup("").join(parts) + Markup("</svg>")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from markupsafe import Markup
 
-from jointquant.report.charts import COLOURS, NEUTRAL, Interval, Series, dot_chart, line_chart
+from jointquant.report.charts import COLOURS, NEUTRAL, Interval, Point, Series, dot_chart, line_chart, point_chart
+from jointquant.report.tables import short
 
 Data = dict[str, Any]
 HISTOGRAM_LIMIT = 12.0
@@ -53,7 +53,7 @@ def comparison_figures(data: Data) -> list[Figure]:
     """All plots of a comparison."""
     names = [row["recipe"] for row in data["rows"]]
     style, details = styles(names), data["details"]
-    figures = [perplexity_figure(data, style), divergence_figure(data, style)]
+    figures = [trade_figure(data, style), perplexity_figure(data, style), divergence_figure(data, style)]
     figures += training_figures({name: details[name]["traces"] for name in names}, style)
     figures += spread_figures({name: details[name]["spreads"] for name in names}, style)
     return figures + error_figures({name: details[name]["errors"] for name in names}, style)
@@ -64,6 +64,27 @@ def statistics_figures(data: Data) -> list[Figure]:
     name = f"after ({data['about']['recipe']})"
     style = styles([name])
     return spread_figures({name: data["spreads"]}, style) + training_figures({name: data["traces"]}, style)
+
+
+def trade_figure(data: Data, style: dict[str, str]) -> Figure:
+    """What each recipe loses against the bits that it takes."""
+    panels = []
+    for text in data["reference"]["perplexity"]:
+        points = [
+            Point(row["recipe"], style[row["recipe"]], row["bits"], row["divergence"][text]) for row in data["rows"]
+        ]
+        alt = f"KL divergence against bits a weight on {short(text)}: "
+        alt += ", ".join(f"{point.name} {point.y:.4f} at {point.x:.2f} bits" for point in points)
+        drawing = point_chart(points, alt, "bits a weight, scales included", "KL divergence")
+        panels.append((short(text), drawing))
+    return Figure(
+        "trade",
+        "Loss against bits",
+        "Lower is better, and further left is smaller. What loses nothing has no place on a logarithmic axis. "
+        "Bits are those of the weights alone: recipes with quantized activations lose more at the same place.",
+        (),
+        tuple(panels),
+    )
 
 
 def perplexity_figure(data: Data, style: dict[str, str]) -> Figure:
@@ -164,16 +185,20 @@ def _curve(name: str, style: str, traces: list[Data], key: str) -> Series:
 
 
 def spread_figures(spreads: dict[str, list[Data]], style: dict[str, str]) -> list[Figure]:
-    """Histograms, max/RMS and kurtosis at each site, before rotation and after each recipe's."""
-    legend = (("before rotation", NEUTRAL), *((name, style[name]) for name in spreads))
-    sites = list(dict.fromkeys(entry["site"] for entry in next(iter(spreads.values()))))
-    histograms = tuple((_caption(site), _histogram_chart(site, spreads, style)) for site in sites)
+    """Histograms, max/RMS and kurtosis at each site, before rotation and after each recipe's.
+
+    Recipes that lie on each other have one line, whose name is all of theirs.
+    """
+    lines = spread_lines(spreads, style)
+    legend = tuple((line.name, line.style) for line in lines)
+    sites = list(dict.fromkeys(entry["site"] for entry in lines[0].entries))
+    histograms = tuple((_caption(site), _histogram_chart(site, lines)) for site in sites)
 
     def panels(key: str, label: str, what: str) -> tuple[tuple[str, Markup], ...]:
         found = []
         for site in sites:
-            series = _by_layer(site, spreads, style, key)
-            alt = f"{what} at {site} in each layer, before rotation and after that of {_and(list(spreads))}"
+            alt = f"{what} at {site} in each layer: {', '.join(line.name for line in lines)}"
+            series = _by_layer(site, lines, key)
             found.append((_caption(site), line_chart(series, alt, "layer", label, log=True, integers=True)))
         return tuple(found)
 
@@ -205,28 +230,58 @@ def spread_figures(spreads: dict[str, list[Data]], style: dict[str, str]) -> lis
     ]
 
 
-def _histogram_chart(site: str, spreads: dict[str, list[Data]], style: dict[str, str]) -> Markup:
-    before = [entry["before"]["histogram"] for entry in next(iter(spreads.values())) if entry["site"] == site]
-    lines = [("before rotation", NEUTRAL, before)]
-    for name, entries in spreads.items():
-        lines.append((name, style[name], [e["after"]["histogram"] for e in entries if e["site"] == site]))
+@dataclass(frozen=True)
+class SpreadLine:
+    """What lies on one line of the charts of spreads: its name, its style, and where and when its values were taken."""
+
+    name: str
+    style: str
+    entries: Sequence[Data]
+    when: str
+
+    def at(self, site: str) -> list[Data]:
+        """Its values at a site, layer by layer, each with ``layer``."""
+        return [{"layer": entry["layer"], **entry[self.when]} for entry in self.entries if entry["site"] == site]
+
+
+def spread_lines(spreads: dict[str, list[Data]], style: dict[str, str]) -> list[SpreadLine]:
+    """Before rotation, with the recipes that have none; then each recipe, with those that lie on it."""
+    first = next(iter(spreads.values()))
+    still = [name for name, entries in spreads.items() if _alike(entries, "after", first, "before")]
+    lines = [SpreadLine("before rotation" + (f" ({_and(still)})" if still else ""), NEUTRAL, first, "before")]
+    rest = {name: entries for name, entries in spreads.items() if name not in still}
+    while rest:
+        leader = next(iter(rest.values()))
+        names = [name for name, entries in rest.items() if _alike(entries, "after", leader, "after")]
+        names = names or [next(iter(rest))]  # values that are none are like nothing
+        lines.append(SpreadLine(_and(names), style[names[0]], leader, "after"))
+        rest = {name: entries for name, entries in rest.items() if name not in names}
+    return lines
+
+
+def _alike(ours: list[Data], our: str, theirs: list[Data], their: str) -> bool:
+    """Whether two lines cannot be told apart in a chart."""
+    pairs = zip(ours, theirs, strict=True)
+    values = ((a[our][key], b[their][key]) for a, b in pairs for key in ("max_over_rms", "largest", "kurtosis"))
+    return all(math.isclose(one, other, rel_tol=1e-3) for one, other in values)
+
+
+def _histogram_chart(site: str, lines: list[SpreadLine]) -> Markup:
     series = []
-    for name, css, layers in lines:
-        shares = [mean(bins) for bins in zip(*layers, strict=True)]
+    for line in lines:
+        shares = [mean(bins) for bins in zip(*(entry["histogram"] for entry in line.at(site)), strict=True)]
         width = 2 * HISTOGRAM_LIMIT / len(shares)
         centres = [-HISTOGRAM_LIMIT + width * (index + 0.5) for index in range(len(shares))]
-        series.append(Series(name, css, centres, shares))
-    alt = f"Histogram of the values at {site}, before rotation and after that of {_and(list(spreads))}"
+        series.append(Series(line.name, line.style, centres, shares))
+    alt = f"Histogram of the values at {site}: {', '.join(line.name for line in lines)}"
     return line_chart(series, alt, "value / RMS", "share of values", log=True)
 
 
-def _by_layer(site: str, spreads: dict[str, list[Data]], style: dict[str, str], key: str) -> list[Series]:
-    first = [entry for entry in next(iter(spreads.values())) if entry["site"] == site]
-    series = [Series("before rotation", NEUTRAL, [e["layer"] for e in first], [e["before"][key] for e in first])]
-    for name, entries in spreads.items():
-        here = [entry for entry in entries if entry["site"] == site]
-        series.append(Series(name, style[name], [e["layer"] for e in here], [e["after"][key] for e in here]))
-    return series
+def _by_layer(site: str, lines: list[SpreadLine], key: str) -> list[Series]:
+    return [
+        Series(line.name, line.style, [e["layer"] for e in line.at(site)], [e[key] for e in line.at(site)])
+        for line in lines
+    ]
 
 
 def error_figures(errors: dict[str, list[Data]], style: dict[str, str]) -> list[Figure]:
@@ -256,11 +311,6 @@ def error_figures(errors: dict[str, list[Data]], style: dict[str, str]) -> list[
             ),
         )
     ]
-
-
-def short(text: str) -> str:
-    """A text's name without its folder."""
-    return Path(text).name or text
 
 
 def _caption(site: str) -> str:

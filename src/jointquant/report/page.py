@@ -1,25 +1,32 @@
-"""The pages: one self-contained HTML file each, readable offline."""
+"""The pages: one self-contained HTML file each, readable offline; nothing on them reaches outside."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from jointquant.report.figures import comparison_figures, short, statistics_figures, styles
-
-SITE_COLUMNS = ("max_over_rms", "largest", "kurtosis")
+from jointquant.report.figures import comparison_figures, statistics_figures, styles
+from jointquant.report.plain import finite
+from jointquant.report.tables import comparison_table, statistics_table
+from jointquant.report.verdict import comparison_verdict, statistics_verdict
 
 
 def comparison_page(data: dict[str, Any]) -> str:
     """report.html, made of the data of results.json."""
     style = styles([row["recipe"] for row in data["rows"]])
-    return _render("comparison.html.j2", data=data, figures=comparison_figures(data), style=style)
+    table, verdict = comparison_table(data, style), comparison_verdict(data)
+    figures = comparison_figures(data)
+    return _render("comparison.html.j2", data=data, figures=figures, table=table, verdict=verdict, file="results.json")
 
 
 def statistics_page(data: dict[str, Any]) -> str:
     """stats.html, made of the data of stats.json."""
-    return _render("statistics.html.j2", data=data, figures=statistics_figures(data), columns=SITE_COLUMNS)
+    table, verdict = statistics_table(data), statistics_verdict(data)
+    figures = statistics_figures(data)
+    return _render("statistics.html.j2", data=data, figures=figures, table=table, verdict=verdict, file="stats.json")
 
 
 def _render(template: str, **values: Any) -> str:
@@ -30,15 +37,13 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = short
-    environment.filters["size"] = size
+    environment.filters["embedded"] = embedded
     return environment.get_template(template).render(**values)
 
 
-def size(count: float) -> str:
-    """Bytes in a unit that suits them."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB" if count < 1000 else f"{count:.0f} GB"
+def embedded(data: Any) -> Markup:
+    """Plain data as JSON inside a script element: no tag can begin there, and a number that is none is null."""
+    text = json.dumps(finite(data), ensure_ascii=False, allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

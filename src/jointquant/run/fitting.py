@@ -40,7 +40,7 @@ def window_length(config: PretrainedConfig, asked: int | None) -> int:
     """
     limit = getattr(config, "max_position_embeddings", None) or max(DEFAULT_SEQLEN, asked or 0)
     length = min(DEFAULT_SEQLEN, limit) if asked is None else asked
-    require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions: pass a smaller --seqlen")
+    require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions: pass a smaller `seqlen`")
     return length
 
 
@@ -50,7 +50,7 @@ def fitted(recipe: Recipe, config: PretrainedConfig) -> Recipe:
     if length == recipe.calibration.seqlen:
         return recipe
     if length < DEFAULT_SEQLEN:
-        LOG.info("calibration windows have %d tokens, all that the model reads (--seqlen)", length)
+        LOG.info("calibration windows have %d tokens, all that the model reads (`seqlen`)", length)
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"seqlen": length})})
 
 
@@ -66,5 +66,5 @@ def _check_centring(config: PretrainedConfig, architecture: Architecture, recipe
 
 def check_windows(ranks: int, calibration: CalibrationSettings) -> None:
     """Raises InputError when a pass over the calibration windows would leave one of several ranks without any."""
-    check_size(ranks, calibration.num_samples, "calibration", "--num-samples")
-    check_size(ranks, calibration.walked, "rotation", "calibration.rotation_samples")
+    check_size(ranks, calibration.num_samples, "calibration", "`num_samples`")
+    check_size(ranks, calibration.walked, "rotation", "`calibration.rotation_samples`")

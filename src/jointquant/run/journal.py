@@ -235,7 +235,7 @@ def _opened(folder: Path, out: Path, identity: dict[str, Any], overwrite: bool) 
         require(
             overwrite,
             f"an unfinished run for {out} is another one: {'; '.join(different)}, "
-            "expected the same command, another --out, or --overwrite to discard it",
+            "expected the same command, another `out`, or `overwrite=True` to discard it",
         )
     empty(folder)
     save_json(run, wanted)

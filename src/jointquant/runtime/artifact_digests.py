@@ -40,7 +40,7 @@ OWN = (CONFIG_NAME, DIGESTS_NAME)
 USERS = (GENERATION_NAME,)
 """Small files that their user may edit; the model card is another."""
 
-EDITED = 'quantize again, fetch it again, or give --no-verify (digests="ignore") if you changed it'
+EDITED = 'quantize again, fetch it again, or give `digests="ignore"` if you changed it'
 """What to do about a file."""
 
 Words = Annotated[str, Field(max_length=1 << 12)]

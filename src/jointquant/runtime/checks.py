@@ -44,7 +44,7 @@ def check_r1(recipe: Recipe, architecture: Architecture) -> None:
         raise InputError(
             f"rotations.r1 is {kind}: {architecture.model_type} scales channel by channel what its layers add "
             f"to the residual stream ({', '.join(norms)}), and no R1 passes through that, "
-            "expected --set rotations.r1.kind=none (r2, r3 and r4 are possible)"
+            "expected `rotations.r1.kind=none` (r2, r3 and r4 are possible)"
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase, TextStreamer
 from typing_extensions import Unpack
 
 from jointquant.errors import require
@@ -16,6 +18,7 @@ from jointquant.models.options import ModelOptions, completed, of_folder
 from jointquant.progress import Progress
 from jointquant.runtime.generation_settings import settings_to_generate
 from jointquant.runtime.loading import load, load_tokenizer
+from jointquant.text.chats import asked
 from jointquant.text.rows import whole
 from jointquant.text.windows import check_vocabulary
 
@@ -28,20 +31,37 @@ class Generation:
     """A continued prompt.
 
     Attributes:
-        text: prompt and continuation.
+        text: prompt and continuation; of a chat the answer alone.
         new_tokens: how many were added.
         seconds: wall time of adding them.
         ignored: settings of the model's generation_config.json that have no part in it.
+        chat: whether the prompt was a turn of the tokenizer's chat template.
     """
 
     text: str
     new_tokens: int
     seconds: float
     ignored: tuple[str, ...] = ()
+    chat: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
         return asdict(self)
+
+
+class Pieces(TextStreamer):
+    """Hands text on as whole words are there: the continuation, or with the prompt before it."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None], without_prompt: bool
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=without_prompt, skip_special_tokens=True)
+        self.on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """A piece will not change any more."""
+        if text:
+            self.on_text(text)
 
 
 def generate_text(
@@ -51,16 +71,27 @@ def generate_text(
     temperature: float = 0.0,
     seed: int = 0,
     *,
+    raw: bool = False,
+    on_text: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     **options: Unpack[ModelOptions],
 ) -> Generation:
-    """Continue ``prompt``, with a cache; temperature 0 always takes the likeliest token.
+    """Continue ``prompt``, or answer it where the tokenizer has a chat template; keys and values are cached.
 
-    The options are those of ``quantize``; progress is that of a model's download.
+    Args:
+        model: a model folder, a hub id, or an artifact.
+        prompt: what the text begins with, or what is asked.
+        max_new_tokens: at most so many are added.
+        temperature: 0 always takes the likeliest token.
+        seed: of the sampling.
+        raw: continue the prompt as it is, whatever template there is.
+        on_text: told the text in pieces, while it is made; together they are ``Generation.text``.
+        progress: of a model's download.
+        **options: as for ``quantize``.
 
     Raises:
-        InputError: no such model, a prompt that is no text or has no tokens, or more tokens than the model has
-            positions.
+        InputError: no such model, a prompt that is no text or has no tokens, a template that refuses it, or more tokens
+            than the model has positions.
     """
     require(
         temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf,
@@ -72,7 +103,10 @@ def generate_text(
     tokenizer = load_tokenizer(model, given["digests"])
     loaded = load(model, **of_folder(given))
     torch.manual_seed(seed)
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.device)
+    chat = bool(tokenizer.chat_template) and not raw
+    text = asked(tokenizer, prompt) if chat else prompt
+    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False, add_special_tokens=not chat)
+    inputs = inputs.to(loaded.device)
     prompt_tokens = inputs["input_ids"].shape[1]
     require(prompt_tokens > 0, "the prompt has no tokens: expected some text")
     check_vocabulary(inputs["input_ids"], loaded.config.vocab_size)
@@ -80,12 +114,13 @@ def generate_text(
     require(
         prompt_tokens + max_new_tokens <= limit,
         f"{prompt_tokens} tokens of prompt and {max_new_tokens} new ones are more than the model's {limit} positions: "
-        "pass a smaller --max-new-tokens",
+        "pass a smaller `max_new_tokens`",
     )
     loaded.generation_config, ignored = settings_to_generate(loaded.generation_config, temperature)
     start = time.perf_counter()
     pad = tokenizer.eos_token_id or 0
-    tokens = loaded.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad)[0]
+    pieces = None if on_text is None else Pieces(tokenizer, on_text, without_prompt=chat)
+    tokens = loaded.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, streamer=pieces)[0]
     seconds = time.perf_counter() - start
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return Generation(text, len(tokens) - prompt_tokens, seconds, ignored)
+    made = tokenizer.decode(tokens[prompt_tokens if chat else 0 :], skip_special_tokens=True)
+    return Generation(made, len(tokens) - prompt_tokens, seconds, ignored, chat)

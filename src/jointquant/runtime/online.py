@@ -64,10 +64,10 @@ def check_even(recipe: Recipe, hidden_size: int, head_dim: int) -> None:
         learned = settings.kind == "learned"
         wants = settings.kind == "hadamard" or (learned and settings.init == "hadamard")
         if wants and size % 2:
-            instead = f"rotations.{name}.kind=none" + (f" or rotations.{name}.init=identity" if learned else "")
+            instead = f"`rotations.{name}.kind=none`" + (f" or `rotations.{name}.init=identity`" if learned else "")
             raise InputError(
                 f"rotations.{name} is {settings.kind}: the model's {what} is {size}, and no Hadamard matrix has an odd "
-                f"order, expected --set {instead}"
+                f"order, expected {instead}"
             )
 
 
@@ -81,7 +81,7 @@ def inner_transforms(
     if odd and settings.block_size is None:
         raise InputError(
             f"rotations.r4 is {settings.kind}: the model's down projections read {odd[0]} channels, and no Hadamard "
-            "matrix has an odd order, expected --set rotations.r4.kind=none"
+            "matrix has an odd order, expected `rotations.r4.kind=none`"
         )
     try:
         return {size: HadamardTransform.of_size(size, settings.block_size) for size in sizes}

@@ -50,6 +50,21 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[Any], An
     return write
 
 
+def asked(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """A prompt as a user's turn, as the tokenizer's chat template writes it, up to where the answer begins.
+
+    Raises:
+        InputError: the template refuses it.
+    """
+    try:
+        turns = [{"role": "user", "content": prompt}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of others: it raises whatever it likes
+        raise InputError(
+            f"the model's chat template refuses the prompt: {brief(error)}; expected `raw=True`, or another template"
+        ) from None
+
+
 def turns_of(value: list[dict[str, Any]]) -> Turns:
     """The turns of a chat, with the roles and keys that templates know."""
     return [

@@ -39,7 +39,7 @@ def calibration_windows(tokens: Tensor, num_samples: int, seqlen: int, seed: int
     require(
         count >= num_samples,
         f"text {source} is too short: {len(tokens)} tokens, expected {num_samples} samples of {seqlen} "
-        f"({num_samples * seqlen} tokens; lower --num-samples or --seqlen)",
+        f"({num_samples * seqlen} tokens; lower `num_samples` or `seqlen`)",
     )
     chosen = _shuffled(count, seed)[:num_samples].sort().values
     return tokens[: count * seqlen].view(count, seqlen)[chosen]

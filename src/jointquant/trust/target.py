@@ -35,7 +35,7 @@ def check_file_target(out: Path, overwrite: bool) -> None:
     """
     _check_name(out, "file")
     require(not os.path.lexists(out) or out.is_file(), f"output {out} is a folder: expected a file")
-    require(overwrite or not os.path.lexists(out), f"output {out} exists: expected a new file, or --overwrite")
+    require(overwrite or not os.path.lexists(out), f"output {out} exists: expected a new file, or `overwrite=True`")
     _check_parent(out)
 
 
