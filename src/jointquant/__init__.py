@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jointquant.artifact.result import QuantizeResult
     from jointquant.errors import InputError, ResumableError
     from jointquant.evaluation.evaluate import EvaluationResult, evaluate
+    from jointquant.evaluation.parts import Losses, loss_by_part
     from jointquant.export.export import ExportResult, export_artifact
     from jointquant.pipeline import quantize
     from jointquant.planning.dry_run import DryRun, dry_run
@@ -31,6 +32,7 @@ __all__ = [
     "ExportResult",
     "Generation",
     "InputError",
+    "Losses",
     "QuantizeResult",
     "Recipe",
     "ResumableError",
@@ -44,6 +46,7 @@ __all__ = [
     "generate_text",
     "load",
     "load_recipe",
+    "loss_by_part",
     "quantize",
     "stats",
 ]
@@ -55,6 +58,7 @@ _HOMES = {
     "ExportResult": "export.export",
     "Generation": "runtime.generation",
     "InputError": "errors",
+    "Losses": "evaluation.parts",
     "QuantizeResult": "artifact.result",
     "Recipe": "recipe.recipe",
     "ResumableError": "errors",
@@ -67,6 +71,7 @@ _HOMES = {
     "generate_text": "runtime.generation",
     "load": "runtime.loading",
     "load_recipe": "recipe.recipe",
+    "loss_by_part": "evaluation.parts",
     "quantize": "pipeline",
     "stats": "analysis.stats",
 }

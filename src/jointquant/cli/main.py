@@ -15,6 +15,7 @@ from jointquant._version import __version__
 from jointquant.cli.about import demo, doctor, models, recipes
 from jointquant.cli.boundary import check_address_space, check_arguments, line_of, safe_streams
 from jointquant.cli.compare import compare
+from jointquant.cli.diagnose import diagnose
 from jointquant.cli.evaluate import evaluate
 from jointquant.cli.export import export
 from jointquant.cli.flags import as_flags
@@ -32,6 +33,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "quantize": quantize,
     "eval": evaluate,
+    "diagnose": diagnose,
     "compare": compare,
     "stats": stats,
     "export": export,

@@ -80,7 +80,7 @@ def check_quality(
     start, given, progress = time.perf_counter(), completed(options), progress or Silent()
     folders = [Path(artifact), locate(model, given["revision"], given["hub"], progress).folder]
     streams = [open_any_stream(folder, given["allow_pickle"], "ignore") for folder in folders]
-    _check_room(streams, given, memory_budget)
+    check_room(streams, given, memory_budget)
     tokenizer = load_tokenizer(folders[0], "ignore")  # of an artifact that was written just now
     tokens = tokenize(tokenizer, load_text(calibration.source, "calibration", progress, tokenizer))
     drawn = calibration.num_samples, window_length(streams[0].config, calibration.seqlen), calibration.seed
@@ -92,7 +92,7 @@ def check_quality(
     return Quality(calibration.source, windows.numel(), perplexity, divergence, time.perf_counter() - start)
 
 
-def _check_room(streams: Sequence[ModelStream], given: ModelOptions, memory_budget: Size) -> None:
+def check_room(streams: Sequence[ModelStream], given: ModelOptions, memory_budget: Size) -> None:
     """Raises InputError where several models do not fit into memory together."""
     where = resolve_device(given["device"])
     places = [Place(where, resolve_dtype(given["dtype"], where, stream.stored_dtype)) for stream in streams]
