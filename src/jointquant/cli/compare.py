@@ -47,7 +47,7 @@ def compare(
     seqlen: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of a window, calibration's and evaluation's (default: 2048, or what the model reads)."
+            help="Tokens of a window, in calibration and evaluation (default: 2048, or what the model reads)."
         ),
     ] = None,
     calib_seqlen: Annotated[int | None, typer.Option(help="Tokens of a calibration window, where it differs.")] = None,

@@ -19,6 +19,8 @@ PER_TRAINING = ("num_tokens", "batch_tokens", "steps")
 MEANINGS = {
     "description": "words for `jointquant recipes`",
     "rotations.from": "an artifact, or its rotations.safetensors: take R1 and R2 from there",
+    "rotations.r1.from": "a file that holds R1, ours or another program's (docs/rotations.md); before `rotations.from`",
+    "rotations.r2.from": "the same for the R2s",
     "rotations.r1.kind": "the residual stream's rotation",
     "rotations.r2.kind": "the values' rotation, per KV head",
     "rotations.r3.kind": "the queries' and keys' rotation, online",
