@@ -18,6 +18,7 @@ from jointquant.errors import InputError, require
 from jointquant.files.durable import load_tensors
 from jointquant.models.pickles import load_pickle
 from jointquant.rotations.bundle import METADATA_KEY, Rotations
+from jointquant.rotations.optimizers import EXACTLY, orthogonalized
 from jointquant.trust.safetensors_header import read_header, read_metadata
 
 PICKLES = (".pt", ".pth", ".bin")
@@ -100,8 +101,7 @@ def nearest_rotation(stored: Tensor, name: str, file: Path) -> Tensor:
     error = (rotation.mT @ rotation - torch.eye(rotation.shape[-1], dtype=torch.float64)).abs().amax().item()
     if not error <= NEARLY:  # NaN included
         raise InputError(f"{name} in {file} is not orthogonal, RᵀR differs from I by {error:.2g}: expected a rotation")
-    left, _, right = torch.linalg.svd(rotation)
-    nearest: Tensor = left @ right
+    nearest = orthogonalized(rotation, EXACTLY)
     if (moved := (nearest - rotation).abs().amax().item()) > MOVED:
         LOG.info("%s in %s is orthogonal to %.1g: the nearest rotation is used, %.1g away", name, file, error, moved)
     return nearest.contiguous()
