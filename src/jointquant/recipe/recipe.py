@@ -85,12 +85,21 @@ class LearnedRotation(Settings):
     learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
     momentum: float = Field(default=0.9, ge=0, lt=1)
     tolerance: float = Field(default=0.0, ge=0, lt=1, description="end when the loss falls by less than this part")
+    gradient_clip: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _enough_tokens(self) -> LearnedRotation:
         fewest = FEWEST_TOKENS.get(self.objective, 1)
         if min(self.num_tokens, self.batch_tokens) < fewest:
             raise ValueError(f"objective {self.objective} needs num_tokens and batch_tokens of at least {fewest}")
+        return self
+
+    @model_validator(mode="after")
+    def _clips_a_gradient_whose_length_counts(self) -> LearnedRotation:
+        if self.gradient_clip is not None and self.optimizer == "newton_schulz":
+            raise ValueError(
+                "gradient_clip has no meaning for newton_schulz, which takes directions alone: expected null"
+            )
         return self
 
 

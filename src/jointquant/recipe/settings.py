@@ -126,14 +126,15 @@ class WeightSettings(StoredSettings):
 class ActivationSettings(IntegerSettings):
     """Inputs of the decoder's linears.
 
-    ``token`` and ``group`` take the range of each token (and group) when it arrives; ``tensor`` and ``channel`` have
+    ``token`` and ``group`` take the range of each token (and group) when it arrives; ``head`` is ``group`` with as many
+    channels as a head has, which ``run.fitting.fitted`` puts there; ``tensor`` and ``channel`` have
     one range (one a channel) for all tokens, taken on the calibration set. ``clip_ratio`` is the part of the range
     that is kept; ``search`` finds it for each site on the calibration set. With ``centring: mean`` x − μ is quantized,
     μ the mean input on the calibration set, and W μ joins the bias.
     """
 
     symmetric: bool = False
-    strategy: Literal["token", "group", "tensor", "channel"] = "token"
+    strategy: Literal["token", "group", "head", "tensor", "channel"] = "token"
     clip_ratio: Ratio | Literal["search"] = 1.0
     centring: Literal["none", "mean"] = "none"
 
@@ -141,9 +142,16 @@ class ActivationSettings(IntegerSettings):
     def _groups_where_they_are_meant(self) -> ActivationSettings:
         if self.strategy == "group" and self.group_size is None:
             raise ValueError("strategy group needs a group_size, expected for example group_size: 128")
-        if self.strategy in ("tensor", "channel") and self.group_size is not None:
+        if self.strategy in ("head", "tensor", "channel") and self.group_size is not None:
             raise ValueError(f"group_size has no meaning for strategy {self.strategy}: expected null")
         return self
+
+    @property
+    def format(self) -> IntFormat | None:
+        """The integer grid, or None when off. Raises ValueError for strategy ``head``, which is not yet fitted."""
+        if self.strategy == "head":
+            raise ValueError("strategy head depends on the model: expected a recipe that is fitted to one")
+        return super().format
 
     @property
     def calibrated(self) -> bool:
