@@ -157,10 +157,16 @@ def r4_not_expressible(facts: Facts) -> list[Obstacle]:
     return [Obstacle(what, f"rotations.r4.block_size={largest}")]
 
 
+def activations_off(facts: Facts) -> str:
+    """The settings that leave activations alone, those of overrides included."""
+    own = any("num_bits" in override.activations for override in facts.recipe.overrides)
+    return "activations.num_bits=16" + (" --set overrides=[]" if own else "")
+
+
 def activations_lost(facts: Facts) -> list[Obstacle]:
     """Quantized activations, where a format has weights alone."""
     if any(settings.enabled for settings in facts.activations()):
-        return [Obstacle("activations are quantized", "activations.num_bits=16")]
+        return [Obstacle("activations are quantized", activations_off(facts))]
     return []
 
 
@@ -186,7 +192,7 @@ def compressed_obstacles(facts: Facts) -> list[Obstacle]:
         facts.recipe.activations_of(n).enabled and not facts.recipe.weights_of(n).enabled for n in facts.linears
     )
     if mixed:
-        found.append(Obstacle("activations are quantized, but not the weights they meet", "activations.num_bits=16"))
+        found.append(Obstacle("activations are quantized, but not the weights they meet", activations_off(facts)))
     if facts.recipe.embeddings.enabled:
         found.append(Obstacle("the token embedding is quantized", "embeddings.num_bits=16"))
     return found
@@ -199,7 +205,7 @@ def _expert_obstacles(facts: Facts) -> list[Obstacle]:
     found = []
     if any(settings.enabled for settings in facts.activations()):
         what = "inputs of experts are quantized, and transformers loads none but packed weights into experts"
-        found.append(Obstacle(what, "activations.num_bits=16"))
+        found.append(Obstacle(what, activations_off(facts)))
     formats = {facts.recipe.weights_of(name).format for name in facts.experts}
     if len(formats) > 1:
         found.append(
@@ -257,7 +263,7 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
     for activations in facts.activations():
         if activations.enabled and activations.format != IntFormat(8, True, GGUF_GROUP):
             what = f"llama.cpp quantizes activations itself, to 8 bits in groups of {GGUF_GROUP}"
-            found.append(Obstacle(what, "activations.num_bits=16"))
+            found.append(Obstacle(what, activations_off(facts)))
         elif activations.enabled and activations.clip_ratio != 1.0:
             found.append(CLIPPED)
     return found
