@@ -160,7 +160,7 @@ def r4_not_expressible(facts: Facts) -> list[Obstacle]:
 def activations_off(facts: Facts) -> str:
     """The settings that leave activations alone, those of overrides included."""
     own = any("num_bits" in override.activations for override in facts.recipe.overrides)
-    return "activations.num_bits=16" + (" --set overrides=[]" if own else "")
+    return "activations.num_bits=16" + (" overrides=[]" if own else "")
 
 
 def activations_lost(facts: Facts) -> list[Obstacle]:
@@ -180,9 +180,11 @@ def compressed_obstacles(facts: Facts) -> list[Obstacle]:
     found = [*online(facts), *r4_not_expressible(facts), *_expert_obstacles(facts)]
     for settings in facts.activations():
         found += _activation_obstacles(settings)
-    for weights in (*facts.weights(), facts.recipe.head):
+    for name, weights in (*(("weights", each) for each in facts.weights()), ("head", facts.recipe.head)):
         if isinstance(weights.format, CodebookFormat):
             found.append(Obstacle(f"weights.type is {weights.type}", "weights.type=int"))
+        if weights.enabled and weights.group_tail == "pad":
+            found.append(Obstacle(f"{name} may have groups that are cut short", f"{name}.group_tail=refuse"))
     packed = {facts.recipe.weights_of(n).format for n in facts.linears if not facts.recipe.activations_of(n).enabled}
     packed = (packed | {facts.recipe.head.format}) - {None}
     if len(packed) > 1 and any(fmt is not None and fmt.has_zero_point for fmt in packed):
@@ -255,6 +257,7 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
             what = f"{name} are not symmetric integers of 4 or 8 bits in groups of {GGUF_GROUP}"
             bits = settings.num_bits if settings.num_bits in (4, 8) else 8
             needed = {"type": "int", "num_bits": bits, "symmetric": "true", "group_size": GGUF_GROUP}
+            needed |= {"group_tail": "refuse"} if settings.group_tail == "pad" else {}
             found.append(Obstacle(what, " ".join(f"{name}.{key}={value}" for key, value in needed.items())))
         elif settings.format is not None and settings.scales(facts.dtype) == torch.float32:
             found.append(
@@ -271,7 +274,8 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
 
 def gguf_holds(fmt: object) -> bool:
     """Whether a grid is Q4_0's or Q8_0's."""
-    return isinstance(fmt, IntFormat) and fmt.num_bits in (4, 8) and fmt.symmetric and fmt.group_size == GGUF_GROUP
+    groups = isinstance(fmt, IntFormat) and (fmt.group_size, fmt.tail) == (GGUF_GROUP, "refuse")
+    return groups and isinstance(fmt, IntFormat) and fmt.num_bits in (4, 8) and fmt.symmetric
 
 
 OBSTACLES = {"dense": dense_obstacles, "compressed-tensors": compressed_obstacles, "gguf": gguf_obstacles}

@@ -42,10 +42,12 @@ def _of_place(name: str, sizes: ModelSizes, recipe: Recipe) -> Rotations:
     """R1 alone, or the R2s alone, with what is known of their training."""
     rotation = getattr(recipe.rotations, name)
     key, source = _source(name, recipe)
-    if source is None or rotation.kind == "none":
+    if source is None:
         return Rotations()
     check_rotations(Path(source))
     stored = read_rotations(Path(source), name, sizes)
+    if rotation.kind == "none":  # what was named is checked all the same
+        return Rotations()
     stored = replace(stored, r2=()) if name == "r1" else replace(stored, r1=())
     used = stored.tensors()
     require(bool(used) or key == "rotations.from", f"{key} {source} holds no {name.upper()}: expected a file with one")

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from jointquant.calibration.training import ModelSizes
@@ -50,7 +51,11 @@ def read_rotations(source: Path, lone: str, sizes: ModelSizes | None = None) -> 
     read_header(source)
     if METADATA_KEY in read_metadata(source):
         return Rotations.load(source)
-    return _foreign(load_tensors(source), source, lone, sizes)
+    try:
+        tensors = load_tensors(source)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{source} is not readable: {' '.join(str(error).split())[:200]}") from None
+    return _foreign(tensors, source, lone, sizes)
 
 
 def _foreign(tensors: dict[str, Tensor], file: Path, lone: str, sizes: ModelSizes | None) -> Rotations:
@@ -95,7 +100,9 @@ def nearest_rotation(stored: Tensor, name: str, file: Path) -> Tensor:
     Raises:
         InputError: it is no square matrix of numbers, or too far from orthogonal.
     """
-    square = stored.ndim >= 2 and stored.shape[-1] == stored.shape[-2] and stored.is_floating_point()
+    square = (
+        stored.ndim >= 2 and stored.numel() > 0 and stored.shape[-1] == stored.shape[-2] and stored.is_floating_point()
+    )
     require(square, f"{name} in {file} is {list(stored.shape)} of {stored.dtype}: expected square matrices of numbers")
     rotation = stored.to(torch.float64)
     error = (rotation.mT @ rotation - torch.eye(rotation.shape[-1], dtype=torch.float64)).abs().amax().item()

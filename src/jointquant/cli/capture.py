@@ -24,7 +24,6 @@ from jointquant.cli.options import (
     SeedOption,
     SeqlenOption,
     SetOption,
-    calibration_changes,
 )
 from jointquant.cli.output import finish, say, shown_progress
 from jointquant.errors import require
@@ -62,7 +61,7 @@ def capture(
     Example: jointquant capture ./Llama-3.2-1B --out ./samples --calib wikitext2
     """
     from jointquant.cli.given import checked_recipes
-    from jointquant.recipe.recipe import load_recipe
+    from jointquant.recipe.recipe import calibration_changes, load_recipe
 
     count = token_count(tokens)
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]

@@ -23,7 +23,6 @@ from jointquant.cli.options import (
     SeedOption,
     SeqlenOption,
     SetOption,
-    calibration_changes,
 )
 from jointquant.cli.output import finish, say, show, shown_progress
 from jointquant.errors import require
@@ -57,7 +56,7 @@ def rotate(
     Example: jointquant rotate ./samples --out ./range --set rotations.r1.objective=range --set rotations.r2.kind=none
     """
     from jointquant.cli.given import checked_recipes
-    from jointquant.recipe.recipe import load_recipe
+    from jointquant.recipe.recipe import calibration_changes, load_recipe
 
     calibration = calibration_changes(calib, num_samples, seqlen, seed)
     changes = [*(changes or []), *calibration]

@@ -46,6 +46,7 @@ MEANINGS = {
     "*.symmetric": "the zero point is 0",
     "*.signed_scale": "of symmetric integers: a scale may be negative, so that −2^(b−1) covers the larger end",
     "*.group_size": "values that share a scale; null: a channel's, a token's, or a head's",
+    "*.group_tail": "groups that do not divide a row: refuse, or pad the last with zeros (it gets a scale of its own)",
     "activations.strategy": "what shares a range; `head`: groups of as many channels as a head has",
     "*.clip_ratio": "the range is cut to this share; `search` (activations) finds it for each site",
     "smoothing.alpha": "SmoothQuant's share of the outliers that moves into the weights; null: off",

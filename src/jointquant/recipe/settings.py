@@ -70,6 +70,7 @@ class StoredSettings(QuantizerSettings):
 
     type: Literal["int", "nf4"] = "int"
     signed_scale: bool = False
+    group_tail: Literal["refuse", "pad"] = "refuse"
     clip: Literal["none", "mse"] = "mse"
     scale_dtype: Literal["float16", "bfloat16", "float32"] | None = None
 
@@ -102,8 +103,9 @@ class StoredSettings(QuantizerSettings):
         if not self.enabled:
             return None
         if self.type == "nf4":
-            return CodebookFormat(NF4, self.stored_group_size)
-        return IntFormat(self.num_bits, self.symmetric, self.group_size, self.signed_scale and self.symmetric)
+            return CodebookFormat(NF4, self.stored_group_size, self.group_tail)
+        signed = self.signed_scale and self.symmetric
+        return IntFormat(self.num_bits, self.symmetric, self.group_size, signed, self.group_tail)
 
 
 class EmbeddingSettings(StoredSettings):
