@@ -19,7 +19,7 @@ from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, Silent
+from jointquant.progress import Progress, shown
 from jointquant.recipe.recipe import Recipe, load_recipe
 
 MOST_TOKENS = 1_000_000_000
@@ -93,7 +93,7 @@ def capture(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        progress or Silent(),
+        shown(progress),
         announce,
         besides={"verb": "capture"},
         verb="capture",

@@ -27,7 +27,7 @@ from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions, completed
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, Silent
+from jointquant.progress import Progress, shown
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import Rotations
 
@@ -83,7 +83,7 @@ def rotate(
         InputError: the input is at fault, the recipe has neither R1 nor R2, or needs other samples.
         ResumableError: the disk is full or the model's files changed; finished steps are kept.
     """
-    start, shown = time.perf_counter(), progress or Silent()
+    start, at = time.perf_counter(), shown(progress)
     if not isinstance(source, PreTrainedModel) and is_samples(Path(source)):
         require(
             joined().size == 1, "rotations are learned on samples in one process: expected jointquant without torchrun"
@@ -93,7 +93,7 @@ def rotate(
         device = resolve_device(completed(options)["device"])
         with output_folder(Path(out), overwrite) as folder:
             training = RecipeTraining(samples.sizes, settings, reusable_rotations(samples.sizes, settings))
-            rotations = learn_on_samples(samples, training, device, shown)
+            rotations = learn_on_samples(samples, training, device, at)
             save_rotations(folder, rotations)
         return RotateResult(str(out), facts_of_rotations(rotations), time.perf_counter() - start)
     request = Request(
@@ -104,7 +104,7 @@ def rotate(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        shown,
+        at,
         announce,
         besides={"verb": "rotate"},
         verb="rotate",
