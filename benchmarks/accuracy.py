@@ -238,7 +238,7 @@ def ingredients(bench: Bench, model: str, given: list[Path]) -> None:
     sofar: tuple[str, ...] = ()
     for words, changes in STEPS:
         sofar = (*sofar, *changes)
-        bench.measure({test: {"what": words, "fp": f"{fp:.3f}"}}, model, "jointquant", sofar, calibration)
+        bench.measure({test: {"what": words, "fp": f"{fp:.3f}"}}, model, "joint-range", sofar, calibration)
 
 
 def models(bench: Bench, model: str, given: list[Path]) -> None:

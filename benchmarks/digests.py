@@ -27,7 +27,19 @@ from conftest import DEMO, FAMILIES, SHARED, make_model, possible
 from jointquant.errors import InputError
 from jointquant.runtime.loading import load_tokenizer
 
-PRESETS = ["rtn", "gptq", "quarot", "dartquant", "jointquant", "fast", "w4a16", "w4a8kv8", "w4a4kv16", "w4a4kv4"]
+PRESETS = [
+    "rtn",
+    "gptq",
+    "quarot",
+    "dartquant",
+    "jointquant",
+    "joint-range",
+    "fast",
+    "w4a16",
+    "w4a8kv8",
+    "w4a4kv16",
+    "w4a4kv4",
+]
 PER_CHANNEL = "weights.group_size=null"
 
 

@@ -28,7 +28,8 @@ from torch import Tensor
 
 import jointquant
 from jointquant.calibration.calibrate import walk
-from jointquant.calibration.learners import ResidualLearner
+from jointquant.calibration.learners import ResidualLearner, residual_sampler
+from jointquant.calibration.training import ModelSizes, ResidualTraining
 from jointquant.calibration.windows import calibration_set
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, MODEL, NUM_SAMPLES, SEQLEN
 from jointquant.progress import Silent
@@ -183,10 +184,10 @@ def embedded() -> Case:
     recipe = recipe_of({}, 0)
     subject = open_subject(MODEL, None, Silent(), {"device": "cpu", "dtype": "float32"})
     windows = calibration_set(subject, recipe.calibration, Silent())
-    learner = ResidualLearner(subject.stream, recipe, windows, subject.place)
+    training = ResidualTraining(ModelSizes.of(subject.stream), recipe)
+    learner = ResidualLearner(residual_sampler(subject.stream, recipe, windows), training, subject.place.device)
     walk(subject.stream, windows, Workspace(subject.place), [learner], Silent())
-    assert learner.samples is not None
-    pool = learner.samples.flatten(0, 1)
+    pool = training.samples.flatten(0, 1)
     kept_back = torch.arange(len(pool)) % 8 == 0
     return Case("embedded model", pool[~kept_back], pool[kept_back][:HELD], LearnedRotation().batch_tokens)
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 import jointquant
 from jointquant.calibration.calibrate import walk
-from jointquant.calibration.learners import ResidualLearner
+from jointquant.calibration.learners import ResidualLearner, residual_sampler
+from jointquant.calibration.training import ModelSizes, ResidualTraining
 from jointquant.calibration.windows import calibration_set
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, MODEL, NUM_SAMPLES, SEQLEN
 from jointquant.progress import Silent
@@ -75,9 +76,10 @@ def layer_samples(recipe: Recipe) -> list[Tensor]:
     """Per layer, tokens of its residual sites [tokens, hidden]."""
     subject = open_subject(MODEL, None, Silent(), {"device": "cpu", "dtype": "float32"})
     windows = calibration_set(subject, recipe.calibration, Silent())
-    learner = ResidualLearner(subject.stream, recipe, windows, subject.place)
+    training = ResidualTraining(ModelSizes.of(subject.stream), recipe)
+    learner = ResidualLearner(residual_sampler(subject.stream, recipe, windows), training, subject.place.device)
     walk(subject.stream, windows, Workspace(subject.place), [learner], Silent())
-    return learner.samples
+    return list(training.samples)
 
 
 def measure(recipe: Recipe, samples: list[Tensor], artifact: Path) -> tuple[float, float]:

@@ -39,6 +39,7 @@ def comparison(names: tuple[str, ...] = ("quarot", NASTY), texts: tuple[str, ...
             "seconds": 2.0,
             "peak_rss_bytes": 5e8,
             "seeds": [0, 1],
+            "calib_seqlen": 16,
         }
 
     return {

@@ -22,6 +22,7 @@ WHOLE_SYSTEM = {
     "hostile/test_numbers.py": "weights of zeros, and of what overflows",
     "models/test_layouts.py": "folders as transformers reads them",
     "models/test_positions.py": "rotary embeddings that depend on the length",
+    "quantization/test_group_tails.py": "rows that groups do not divide, from rounding to artifacts",
     "rotations/test_zero_samples.py": "rotations that nothing is to be learned for",
     "runtime/test_copies.py": "copies and pickles of a loaded artifact",
     "analysis/test_resumed_inspection.py": "what is measured beside pass 2, when a run is stopped and goes on",
@@ -31,6 +32,7 @@ WHOLE_SYSTEM = {
     "runtime/kernels/test_triton_kernels.py": "every program for GPUs, against the same",
     "runtime/kernels/test_triton_compile.py": "what every program for GPUs takes of one, compiled without it",
     "run/test_damage.py": "whatever becomes of an unfinished run's files",
+    "test_coming_from_rotations.py": "keys, presets and commands of the page for those who come from other systems",
     "test_docs.py": "what the pages say of the tree",
     "test_layers.py": "what may import what",
     "test_mirror.py": "this file",
@@ -41,6 +43,14 @@ WHOLE_SYSTEM = {
 """Test files that mirror no module, and what they test."""
 
 COVERED_ELSEWHERE = {
+    "analysis/capture.py": "tests/analysis/test_rotate.py",
+    "analysis/rotation_facts.py": "tests/cli/test_rotate.py",
+    "calibration/capture.py": "tests/analysis/test_rotate.py",
+    "calibration/reuse.py": "tests/calibration/test_calibrate.py",
+    "calibration/samples.py": "tests/analysis/test_rotate.py",
+    "calibration/training.py": "tests/calibration/test_calibrate.py",
+    "cli/capture.py": "tests/cli/test_rotate.py",
+    "cli/rotations.py": "tests/cli/test_rotate.py",
     "cli/boundary.py": "tests/hostile/test_environment.py",
     "distributed/launch.py": "tests/distributed/test_process_group.py",
     "export/formats.py": "tests/cli/test_usage.py",

@@ -11,7 +11,10 @@ from jointquant._version import __version__
 from jointquant.runtime.registration import register_when_imported
 
 if TYPE_CHECKING:
+    from jointquant.analysis.capture import CaptureResult, capture
     from jointquant.analysis.compare import Comparison, compare
+    from jointquant.analysis.rotate import RotateResult, rotate
+    from jointquant.analysis.rotation_facts import describe_rotations
     from jointquant.analysis.stats import Statistics, stats
     from jointquant.artifact.result import QuantizeResult
     from jointquant.errors import InputError, ResumableError
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from jointquant.runtime.loading import load
 
 __all__ = [
+    "CaptureResult",
     "Comparison",
     "DryRun",
     "EvaluationResult",
@@ -36,10 +40,13 @@ __all__ = [
     "QuantizeResult",
     "Recipe",
     "ResumableError",
+    "RotateResult",
     "Silent",
     "Statistics",
     "__version__",
+    "capture",
     "compare",
+    "describe_rotations",
     "dry_run",
     "evaluate",
     "export_artifact",
@@ -48,10 +55,12 @@ __all__ = [
     "load_recipe",
     "loss_by_part",
     "quantize",
+    "rotate",
     "stats",
 ]
 
 _HOMES = {
+    "CaptureResult": "analysis.capture",
     "Comparison": "analysis.compare",
     "DryRun": "planning.dry_run",
     "EvaluationResult": "evaluation.evaluate",
@@ -62,9 +71,12 @@ _HOMES = {
     "QuantizeResult": "artifact.result",
     "Recipe": "recipe.recipe",
     "ResumableError": "errors",
+    "RotateResult": "analysis.rotate",
     "Silent": "progress",
     "Statistics": "analysis.stats",
+    "capture": "analysis.capture",
     "compare": "analysis.compare",
+    "describe_rotations": "analysis.rotation_facts",
     "dry_run": "planning.dry_run",
     "evaluate": "evaluation.evaluate",
     "export_artifact": "export.export",
@@ -73,6 +85,7 @@ _HOMES = {
     "load_recipe": "recipe.recipe",
     "loss_by_part": "evaluation.parts",
     "quantize": "pipeline",
+    "rotate": "analysis.rotate",
     "stats": "analysis.stats",
 }
 """The module of each name, below the package."""

@@ -13,16 +13,20 @@ CALIB = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seql
 
 def test_the_verbs(save_model, tmp_path: Path, capsys) -> None:
     model = str(save_model("llama"))
-    texts = ["--text", TEXT, "--eval-seqlen", "32", "--max-tokens", "320"]
+    texts = ["--text", TEXT, "--max-tokens", "320"]
     assert run("compare", model, "--recipes", "rtn, gptq", "--out", str(tmp_path / "c"), *texts, *CALIB, "--json") == 0
     result = last_json(capsys)
     assert [row["recipe"] for row in result["rows"]] == ["rtn", "gptq"]  # type: ignore[attr-defined]
+    assert (result["eval_seqlen"], result["rows"][0]["calib_seqlen"]) == (32, 32)  # type: ignore[index]
     assert run("stats", model, "--out", str(tmp_path / "s"), *CALIB, "--json") == 0
     assert len(last_json(capsys)["sites"]) == 6  # type: ignore[arg-type]
     again = ["compare", model, "--recipes", "rtn", "--out", str(tmp_path / "c"), *texts, *CALIB]
     assert_refused(again, "not empty", capsys, tmp_path)
-    assert run(*again, "--seeds", "0,1", "--overwrite") == 0
-    assert "unquantized" in capsys.readouterr().out
+    assert run(*again, "--seeds", "0,1", "--calib-seqlen", "16", "--overwrite") == 0
+    shown = capsys.readouterr().out
+    assert "unquantized" in shown
+    assert "16 / 32" in shown
+    assert "windows of 32, calibrated in windows of\n16." in (tmp_path / "c" / "report.html").read_text()
 
 
 def test_the_verbs_refuse(save_model, tmp_path: Path, capsys) -> None:

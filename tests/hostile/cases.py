@@ -297,7 +297,7 @@ FILES: dict[str, tuple[str, Damage, str, str]] = {
         "rotations.from",
         write("r.safetensors", raw_shard(b'{"r1":{"dtype":"F64","shape":[0,0],"data_offsets":[0,0]}}')),
         "r.safetensors",
-        "not a file of rotations",
+        "expected square matrices",
     ),
     "rotations without traces": (
         "rotations.from",

@@ -94,7 +94,7 @@ def test_a_disk_that_is_too_small() -> None:
         make_plan(SEVEN[HOST], Budget(disk=GB))
 
 
-@pytest.mark.parametrize("preset", ["w4a4kv4", "quarot", "jointquant"])
+@pytest.mark.parametrize("preset", ["w4a4kv4", "quarot", "joint-range"])
 def test_files_of_hidden_states_change_nothing(preset: str, save_model, tmp_path: Path, monkeypatch) -> None:
     model = save_model("llama")
     recipe = jointquant.load_recipe(preset, small(*few_steps(preset), *possible("llama")))

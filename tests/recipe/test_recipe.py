@@ -9,7 +9,7 @@ import yaml
 
 from jointquant.errors import InputError
 from jointquant.recipe.catalogue import description_of, preset_names
-from jointquant.recipe.recipe import Recipe, load_recipe
+from jointquant.recipe.recipe import LearnedResidualRotation, Recipe, load_recipe
 
 
 def test_presets_load_and_are_described() -> None:
@@ -38,6 +38,30 @@ def test_the_paper_s_grids() -> None:
     assert (paper.weights.group_size, paper.weights.damping) == (128, 0.1)
     assert paper.activations.clip_ratio == 0.9
     assert paper.kv_cache == ours.kv_cache
+    largest = load_recipe("dartquant-paper-70b")
+    assert largest.overrides[:-1] == paper.overrides
+    assert largest.model_copy(update={"overrides": paper.overrides, "description": paper.description}) == paper
+
+
+def test_jointquant_s_own_settings() -> None:
+    recipe = load_recipe("jointquant")
+    r1 = recipe.rotations.r1
+    assert isinstance(r1, LearnedResidualRotation)
+    assert (r1.objective, r1.strategy, r1.learning_rate, r1.steps, r1.gradient_clip) == (
+        "whip",
+        "joint",
+        5e-4,
+        100,
+        1.0,
+    )
+    assert recipe.smoothing.alpha == 0.5
+    assert (recipe.weights.num_bits, recipe.weights.group_size, recipe.weights.method) == (4, 128, "rtn")
+    assert (recipe.activations.num_bits, recipe.kv_cache.num_bits) == (4, 16)
+
+
+def test_a_clipped_gradient_has_a_length_that_counts() -> None:
+    with pytest.raises(InputError, match="gradient_clip has no meaning for newton_schulz"):
+        load_recipe("w4a4kv4", ["rotations.r1.gradient_clip=1"])
 
 
 def test_setting_a_kind_drops_the_settings_of_the_former_kind() -> None:

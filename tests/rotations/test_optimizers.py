@@ -227,3 +227,28 @@ def test_closed_form_and_autograd_turn_alike(weights: tuple[float, ...] | None) 
     expected_loss, expected = replace(problem, closed=None).turning(start, 0)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(turning - turning.mT, expected - expected.mT)
+
+
+@pytest.mark.parametrize("optimizer", ["qr", "cayley"])
+def test_a_clipped_gradient_is_a_shorter_one(optimizer: str) -> None:
+    """A clipped step is that of a loss as much smaller; a bound that is not reached changes nothing."""
+    start = random_hadamard(8, torch.Generator().manual_seed(1))
+    pull = torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    latent = start.clone().requires_grad_()
+    rotation = latent
+    if optimizer == "qr":
+        q, r = torch.linalg.qr(latent)
+        rotation = q * r.diagonal().sign()
+    (gradient,) = torch.autograd.grad((rotation * pull).sum(), latent)
+    length = torch.linalg.matrix_norm(gradient)
+
+    def stepped(clip: float | None, scale: Tensor) -> Tensor:
+        problem, schedule = RotationProblem(lambda r, _: (r * pull).sum(), scale), Schedule(1, 1e-3, 0.0)
+        clipping = replace(schedule, gradient_clip=clip)
+        return OPTIMIZERS[optimizer](problem, start, clipping).rotation  # type: ignore[index]
+
+    one = torch.ones((), dtype=torch.float64)
+    free, clipped = stepped(None, one), stepped(0.25 * length.item(), one)
+    torch.testing.assert_close(clipped, stepped(None, 0.25 * one), atol=1e-12, rtol=0)
+    assert not torch.allclose(clipped, free, atol=1e-6)
+    assert torch.equal(free, stepped(2 * length.item(), one))

@@ -32,6 +32,19 @@ def test_the_length_of_a_window(positions: int | None, asked: int | None, length
     assert jointquant.load_recipe(fitted(recipe, config)) == fitted(recipe, config)
 
 
+def test_a_head_becomes_a_group_of_its_channels() -> None:
+    config = LlamaConfig(hidden_size=96, num_attention_heads=4)
+    recipe = fitted(jointquant.load_recipe("dartquant-paper-70b"), config)
+    output, down, other = (
+        recipe.activations_of(f"model.layers.0.{name}") for name in ("o_proj", "down_proj", "q_proj")
+    )
+    assert (output.strategy, output.group_size, output.num_bits) == ("group", 24, 4)
+    assert (down.strategy, down.group_size, down.num_bits) == ("token", None, 8)
+    assert (other.strategy, other.group_size, other.num_bits) == ("token", None, 4)
+    everywhere = fitted(jointquant.load_recipe("rtn", ["activations.strategy=head"]), config).activations
+    assert (everywhere.strategy, everywhere.group_size) == ("group", 24)
+
+
 def test_what_is_asked_for_is_not_made_shorter() -> None:
     recipe = jointquant.load_recipe("rtn", ["calibration.seqlen=513"])
     with pytest.raises(InputError, match="seqlen 513 is longer than the model's 512 positions"):

@@ -93,13 +93,13 @@ def test_an_interrupted_run_goes_on(stage: str, steps: int, model: Path, tmp_pat
 
 @pytest.mark.parametrize(
     "preset",
-    ["exp-independent", "rtn", "jointquant", "fast"],
+    ["exp-independent", "rtn", "joint-range", "fast"],
     ids=["r1 of every layer", "nothing learned", "sensitivity", "a walk of some windows"],
 )
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_kind_of_state_is_kept(preset: str, stage: str, model: Path, tmp_path: Path) -> None:
     changes = [] if preset == "rtn" else ["rotations.r1.steps=3", "rotations.r2.steps=3"]
-    if preset == "jointquant":
+    if preset == "joint-range":
         changes += ["rotations.r1.weights=sensitivity"]
     if preset == "fast":
         changes += ["calibration.rotation_samples=2"]

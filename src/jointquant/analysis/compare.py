@@ -91,7 +91,8 @@ def compare(
         texts: sources to measure perplexity on.
         changes: ``key=value`` settings for all recipes.
         seeds: repeat each recipe with each of these; None: the seed it names.
-        eval_seqlen: length of an evaluation window, as the ``seqlen`` of ``evaluate``.
+        eval_seqlen: length of an evaluation window, as the ``seqlen`` of ``evaluate``; the command line's ``--seqlen``
+            sets it and ``calibration.seqlen`` alike.
         max_tokens: use only so many tokens of each text.
         overwrite: replace a folder that is not empty, and discard an unfinished comparison that is another one.
         keep_artifacts: keep every artifact, under ``out/artifacts``.
@@ -137,12 +138,17 @@ def compared(laboratory: Laboratory) -> Comparison:
     runs = [Run.from_dict(measured[name]["run"]) for name in candidates]
     first = {candidate.label: candidate for candidate in reversed(list(candidates.values()))}
     labels = list(dict.fromkeys(candidate.label for candidate in candidates.values()))
+    fitted = {candidates[name].label: job.recipe.calibration.window for name, job in laboratory.opened.jobs.items()}
     details = {candidates[name].label: found["details"] for name, found in measured.items() if found["details"]}
     recipes = {label: first[label].recipe.model_dump(mode="json") for label in labels}
     return Comparison(
         _about(laboratory.subject) | reference["facts"] | {"recipes": recipes},
         reference["figures"],
-        [row(label, [run for run in runs if run.recipe == label], reference["figures"]) for label in labels],
+        [
+            row(label, [run for run in runs if run.recipe == label], reference["figures"])
+            | {"calib_seqlen": fitted[label]}
+            for label in labels
+        ],
         runs,
         {label: details[label] for label in labels},
     )

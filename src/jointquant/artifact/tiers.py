@@ -157,10 +157,16 @@ def r4_not_expressible(facts: Facts) -> list[Obstacle]:
     return [Obstacle(what, f"rotations.r4.block_size={largest}")]
 
 
+def activations_off(facts: Facts) -> str:
+    """The settings that leave activations alone, those of overrides included."""
+    own = any("num_bits" in override.activations for override in facts.recipe.overrides)
+    return "activations.num_bits=16" + (" overrides=[]" if own else "")
+
+
 def activations_lost(facts: Facts) -> list[Obstacle]:
     """Quantized activations, where a format has weights alone."""
     if any(settings.enabled for settings in facts.activations()):
-        return [Obstacle("activations are quantized", "activations.num_bits=16")]
+        return [Obstacle("activations are quantized", activations_off(facts))]
     return []
 
 
@@ -174,9 +180,11 @@ def compressed_obstacles(facts: Facts) -> list[Obstacle]:
     found = [*online(facts), *r4_not_expressible(facts), *_expert_obstacles(facts)]
     for settings in facts.activations():
         found += _activation_obstacles(settings)
-    for weights in (*facts.weights(), facts.recipe.head):
+    for name, weights in (*(("weights", each) for each in facts.weights()), ("head", facts.recipe.head)):
         if isinstance(weights.format, CodebookFormat):
             found.append(Obstacle(f"weights.type is {weights.type}", "weights.type=int"))
+        if weights.enabled and weights.group_tail == "pad":
+            found.append(Obstacle(f"{name} may have groups that are cut short", f"{name}.group_tail=refuse"))
     packed = {facts.recipe.weights_of(n).format for n in facts.linears if not facts.recipe.activations_of(n).enabled}
     packed = (packed | {facts.recipe.head.format}) - {None}
     if len(packed) > 1 and any(fmt is not None and fmt.has_zero_point for fmt in packed):
@@ -186,7 +194,7 @@ def compressed_obstacles(facts: Facts) -> list[Obstacle]:
         facts.recipe.activations_of(n).enabled and not facts.recipe.weights_of(n).enabled for n in facts.linears
     )
     if mixed:
-        found.append(Obstacle("activations are quantized, but not the weights they meet", "activations.num_bits=16"))
+        found.append(Obstacle("activations are quantized, but not the weights they meet", activations_off(facts)))
     if facts.recipe.embeddings.enabled:
         found.append(Obstacle("the token embedding is quantized", "embeddings.num_bits=16"))
     return found
@@ -199,7 +207,7 @@ def _expert_obstacles(facts: Facts) -> list[Obstacle]:
     found = []
     if any(settings.enabled for settings in facts.activations()):
         what = "inputs of experts are quantized, and transformers loads none but packed weights into experts"
-        found.append(Obstacle(what, "activations.num_bits=16"))
+        found.append(Obstacle(what, activations_off(facts)))
     formats = {facts.recipe.weights_of(name).format for name in facts.experts}
     if len(formats) > 1:
         found.append(
@@ -249,6 +257,7 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
             what = f"{name} are not symmetric integers of 4 or 8 bits in groups of {GGUF_GROUP}"
             bits = settings.num_bits if settings.num_bits in (4, 8) else 8
             needed = {"type": "int", "num_bits": bits, "symmetric": "true", "group_size": GGUF_GROUP}
+            needed |= {"group_tail": "refuse"} if settings.group_tail == "pad" else {}
             found.append(Obstacle(what, " ".join(f"{name}.{key}={value}" for key, value in needed.items())))
         elif settings.format is not None and settings.scales(facts.dtype) == torch.float32:
             found.append(
@@ -257,7 +266,7 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
     for activations in facts.activations():
         if activations.enabled and activations.format != IntFormat(8, True, GGUF_GROUP):
             what = f"llama.cpp quantizes activations itself, to 8 bits in groups of {GGUF_GROUP}"
-            found.append(Obstacle(what, "activations.num_bits=16"))
+            found.append(Obstacle(what, activations_off(facts)))
         elif activations.enabled and activations.clip_ratio != 1.0:
             found.append(CLIPPED)
     return found
@@ -265,7 +274,8 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
 
 def gguf_holds(fmt: object) -> bool:
     """Whether a grid is Q4_0's or Q8_0's."""
-    return isinstance(fmt, IntFormat) and fmt.num_bits in (4, 8) and fmt.symmetric and fmt.group_size == GGUF_GROUP
+    groups = isinstance(fmt, IntFormat) and (fmt.group_size, fmt.tail) == (GGUF_GROUP, "refuse")
+    return groups and isinstance(fmt, IntFormat) and fmt.num_bits in (4, 8) and fmt.symmetric
 
 
 OBSTACLES = {"dense": dense_obstacles, "compressed-tensors": compressed_obstacles, "gguf": gguf_obstacles}

@@ -13,26 +13,30 @@ from torch import Tensor
 
 from jointquant.activations.propagation import advance, embed, watching
 from jointquant.backend.memory import return_freed_memory
-from jointquant.calibration.learners import HeadLearner, Learner, ResidualLearner, heads_at_start
+from jointquant.calibration.learners import (
+    HeadLearner,
+    Learner,
+    ResidualLearner,
+    head_sampler,
+    residual_sampler,
+    sensitivity_learner,
+)
+from jointquant.calibration.reuse import reusable_rotations
 from jointquant.calibration.smoothing import Smoother
+from jointquant.calibration.training import ModelSizes, RecipeTraining
 from jointquant.distributed.ranks import Ranks, of_leader
-from jointquant.errors import require
 from jointquant.files.digests import digest_of_file
 from jointquant.files.durable import save_tensors
 from jointquant.models.layer import Place
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress
-from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
-from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations, Trace
-from jointquant.rotations.hadamard import random_hadamard
-from jointquant.rotations.optimizers import Learned
+from jointquant.recipe.recipe import Recipe
+from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
 from jointquant.run.entries import CURRENT, Entry
 from jointquant.run.job import Job
 from jointquant.run.journal import Journal
 from jointquant.run.workspace import Workspace, Write
-from jointquant.runtime.whole_artifact import check_rotations
-from jointquant.seeds import generator
 
 SCALES_NAME = "scales.safetensors"
 STATE_NAMES = ("state-0.safetensors", "state-1.safetensors")
@@ -205,73 +209,23 @@ class RecipeCalibration:
     """
 
     def __init__(self, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks) -> None:
-        self.stream, self.recipe = stream, recipe
-        self.reused = reusable_rotations(stream, recipe)
+        sizes = ModelSizes.of(stream)
+        self.training = RecipeTraining(sizes, recipe, reusable_rotations(sizes, recipe), ranks)
         self.smoother = None if recipe.smoothing.alpha is None else Smoother(stream, recipe, ranks)
-        self.residual, self.heads = None, None
-        if recipe.rotations.r1.kind == "learned" and not self.reused.r1:
-            self.residual = ResidualLearner(stream, recipe, windows, place, ranks)
-        if recipe.rotations.r2.kind == "learned" and not self.reused.r2:
-            self.heads = HeadLearner(stream, recipe, windows, self.smoother, ranks)
-        parts = (self.smoother, self.residual, self.heads)  # the smoother closes a layer before R2 is learned on it
-        self.learners: list[Learner] = [part for part in parts if part is not None]
+        self.sensitivity = None
+        # the smoother closes a layer before R2 is learned on it
+        self.learners: list[Learner] = [] if self.smoother is None else [self.smoother]
+        if self.training.residual is not None:
+            self.sensitivity = sensitivity_learner(stream, recipe, place)
+            self.learners += [] if self.sensitivity is None else [self.sensitivity]
+            sampler = residual_sampler(stream, recipe, windows, ranks)
+            self.learners.append(ResidualLearner(sampler, self.training.residual, place.device))
+        if self.training.heads is not None:
+            sampler = head_sampler(stream, recipe, windows, ranks)
+            self.learners.append(HeadLearner(sampler, self.training.heads, self.smoother))
 
     def finish(self, progress: Progress) -> Rotations:
         """The recipe's rotations, once the walk is over."""
-        stream, recipe = self.stream, self.recipe
-        traces = dict(self.reused.traces)
-        r1, r2 = self.reused.r1, self.reused.r2
-        if self.residual is not None:
-            with progress.stage("learn R1", 1) as stage:
-                r1 = _traced(self.residual.learn(), "r1", traces)
-                stage.advance()
-        elif not r1 and recipe.rotations.r1.kind == "hadamard":
-            r1 = (random_hadamard(stream.config.hidden_size, generator(recipe.calibration.seed, "r1")),)
-        if self.heads is not None:
-            r2 = _traced(self.heads.learned, "r2", traces)
-        elif not r2 and recipe.rotations.r2.kind == "hadamard":
-            r2 = tuple(heads_at_start(stream, recipe, "hadamard", index) for index in range(stream.num_layers))
-        return Rotations(r1, r2, traces, tuple(self.smoother.layers) if self.smoother else ())
-
-
-def reusable_rotations(stream: ModelStream, recipe: Recipe) -> Rotations:
-    """What the file named by ``rotations.from`` holds of the rotations that the recipe asks for.
-
-    Raises:
-        InputError: the file cannot be read or is not what its artifact was written with, or its rotations do not fit
-            the model or the recipe.
-    """
-    settings = recipe.rotations
-    if settings.source is None:
-        return Rotations()
-    check_rotations(Path(settings.source))
-    stored = Rotations.load(Path(settings.source))
-    hidden, head = stream.config.hidden_size, stream.head_dim
-    if settings.r1.kind == "none":
-        stored = replace(stored, r1=())
-    elif stored.r1:
-        per_layer = isinstance(settings.r1, LearnedResidualRotation) and settings.r1.per_layer
-        _check_shapes("R1", stored.r1, stream.num_layers if per_layer else 1, (hidden, hidden), settings.source)
-    if settings.r2.kind == "none":
-        stored = replace(stored, r2=())
-    elif stored.r2:
-        shape = (stream.num_key_value_heads, head, head)
-        _check_shapes("R2", stored.r2, stream.num_layers, shape, settings.source)
-    used = stored.tensors()
-    return replace(stored, traces={name: trace for name, trace in stored.traces.items() if name in used})
-
-
-def _check_shapes(name: str, stored: tuple[Tensor, ...], count: int, shape: tuple[int, ...], source: str) -> None:
-    found = (len(stored), *stored[0].shape)
-    require(
-        len(stored) == count and all(rotation.shape == shape for rotation in stored),
-        f"rotations.from {source}: {name} is {list(found)} (number and shape), expected {[count, *shape]}",
-    )
-
-
-def _traced(learned: Sequence[Learned], name: str, traces: dict[str, Trace]) -> tuple[Tensor, ...]:
-    """The rotations; what is known of their training goes to ``traces`` under the names of their tensors."""
-    single = name == "r1" and len(learned) == 1
-    for index, result in enumerate(learned):
-        traces[name if single else f"{name}.{index}"] = Trace.of(result.losses, result.angles)
-    return tuple(result.rotation for result in learned)
+        scales = self.smoother.layers if self.smoother else ()
+        sensitivities = None if self.sensitivity is None else self.sensitivity.sensitivity.finish()
+        return self.training.finish(scales, sensitivities, progress)

@@ -1,7 +1,8 @@
-"""What learns on the walk of pass 1: R1 from samples of the residual sites, R2 from each layer's values."""
+"""What watches the walk of pass 1: samples of each layer's sites go to whoever learns from them, or keeps them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -12,23 +13,21 @@ from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import Observers
 from jointquant.calibration.sensitivity import Sensitivity
 from jointquant.calibration.smoothing import Smoother
+from jointquant.calibration.training import HeadTraining, ResidualTraining, residual_start
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.layer import LayerArguments, Place
 from jointquant.models.stream import ModelStream
 from jointquant.recipe.recipe import LearnedResidualRotation, LearnedRotation, Recipe
-from jointquant.recipe.training import quantizer_of, training_of
-from jointquant.rotations.learning import INITS, head_samples, initial_heads, learn_heads
-from jointquant.rotations.names import InitName
 from jointquant.rotations.optimizers import Learned
 from jointquant.rotations.sampling import TokenSample
-from jointquant.rotations.strategies import STRATEGIES, ResidualTask
 from jointquant.seeds import generator
 
 GENERATOR = "generator"
+SAMPLE = "sample"
 
 
 class Learner(Protocol):
-    """Learns a rotation from what it sees of each layer on the walk through the unquantized model."""
+    """Learns from what it sees of each layer on the walk through the unquantized model, or keeps that."""
 
     def observers(self) -> Observers:
         """Who watches the inputs of a layer's modules while the layer runs."""
@@ -51,136 +50,218 @@ class Learner(Protocol):
         """Go on behind the layers that left ``records``, the last of them with ``state``."""
 
 
-class ResidualLearner:
-    """Samples the residual sites layer by layer, ``num_tokens`` tokens over all of them, and learns R1 at the end."""
+class Sampler:
+    """A seeded sample of the tokens at some places of each layer.
 
-    def __init__(
-        self, stream: ModelStream, recipe: Recipe, windows: Tensor, place: Place, ranks: Ranks = ALONE
-    ) -> None:
-        settings, seed, sites = recipe.rotations.r1, recipe.calibration.seed, stream.architecture.residual_sites
-        assert isinstance(settings, LearnedResidualRotation)
-        visits = windows.numel() * stream.num_layers * len(sites)
-        self.settings, self.device, self.ranks = settings, place.device, ranks
-        self.sample = TokenSample(settings.num_tokens / visits, generator(seed, "r1 sample"), ranks)
-        self.stream = stream
-        self.samples: Tensor | None = None  # [layers, tokens, hidden], filled layer by layer
-        self.done = 0
-        self.initial = INITS[settings.init](stream.config.hidden_size, generator(seed, "r1"))
-        self.training = training_of(settings, quantizer_of(recipe.activations))
-        self.batches = generator(seed, "r1 batches")
-        measured = settings.strategy == "joint" and settings.weighting == "sensitivity"
-        self.sensitivity = Sensitivity(stream, recipe, self.initial, place) if measured else None
+    Args:
+        places: of the layer of a number, the modules whose inputs are sampled.
+        sample: keeps the tokens.
+    """
+
+    def __init__(self, places: Callable[[int], list[str]], sample: TokenSample) -> None:
+        self.places, self.sample, self.layer = places, sample, 0
 
     def observers(self) -> Observers:
-        """At the sites that read the residual stream: each token once, however many experts read it."""
-        places = [site.readers[0] for site in self.stream.architecture_of(self.done).residual_sites]
-        return dict.fromkeys(places, self.sample.update)
+        """At the places of the layer that is next."""
+        return dict.fromkeys(self.places(self.layer), self.sample.update)
 
-    def before(
-        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
-    ) -> AbstractContextManager[object]:
-        """Measure the layer's sensitivity, where the weights ask for it."""
-        self.sample.expect(states.token_parts(), len(self.observers()))
-        if self.sensitivity is not None:
-            self.sensitivity.visit(layer, states, arguments)
-        return nullcontext()
+    def expect(self, states: HiddenStates) -> None:
+        """Tell the sample which tokens will come by."""
+        self.sample.expect(states.token_parts(), len(self.places(self.layer)))
 
-    def after(self, index: int) -> None:
-        """Close the layer's sample."""
-        self._keep(self.sample.take())
-
-    def _keep(self, sample: Tensor) -> None:
-        """The next layer's sample [tokens, hidden]; every layer's has the same size."""
-        if self.samples is None:  # all at once: joining them later would need as much room again
-            self.samples = sample.new_empty(self.stream.num_layers, *sample.shape)
-        self.samples[self.done] = sample
-        self.done += 1
-
-    def record(self) -> dict[str, Tensor]:
-        """The last layer's sample."""
-        assert self.samples is not None
-        return {"sample": self.samples[self.done - 1]}
-
-    def state(self) -> dict[str, Tensor]:
-        """Where the sampling stands, and the probes that measure sensitivity."""
-        probes = {} if self.sensitivity is None else self.sensitivity.state()
-        return {GENERATOR: self.sample.generator.get_state()} | probes
-
-    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
-        """The samples of the layers so far."""
-        for record in records:
-            self._keep(record["sample"].to(self.device))
-        self.sample.generator.set_state(state[GENERATOR])
-        if self.sensitivity is not None:
-            self.sensitivity.restore({name: probe for name, probe in state.items() if name != GENERATOR})
-
-    def learn(self) -> tuple[Learned, ...]:
-        """R1, or one R1 per layer."""
-        assert self.samples is not None
-        sensitivities = None if self.sensitivity is None else self.sensitivity.finish()
-        weighting = self.settings.weighting
-        task = ResidualTask(
-            self.samples, self.initial, self.training, weighting, self.batches, sensitivities, self.ranks
-        )
-        return STRATEGIES[self.settings.strategy](task)
-
-
-class HeadLearner:
-    """Samples each layer's values, as o_proj reads them (smoothed, where they will be), and learns its R2."""
-
-    def __init__(
-        self, stream: ModelStream, recipe: Recipe, windows: Tensor, smoother: Smoother | None, ranks: Ranks
-    ) -> None:
-        settings, seed = recipe.rotations.r2, recipe.calibration.seed
-        assert isinstance(settings, LearnedRotation)
-        self.stream, self.recipe, self.smoother, self.ranks = stream, recipe, smoother, ranks
-        self.sample = TokenSample(settings.num_tokens / windows.numel(), generator(seed, "r2 sample"), ranks)
-        quantizer = quantizer_of(recipe.activations.model_copy(update={"group_size": None}))
-        self.training = training_of(settings, quantizer)
-        self.init = settings.init
-        self.learned: list[Learned] = []
-
-    def observers(self) -> Observers:
-        """At the input of the attention's output projection."""
-        return {self.stream.architecture.output: self.sample.update}
-
-    def before(
-        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
-    ) -> AbstractContextManager[object]:
-        """Tell the sample which tokens come by."""
-        self.sample.expect(states.token_parts())
-        return nullcontext()
-
-    def after(self, index: int) -> None:
-        """Learn the layer's R2; the smoother has closed the layer before."""
-        sample = self.sample.take()
-        if self.smoother is not None:
-            sample = sample * self.smoother.inverse_at_output(index).to(sample)
-        samples = head_samples(sample, self.stream.num_key_value_heads, self.stream.head_dim)
-        initial = heads_at_start(self.stream, self.recipe, self.init, index)
-        batches = generator(self.recipe.calibration.seed, f"r2 {index} batches")
-        self.learned.append(learn_heads(samples, initial, self.training, batches, self.ranks))
-
-    def record(self) -> dict[str, Tensor]:
-        """The last layer's R2 and how it was learned."""
-        last = self.learned[-1]
-        losses, angles = (torch.tensor(values, dtype=torch.float64) for values in (last.losses, last.angles))
-        return {"rotation": last.rotation, "losses": losses, "angles": angles}
+    def take(self) -> Tensor:
+        """The layer's sample [tokens, features] float32; the next layer is next."""
+        self.layer += 1
+        return self.sample.take()
 
     def state(self) -> dict[str, Tensor]:
         """Where the sampling stands."""
         return {GENERATOR: self.sample.generator.get_state()}
 
+    def restore(self, layers: int, state: dict[str, Tensor]) -> None:
+        """Go on behind so many layers."""
+        self.layer = layers
+        self.sample.generator.set_state(state[GENERATOR])
+
+
+def residual_sampler(stream: ModelStream, recipe: Recipe, windows: Tensor, ranks: Ranks = ALONE) -> Sampler:
+    """Where the residual stream is read, ``num_tokens`` tokens over all layers; each once, whatever experts read it.
+
+    Args:
+        stream: the model.
+        recipe: of a learned R1.
+        windows: [n, T] that the walk sees.
+        ranks: who shares them.
+    """
+    settings = recipe.rotations.r1
+    assert isinstance(settings, LearnedResidualRotation)
+    visits = windows.numel() * stream.num_layers * len(stream.architecture.residual_sites)
+    share = settings.num_tokens / visits
+
+    def places(layer: int) -> list[str]:
+        return [site.readers[0] for site in stream.architecture_of(layer).residual_sites]
+
+    return Sampler(places, TokenSample(share, generator(recipe.calibration.seed, "r1 sample"), ranks))
+
+
+def head_sampler(stream: ModelStream, recipe: Recipe, windows: Tensor, ranks: Ranks = ALONE) -> Sampler:
+    """What o_proj reads, ``num_tokens`` tokens of each layer; arguments as of ``residual_sampler``, of a learned R2."""
+    settings = recipe.rotations.r2
+    assert isinstance(settings, LearnedRotation)
+    share = settings.num_tokens / windows.numel()
+    sample = TokenSample(share, generator(recipe.calibration.seed, "r2 sample"), ranks)
+    return Sampler(lambda _: [stream.architecture.output], sample)
+
+
+class ResidualLearner:
+    """Samples the residual sites layer by layer for the training of R1, which follows the walk."""
+
+    def __init__(self, sampler: Sampler, training: ResidualTraining, device: torch.device) -> None:
+        self.sampler, self.training, self.device = sampler, training, device
+
+    def observers(self) -> Observers:
+        """At the sites that read the residual stream."""
+        return self.sampler.observers()
+
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
+    ) -> AbstractContextManager[object]:
+        """Tell the sample which tokens come by."""
+        self.sampler.expect(states)
+        return nullcontext()
+
+    def after(self, index: int) -> None:
+        """Close the layer's sample."""
+        self.training.take(index, self.sampler.take())
+
+    def record(self) -> dict[str, Tensor]:
+        """The last layer's sample."""
+        return {SAMPLE: self.training.samples[self.sampler.layer - 1]}
+
+    def state(self) -> dict[str, Tensor]:
+        """Where the sampling stands."""
+        return self.sampler.state()
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+        """The samples of the layers so far."""
+        for index, record in enumerate(records):
+            self.training.take(index, record[SAMPLE].to(self.device))
+        self.sampler.restore(len(records), state)
+
+
+class HeadLearner:
+    """Samples each layer's values, as o_proj reads them, and has its R2 learned (smoothed, where they will be)."""
+
+    def __init__(self, sampler: Sampler, training: HeadTraining, smoother: Smoother | None) -> None:
+        self.sampler, self.training, self.smoother = sampler, training, smoother
+
+    def observers(self) -> Observers:
+        """At the input of the attention's output projection."""
+        return self.sampler.observers()
+
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
+    ) -> AbstractContextManager[object]:
+        """Tell the sample which tokens come by."""
+        self.sampler.expect(states)
+        return nullcontext()
+
+    def after(self, index: int) -> None:
+        """Learn the layer's R2; the smoother has closed the layer before."""
+        scales = {} if self.smoother is None else self.smoother.layers[index]
+        self.training.take(index, self.sampler.take(), scales)
+
+    def record(self) -> dict[str, Tensor]:
+        """The last layer's R2 and how it was learned."""
+        last = self.training.learned[-1]
+        losses, angles = (torch.tensor(values, dtype=torch.float64) for values in (last.losses, last.angles))
+        return {"rotation": last.rotation, "losses": losses, "angles": angles}
+
+    def state(self) -> dict[str, Tensor]:
+        """Where the sampling stands."""
+        return self.sampler.state()
+
     def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
         """The rotations of the layers so far."""
-        self.sample.generator.set_state(state[GENERATOR])
-        self.learned = [
+        self.sampler.restore(len(records), state)
+        self.training.learned = [
             Learned(record["rotation"], tuple(record["losses"].tolist()), tuple(record["angles"].tolist()))
             for record in records
         ]
 
 
-def heads_at_start(stream: ModelStream, recipe: Recipe, kind: InitName, layer: int) -> Tensor:
-    """Where R2 of a layer starts, or what it is when it is drawn: [kv_heads, head_dim, head_dim]."""
-    rng = generator(recipe.calibration.seed, f"r2 {layer}")
-    return initial_heads(kind, stream.num_key_value_heads, stream.head_dim, rng)
+class SampleKeeper:
+    """Samples some places of each layer for later: nothing is learned, and the record is all that is kept."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.last: Tensor | None = None
+
+    def observers(self) -> Observers:
+        """At the sampled places."""
+        return self.sampler.observers()
+
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
+    ) -> AbstractContextManager[object]:
+        """Tell the sample which tokens come by."""
+        self.sampler.expect(states)
+        return nullcontext()
+
+    def after(self, index: int) -> None:
+        """Close the layer's sample; the one before goes."""
+        self.last = self.sampler.take()
+
+    def record(self) -> dict[str, Tensor]:
+        """The last layer's sample."""
+        assert self.last is not None
+        return {SAMPLE: self.last}
+
+    def state(self) -> dict[str, Tensor]:
+        """Where the sampling stands."""
+        return self.sampler.state()
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+        """Go on behind the layers that are kept."""
+        self.sampler.restore(len(records), state)
+
+
+class SensitivityLearner:
+    """Measures what quantizing each layer's inputs does to the output, from where the training of R1 starts."""
+
+    def __init__(self, stream: ModelStream, recipe: Recipe, place: Place) -> None:
+        start = residual_start(stream.config.hidden_size, recipe)
+        self.sensitivity = Sensitivity(stream, recipe, start, place)
+
+    def observers(self) -> Observers:
+        """Nobody: the probes run by themselves."""
+        return {}
+
+    def before(
+        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
+    ) -> AbstractContextManager[object]:
+        """Take the probes through the layer."""
+        self.sensitivity.visit(layer, states, arguments)
+        return nullcontext()
+
+    def after(self, index: int) -> None:
+        """Nothing is left to do."""
+
+    def record(self) -> dict[str, Tensor]:
+        """Nothing besides the state."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """The probes."""
+        return self.sensitivity.state()
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+        """Go on with the probes."""
+        self.sensitivity.restore(state)
+
+
+def sensitivity_learner(stream: ModelStream, recipe: Recipe, place: Place) -> SensitivityLearner | None:
+    """The measurement that a joint R1 is weighted by; None: the recipe asks for none."""
+    r1 = recipe.rotations.r1
+    wanted = isinstance(r1, LearnedResidualRotation) and r1.strategy == "joint" and r1.weighting == "sensitivity"
+    return SensitivityLearner(stream, recipe, place) if wanted else None

@@ -109,9 +109,3 @@ class Smoother:
                 heads = self.stream.config.num_attention_heads * self.stream.head_dim
                 found.append((part.rows(heads, len(scale)), scale))
         return found
-
-    def inverse_at_output(self, index: int) -> Tensor:
-        """What o_proj's input is multiplied by in layer ``index``: [heads · head_dim]."""
-        scale = self.layers[index]["o_in"].unsqueeze(1)  # [kv_heads, 1, head_dim]
-        group = self.stream.config.num_attention_heads // self.stream.num_key_value_heads
-        return 1 / scale.expand(-1, group, -1).flatten()

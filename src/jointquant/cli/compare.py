@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,12 +22,16 @@ from jointquant.cli.options import (
     RevisionOption,
     SamplesOption,
     SeedOption,
-    SeqlenOption,
     SetOption,
 )
 from jointquant.cli.output import finish, show, shown_progress
 from jointquant.errors import InputError
 from jointquant.models.options import ModelOptions
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jointquant import Comparison
 
 
 def compare(
@@ -40,10 +44,14 @@ def compare(
     changes: SetOption = None,
     calib: CalibOption = None,
     num_samples: SamplesOption = None,
-    seqlen: SeqlenOption = None,
-    eval_seqlen: Annotated[
-        int | None, typer.Option(help="Tokens of an evaluation window (default: 2048 or the model's limit).")
+    seqlen: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a window, in calibration and evaluation (default: 2048, or what the model reads)."
+        ),
     ] = None,
+    calib_seqlen: Annotated[int | None, typer.Option(help="Tokens of a calibration window, where it differs.")] = None,
+    eval_seqlen: Annotated[int | None, typer.Option(help="Tokens of an evaluation window, where it differs.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Use only so many tokens of each text.")] = None,
     seed: SeedOption = None,
     seeds: Annotated[str | None, typer.Option(help="Repeat with each of these seeds, e.g. 0,1,2.")] = None,
@@ -63,8 +71,6 @@ def compare(
 
     Example: jointquant compare ./Llama-3.2-1B --recipes exp-independent,exp-joint --seeds 0,1,2 --out ./joint
     """
-    from rich.table import Table
-
     from jointquant.analysis.candidates import labelled
     from jointquant.cli.given import checked_recipes
     from jointquant.recipe.recipe import Recipe, calibration_changes
@@ -72,7 +78,9 @@ def compare(
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds: expected one of them")
     names = [name.strip() for name in recipes.split(",") if name.strip()]
-    changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
+    calib_seqlen = seqlen if calib_seqlen is None else calib_seqlen
+    eval_seqlen = seqlen if eval_seqlen is None else eval_seqlen
+    changes = [*(changes or []), *calibration_changes(calib, num_samples, calib_seqlen, seed)]
     repeats = None if seeds is None else _numbers(seeds)
     texts = tuple(text or ["wikitext2"])
 
@@ -107,11 +115,22 @@ def compare(
             announce=announced,
             **options,
         )
+    show(_table(result, f"{model}, report in {out}"), as_json)
     reference = result.reference
-    table = Table("recipe", "perplexity", "Δ", "KL", "bits", "size (MB)", "seconds", title=f"{model}, report in {out}")
+    seqlens = {"eval_seqlen": result.about["seqlen"]}
+    finish({"rows": result.rows, "reference": reference, **seqlens, "out": str(out)}, as_json)
+
+
+def _table(result: Comparison, title: str) -> Table:
+    """One row a recipe and text; windows are tokens of calibration's and of evaluation's."""
+    from rich.table import Table
+
+    table = Table("recipe", "perplexity", "Δ", "KL", "bits", "size (MB)", "seconds", "windows", title=title)
+    reference, evaluated = result.reference, result.about["seqlen"]
     for name, base in reference["perplexity"].items():
         size = f"{reference['size_bytes'] / 1e6:.2f}"
-        table.add_row(f"unquantized, {Path(name).name}", f"{base:.3f}", "", "", f"{reference['bits']:.2f}", size, "")
+        label, bits = f"unquantized, {Path(name).name}", f"{reference['bits']:.2f}"
+        table.add_row(label, f"{base:.3f}", "", "", bits, size, "", f"– / {evaluated}")
         for row in result.rows:
             low, high = row["perplexity_min"][name], row["perplexity_max"][name]
             spread = f" ({low:.3f}–{high:.3f})" if len(row["seeds"]) > 1 else ""
@@ -123,9 +142,10 @@ def compare(
                 f"{row['bits']:.2f}",
                 f"{row['size_bytes'] / 1e6:.2f}",
                 f"{row['seconds']:.1f}",
+                f"{row['calib_seqlen']} / {evaluated}",
             )
-    show(table, as_json)
-    finish({"rows": result.rows, "reference": reference, "out": str(out)}, as_json)
+    table.caption = "windows: tokens of calibration / of evaluation"
+    return table
 
 
 def _numbers(text: str) -> list[int]:

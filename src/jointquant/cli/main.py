@@ -14,6 +14,7 @@ import typer
 from jointquant._version import __version__
 from jointquant.cli.about import demo, doctor, models, recipes
 from jointquant.cli.boundary import check_address_space, check_arguments, line_of, safe_streams
+from jointquant.cli.capture import capture
 from jointquant.cli.compare import compare
 from jointquant.cli.diagnose import diagnose
 from jointquant.cli.evaluate import evaluate
@@ -23,6 +24,8 @@ from jointquant.cli.generate import generate
 from jointquant.cli.hub import download, push
 from jointquant.cli.output import INTERRUPTED
 from jointquant.cli.quantize import quantize
+from jointquant.cli.rotate import rotate
+from jointquant.cli.rotations import rotations
 from jointquant.cli.speech import silence_libraries, speak
 from jointquant.cli.stats import stats
 from jointquant.cli.usage import WELCOME, check_verb
@@ -36,6 +39,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "diagnose": diagnose,
     "compare": compare,
     "stats": stats,
+    "capture": capture,
+    "rotate": rotate,
+    "rotations": rotations,
     "export": export,
     "generate": generate,
     "download": download,

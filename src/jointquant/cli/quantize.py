@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +52,9 @@ def quantize(
         str | None, typer.Option(help="Batch and sample sizes for a model of this size: 1B, 3B, 8B, 70B; --set wins.")
     ] = None,
     changes: SetOption = None,
+    rotations: Annotated[
+        Path | None, typer.Option(help="Take R1 and R2 from this file, artifact, or output of `rotate`; make the rest.")
+    ] = None,
     calib: CalibOption = None,
     num_samples: SamplesOption = None,
     seqlen: SeqlenOption = None,
@@ -80,6 +84,7 @@ def quantize(
     from jointquant.recipe.recipe import calibration_changes, load_recipe
 
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
+    changes += [] if rotations is None else [f"rotations.from={json.dumps(str(rotations))}"]
     (settings,) = checked_recipes(model, lambda: [load_recipe(named(recipe, target), changes, size)], calib=calib)
     if world_size > 1 and not only_plan:
         raise InputError("--world-size is for --dry-run: expected torchrun --nproc-per-node N -m jointquant quantize …")

@@ -73,8 +73,12 @@ class PickleCheckpoint(InFiles):
         return self._mapped[1]
 
 
-def load_pickle(path: Path) -> dict[str, Tensor]:
+def load_pickle(path: Path, lone: str | None = None) -> dict[str, Tensor]:
     """The named tensors of a pickle file, mapped.
+
+    Args:
+        path: of the file.
+        lone: the name of a tensor that the file holds by itself; None: such a file is refused.
 
     Raises:
         InputError: not a zip archive of torch's, or one that holds anything but named dense tensors.
@@ -86,6 +90,8 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
         found = FORBIDDEN_GLOBAL.search(str(error))
         reason = f"it calls {found[1]}" if found else " ".join(str(error).split())[:150]
         raise InputError(f"pickle {path} is refused by torch's weights-only loader: {reason}") from None
+    if lone is not None and isinstance(loaded, Tensor):
+        loaded = {lone: loaded}
     require(isinstance(loaded, dict), f"pickle {path} holds a {type(loaded).__name__}: expected named tensors")
     for name, value in loaded.items():
         check_name(name, f"pickle {path}")

@@ -67,6 +67,7 @@ class Workload:
         ranks: how many share the windows; everything else is of one of them, the one with most of them.
         together: the recipes that learn on the same walk through the unquantized model; empty: this one alone.
         rounds: whether pass 2 follows, or activations are only looked at.
+        kept_samples: whether the samples of all layers are written down, and none of them is learned from.
         probed: tokens that are followed through the unquantized model beside, to be looked at.
         kept: bytes of artifacts of other recipes that stay.
         measured: tokens of a window that artifacts are measured on; 0: they are not.
@@ -83,6 +84,7 @@ class Workload:
     ranks: int = 1
     together: tuple[Recipe, ...] = ()
     rounds: bool = True
+    kept_samples: bool = False
     probed: int = 0
     kept: int = 0
     measured: int = 0
@@ -164,9 +166,11 @@ DEMANDS: dict[str, Callable[[Workload], Workload]] = {
     "quantize": lambda work: work,
     "compare": lambda work: replace(work, probed=_probed(work), measured=work.measured or MEASURED_TOKENS),
     "stats": lambda work: replace(work, probed=_probed(work), rounds=False),
+    "capture": lambda work: replace(work, rounds=False, kept_samples=True),
+    "rotate": lambda work: replace(work, rounds=False),
 }
 """By verb, what it does with a recipe's workload: both passes; both with the unquantized model beside the second, and a
-measurement; the first pass, and a look at the activations.
+measurement; the first pass, and a look at the activations; the first pass without learning; the first pass.
 """
 
 
@@ -210,7 +214,8 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
     yield Needs("embeddings", {"embeddings": shape.embeddings * width}, {"as stored": 3 * shape.embeddings * stored})
     if samples:  # of all recipes that learn together; they train one after another
         yield Needs("calibrate a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | samples, ahead)
-        yield Needs("learn R1", learning_bytes(work) | samples, {})
+        if not work.kept_samples:
+            yield Needs("learn R1", learning_bytes(work) | samples, {})
     if work.probed:
         yield Needs("look at a layer", layer | probe_bytes(work) | rotation_bytes(work), ahead)
     if not work.rounds:
@@ -272,6 +277,7 @@ def sample_bytes(work: Workload) -> Bytes:
         if isinstance(r1, LearnedResidualRotation):
             visits = work.all_tokens * work.shape.num_layers * 2
             size = min(r1.num_tokens, visits) * work.shape.hidden_size * FLOAT
+            size //= work.shape.num_layers if work.kept_samples else 1  # a layer's is let go once it is written
             found["samples for R1"] = found.get("samples for R1", 0) + size
         if isinstance(r2, LearnedRotation):
             size = 2 * min(r2.num_tokens, work.all_tokens) * attended_size(work.shape) * FLOAT
@@ -357,13 +363,22 @@ def disk_of(work: Workload, spilled: int = 0) -> Bytes:
         spilled: bytes of what one rank keeps there for a while besides the hidden states.
     """
     artifact = artifact_bytes(work) if work.rounds else 0
+    samples = {"samples and rotations": sum(sample_bytes(work).values()) + sum(rotation_bytes(work).values())}
+    if work.kept_samples:
+        samples = {"samples, twice": 2 * captured_bytes(work)}
     return {
         "artifact": artifact,
         "hidden states, twice": 2 * work.travelling * work.ranks,
-        "samples and rotations": sum(sample_bytes(work).values()) + sum(rotation_bytes(work).values()),
+        **samples,
         **({"beside them": spilled * work.ranks} if spilled else {}),
         **({"artifacts of other recipes": work.kept} if work.kept else {}),
     }
+
+
+def captured_bytes(work: Workload) -> int:
+    """The samples of all layers; of R2 one copy, where ``sample_bytes`` has two."""
+    found = sample_bytes(work)
+    return work.shape.num_layers * (found.get("samples for R1", 0) + found.get("sample for R2", 0) // 2)
 
 
 def artifact_bytes(work: Workload) -> int:

@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from jointquant.quantization.integer import GroupTail
+
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -40,6 +42,7 @@ class CodebookFormat:
 
     levels: tuple[float, ...]
     group_size: int | None = None
+    tail: GroupTail = "refuse"
 
     def __post_init__(self) -> None:
         count = len(self.levels)

@@ -136,7 +136,7 @@ def _gptq_rows(
     work[:, factor.dead] = 0
     scale, zero_point = weight_parameters(to_groups(work, fmt), fmt, clip, scale_dtype)
     scale, zero_point = scale.squeeze(-1), zero_point.squeeze(-1)  # [out, groups]
-    group_of = factor.order // (work.shape[1] // scale.shape[1])
+    group_of = factor.order // (fmt.group_size or work.shape[1])
     scales, zero_points = (
         x.t()[group_of] if x.shape[1] > 1 else x.t().expand(work.t().shape) for x in (scale, zero_point)
     )

@@ -8,10 +8,14 @@ symmetric grid may have scales of either sign, as llama.cpp's Q4_0 has: −2^(b�
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+GroupTail = Literal["refuse", "pad"]
+"""Of a row whose last group is short: refused, or filled up with zeros while its scale is chosen."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,14 @@ class IntFormat:
         group_size: consecutive elements of the last dimension that share a scale; None: the whole row.
         signed_scale: a scale may be negative, so that the integer without a counterpart, −2^(b−1), covers whichever end
             of the range is further from 0, and the steps are smaller; for symmetric grids.
+        tail: what becomes of a row that groups do not divide.
     """
 
     num_bits: int
     symmetric: bool
     group_size: int | None = None
     signed_scale: bool = False
+    tail: GroupTail = "refuse"
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_bits <= 8:
@@ -75,19 +81,30 @@ class Grouped(Protocol):
     def group_size(self) -> int | None:
         """Elements in a group; None: the whole row."""
 
+    @property
+    def tail(self) -> GroupTail:
+        """What becomes of a row that groups do not divide."""
+
 
 def num_groups(size: int, fmt: Grouped) -> int:
-    """Number of scales for a row of ``size`` elements. Raises ValueError when group_size does not divide it."""
+    """Number of scales for a row of ``size`` elements. Raises ValueError for a tail where ``fmt`` refuses one."""
     if fmt.group_size is None:
         return 1
-    if size % fmt.group_size:
+    if size % fmt.group_size and fmt.tail == "refuse":
         raise ValueError(f"group_size {fmt.group_size} does not divide {size}")
-    return size // fmt.group_size
+    return -(-size // fmt.group_size)
 
 
 def to_groups(x: Tensor, fmt: Grouped) -> Tensor:
-    """[..., n] → [..., groups, group_size]."""
-    return x.unflatten(-1, (num_groups(x.shape[-1], fmt), -1))
+    """[..., n] → [..., groups, group_size], zeros behind a tail."""
+    groups = num_groups(x.shape[-1], fmt)
+    missing = 0 if fmt.group_size is None else groups * fmt.group_size - x.shape[-1]
+    return (functional.pad(x, (0, missing)) if missing else x).unflatten(-1, (groups, -1))
+
+
+def to_rows(groups: Tensor, size: int) -> Tensor:
+    """[..., groups, group_size] → [..., size]: what ``to_groups`` was given."""
+    return groups.flatten(-2)[..., :size]
 
 
 def affine_parameters(low: Tensor, high: Tensor, fmt: IntFormat) -> tuple[Tensor, Tensor]:

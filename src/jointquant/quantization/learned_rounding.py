@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jointquant.quantization.integer import IntFormat, to_groups
+from jointquant.quantization.integer import IntFormat, to_groups, to_rows
 from jointquant.quantization.straight_through import inside
 from jointquant.quantization.weights import QuantizedWeight, representable
 
@@ -71,7 +71,7 @@ class LearnedRounding(nn.Module):
         super().__init__()
         fmt = rounded.fmt
         assert isinstance(fmt, IntFormat)
-        self.fmt, self.scale_dtype = fmt, rounded.scale.dtype
+        self.fmt, self.scale_dtype, self.size = fmt, rounded.scale.dtype, weight.shape[1]
         self.scale = rounded.scale.float().unsqueeze(-1)
         self.zero_point = rounded.zero_point.float().unsqueeze(-1)
         exact = to_groups(weight.float(), fmt) / self.scale
@@ -85,7 +85,7 @@ class LearnedRounding(nn.Module):
     def weight(self) -> Tensor:
         """Ŵ [out, in]; gradients pass the rounding as if it were the identity."""
         rounded: Tensor = _Rounded.apply(self.offset, self.widening, self.start, self.scale, self.zero_point, self.fmt)
-        return rounded.flatten(-2)
+        return to_rows(rounded, self.size)
 
     @torch.no_grad()
     def step(self, of_offset: Tensor, of_widening: Tensor, rate: float, scale_rate: float) -> None:
@@ -98,6 +98,6 @@ class LearnedRounding(nn.Module):
         """The integers and scales, as they are stored."""
         scale = representable(self.scale * (1 + self.widening), self.scale_dtype)
         steps = self.start * (self.scale / scale) + self.offset + self.zero_point
-        codes = steps.round_().clamp_(self.fmt.q_min, self.fmt.q_max).flatten(-2)
+        codes = to_rows(steps.round_().clamp_(self.fmt.q_min, self.fmt.q_max), self.size).contiguous()
         zero_point = self.zero_point.squeeze(-1).to(torch.int8)
         return QuantizedWeight(codes.to(torch.int8), scale.squeeze(-1).to(self.scale_dtype), zero_point, self.fmt)

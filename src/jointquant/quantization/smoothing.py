@@ -81,3 +81,9 @@ def smoothing_scales(activations: Tensor, weights: Tensor, alpha: float) -> Tens
     scales = activations**alpha / weights ** (1 - alpha)
     alive = (activations > 0) & (weights > 0) & torch.isfinite(scales) & (scales > 0)
     return torch.where(alive, scales, torch.ones_like(scales))
+
+
+def inverse_at_output(scales: Tensor, num_attention_heads: int) -> Tensor:
+    """What o_proj's input is multiplied by: scales [kv_heads, head_dim], one a group → [heads · head_dim]."""
+    group = num_attention_heads // len(scales)
+    return 1 / scales.unsqueeze(1).expand(-1, group, -1).flatten()

@@ -12,7 +12,7 @@ from torch import Tensor
 from jointquant.backend.devices import elements_at_once, elements_in_cache
 from jointquant.errors import require
 from jointquant.quantization.codebook import CodebookFormat
-from jointquant.quantization.integer import IntFormat, to_groups
+from jointquant.quantization.integer import IntFormat, to_groups, to_rows
 
 ClipMethod = Literal["none", "mse"]
 WeightFormat = IntFormat | CodebookFormat
@@ -48,7 +48,7 @@ class QuantizedWeight:
         work = torch.promote_types(dtype, torch.float32)
         codes = to_groups(self.codes.to(work), self.fmt)
         scale, zero_point = self.scale.to(work).unsqueeze(-1), self.zero_point.to(work).unsqueeze(-1)
-        return self.fmt.decode(codes, scale, zero_point).flatten(-2).to(dtype)
+        return to_rows(self.fmt.decode(codes, scale, zero_point), self.codes.shape[1]).to(dtype)
 
     @classmethod
     def joined(cls, parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
@@ -157,5 +157,5 @@ def round_to_nearest(
 def _round_rows(weight: Tensor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype) -> QuantizedWeight:
     groups = to_groups(weight.float(), fmt)
     scale, zero_point = weight_parameters(groups, fmt, clip, scale_dtype)
-    codes = fmt.encode(groups, scale, zero_point).flatten(-2).to(torch.int8)
+    codes = to_rows(fmt.encode(groups, scale, zero_point), weight.shape[1]).to(torch.int8).contiguous()
     return QuantizedWeight(codes, scale.squeeze(-1).to(scale_dtype), zero_point.squeeze(-1).to(torch.int8), fmt)

@@ -42,6 +42,12 @@ MAX_CHANGE = 4096
 """Characters of one ``key=value``."""
 
 
+class FromFile(Settings):
+    """A rotation that may be taken from a file, whatever else would make it; null: from ``rotations.from``, if any."""
+
+    source: str | None = Field(default=None, alias="from")
+
+
 class NoRotation(Settings):
     """No rotation at this place."""
 
@@ -52,6 +58,10 @@ class HadamardRotation(Settings):
     """A Hadamard matrix: with random signs where it is merged (R1, R2), plain where it is online (R3, R4)."""
 
     kind: Literal["hadamard"] = "hadamard"
+
+
+class MergedHadamardRotation(HadamardRotation, FromFile):
+    """A Hadamard matrix with random signs, R1 or R2."""
 
 
 class BlockHadamardRotation(HadamardRotation):
@@ -75,6 +85,7 @@ class LearnedRotation(Settings):
     learning_rate: float = Field(default=0.3, gt=0, description="in units of Whip, so that it suits all objectives")
     momentum: float = Field(default=0.9, ge=0, lt=1)
     tolerance: float = Field(default=0.0, ge=0, lt=1, description="end when the loss falls by less than this part")
+    gradient_clip: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _enough_tokens(self) -> LearnedRotation:
@@ -83,8 +94,20 @@ class LearnedRotation(Settings):
             raise ValueError(f"objective {self.objective} needs num_tokens and batch_tokens of at least {fewest}")
         return self
 
+    @model_validator(mode="after")
+    def _clips_a_gradient_whose_length_counts(self) -> LearnedRotation:
+        if self.gradient_clip is not None and self.optimizer == "newton_schulz":
+            raise ValueError(
+                "gradient_clip has no meaning for newton_schulz, which takes directions alone: expected null"
+            )
+        return self
 
-class LearnedResidualRotation(LearnedRotation):
+
+class LearnedValueRotation(LearnedRotation, FromFile):
+    """R2, for each KV head of each layer."""
+
+
+class LearnedResidualRotation(LearnedRotation, FromFile):
     """R1 also chooses how the layers share it, and for ``joint`` what each layer counts (null: normalised)."""
 
     strategy: StrategyName = "pooled"
@@ -124,7 +147,8 @@ class LearnedInnerRotation(LearnedRotation):
     momentum: float = Field(default=0.85, ge=0, lt=1)
 
 
-Residual = Annotated[NoRotation | HadamardRotation | LearnedResidualRotation, Field(discriminator="kind")]
+Residual = Annotated[NoRotation | MergedHadamardRotation | LearnedResidualRotation, Field(discriminator="kind")]
+Values = Annotated[NoRotation | MergedHadamardRotation | LearnedValueRotation, Field(discriminator="kind")]
 PerHead = Annotated[NoRotation | HadamardRotation | LearnedRotation, Field(discriminator="kind")]
 Inner = Annotated[NoRotation | BlockHadamardRotation | LearnedInnerRotation, Field(discriminator="kind")]
 
@@ -133,12 +157,13 @@ class RotationSettings(Settings):
     """R1 (residual stream), R2 (values, per head), R3 (queries and keys, online), R4 (down_proj's input, online).
 
     ``from`` is the rotations.safetensors of an earlier run, or its artifact: what it holds of the R1 and R2 asked for
-    here is taken from there, and only what it lacks is made.
+    here is taken from there, and only what it lacks is made. ``r1.from`` and ``r2.from`` name a file for one of them,
+    ours or another program's, which must hold it.
     """
 
     source: str | None = Field(default=None, alias="from")
     r1: Residual = NoRotation()
-    r2: PerHead = NoRotation()
+    r2: Values = NoRotation()
     r3: PerHead = NoRotation()
     r4: Inner = NoRotation()
 

@@ -70,6 +70,7 @@ class StoredSettings(QuantizerSettings):
 
     type: Literal["int", "nf4"] = "int"
     signed_scale: bool = False
+    group_tail: Literal["refuse", "pad"] = "refuse"
     clip: Literal["none", "mse"] = "mse"
     scale_dtype: Literal["float16", "bfloat16", "float32"] | None = None
 
@@ -102,8 +103,9 @@ class StoredSettings(QuantizerSettings):
         if not self.enabled:
             return None
         if self.type == "nf4":
-            return CodebookFormat(NF4, self.stored_group_size)
-        return IntFormat(self.num_bits, self.symmetric, self.group_size, self.signed_scale and self.symmetric)
+            return CodebookFormat(NF4, self.stored_group_size, self.group_tail)
+        signed = self.signed_scale and self.symmetric
+        return IntFormat(self.num_bits, self.symmetric, self.group_size, signed, self.group_tail)
 
 
 class EmbeddingSettings(StoredSettings):
@@ -126,14 +128,15 @@ class WeightSettings(StoredSettings):
 class ActivationSettings(IntegerSettings):
     """Inputs of the decoder's linears.
 
-    ``token`` and ``group`` take the range of each token (and group) when it arrives; ``tensor`` and ``channel`` have
+    ``token`` and ``group`` take the range of each token (and group) when it arrives; ``head`` is ``group`` with as many
+    channels as a head has, which ``run.fitting.fitted`` puts there; ``tensor`` and ``channel`` have
     one range (one a channel) for all tokens, taken on the calibration set. ``clip_ratio`` is the part of the range
     that is kept; ``search`` finds it for each site on the calibration set. With ``centring: mean`` x − μ is quantized,
     μ the mean input on the calibration set, and W μ joins the bias.
     """
 
     symmetric: bool = False
-    strategy: Literal["token", "group", "tensor", "channel"] = "token"
+    strategy: Literal["token", "group", "head", "tensor", "channel"] = "token"
     clip_ratio: Ratio | Literal["search"] = 1.0
     centring: Literal["none", "mean"] = "none"
 
@@ -141,9 +144,16 @@ class ActivationSettings(IntegerSettings):
     def _groups_where_they_are_meant(self) -> ActivationSettings:
         if self.strategy == "group" and self.group_size is None:
             raise ValueError("strategy group needs a group_size, expected for example group_size: 128")
-        if self.strategy in ("tensor", "channel") and self.group_size is not None:
+        if self.strategy in ("head", "tensor", "channel") and self.group_size is not None:
             raise ValueError(f"group_size has no meaning for strategy {self.strategy}: expected null")
         return self
+
+    @property
+    def format(self) -> IntFormat | None:
+        """The integer grid, or None when off. Raises ValueError for strategy ``head``, which is not yet fitted."""
+        if self.strategy == "head":
+            raise ValueError("strategy head depends on the model: expected a recipe that is fitted to one")
+        return super().format
 
     @property
     def calibrated(self) -> bool:

@@ -12,7 +12,9 @@ from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
 
 def training_of(settings: LearnedRotation, quantizer: DynamicRange | None) -> Training:
     """The training that a recipe describes, for activations that ``quantizer`` will read."""
-    schedule = Schedule(settings.steps, settings.learning_rate, settings.momentum, settings.tolerance)
+    schedule = Schedule(
+        settings.steps, settings.learning_rate, settings.momentum, settings.tolerance, settings.gradient_clip
+    )
     objective = OBJECTIVES[settings.objective](quantizer)
     return Training(objective, OPTIMIZERS[settings.optimizer], schedule, settings.batch_tokens)
 

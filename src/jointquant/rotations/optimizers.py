@@ -51,12 +51,21 @@ class Schedule:
         momentum: the part of the direction before that each step keeps.
         tolerance: in its second half, where the rate is low, training ends when the mean loss of ``SETTLING`` steps is
             less than this part of it below the mean of as many steps before them; 0: only ``steps`` ends it.
+        gradient_clip: the largest Frobenius norm of a matrix's gradient; longer ones are shortened to it; None: none.
     """
 
     steps: int
     learning_rate: float
     momentum: float
     tolerance: float = 0.0
+    gradient_clip: float | None = None
+
+    def clipped(self, gradient: Tensor) -> Tensor:
+        """The gradient of each matrix [..., n, n], shortened where it is longer than ``gradient_clip``."""
+        if self.gradient_clip is None:
+            return gradient
+        length = torch.linalg.matrix_norm(gradient, keepdim=True)
+        return gradient * (self.gradient_clip / length.clamp_min(TINY)).clamp_max(1)
 
     def rate(self, step: int) -> float:
         """The learning rate of one step."""
@@ -141,6 +150,8 @@ def qr_orth(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Le
         loss = problem.loss(rotation, step)
         optimizer.zero_grad()
         (loss * problem.scale).sum().backward()
+        assert latent.grad is not None
+        latent.grad = schedule.clipped(latent.grad)
         optimizer.step()
         losses.append(loss.detach().mean().item())
         if schedule.settled(losses):
@@ -170,7 +181,7 @@ def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Lea
         loss = problem.loss(leaf, step)
         (gradient,) = torch.autograd.grad((loss * problem.scale).sum(), leaf)
         rotation = leaf.detach()
-        momentum = schedule.momentum * momentum + tangent(rotation, gradient)
+        momentum = schedule.momentum * momentum + tangent(rotation, schedule.clipped(gradient))
         bound = shortening(schedule.learning_rate * momentum, LARGEST_TURN)
         moved = rotation @ cayley_transform(schedule.rate(step) * bound * momentum)
         angles.append(turned(rotation, moved))

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from jointquant.distributed.ranks import check_size
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
+from jointquant.models.layer import head_dim_of
 from jointquant.models.scaling import check_scalable
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.runtime.assembly import Assembly
@@ -45,13 +46,33 @@ def window_length(config: PretrainedConfig, asked: int | None) -> int:
 
 
 def fitted(recipe: Recipe, config: PretrainedConfig) -> Recipe:
-    """The recipe with the length of a calibration window as a number. Raises InputError as ``window_length``."""
+    """The recipe with what depends on the model as numbers: the length of a calibration window, and a head's channels.
+
+    Raises:
+        InputError: as ``window_length``.
+    """
+    recipe = _with_heads_as_groups(recipe, config)
     length = window_length(config, recipe.calibration.seqlen)
     if length == recipe.calibration.seqlen:
         return recipe
     if length < DEFAULT_SEQLEN:
         LOG.info("calibration windows have %d tokens, all that the model reads (`seqlen`)", length)
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"seqlen": length})})
+
+
+def _with_heads_as_groups(recipe: Recipe, config: PretrainedConfig) -> Recipe:
+    """The recipe with strategy ``head`` of inputs as groups of ``head_dim`` channels."""
+    every = (recipe.activations.model_dump(), *(override.activations for override in recipe.overrides))
+    if not any(settings.get("strategy") == "head" for settings in every):
+        return recipe
+    groups = {"strategy": "group", "group_size": head_dim_of(config)}
+    activations, *changed = (each | groups if each.get("strategy") == "head" else each for each in every)
+    overrides = tuple(
+        override.model_copy(update={"activations": settings})
+        for override, settings in zip(recipe.overrides, changed, strict=True)
+    )
+    found = {"activations": type(recipe.activations).model_validate(activations), "overrides": overrides}
+    return recipe.model_copy(update=found)
 
 
 def _check_centring(config: PretrainedConfig, architecture: Architecture, recipe: Recipe) -> None:

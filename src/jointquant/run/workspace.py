@@ -56,8 +56,12 @@ class Workspace:
 
     def load(self, name: str) -> dict[str, Tensor]:
         """A file of tensors that a run before left in the journal's folder, on every rank."""
+        return broadcast_all(self.ranks, self.load_own(name) if self.ranks.leads else {})
+
+    def load_own(self, name: str) -> dict[str, Tensor]:
+        """The same on one rank alone, the one that writes the journal."""
         assert self.journal is not None
-        return broadcast_all(self.ranks, load_tensors(self.journal.work / name) if self.ranks.leads else {})
+        return load_tensors(self.journal.work / name)
 
     def states(self, windows: Tensor, hidden_size: int, aside: str | None = None) -> HiddenStates:
         """Room for the hidden states [n, T, hidden_size] of windows [n, T], not yet filled.

@@ -9,7 +9,7 @@ from torch import nn
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
 from jointquant.recipe.recipe import Recipe
-from jointquant.recipe.settings import ActivationSettings, WeightSettings
+from jointquant.recipe.settings import ActivationSettings, StoredSettings, WeightSettings
 
 
 def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn.Module], head_dim: int) -> None:
@@ -27,12 +27,12 @@ def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn
     _check_patterns(recipe, list(sizes))
     for name, size in sizes.items():
         weights, activations = recipe.weights_of(name), recipe.activations_of(name)
-        _check_group(f"weights of {name}", weights.stored_group_size, size)
+        _check_weight_group(f"weights of {name}", weights, size)
         _check_group(f"activations of {name}", activations.group_size, size)
         _check_codebook(name, weights, activations)
     hidden = next(iter(sizes.values()))  # the first linear of a layer reads the residual stream
-    _check_group(architecture.head, recipe.head.stored_group_size, hidden)
-    _check_group("embeddings", recipe.embeddings.stored_group_size, hidden)
+    _check_weight_group(architecture.head, recipe.head, hidden)
+    _check_weight_group("embeddings", recipe.embeddings, hidden)
     for what, ranges in (("keys", recipe.kv_cache.of_keys), ("values", recipe.kv_cache.of_values)):
         _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
 
@@ -62,6 +62,14 @@ def _check_codebook(name: str, weights: WeightSettings, activations: ActivationS
         raise InputError(
             f"weights.type {weights.type} is for weights alone, {name} has activations of {activations.num_bits} bits: "
             "expected activations.num_bits 16"
+        )
+
+
+def _check_weight_group(what: str, weights: StoredSettings, size: int) -> None:
+    group_size = weights.stored_group_size
+    if weights.group_tail == "refuse" and group_size is not None and size % group_size:
+        raise InputError(
+            f"group_size {group_size} of {what} does not divide {size}: expected a divisor, null, or group_tail: pad"
         )
 
 

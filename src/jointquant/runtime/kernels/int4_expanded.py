@@ -82,6 +82,8 @@ class Int4Expanded:
             return "results of 32 bits at most, not torch.float64"
         if weight is None or weight.num_bits > 4:
             return "weights of at most 4 bits on an integer grid"
+        if problem.has_tail:
+            return "groups that divide in_features"
         if problem.in_features % 2:
             return "an even in_features"
         return None

@@ -97,5 +97,5 @@ class Int4Rows:
 def _group_size(group_size: int | None, in_features: int) -> int | None:
     """The group size for torch's product: that of the weight, or for whole rows the largest that divides them."""
     if group_size is not None and group_size != in_features:
-        return group_size if group_size in GROUP_SIZES else None
+        return group_size if group_size in GROUP_SIZES and in_features % group_size == 0 else None
     return next((size for size in GROUP_SIZES if in_features % size == 0), None)

@@ -79,6 +79,8 @@ class Int4Triton:
             return "weights of at most 4 bits on an integer grid"
         if problem.dtype not in DTYPES:
             return f"results of 32 bits at most, not {problem.dtype}"
+        if problem.has_tail:
+            return "groups that divide in_features"
         if problem.in_features % 2:
             return "an even in_features"
         if problem.quantizer is not None and not problem.one_range_per_token:

@@ -44,6 +44,12 @@ class Problem:
         return self.weight if isinstance(self.weight, IntFormat) else None
 
     @property
+    def has_tail(self) -> bool:
+        """Whether the last group of W's rows is shorter than the others."""
+        size = self.weight.group_size
+        return size is not None and self.in_features % size != 0
+
+    @property
     def one_range_per_token(self) -> bool:
         """Whether all channels of a token share a scale: what products of integers need."""
         if isinstance(self.quantizer, StaticRange):
