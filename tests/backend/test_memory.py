@@ -33,7 +33,7 @@ def pages_made(times):
 
 with little_freed_memory_kept():
     print(pages_made(10))
-pages_made(1)
+pages_made(20)  # until the heap has room for one in one piece
 print(pages_made(10))
 """
 CHILD = "from jointquant.backend.memory import peak_rss_bytes; print(peak_rss_bytes())"
