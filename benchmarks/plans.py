@@ -2,7 +2,7 @@
 
     python benchmarks/plans.py
 
-Writes benchmarks/results/plans.json.
+Writes benchmarks/results/plans.json (70B, in detail) and plans_by_size.json.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from transformers import LlamaConfig
 
 import jointquant
 from report import machine
 
-RESULT = Path(__file__).parent / "results" / "plans.json"
+RESULTS = Path(__file__).parent / "results"
 SEVENTY = {
     "hidden_size": 8192,
     "intermediate_size": 28672,
@@ -28,30 +29,53 @@ MODELS = {
     "Llama-2-70B": SEVENTY | {"vocab_size": 32000, "max_position_embeddings": 4096},
     "Llama-3-70B": SEVENTY | {"vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0},
 }
+WIDE = {"vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0}
+BY_SIZE = {
+    "1B": WIDE
+    | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
+    | {"num_attention_heads": 32, "num_key_value_heads": 8},
+    "8B": WIDE
+    | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    | {"num_attention_heads": 32, "num_key_value_heads": 8},
+    "70B": SEVENTY | WIDE,
+}
 MEMORY, SIZE = "64GB", "70B"
 DEVICES = {"dartquant": "24GB", "w4a4kv4": "80GB"}
 """By recipe: refining a layer's rounding takes gradients, and so more memory."""
 
 
 def main() -> None:
-    """Plan every model and write the result file."""
-    rows = []
-    for recipe, device in DEVICES.items():
-        for name, sizes in MODELS.items():
-            with tempfile.TemporaryDirectory() as folder:
-                LlamaConfig(**sizes, dtype="bfloat16").save_pretrained(folder)
-                settings = jointquant.load_recipe(recipe, size=SIZE)
-                plan = jointquant.dry_run(folder, settings, memory_budget=MEMORY, device_budget=device)
-            rows.append({"model": name, "recipe": recipe, "device_budget": device} | plan.to_dict())
-            print(rows[-1])
-    result = {
-        "command": "python benchmarks/plans.py",
-        **machine(),
-        "size": SIZE,
-        "memory_budget": MEMORY,
-        "rows": rows,
-    }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    """Plan every model and write the result files."""
+    large = [
+        planned(name, sizes, recipe, device, SIZE)
+        for recipe, device in DEVICES.items()
+        for name, sizes in MODELS.items()
+    ]
+    write("plans", large, size=SIZE)
+    kinds = [("w4a16", "80GB"), ("dartquant", "24GB")]
+    by_size = [
+        planned(f"Llama 3 {size}", sizes, recipe, device, size)
+        for recipe, device in kinds
+        for size, sizes in BY_SIZE.items()
+    ]
+    write("plans_by_size", by_size)
+
+
+def planned(name: str, sizes: dict[str, Any], recipe: str, device: str, size: str) -> dict[str, object]:
+    """A model's plan on an accelerator with so much memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaConfig(**sizes, dtype="bfloat16").save_pretrained(folder)
+        settings = jointquant.load_recipe(recipe, size=size)
+        plan = jointquant.dry_run(folder, settings, memory_budget=MEMORY, device_budget=device)
+    row = {"model": name, "recipe": recipe, "device_budget": device} | plan.to_dict()
+    print(row)
+    return row
+
+
+def write(name: str, rows: list[dict[str, object]], **facts: str) -> None:
+    """The result file ``name``."""
+    result = {"command": "python benchmarks/plans.py", **machine(), **facts, "memory_budget": MEMORY, "rows": rows}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

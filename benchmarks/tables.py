@@ -132,6 +132,17 @@ def plans(result: dict[str, Any]) -> list[str]:
     return [*lines, "", *peaks, "", about]
 
 
+def plans_by_size(result: dict[str, Any]) -> list[str]:
+    """What models of usual sizes need on paper, in short."""
+    lines = _headed(["model", "recipe", "GPU memory", "main memory", "disk", "time"])
+    for row in result["rows"]:
+        sizes = [f"{row[f'{kind}_bytes'] / 1e9:.0f} GB" for kind in ("device_peak", "host_peak", "disk")]
+        seconds = sum(row["seconds"].values())
+        cells = [row["model"], f"`{row['recipe']}`", *sizes, f"{seconds / 60:.0f} min"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"`{result['command']}`; {result['date']}."]
+
+
 def memory(result: dict[str, Any]) -> list[str]:
     """Peak memory by depth, beside the plan's prediction."""
     lines = ["| layers | peak | predicted | bound | hidden states | seconds |", "|-|-|-|-|-|-|"]
@@ -342,6 +353,16 @@ def token_lengths(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
 
 
+def one_capture(result: dict[str, Any]) -> list[str]:
+    """The seconds of each training on one capture."""
+    lines = _headed(["learned on one capture", "seconds", "share of the capture's"])
+    lines.append(f"| the capture itself | {result['capture_seconds']:.2f} | |")
+    for row in result["rows"]:
+        lines.append(f"| {row['training']} | {row['seconds']:.2f} | {row['share_of_capture']:.0%} |")
+    facts = f"{result['model']}, {result['windows']} windows of {result['seqlen']} tokens"
+    return [*lines, "", f"{facts}; `{result['command']}`; {_made(result)}"]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -374,6 +395,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "mixture": mixture,
     "real_model_presets": real_model,
     "token_lengths": token_lengths,
+    "one_capture_stories260k": one_capture,
+    "one_capture_smollm2": one_capture,
+    "plans_by_size": plans_by_size,
     "mixture_starved": mixture_starved,
 }
 

@@ -15,6 +15,7 @@ ENVIRONMENT = {
     "HF_HUB_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # a peer that is gone is said in our words, not in frames of C++
 }
 """What libraries read when they are imported; what a user has set stays."""
 
