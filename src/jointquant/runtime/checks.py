@@ -66,16 +66,16 @@ def _check_codebook(name: str, weights: WeightSettings, activations: ActivationS
 
 
 def _check_weight_group(what: str, weights: StoredSettings, size: int) -> None:
-    group_size = weights.stored_group_size
-    if weights.group_tail == "refuse" and group_size is not None and size % group_size:
-        raise InputError(
-            f"group_size {group_size} of {what} does not divide {size}: expected a divisor, null, or group_tail: pad"
-        )
+    if weights.group_tail == "refuse":
+        _check_group(what, weights.stored_group_size, size, or_else=", null, or group_tail: pad")
 
 
-def _check_group(what: str, group_size: int | None, size: int) -> None:
+def _check_group(what: str, group_size: int | None, size: int, or_else: str = ", or null") -> None:
     if group_size is not None and size % group_size:
-        raise InputError(f"group_size {group_size} of {what} does not divide {size}: expected a divisor or null")
+        largest = next(part for part in range(min(group_size, size), 0, -1) if size % part == 0)
+        raise InputError(
+            f"group_size {group_size} of {what} does not divide {size}: expected a divisor, {largest} at most{or_else}"
+        )
 
 
 def _in_features(module: nn.Module) -> int:
