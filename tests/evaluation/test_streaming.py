@@ -65,3 +65,12 @@ def test_room_is_left_for_the_model_beside(save_model, monkeypatch: pytest.Monke
         monkeypatch.setattr("jointquant.evaluation.runners.room_for", lambda *_, room=room: room)
         assert isinstance(runner_of(model, {"device": "cpu", "dtype": "float32"}, None), Loaded)
         assert isinstance(runner_of(model, {"device": "cpu", "dtype": "float32"}, None, beside=model), expected)
+
+
+def test_under_a_budget_the_files_that_are_mapped_count(save_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_model("llama")
+    needed = needed_in_memory(open_stream(model), Place(torch.device("cpu"), torch.float32))
+    monkeypatch.setattr("jointquant.evaluation.runners.room_for", lambda *_: needed)
+    monkeypatch.setattr("jointquant.evaluation.runners.mapped_bytes", lambda _: needed)
+    assert isinstance(runner_of(model, {"device": "cpu", "dtype": "float32"}, None), Loaded)
+    assert isinstance(runner_of(model, {"device": "cpu", "dtype": "float32"}, "1GB"), Streamed)

@@ -143,7 +143,8 @@ def runner_of(
     if beside is not None:
         other = open_any_stream(beside, given["allow_pickle"], given["digests"])
         reserved = needed_streamed(other, Place(where, resolve_dtype(given["dtype"], where, other.stored_dtype)))
-    if limit is None or needed_in_memory(stream, place) + reserved <= limit:
+    loading = 0 if memory_budget is None else bytes_in_memory(stream, place) + mapped_bytes(folder)
+    if limit is None or max(needed_in_memory(stream, place) + reserved, loading) <= limit:
         return Loaded(load(folder, kernels=kernels, **of_folder(given)), ranks)
     return Streamed(stream, Workspace(place, "disk", ranks=ranks))
 
@@ -151,6 +152,11 @@ def runner_of(
 def needed_in_memory(stream: ModelStream, place: Place) -> int:
     """Bytes that a model takes while it is evaluated as a whole."""
     return bytes_in_memory(stream, place) + LOGITS_AT_ONCE * stream.config.vocab_size * place.dtype.itemsize
+
+
+def mapped_bytes(folder: Path) -> int:
+    """Of a model's files of tensors, which count as a process's own memory while it is loaded."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
 
 
 def needed_streamed(stream: ModelStream, place: Place) -> int:
