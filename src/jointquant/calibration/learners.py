@@ -113,89 +113,11 @@ def head_sampler(stream: ModelStream, recipe: Recipe, windows: Tensor, ranks: Ra
     return Sampler(lambda _: [stream.architecture.output], sample)
 
 
-class ResidualLearner:
-    """Samples the residual sites layer by layer for the training of R1, which follows the walk."""
-
-    def __init__(self, sampler: Sampler, training: ResidualTraining, device: torch.device) -> None:
-        self.sampler, self.training, self.device = sampler, training, device
-
-    def observers(self) -> Observers:
-        """At the sites that read the residual stream."""
-        return self.sampler.observers()
-
-    def before(
-        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
-    ) -> AbstractContextManager[object]:
-        """Tell the sample which tokens come by."""
-        self.sampler.expect(states)
-        return nullcontext()
-
-    def after(self, index: int) -> None:
-        """Close the layer's sample."""
-        self.training.take(index, self.sampler.take())
-
-    def record(self) -> dict[str, Tensor]:
-        """The last layer's sample."""
-        return {SAMPLE: self.training.samples[self.sampler.layer - 1]}
-
-    def state(self) -> dict[str, Tensor]:
-        """Where the sampling stands."""
-        return self.sampler.state()
-
-    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
-        """The samples of the layers so far."""
-        for index, record in enumerate(records):
-            self.training.take(index, record[SAMPLE].to(self.device))
-        self.sampler.restore(len(records), state)
-
-
-class HeadLearner:
-    """Samples each layer's values, as o_proj reads them, and has its R2 learned (smoothed, where they will be)."""
-
-    def __init__(self, sampler: Sampler, training: HeadTraining, smoother: Smoother | None) -> None:
-        self.sampler, self.training, self.smoother = sampler, training, smoother
-
-    def observers(self) -> Observers:
-        """At the input of the attention's output projection."""
-        return self.sampler.observers()
-
-    def before(
-        self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
-    ) -> AbstractContextManager[object]:
-        """Tell the sample which tokens come by."""
-        self.sampler.expect(states)
-        return nullcontext()
-
-    def after(self, index: int) -> None:
-        """Learn the layer's R2; the smoother has closed the layer before."""
-        scales = {} if self.smoother is None else self.smoother.layers[index]
-        self.training.take(index, self.sampler.take(), scales)
-
-    def record(self) -> dict[str, Tensor]:
-        """The last layer's R2 and how it was learned."""
-        last = self.training.learned[-1]
-        losses, angles = (torch.tensor(values, dtype=torch.float64) for values in (last.losses, last.angles))
-        return {"rotation": last.rotation, "losses": losses, "angles": angles}
-
-    def state(self) -> dict[str, Tensor]:
-        """Where the sampling stands."""
-        return self.sampler.state()
-
-    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
-        """The rotations of the layers so far."""
-        self.sampler.restore(len(records), state)
-        self.training.learned = [
-            Learned(record["rotation"], tuple(record["losses"].tolist()), tuple(record["angles"].tolist()))
-            for record in records
-        ]
-
-
-class SampleKeeper:
-    """Samples some places of each layer for later: nothing is learned, and the record is all that is kept."""
+class SamplingLearner:
+    """A learner that sees of each layer what a sampler draws; what becomes of the sample, each kind says for itself."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
-        self.last: Tensor | None = None
 
     def observers(self) -> Observers:
         """At the sampled places."""
@@ -208,6 +130,71 @@ class SampleKeeper:
         self.sampler.expect(states)
         return nullcontext()
 
+    def state(self) -> dict[str, Tensor]:
+        """Where the sampling stands."""
+        return self.sampler.state()
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+        """Go on sampling behind the layers that left ``records``."""
+        self.sampler.restore(len(records), state)
+
+
+class ResidualLearner(SamplingLearner):
+    """Samples the residual sites layer by layer for the training of R1, which follows the walk."""
+
+    def __init__(self, sampler: Sampler, training: ResidualTraining, device: torch.device) -> None:
+        super().__init__(sampler)
+        self.training, self.device = training, device
+
+    def after(self, index: int) -> None:
+        """Close the layer's sample."""
+        self.training.take(index, self.sampler.take())
+
+    def record(self) -> dict[str, Tensor]:
+        """The last layer's sample."""
+        return {SAMPLE: self.training.samples[self.sampler.layer - 1]}
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+        """The samples of the layers so far."""
+        super().restore(records, state)
+        for index, record in enumerate(records):
+            self.training.take(index, record[SAMPLE].to(self.device))
+
+
+class HeadLearner(SamplingLearner):
+    """Samples each layer's values, as o_proj reads them, and has its R2 learned (smoothed, where they will be)."""
+
+    def __init__(self, sampler: Sampler, training: HeadTraining, smoother: Smoother | None) -> None:
+        super().__init__(sampler)
+        self.training, self.smoother = training, smoother
+
+    def after(self, index: int) -> None:
+        """Learn the layer's R2; the smoother has closed the layer before."""
+        scales = {} if self.smoother is None else self.smoother.layers[index]
+        self.training.take(index, self.sampler.take(), scales)
+
+    def record(self) -> dict[str, Tensor]:
+        """The last layer's R2 and how it was learned."""
+        last = self.training.learned[-1]
+        losses, angles = (torch.tensor(values, dtype=torch.float64) for values in (last.losses, last.angles))
+        return {"rotation": last.rotation, "losses": losses, "angles": angles}
+
+    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+        """The rotations of the layers so far."""
+        super().restore(records, state)
+        self.training.learned = [
+            Learned(record["rotation"], tuple(record["losses"].tolist()), tuple(record["angles"].tolist()))
+            for record in records
+        ]
+
+
+class SampleKeeper(SamplingLearner):
+    """Samples some places of each layer for later: nothing is learned, and the record is all that is kept."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__(sampler)
+        self.last: Tensor | None = None
+
     def after(self, index: int) -> None:
         """Close the layer's sample; the one before goes."""
         self.last = self.sampler.take()
@@ -216,14 +203,6 @@ class SampleKeeper:
         """The last layer's sample."""
         assert self.last is not None
         return {SAMPLE: self.last}
-
-    def state(self) -> dict[str, Tensor]:
-        """Where the sampling stands."""
-        return self.sampler.state()
-
-    def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
-        """Go on behind the layers that are kept."""
-        self.sampler.restore(len(records), state)
 
 
 class SensitivityLearner:
