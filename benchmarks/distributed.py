@@ -30,10 +30,10 @@ import jointquant
 from jointquant.backend.devices import HOST, ON_PAPER_DEVICE
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, NUM_SAMPLES, SEQLEN
 from jointquant.models.configuration import read_config
-from jointquant.planning.needs import Workload
 from jointquant.planning.shape import ModelShape, model_of, shape_of_model
 from jointquant.planning.speed import ON_PAPER, measure, seconds_of
 from jointquant.planning.traffic import seconds_on_links, traffic_of
+from jointquant.planning.workload import Workload
 from quantization import LARGE, LARGE_LAYERS
 from report import machine
 

@@ -86,6 +86,7 @@ COVERED_ELSEWHERE = {
     "models/scaling.py": "tests/calibration/test_smoothing.py",
     "models/source.py": "tests/trust/test_shard_index.py",
     "planning/needs.py": "tests/planning/test_plan.py",
+    "planning/workload.py": "tests/planning/test_plan.py",
     "quantization/ranges.py": "tests/rounding/test_input_ranges.py",
     "quantization/smoothing.py": "tests/calibration/test_smoothing.py",
     "quantization/straight_through.py": "tests/quantization/test_learned_rounding.py",

@@ -7,8 +7,8 @@ from transformers import LlamaConfig
 
 import jointquant
 from jointquant.backend.devices import HOST
-from jointquant.planning.needs import Workload
 from jointquant.planning.shape import model_of, shape_of_model
+from jointquant.planning.workload import Workload
 
 GB = 10**9
 

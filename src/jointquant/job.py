@@ -25,9 +25,9 @@ from jointquant.files.output import check_output
 from jointquant.models.options import ModelOptions
 from jointquant.models.overflow import overflow_explained
 from jointquant.planning.budget import Limits, base_of, budget_of, check_texts, plan_runs
-from jointquant.planning.needs import workloads
 from jointquant.planning.plan import Budget, Plan
 from jointquant.planning.shape import shape_of_model
+from jointquant.planning.workload import workloads
 from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.run.fitting import assemble, check_windows, fitted
@@ -58,7 +58,7 @@ class Request:
         announce: told the largest plan before the work begins.
         besides: what makes the run what it is besides model, recipes and windows; empty for ``quantize``.
         folder: where in the output each recipe's artifact lies, under its label; None: the one recipe fills it.
-        verb: whose demand on memory and disk is planned, see ``planning.needs.DEMANDS``.
+        verb: whose demand on memory and disk is planned, see ``planning.workload.DEMANDS``.
         measured: tokens of a window that artifacts are measured on, where it is said.
     """
 

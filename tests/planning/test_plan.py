@@ -14,8 +14,9 @@ import jointquant
 from conftest import few_steps, possible, small
 from jointquant.backend.devices import HOST, ON_PAPER_DEVICE, tokens_at_once
 from jointquant.errors import InputError
-from jointquant.planning.needs import DEMANDS, phases_of
+from jointquant.planning.needs import phases_of
 from jointquant.planning.plan import Budget, Choice, choices, make_plan, plan_of, shortages
+from jointquant.planning.workload import DEMANDS
 from workloads import GB, work
 
 SEVEN = {device: work(device) for device in (HOST, ON_PAPER_DEVICE)}

@@ -22,7 +22,7 @@ from jointquant.analysis.moments import ErrorSum, Spread, SpreadSum
 from jointquant.models.architecture import Site
 from jointquant.models.layer import LayerArguments, Place
 from jointquant.models.stream import ModelStream
-from jointquant.planning.needs import PROBE_TOKENS
+from jointquant.planning.workload import PROBE_TOKENS
 from jointquant.progress import Progress
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.cache import seen_by

@@ -12,8 +12,9 @@ import torch
 from jointquant.backend.memory import Size, available, bytes_of_size, device_available, resident, words
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import require
-from jointquant.planning.needs import Workload, reading_bytes
+from jointquant.planning.needs import reading_bytes
 from jointquant.planning.plan import Budget, Plan, make_plan
+from jointquant.planning.workload import Workload
 from jointquant.run.journal import partial_folder
 from jointquant.text.sources import size_of
 

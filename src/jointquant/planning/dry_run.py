@@ -17,11 +17,12 @@ from jointquant.models.configuration import read_config
 from jointquant.models.layer import Place
 from jointquant.models.options import ModelOptions, completed
 from jointquant.planning.budget import base_of, device_limit, free_disk, plan_runs
-from jointquant.planning.needs import Bytes, workloads
+from jointquant.planning.needs import Bytes
 from jointquant.planning.plan import Budget, Plan
 from jointquant.planning.shape import model_of, shape_of_model
 from jointquant.planning.speed import ON_PAPER, measure, seconds_of
 from jointquant.planning.traffic import seconds_on_links, traffic_of
+from jointquant.planning.workload import workloads
 from jointquant.progress import Progress, shown
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.run.fitting import assemble, check_windows, fitted

@@ -5,19 +5,14 @@ The factors were fitted to measurements on CPUs (``benchmarks/memory.py`` prints
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
-from jointquant.activations.hidden_states import micro_batch
 from jointquant.backend.devices import elements_at_once
 from jointquant.models.architecture import stage_of
-from jointquant.models.layer import Place
-from jointquant.planning.shape import ModelShape
-from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation, Recipe
+from jointquant.planning.workload import Workload
+from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
 from jointquant.text.rows import MAX_TEXT
-from jointquant.text.sources import size_of
 
 FLOAT = 4
 DOUBLE = 8
@@ -35,10 +30,6 @@ TRAINED_ACTIVATIONS = 40
 """Copies of the widest activation that a step keeps for its gradients."""
 SAMPLE_COPIES, TRAINED_BATCHES = 3, 8
 """Of the tokens that a layer's R4 is learned on, while they are put in order; of a batch of them in a step."""
-PROBE_TOKENS = 2048
-"""Tokens that are followed through the layers to be looked at (whole windows, one at least)."""
-MEASURED_TOKENS = 2048
-"""Tokens of a window that artifacts are measured on, where it is not said."""
 LOGITS, COMPARED_LOGITS, COMPARED_TOKENS = 2, 4, 256
 """Copies of a window's logits while an artifact is measured, and of those of so many of its tokens at once."""
 PROBE_STATES = 4
@@ -50,144 +41,6 @@ TEXT_COPIES = 12
 """Bytes a byte of text: in pieces and whole, its tokens as they come and as a tensor (7 to 11.5 were measured)."""
 
 Bytes = dict[str, int]
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a plan is for.
-
-    Attributes:
-        shape: of the model.
-        recipe: all settings.
-        num_windows: calibration windows.
-        seqlen: tokens of a window.
-        dtype: layers compute in.
-        device: where layers run; its memory is the host's on a CPU.
-        base: bytes of the process before it starts.
-        ranks: how many share the windows; everything else is of one of them, the one with most of them.
-        together: the recipes that learn on the same walk through the unquantized model; empty: this one alone.
-        rounds: whether pass 2 follows, or activations are only looked at.
-        kept_samples: whether the samples of all layers are written down, and none of them is learned from.
-        probed: tokens that are followed through the unquantized model beside, to be looked at.
-        kept: bytes of artifacts of other recipes that stay.
-        measured: tokens of a window that artifacts are measured on; 0: they are not.
-        text: bytes of the calibration text, where they are known beforehand.
-    """
-
-    shape: ModelShape
-    recipe: Recipe
-    num_windows: int
-    seqlen: int
-    dtype: torch.dtype
-    device: torch.device
-    base: int
-    ranks: int = 1
-    together: tuple[Recipe, ...] = ()
-    rounds: bool = True
-    kept_samples: bool = False
-    probed: int = 0
-    kept: int = 0
-    measured: int = 0
-    text: int = 0
-
-    @property
-    def learners(self) -> tuple[Recipe, ...]:
-        """The recipes that learn on one walk."""
-        return self.together or (self.recipe,)
-
-    @property
-    def all_tokens(self) -> int:
-        """Of all windows."""
-        return self.num_windows * self.seqlen
-
-    @property
-    def tokens(self) -> int:
-        """Of one rank's windows."""
-        return -(-self.num_windows // self.ranks) * self.seqlen
-
-    @property
-    def states(self) -> int:
-        """Bytes of the hidden states of all windows, and of what is kept beside them."""
-        return self.travelling + self.beside
-
-    @property
-    def travelling(self) -> int:
-        """Bytes of the hidden states on their way through the layers."""
-        return self.tokens * self.shape.hidden_size * self.dtype.itemsize
-
-    @property
-    def beside(self) -> int:
-        """Where rounding is refined, bytes of the unquantized model's states; with GPTQ, of what a layer's attention
-        hands on.
-        """
-        channels = self.shape.hidden_size if self.refined else 0
-        if hessian_bytes(self):
-            channels += attended_size(self.shape)
-        return self.tokens * channels * self.dtype.itemsize
-
-    @property
-    def inner(self) -> int:
-        """Bytes of what a dense layer's down projection reads of all windows, where keeping it spares a run."""
-        if self.refined or not hessian_bytes(self) or any("." in site.name for site in self.shape.sites):
-            return 0
-        return self.tokens * self.shape.intermediate_size * self.dtype.itemsize
-
-    @property
-    def refined(self) -> bool:
-        """Whether rounding is learned."""
-        return self.recipe.refinement.enabled
-
-    @property
-    def reads_codes(self) -> bool:
-        """Whether inputs are quantized while weights are rounded."""
-        return self.recipe.activations.enabled and self.recipe.calibration.activations == "quantized"
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of a step of refinement: whole windows, one at least."""
-        return self.recipe.refinement.batch_windows(self.seqlen) * self.seqlen
-
-    @property
-    def steps(self) -> int:
-        """Steps of refinement, a layer."""
-        return self.recipe.refinement.num_steps(self.num_windows, self.seqlen)
-
-    @property
-    def on_host(self) -> bool:
-        """Whether layers run in the host's memory."""
-        return self.device.type == "cpu"
-
-
-def _probed(work: Workload) -> int:
-    return min(work.num_windows, micro_batch(work.seqlen, PROBE_TOKENS)) * work.seqlen
-
-
-DEMANDS: dict[str, Callable[[Workload], Workload]] = {
-    "quantize": lambda work: work,
-    "compare": lambda work: replace(work, probed=_probed(work), measured=work.measured or MEASURED_TOKENS),
-    "stats": lambda work: replace(work, probed=_probed(work), rounds=False),
-    "capture": lambda work: replace(work, rounds=False, kept_samples=True),
-    "rotate": lambda work: replace(work, rounds=False),
-}
-"""By verb, what it does with a recipe's workload: both passes; both with the unquantized model beside the second, and a
-measurement; the first pass, and a look at the activations; the first pass without learning; the first pass.
-"""
-
-
-def workloads(
-    verb: str, recipes: Sequence[Recipe], shape: ModelShape, place: Place, base: int, ranks: int, measured: int = 0
-) -> list[Workload]:
-    """What a verb does by each of several recipes; those that calibrate alike share a walk, and its memory."""
-    found = []
-    for recipe in recipes:
-        together = tuple(other for other in recipes if other.calibration == recipe.calibration)
-        windows = recipe.calibration.num_samples, recipe.calibration.window
-        text = size_of(recipe.calibration.source)
-        work = Workload(
-            shape, recipe, *windows, place.dtype, place.device, base, ranks, together, measured=measured, text=text
-        )
-        found.append(DEMANDS[verb](work))
-    return found
 
 
 @dataclass(frozen=True)
@@ -280,7 +133,7 @@ def sample_bytes(work: Workload) -> Bytes:
             size //= work.shape.num_layers if work.kept_samples else 1  # a layer's is let go once it is written
             found["samples for R1"] = found.get("samples for R1", 0) + size
         if isinstance(r2, LearnedRotation):
-            size = 2 * min(r2.num_tokens, work.all_tokens) * attended_size(work.shape) * FLOAT
+            size = 2 * min(r2.num_tokens, work.all_tokens) * work.shape.attended_size * FLOAT
             found["sample for R2"] = found.get("sample for R2", 0) + size
     return found
 
@@ -341,18 +194,12 @@ def rotation_bytes(work: Workload) -> Bytes:
 
 def hessian_bytes(work: Workload) -> dict[str, dict[str, int]]:
     """Of each site whose linears are rounded with GPTQ, by the stage in which they are summed, and by name."""
-    weights = work.recipe.weights
-    if not weights.enabled or weights.method != "gptq":
+    if not work.sums_hessians:
         return {}
     found: dict[str, dict[str, int]] = {}
     for site in work.shape.sites:
         found.setdefault(stage_of(site.name), {})[site.name] = FLOAT * site.in_features**2
     return found
-
-
-def attended_size(shape: ModelShape) -> int:
-    """Channels that a layer's attention hands to its output projection."""
-    return next(site.in_features for site in shape.sites if site.name == "o_in")
 
 
 def disk_of(work: Workload, spilled: int = 0) -> Bytes:

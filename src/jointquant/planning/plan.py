@@ -9,7 +9,8 @@ from jointquant.activations.hidden_states import micro_batch
 from jointquant.backend.devices import tokens_at_once
 from jointquant.backend.memory import words
 from jointquant.errors import InputError
-from jointquant.planning.needs import Bytes, Needs, Workload, disk_of, phases_of
+from jointquant.planning.needs import Bytes, Needs, disk_of, phases_of
+from jointquant.planning.workload import Workload
 from jointquant.run.workspace import Storage
 
 

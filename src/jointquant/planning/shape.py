@@ -75,6 +75,11 @@ class ModelShape:
         return max(own, self.intermediate_size)
 
     @property
+    def attended_size(self) -> int:
+        """Channels that a layer's attention hands to its output projection."""
+        return next(site.in_features for site in self.sites if site.name == "o_in")
+
+    @property
     def parameters(self) -> int:
         """Of the whole model, the head untied."""
         return self.embeddings + self.num_layers * self.layer + self.head

@@ -11,7 +11,7 @@ import torch
 from jointquant.backend.devices import synchronize
 from jointquant.distributed.ranks import Ranks
 from jointquant.models.architecture import stage_of
-from jointquant.planning.needs import Workload
+from jointquant.planning.workload import Workload
 from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
 from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
 

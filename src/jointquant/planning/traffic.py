@@ -9,11 +9,11 @@ from jointquant.planning.needs import (
     FLOAT,
     SAMPLE_COPIES,
     Bytes,
-    Workload,
     hessian_bytes,
     inner_sample_bytes,
     sample_bytes,
 )
+from jointquant.planning.workload import Workload
 from jointquant.recipe.recipe import LearnedResidualRotation
 
 LINKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
