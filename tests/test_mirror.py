@@ -79,6 +79,7 @@ COVERED_ELSEWHERE = {
     "cli/ranks.py": "tests/distributed/test_process_group.py",
     "cli/stats.py": "tests/cli/test_compare.py",
     "demo/train.py": "tests/demo/test_corpus.py",
+    "evaluation/pair.py": "tests/evaluation/test_check.py",
     "evaluation/runners.py": "tests/evaluation/test_streaming.py",
     "export/native.py": "tests/export/test_compressed.py",
     "files/manifest.py": "tests/files/test_working_folder.py",

@@ -8,26 +8,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 from typing_extensions import Unpack
 
 from jointquant.activations.substitution import substituted
 from jointquant.backend.memory import Size
 from jointquant.errors import require
-from jointquant.evaluation.check import check_room
-from jointquant.evaluation.divergence import Divergence, token_divergences
-from jointquant.evaluation.perplexity import predictions
-from jointquant.hub import locate
+from jointquant.evaluation.divergence import Divergence
+from jointquant.evaluation.evaluate import measured
+from jointquant.evaluation.pair import Pair
+from jointquant.evaluation.runners import Loaded
 from jointquant.models.architecture import Architecture
-from jointquant.models.options import ModelOptions, completed, of_folder
+from jointquant.models.options import ModelOptions, completed
 from jointquant.progress import Progress, shown
 from jointquant.run.fitting import window_length
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
-from jointquant.runtime.loading import load, load_tokenizer
-from jointquant.runtime.streaming import open_any_stream
+from jointquant.runtime.loading import load_tokenizer
 from jointquant.text.sources import load_text
 from jointquant.text.tokens import tokenize
 from jointquant.text.windows import check_vocabulary, evaluation_windows
@@ -111,37 +108,30 @@ def loss_by_part(
             than they may.
     """
     start, given, progress = time.perf_counter(), completed(options), shown(progress)
-    folders = [Path(artifact), locate(model, given["revision"], given["hub"], progress).folder]
-    streams = [open_any_stream(folder, given["allow_pickle"], given["digests"]) for folder in folders]
-    check_room(streams, given, memory_budget)
-    config, tokenizer = streams[0].config, load_tokenizer(folders[0], given["digests"])
+    pair = Pair.open(artifact, model, given, memory_budget, progress)
+    stream, tokenizer = pair.stream, load_tokenizer(pair.artifact, given["digests"])
     tokens = tokenize(tokenizer, load_text(text, "evaluation", progress, tokenizer))
-    check_vocabulary(tokens, config.vocab_size)
-    length = window_length(config, seqlen)
+    check_vocabulary(tokens, stream.config.vocab_size)
+    length = window_length(stream.config, seqlen)
     windows = evaluation_windows(tokens[:max_tokens], length, text)
-    quantized, exact = (load(folder, kernels="reference", **of_folder(given)) for folder in folders)
-    layers = [quantized.get_submodule(streams[0].architecture.layer_prefix(i)) for i in range(streams[0].num_layers)]
-    places = [(layer, streams[0].architecture_of(index)) for index, layer in enumerate(layers)]
+    quantized, exact = pair.load()
+    places = [
+        (quantized.get_submodule(stream.architecture.layer_prefix(index)), stream.architecture_of(index))
+        for index in range(stream.num_layers)
+    ]
     parts = parts_of(places)
     require(
         len(parts) > 1, f"{artifact} quantizes weights alone: expected an artifact with fewer bits for inputs or cache"
     )
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {part.name: [] for part in parts}
-    with progress.stage("loss by part", len(windows) * len(parts)) as stage:
-        for window in windows.split(1):
-            expected = predicted(exact, window)
-            for part in parts:
-                with left_exact(places, part):
-                    actual = predicted(quantized, window)
-                same = expected.argmax(-1) == actual.argmax(-1)
-                found[part.name].append((token_divergences(expected, actual), same))
-                stage.advance()
-    divergence = {
-        name: Divergence.of(torch.stack([each for each, _ in rows]), torch.stack([same for _, same in rows]))
-        for name, rows in found.items()
-    }
+    found: dict[str, Divergence] = {}
+    for part in parts:
+        with left_exact(places, part):
+            name = f"{text}, left exact: {part.name}"
+            _, divergence = measured(Loaded(quantized), Loaded(exact), windows, name, progress)
+        assert divergence is not None
+        found[part.name] = divergence
     remedies = {part.name: part.remedy for part in parts if part.remedy}
-    return Losses(text, windows.numel(), length, divergence, remedies, time.perf_counter() - start)
+    return Losses(text, windows.numel(), length, found, remedies, time.perf_counter() - start)
 
 
 Places = Sequence[tuple[nn.Module, Architecture]]
@@ -193,18 +183,6 @@ def left_exact(places: Places, part: Part) -> Iterator[None]:
                 values[architecture.attention] = {"cache_path": replace(cache, key=key, value=value)}
             stack.enter_context(substituted(layer, values=values))
         yield
-
-
-@torch.no_grad()
-def predicted(model: PreTrainedModel, window: Tensor) -> Tensor:
-    """Logits [T − 1, vocabulary] on one window [1, T]."""
-
-    def logits(input_ids: Tensor) -> Tensor:
-        scores: Tensor = model(input_ids=input_ids.to(model.device), use_cache=False).logits
-        return scores
-
-    ((row, _),) = predictions(logits, window, 1)
-    return row
 
 
 def _family(site: str) -> str:
