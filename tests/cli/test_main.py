@@ -49,6 +49,25 @@ def test_what_needs_no_model_imports_neither_torch_nor_transformers() -> None:
         assert said in done.stdout
 
 
+WITHOUT_MEMORY = """
+import atexit, sys
+from jointquant.cli import main
+atexit.register(print, "what a library does at the end", file=sys.stderr)
+def run(arguments):
+    raise MemoryError
+main.run, sys.argv = run, ["jointquant", "doctor"]
+main.main()
+"""
+
+
+def test_without_memory_nothing_else_is_tried_at_the_end() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: memory ran out: raise the limit of this process, or lower --memory-budget"
+    ]
+
+
 def test_quantize_eval_generate(save_model, tmp_path: Path, capsys) -> None:
     out = tmp_path / "artifact"
     assert run("quantize", str(save_model("llama")), "--out", str(out), *QUICK, "--json") == 0
