@@ -363,6 +363,16 @@ def one_capture(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"{facts}; `{result['command']}`; {_made(result)}"]
 
 
+def loss_by_part(result: dict[str, Any]) -> list[str]:
+    """The divergence by what was left exact, beside that of the artifact as it is."""
+    lines = _headed(["left exact", "KL divergence", "less by", "same top token"])
+    whole = result["rows"][0]["kl"]
+    for row in result["rows"]:
+        kl = f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}"
+        lines.append(f"| {row['part']} | {kl} | {1 - row['kl'] / whole:.0%} | {row['top1']:.3f} |")
+    return [*lines, "", f"`{result['command']}`; {_made(result)}"]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -398,6 +408,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "one_capture_stories260k": one_capture,
     "one_capture_smollm2": one_capture,
     "plans_by_size": plans_by_size,
+    "loss_by_part_smollm2": loss_by_part,
     "mixture_starved": mixture_starved,
 }
 
