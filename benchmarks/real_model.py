@@ -53,6 +53,7 @@ PRESETS = {
     "W4A4KV4 w4a4kv4, 30 relative steps": Row("w4a4kv4", ("refinement.steps=30", "refinement.distance=relative")),
     "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
     "W4A4KV4 w4a4kv4, 128 windows": Row("w4a4kv4", (), 128),
+    "W4A4KV4 w4a4kv4, relative, 128 windows": Row("w4a4kv4", ("refinement.distance=relative",), 128),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
     "W4A4KV16 w4a4kv16": Row("w4a4kv16"),
     "W4A4KV16 w4a4kv16, 128 windows": Row("w4a4kv16", (), 128),
