@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from jointquant.errors import InputError, require, unknown
+from jointquant.errors import InputError, printable, require, unknown
 
 OPERATIONS = ("float64", "qr", "cholesky", "solve", "eigh")
 """What is asked of a device besides products and sums in float32."""
@@ -82,7 +82,7 @@ def _prepare(name: str) -> None:
     try:
         import_module("torch_npu")
     except (ImportError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(str(error), 200)
         raise InputError(
             f"device {name!r}: torch_npu cannot be imported ({reason}): expected pip install torch-npu for this torch "
             'and CANN, or `device="cpu"`'

@@ -15,7 +15,7 @@ from jointquant.cli.output import INTERRUPTED, as_lines
 from jointquant.distributed.guard import DEFECT, PeerLostError
 from jointquant.distributed.launch import leads
 from jointquant.distributed.process_group import ProcessGroup, joined, leave
-from jointquant.errors import InputError, ResumableError, require
+from jointquant.errors import InputError, ResumableError, printable, require
 
 SHARED_VERBS = ("quantize", "eval", "compare")
 """Verbs that several ranks can do together."""
@@ -46,7 +46,7 @@ def main_of_rank(arguments: list[str], run: Callable[[list[str]], int]) -> NoRet
         sys.stdout.flush()
         leave()
     except PeerLostError as error:
-        guard.lost(" ".join(str(error).split())[:200])
+        guard.lost(printable(str(error), 200))
     except (KeyboardInterrupt, typer.Abort):
         guard.fail("interrupted", INTERRUPTED)
     except BaseException as error:

@@ -21,7 +21,7 @@ from jointquant.backend.devices import HOST, choose_accelerator, collective_back
 from jointquant.distributed.guard import Guard, PeerLostError
 from jointquant.distributed.launch import started_by_torchrun
 from jointquant.distributed.ranks import ALONE, Ranks
-from jointquant.errors import ResumableError, require
+from jointquant.errors import ResumableError, printable, require
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ def _gathering(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # DistError is one, and so is what gloo raises
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(str(error), 200)
         raise ResumableError(
             f"rank {rank} could not join the others, one of which has ended or cannot be reached ({reason}): expected "
             "all of them to start; run the same command again"

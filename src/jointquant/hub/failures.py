@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from huggingface_hub import constants, errors
 
-from jointquant.errors import InputError
+from jointquant.errors import InputError, printable
 from jointquant.hub.repository import Repository
 
 # The base of everything that the HTTP library raises, whichever version of it the client is built on.
@@ -67,7 +67,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def brief(error: BaseException) -> str:
     """An error's text on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return printable(str(error), 200) or type(error).__name__
 
 
 def unreachable(repository: Repository, error: BaseException) -> str:

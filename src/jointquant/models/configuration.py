@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from jointquant.errors import InputError, fault_of_machine, require
+from jointquant.errors import InputError, fault_of_machine, printable, require
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.shard_index import SAFETENSORS
@@ -118,5 +118,5 @@ def blamed(message: str) -> Iterator[None]:
 
 
 def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
+    text = printable(str(error), 200)
     return f"{type(error).__name__}: {text}" if not isinstance(error, (ValueError, OSError)) else text

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointquant.errors import InputError, require
+from jointquant.errors import InputError, printable, require
 from jointquant.models.source import DTYPES, InFiles, Stamps, check_finite
 from jointquant.trust.files import open_regular
 from jointquant.trust.safetensors_header import check_name
@@ -88,7 +88,7 @@ def load_pickle(path: Path, lone: str | None = None) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a pickle is a program: anything can go wrong in it
         found = FORBIDDEN_GLOBAL.search(str(error))
-        reason = f"it calls {found[1]}" if found else " ".join(str(error).split())[:150]
+        reason = f"it calls {found[1]}" if found else printable(str(error), 150)
         raise InputError(f"pickle {path} is refused by torch's weights-only loader: {reason}") from None
     if lone is not None and isinstance(loaded, Tensor):
         loaded = {lone: loaded}

@@ -15,7 +15,7 @@ from transformers import (
 from typing_extensions import Unpack
 
 from jointquant.backend.devices import resolve_device, resolve_dtype
-from jointquant.errors import InputError, fault_of_machine, require
+from jointquant.errors import InputError, fault_of_machine, printable, require
 from jointquant.files.durable import room_needed
 from jointquant.hub import locate
 from jointquant.models.configuration import blamed, read_config
@@ -110,7 +110,7 @@ def load_tokenizer(model: str | Path | PreTrainedModel, digests: DigestMode | No
             f"the tokenizer in {folder} is tokenizer.model alone, which sentencepiece reads: expected tokenizer.json "
             "beside it, or pip install sentencepiece protobuf",
         )
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(str(error), 200)
         raise InputError(f"no tokenizer in {model}: expected tokenizer.json ({reason})") from None
     return tokenizer
 
