@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from jointquant.backend import devices
-from jointquant.backend.devices import HOST, MISSING, OPERATIONS, linalg_device, resolve_device, resolve_dtype
+from jointquant.backend.devices import HOST, MISSING, OPERATIONS, resolve_device, resolve_dtype
+from jointquant.backend.operations import runs_on
 from jointquant.errors import InputError
 from jointquant.planning import doctor
 from jointquant.quantization.balancing import power
@@ -60,8 +61,8 @@ def test_an_npu_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_routes(backend: str, operation: str) -> None:
     device = SimpleNamespace(type=backend)  # torch knows npu only with torch_npu
     expected = HOST if operation in MISSING[backend] else device
-    assert linalg_device(device, operation) == expected  # type: ignore[arg-type]
-    assert linalg_device(HOST, operation) == HOST
+    assert runs_on(device, operation) == expected  # type: ignore[arg-type]
+    assert runs_on(HOST, operation) == HOST
 
 
 ROUTED: dict[str, Callable[[torch.Tensor], object]] = {

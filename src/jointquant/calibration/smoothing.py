@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import Observers
 from jointquant.activations.routing import all_tokens_for, routed_tokens, starved
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.architecture import Architecture, LinearSlice, Site
 from jointquant.models.layer import LayerArguments

@@ -85,6 +85,6 @@ def _parameter(norm: nn.Module, name: str) -> Tensor:
 
 def _double(norm: nn.Module, name: str) -> Tensor:
     """[hidden], float64."""
-    from jointquant.backend.devices import double
+    from jointquant.backend.operations import double
 
     return double(_parameter(norm, name))

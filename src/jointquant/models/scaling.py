@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import linear_weight, map_outputs, map_weight, set_weight

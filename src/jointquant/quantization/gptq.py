@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.backend.devices import elements_at_once, has_triton, is_nvidia, linalg_device
+from jointquant.backend.devices import elements_at_once, has_triton, is_nvidia
+from jointquant.backend.operations import runs_on
 from jointquant.backend.products import add_product, multiplied_by_onednn
 from jointquant.errors import OverflowedError
 from jointquant.quantization.integer import IntFormat, to_groups
@@ -91,7 +92,7 @@ def lower_factor(hessian: Tensor, order: Tensor, diagonal: Tensor) -> Tensor | N
 
     It takes the place of one copy of H whose columns lie in a row, as LAPACK asks: no other is made.
     """
-    lower = hessian[order.unsqueeze(1), order].to(linalg_device(hessian.device, "cholesky")).t()
+    lower = hessian[order.unsqueeze(1), order].to(runs_on(hessian.device, "cholesky")).t()
     lower.diagonal().copy_(diagonal)
     failed = torch.empty((), dtype=torch.int32, device=lower.device)
     torch.linalg.cholesky_ex(lower, out=(lower, failed))

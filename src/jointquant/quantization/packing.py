@@ -1,9 +1,14 @@
-"""Dense bit packing into int32 words, in the layout of compressed-tensors (its code does the work)."""
+"""Dense bit packing into int32 words, in the layout of compressed-tensors (its code does the work).
+
+A device without shifts has it done by the host.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from jointquant.backend.operations import runs_on
 
 
 def packed_size(size: int, num_bits: int) -> int:
@@ -15,7 +20,8 @@ def pack(codes: Tensor, num_bits: int, dim: int = 1) -> Tensor:
     """int8 [rows, columns] in the signed range of ``num_bits`` → int32, packed along ``dim``."""
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # slow to import
 
-    return pack_to_int32(codes, num_bits, packed_dim=dim)
+    place = runs_on(codes.device, "shift")
+    return pack_to_int32(codes.to(place), num_bits, packed_dim=dim).to(codes.device)
 
 
 def unpack(packed: Tensor, num_bits: int, shape: tuple[int, int], dim: int = 1) -> Tensor:
@@ -25,4 +31,5 @@ def unpack(packed: Tensor, num_bits: int, shape: tuple[int, int], dim: int = 1) 
     if dim == 0:  # a transposed single row keeps its strides in .contiguous(), which 4-bit unpacking cannot view
         rows = packed.t().clone(memory_format=torch.contiguous_format)
         return unpack(rows, num_bits, (shape[1], shape[0])).t().contiguous()
-    return unpack_from_int32(packed, num_bits, torch.Size(shape))
+    place = runs_on(packed.device, "shift")
+    return unpack_from_int32(packed.to(place), num_bits, torch.Size(shape)).to(packed.device)

@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.distributed.ranks import Ranks
 from jointquant.errors import OverflowedError
-from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, encode_rows, encode_static
+from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, at_least_float, encode_rows, encode_static
 
 CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
 """Candidates of the search: 1 down to 0.45."""
@@ -166,7 +166,8 @@ class ChannelBounds:
 
     def update(self, x: Tensor) -> None:
         """Take in the tokens of x: [..., n]."""
-        low, high = torch.aminmax(x.reshape(-1, x.shape[-1]), dim=0)
+        rows = at_least_float(x.reshape(-1, x.shape[-1]))  # some accelerators have no extremes of bfloat16
+        low, high = torch.aminmax(rows, dim=0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.backend.devices import double, linalg_device, product_dtype
+from jointquant.backend.operations import double, product_dtype, runs_on
 from jointquant.errors import OverflowedError
 from jointquant.rotations.names import OptimizerName
 
@@ -311,14 +311,14 @@ def orthogonalized(matrix: Tensor, tolerance: float, low: torch.dtype | None = N
 
 def cayley_transform(skew: Tensor) -> Tensor:
     """(I + A/2)⁻¹(I − A/2) for a skew-symmetric A [..., n, n]: orthogonal, and exp(−A) to second order."""
-    half = (skew / 2).to(linalg_device(skew.device, "solve"))
+    half = (skew / 2).to(runs_on(skew.device, "solve"))
     identity = torch.eye(half.shape[-1], dtype=half.dtype, device=half.device)
     return torch.linalg.solve(identity + half, identity - half).to(skew.device)
 
 
 def orthogonal_factor(matrix: Tensor) -> Tensor:
     """Q of the QR factorisation [..., n, n] whose triangular factor has a positive diagonal, hence unique."""
-    q, r = torch.linalg.qr(matrix.to(linalg_device(matrix.device, "qr")))
+    q, r = torch.linalg.qr(matrix.to(runs_on(matrix.device, "qr")))
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
     return (q * signs.unsqueeze(-2)).to(matrix.device)
 
