@@ -100,7 +100,7 @@ def test_the_rotation_is_the_one_after_the_last_step(optimizer: str) -> None:
     assert learned.angles[-1] > 0
     path = [*seen, learned.rotation]
     for angle, before, after in zip(learned.angles, path[:-1], path[1:], strict=True):
-        assert angle == pytest.approx(turned(before, after), abs=1e-9)
+        assert angle == pytest.approx(turned(before, after).item(), abs=1e-9)
     assert whip(samples @ learned.rotation) < learned.losses[-1]
 
 
@@ -117,7 +117,7 @@ def test_turned_is_the_angle_of_a_plane_rotation() -> None:
     c, s = torch.tensor(0.3).cos().item(), torch.tensor(0.3).sin().item()
     turn = torch.block_diag(*[torch.tensor([[c, s], [-s, c]], dtype=torch.float64)] * 2)
     start = random_hadamard(4, torch.Generator().manual_seed(0))
-    assert turned(start, start @ turn) == pytest.approx(0.3, abs=1e-6)
+    assert turned(start, start @ turn).item() == pytest.approx(0.3, abs=1e-6)
     assert turned(start, start) == 0
 
 
@@ -148,7 +148,8 @@ def test_settled_compares_two_spans_of_steps() -> None:
     schedule = Schedule(2 * SETTLING, 1.0, 0.9, tolerance=0.1)
     assert schedule.settled([1.0] * SETTLING + [0.95] * SETTLING)
     assert not schedule.settled([1.0] * SETTLING + [0.85] * SETTLING)
-    assert not schedule.settled([1.0] * (2 * SETTLING - 1))
+    assert schedule.ends([torch.ones(())] * (2 * SETTLING))
+    assert not schedule.ends([torch.ones(())] * (2 * SETTLING - 1))
 
 
 def test_products_in_bfloat16_leave_an_orthogonal_float64_rotation(monkeypatch: pytest.MonkeyPatch) -> None:

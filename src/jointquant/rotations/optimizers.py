@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.backend.operations import double, product_dtype, runs_on
+from jointquant.backend.operations import HOST, double, product_dtype, runs_on
 from jointquant.errors import OverflowedError
 from jointquant.rotations.names import OptimizerName
 
@@ -71,10 +71,14 @@ class Schedule:
         """The learning rate of one step."""
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
-    def settled(self, losses: Sequence[float]) -> bool:
-        """Whether the loss has stopped falling; ``losses`` are those so far."""
+    def ends(self, losses: Sequence[Tensor]) -> bool:
+        """Whether training ends behind these losses, each a number on the device: read only where it depends on them."""
         if self.tolerance == 0 or len(losses) < max(2 * SETTLING, self.steps / 2):
             return False
+        return self.settled(numbers(losses[-2 * SETTLING :]))
+
+    def settled(self, losses: Sequence[float]) -> bool:
+        """Whether the loss has stopped falling; ``losses`` are the last ones, twice ``SETTLING`` or more."""
         before, after = sum(losses[-2 * SETTLING : -SETTLING]), sum(losses[-SETTLING:])
         return before - after < self.tolerance * abs(before)
 
@@ -138,7 +142,8 @@ def qr_orth(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Le
     """
     latent = initial.clone().requires_grad_()
     optimizer = torch.optim.SGD([latent], lr=schedule.learning_rate, momentum=schedule.momentum)
-    losses, angles = [], []
+    losses: list[Tensor] = []  # on the device until the end: a step does not wait for it
+    angles: list[Tensor] = []
     before = initial
     for step in range(schedule.steps):
         for group in optimizer.param_groups:
@@ -153,13 +158,13 @@ def qr_orth(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Le
         assert latent.grad is not None
         latent.grad = schedule.clipped(latent.grad)
         optimizer.step()
-        losses.append(loss.detach().mean().item())
-        if schedule.settled(losses):
+        losses.append(loss.detach().mean())
+        if schedule.ends(losses):
             break
     final = orthogonal_factor(double(latent.detach())).cpu()
     if schedule.steps > 0:
         angles.append(turned(before, final.to(before)))
-    return Learned(final, tuple(losses), tuple(angles))
+    return Learned(final, numbers(losses), numbers(angles))
 
 
 def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
@@ -175,7 +180,8 @@ def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Lea
     """
     rotation = initial.clone()
     momentum = torch.zeros_like(rotation)
-    losses, angles = [], []
+    losses: list[Tensor] = []  # on the device until the end: a step does not wait for it
+    angles: list[Tensor] = []
     for step in range(schedule.steps):
         leaf = rotation.requires_grad_()
         loss = problem.loss(leaf, step)
@@ -185,11 +191,11 @@ def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Lea
         bound = shortening(schedule.learning_rate * momentum, LARGEST_TURN)
         moved = rotation @ cayley_transform(schedule.rate(step) * bound * momentum)
         angles.append(turned(rotation, moved))
-        losses.append(loss.detach().mean().item())
+        losses.append(loss.detach().mean())
         rotation = moved
-        if schedule.settled(losses):
+        if schedule.ends(losses):
             break
-    return Learned(orthogonal_factor(double(rotation.detach())).cpu(), tuple(losses), tuple(angles))
+    return Learned(orthogonal_factor(double(rotation.detach())).cpu(), numbers(losses), numbers(angles))
 
 
 def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
@@ -209,12 +215,13 @@ def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule)
     rotation, momentum = initial.clone(), torch.zeros_like(initial)
     low = product_dtype(rotation)
     probe = torch.randn(initial.shape[-1], PROBES, generator=torch.Generator().manual_seed(0)).to(initial)
-    losses, angles = [], []
+    losses: list[Tensor] = []  # on the device until the end: a step does not wait for it
+    angles: list[Tensor] = []
     before = torch.empty_like(rotation)
     for step in range(schedule.steps):
         factor = rotation.to(low)
         loss, product = problem.turning(factor, step)
-        losses.append(loss.mean().item())
+        losses.append(loss.mean())
         direction = product.sub_(product.mT.contiguous()).to(momentum)
         share = (1 - schedule.momentum) / mean_angle(direction).clamp_min(TINY)
         momentum.mul_(schedule.momentum).addcmul_(direction, share)
@@ -227,12 +234,12 @@ def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule)
         if (step + 1) % RETRACT_EVERY == 0:
             rotation = orthogonalized(rotation, LOOSELY, low)
         angles.append(angle_of(torch.linalg.matrix_norm(update), rotation.shape[-1]))
-        if schedule.settled(losses):
+        if schedule.ends(losses):
             break
     final = orthogonalized(double(orthogonalized(rotation, CLOSELY)), EXACTLY).cpu()
     if schedule.steps > 0:
         angles[-1] = turned(before, final.to(before))
-    return Learned(final, tuple(losses), tuple(angles))
+    return Learned(final, numbers(losses), numbers(angles))
 
 
 def second_order(turn: Tensor, fastest: Tensor) -> Tensor:
@@ -243,7 +250,9 @@ def second_order(turn: Tensor, fastest: Tensor) -> Tensor:
         fastest: the angle [..., 1, 1] of the plane that T turns furthest.
     """
     large = fastest >= SMALL_PLANE_TURN
-    return (turn @ turn).mul_(0.5 * large.to(turn)).sub_(turn) if large.any() else turn.neg_()
+    if turn.device == HOST and not large.any():  # an accelerator multiplies sooner than the host reads what it found
+        return turn.neg_()
+    return (turn @ turn).mul_(0.5 * large.to(turn)).sub_(turn)
 
 
 def tangent(rotation: Tensor, gradient: Tensor) -> Tensor:
@@ -323,15 +332,20 @@ def orthogonal_factor(matrix: Tensor) -> Tensor:
     return (q * signs.unsqueeze(-2)).to(matrix.device)
 
 
-def turned(before: Tensor, after: Tensor) -> float:
+def numbers(found: Sequence[Tensor]) -> tuple[float, ...]:
+    """Single numbers of one dtype, read from the device at once."""
+    return tuple(torch.stack(list(found)).tolist()) if found else ()
+
+
+def turned(before: Tensor, after: Tensor) -> Tensor:
     """The angle between two rotations [..., n, n], in radians (see :class:`Learned`), averaged over the stack."""
     return angle_of(torch.linalg.matrix_norm(after - before), before.shape[-1])
 
 
-def angle_of(distance: Tensor, size: int) -> float:
+def angle_of(distance: Tensor, size: int) -> Tensor:
     """The angle whose chord is a Frobenius distance [...] of rotations of ``size`` rows, averaged over the stack."""
     chord = distance / math.sqrt(size)  # 0 to 2
-    return (2 * torch.asin((chord / 2).clamp_max(1))).mean().item()
+    return (2 * torch.asin((chord / 2).clamp_max(1))).mean()
 
 
 OPTIMIZERS: dict[OptimizerName, Optimizer] = {"qr": qr_orth, "cayley": cayley, "newton_schulz": newton_schulz}
