@@ -66,7 +66,7 @@ def on_device(x: Tensor) -> Tensor:
     return _seen_as(x, DLPACK_EXTENSION)
 
 
-class Refused(RuntimeError):
+class RefusedError(RuntimeError):
     """The device was asked for what it lacks."""
 
 
@@ -167,7 +167,7 @@ def _shape_of(operation: Any) -> Shape:
 def _check(name: str, tensors: list[Tensor]) -> None:
     why = MACHINE.refuses(name, [x for x in tensors if x.device.type == NAME])
     if why is not None:
-        raise Refused(f"{name} on {NAME}, asked by {_asked_by()}: {why}")
+        raise RefusedError(f"{name} on {NAME}, asked by {_asked_by()}: {why}")
 
 
 def _note_wait(name: str) -> None:
@@ -189,7 +189,7 @@ def _run(operation: Any, *args: Any, **kwargs: Any) -> Any:
         torch.tensor(value) if wanted and isinstance(value, (bool, int, float)) else value
         for value, wanted in zip(args, shape.wants_tensor, strict=False)
     )
-    host_args = [_mapped(value, lambda x: lent[id(x)] if id(x) in lent else x) for value in args]
+    host_args = [_mapped(value, lambda x: lent.get(id(x), x)) for value in args]
     host_kwargs = {name: _mapped(value, lambda x: lent[id(x)]) for name, value in kwargs.items()}
     host_kwargs |= {"device": HOST} if "device" in kwargs else {}
     host_kwargs |= {out: torch.empty(0, dtype=kwargs[out].dtype) for out in shape.outs}  # can be resized

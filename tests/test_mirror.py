@@ -45,6 +45,7 @@ WHOLE_SYSTEM = {
 COVERED_ELSEWHERE = {
     "analysis/capture.py": "tests/analysis/test_rotate.py",
     "analysis/rotation_facts.py": "tests/cli/test_rotate.py",
+    "backend/launches.py": "tests/runtime/kernels/test_triton_kernels.py",
     "calibration/capture.py": "tests/analysis/test_rotate.py",
     "calibration/reuse.py": "tests/calibration/test_calibrate.py",
     "calibration/samples.py": "tests/analysis/test_rotate.py",
@@ -105,7 +106,6 @@ COVERED_ELSEWHERE = {
     "runtime/integration.py": "tests/test_pipeline.py",
     "runtime/kernels/capabilities.py": "tests/rounding/test_layers.py",
     "runtime/kernels/dense.py": "tests/runtime/kernels/test_cpu_kernels.py",
-    "runtime/kernels/failures.py": "tests/runtime/kernels/test_triton_kernels.py",
     "runtime/kernels/int4_expanded.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/int4_rows.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/int4_triton.py": "tests/runtime/kernels/test_triton_kernels.py",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from backend.test_operations import ROUTED
-from conftest import DEMO, few_steps, make_model, small
 from torch import Tensor
 
 import fake_npu
 import jointquant
+from backend.test_operations import ROUTED
+from conftest import DEMO, few_steps, make_model, small
 from jointquant.backend import devices
 from jointquant.backend.operations import MISSING, OPERATIONS, PROBED, passes, supports
 from jointquant.quantization.integer import IntFormat
@@ -51,10 +51,8 @@ def lacking(operations: frozenset[str]) -> Callable[[str, list[Tensor]], str | N
             if x.dtype == torch.bfloat16 and name in NOT_IN_BFLOAT16:
                 return "not in bfloat16"
         if "wrapping" in operations and name == "mul" and tensors[0].dtype == torch.int64:
-            if any(
-                fake_npu.on_host(x).abs().max() > LARGE for x in tensors[:2]
-            ):  # what it is written to is not a factor
-                return "wrapping"
+            factors = tensors[:2]  # a third is what the product is written to
+            return "wrapping" if any(fake_npu.on_host(x).abs().max() > LARGE for x in factors) else None
         return refused.get(name)
 
     return refuse
@@ -95,8 +93,8 @@ def test_the_whole_pipeline(backend, dtype, probed, names, model: Path, tmp_path
     monkeypatch.setitem(MISSING, "npu", MISSING[backend])
     with fake_npu.present(lacking(MISSING[backend] | probed)) as machine:
         compared = jointquant.compare(
-            model, recipes(names), tmp_path / "c", texts=(TEXT,), eval_seqlen=16, max_tokens=32, device="npu", dtype=dtype,
-            keep_artifacts=True,
+            model, recipes(names), tmp_path / "c", texts=(TEXT,), eval_seqlen=16, max_tokens=32,
+            device="npu", dtype=dtype, keep_artifacts=True,
         )  # fmt: skip
         assert len(compared.rows) == len(names)
         artifacts = sorted(path.parent for path in (tmp_path / "c").rglob("config.json"))
@@ -117,7 +115,7 @@ def test_each_row_of_the_table_is_needed(backend: str, row: str, monkeypatch: py
         monkeypatch.setitem(MISSING, "npu", MISSING[backend])
         ROUTED[row](x.to(NPU))
         monkeypatch.setitem(MISSING, "npu", MISSING[backend] - {row})
-        with pytest.raises(fake_npu.Refused, match=row):
+        with pytest.raises(fake_npu.RefusedError, match=row):
             ROUTED[row](x.to(NPU))
 
 
@@ -133,7 +131,7 @@ def test_what_is_tried_is_found_out(operation: str, monkeypatch: pytest.MonkeyPa
             expected = ROUTED[operation](x)
             assert torch.equal(ROUTED[operation](x.to(NPU)).cpu(), expected)  # type: ignore[attr-defined,arg-type]
             monkeypatch.setattr("jointquant.backend.operations.PROBED", PROBED - {operation})
-            with pytest.raises(fake_npu.Refused, match=operation):
+            with pytest.raises(fake_npu.RefusedError, match=operation):
                 ROUTED[operation](x.to(NPU))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from jointquant.backend.launches import failed_launches
 from jointquant.backend.memory import Size
 from jointquant.distributed.process_group import joined
 from jointquant.distributed.ranks import check_size, of_leader
@@ -47,6 +48,8 @@ class EvaluationResult:
         seconds: wall time, loading excluded.
         tasks: by task: value by metric.
         divergence: by text, how far the predictions are from the reference's; empty without one.
+        failed_launches: programs for GPUs that could not be launched in this process, so that others computed their
+            products: ``program``, ``what``, ``reason``.
     """
 
     perplexity: dict[str, float]
@@ -55,6 +58,7 @@ class EvaluationResult:
     seconds: float
     tasks: Scores = field(default_factory=dict)
     divergence: dict[str, Divergence] = field(default_factory=dict)
+    failed_launches: list[dict[str, str]] = field(default_factory=failed_launches)
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""

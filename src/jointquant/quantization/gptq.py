@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jointquant.backend.devices import elements_at_once, has_triton, is_nvidia
+from jointquant.backend.launches import of_launch, reason, remember
 from jointquant.backend.operations import runs_on
 from jointquant.backend.products import add_product, multiplied_by_onednn
 from jointquant.errors import OverflowedError
@@ -24,6 +25,8 @@ MAX_DAMPING_TRIES = 8
 
 BLOCK, SMALL_BLOCK = 128, 16
 """Columns whose errors are carried on by one product; columns that are rounded one by one in between."""
+
+PROGRAM = "gptq_triton"
 
 FAR = 512
 """Columns whose errors are carried on by oneDNN, not fewer: of every shape of product it keeps half a megabyte."""
@@ -182,10 +185,7 @@ class Columns:
         """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""
         inside = self.feedback[first:last, first:last]
         parts = (near, *(x[first:last] for x in (self.weight, self.scale, self.zero_point, self.errors, self.codes)))
-        if isinstance(self.fmt, IntFormat) and is_nvidia(near.device) and has_triton():
-            from jointquant.quantization.gptq_triton import round_columns
-
-            round_columns(parts, inside, self.fmt)
+        if isinstance(self.fmt, IntFormat) and has_program(near.device) and launched(parts, inside, self.fmt):
             return
         for index, (column, weight, scale, zero_point, error, codes) in enumerate(
             zip(*(part.unbind() for part in parts), strict=True)
@@ -195,6 +195,26 @@ class Columns:
             torch.sub(weight, self.fmt.decode(rounded, scale, zero_point), out=error)
             if index + 1 < len(near):
                 near[index + 1 :].addr_(inside[index, index + 1 :], error)
+
+
+def has_program(device: torch.device) -> bool:
+    """Whether a Triton program rounds columns on the device: not where its launch has failed."""
+    return is_nvidia(device) and has_triton() and reason(PROGRAM, device) is None
+
+
+def launched(parts: tuple[Tensor, ...], inside: Tensor, fmt: IntFormat) -> bool:
+    """Whether the program of ``gptq_triton.round_columns``, which see, has done it; a failed one is not tried again."""
+    from jointquant.quantization.gptq_triton import round_columns
+
+    try:
+        round_columns(parts, inside, fmt)
+    except Exception as error:
+        failed = of_launch(error)
+        if failed is None:
+            raise
+        remember(PROGRAM, inside.device, f"{len(inside)} columns of {parts[0].shape[1]} rows", failed)
+        return False
+    return True
 
 
 class HessianSum:

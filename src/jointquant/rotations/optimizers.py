@@ -72,7 +72,7 @@ class Schedule:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
     def ends(self, losses: Sequence[Tensor]) -> bool:
-        """Whether training ends behind these losses, each a number on the device: read only where it depends on them."""
+        """Whether training ends behind these losses, numbers on the device that are read only where they matter."""
         if self.tolerance == 0 or len(losses) < max(2 * SETTLING, self.steps / 2):
             return False
         return self.settled(numbers(losses[-2 * SETTLING :]))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
 from typing_extensions import Unpack
 
+from jointquant.backend.launches import failed_launches
 from jointquant.errors import require
 from jointquant.hub import locate
 from jointquant.models.options import ModelOptions, completed, of_folder
@@ -36,6 +37,8 @@ class Generation:
         seconds: wall time of adding them.
         ignored: settings of the model's generation_config.json that have no part in it.
         chat: whether the prompt was a turn of the tokenizer's chat template.
+        failed_launches: programs for GPUs that could not be launched in this process, so that others computed their
+            products: ``program``, ``what``, ``reason``.
     """
 
     text: str
@@ -43,6 +46,7 @@ class Generation:
     seconds: float
     ignored: tuple[str, ...] = ()
     chat: bool = False
+    failed_launches: list[dict[str, str]] = field(default_factory=failed_launches)
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
