@@ -97,7 +97,7 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
         sums |= {"inputs": kept, "inputs in float32": as_numbers * FLOAT}
     yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(work), ahead)
     part = min(elements_at_once(work.device), max(site.in_features * site.out_features for site in shape.sites))
-    rounding = {"rounding": ROUNDING_COPIES * part * FLOAT}
+    rounding = {"rounding": ROUNDING_COPIES * part * FLOAT, "integers": integer_bytes(work)}
     if hessians:
         factor = {"Hessians": at_once, "factor": FACTOR_COPIES * largest}
         yield Needs("factorise", layer | factor | rotation_bytes(work), ahead)
@@ -190,6 +190,14 @@ def rotation_bytes(work: Workload) -> Bytes:
         total += DOUBLE * shape.hidden_size**2 * (r1.kind != "none") * (shape.num_layers if per_layer else 1)
         total += DOUBLE * shape.num_layers * shape.num_key_value_heads * shape.head_dim**2 * (r2.kind != "none")
     return {"rotations": total}
+
+
+def integer_bytes(work: Workload) -> int:
+    """The integers of the linears of a stage, a byte each: they are packed when all of them are rounded."""
+    stages: dict[str, int] = {}
+    for site in work.shape.sites:
+        stages[stage_of(site.name)] = stages.get(stage_of(site.name), 0) + site.in_features * site.out_features
+    return max(stages.values(), default=0)
 
 
 def hessian_bytes(work: Workload) -> dict[str, dict[str, int]]:
