@@ -1,4 +1,4 @@
-"""Write the tables of the docs from benchmarks/results/ and the package: ``python benchmarks/tables.py``.
+"""Write the tables and pictures of the docs from benchmarks/results/ and the package: ``python benchmarks/tables.py``.
 
 ``--check``: only compare.
 
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pictures
 import tables_gpu
 
 from jointquant.recipe.reference_table import key_table, size_table
@@ -432,16 +433,15 @@ def render(page: str) -> str:
 
 
 def main() -> None:
-    """Write the tables, or with --check fail where one is stale."""
+    """Write tables and pictures, or with --check fail where one is stale."""
     stale = []
-    for path in PAGES:
-        old = path.read_text()
-        new = render(old)
-        if new != old:
+    made = {path: render(path.read_text(encoding="utf-8")) for path in PAGES} | pictures.drawn()
+    for path, new in made.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != new:
             stale.append(path.name)
             if "--check" not in sys.argv:
-                path.write_text(new)
-    print("changed:" if stale else "all tables are as the results say", *stale)
+                path.write_text(new, encoding="utf-8")
+    print("changed:" if stale else "all tables and pictures are as the results say", *stale)
     sys.exit(1 if stale and "--check" in sys.argv else 0)
 
 
