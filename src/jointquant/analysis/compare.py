@@ -17,12 +17,13 @@ from jointquant.analysis.candidates import labelled
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size
+from jointquant.events import OnEvent, reported
 from jointquant.files.durable import save_text
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
 from jointquant.run.identity import versions
@@ -75,6 +76,7 @@ def compare(
     overwrite: bool = False,
     keep_artifacts: bool = False,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     announce: Callable[[Plan], None] | None = None,
     **options: Unpack[ModelOptions],
 ) -> Comparison:
@@ -111,7 +113,7 @@ def compare(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        shown(progress),
+        reported(progress, on_event),
         announce,
         besides=protocol.identity() | {"keep_artifacts": keep_artifacts},
         folder=ARTIFACTS_NAME,

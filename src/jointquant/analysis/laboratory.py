@@ -25,6 +25,7 @@ from jointquant.pipeline import write_artifact
 from jointquant.progress import Prefixed, Progress
 from jointquant.recipe.recipe import CalibrationSettings
 from jointquant.rotations.bundle import Rotations
+from jointquant.run.job import Job
 
 
 @dataclass(frozen=True)
@@ -143,18 +144,23 @@ class Laboratory:
             return {}
         seed = self.candidates[names[0]].seed
         progress = Prefixed(self.progress, f"{len(names)} recipes (seed {seed})")
-        jobs = [self.opened.jobs[name] for name in names]
+        jobs = [self.job(name) for name in names]
         workspace = self.opened.shared(names, walk)
         found = calibrate_together(jobs, workspace, progress)
         assert workspace.journal is not None
         self.journal.record(f"{walk}/over", 0, [], {}, [workspace.journal.work])
         return dict(zip(names, found, strict=True))
 
+    def job(self, name: str) -> Job:
+        """A candidate's job, whose progress names it."""
+        candidate = self.candidates[name]
+        progress = Prefixed(self.progress, f"{candidate.label} (seed {candidate.seed})")
+        return replace(self.opened.jobs[name], progress=progress)
+
     def run(self, name: str, calibrated: Calibrated) -> dict[str, Any]:
         """Pass 2 of a candidate, and how good its artifact is; details of the first seed of each recipe."""
         candidate, rotations = self.candidates[name], calibrated.rotations
-        progress = Prefixed(self.progress, f"{candidate.label} (seed {candidate.seed})")
-        job = replace(self.opened.jobs[name], progress=progress)
+        job = self.job(name)
         resumed = bool(self.journal.entries(f"{name}/quantize"))
         inspector = None
         if candidate.label not in self.inspected:
