@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from jointquant.analysis.candidates import labelled
+from jointquant.analysis.examples import Besides
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size
@@ -38,10 +39,11 @@ class Comparison:
 
     Attributes:
         about: the model, the versions, the settings.
-        reference: perplexity, bits and size of the unquantized model.
+        reference: perplexity, bits and size of the unquantized model, and what it makes of the prompts.
         rows: a recipe each, means over its seeds.
         runs: a recipe and seed each.
-        details: by recipe, of its first seed: how its rotations were learned, spreads and errors.
+        details: by recipe, of its first seed: how its rotations were learned, spreads and errors; what it makes of the
+            prompts, and the losses of its parts.
     """
 
     about: dict[str, Any]
@@ -75,6 +77,8 @@ def compare(
     device_budget: Size = None,
     overwrite: bool = False,
     keep_artifacts: bool = False,
+    prompts: Sequence[str] = (),
+    diagnose: bool = False,
     progress: Progress | None = None,
     on_event: OnEvent | None = None,
     announce: Callable[[Plan], None] | None = None,
@@ -98,13 +102,18 @@ def compare(
         max_tokens: use only so many tokens of each text.
         overwrite: replace a folder that is not empty, and discard an unfinished comparison that is another one.
         keep_artifacts: keep every artifact, under ``out/artifacts``.
+        prompts: shown in the report with what the model and the artifact of each recipe's first seed make of them:
+            greedily continued, or answered where the tokenizer has a chat template. The whole model must fit in memory.
+        diagnose: measure which parts of these artifacts lose how much, as ``loss_by_part`` does, on the first text.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.
         ResumableError: the disk is full or the model's files changed; what is done is kept.
     """
     candidates = labelled(recipes, list(changes), seeds)
-    protocol = Protocol(texts, eval_seqlen, max_tokens, memory_budget, options)
+    besides = Besides(tuple(prompts), diagnose)
+    besides.check(model)
+    protocol = Protocol(texts, eval_seqlen, max_tokens, memory_budget, options, besides)
     request = Request(
         model,
         Path(out),
@@ -144,7 +153,9 @@ def compared(laboratory: Laboratory) -> Comparison:
     details = {candidates[name].label: found["details"] for name, found in measured.items() if found["details"]}
     recipes = {label: first[label].recipe.model_dump(mode="json") for label in labels}
     return Comparison(
-        _about(laboratory.subject) | reference["facts"] | {"recipes": recipes},
+        _about(laboratory.subject)
+        | reference["facts"]
+        | {"recipes": recipes, "prompts": list(laboratory.protocol.besides.prompts)},
         reference["figures"],
         [
             row(label, [run for run in runs if run.recipe == label], reference["figures"])
