@@ -262,15 +262,26 @@ def _made(result: dict[str, Any]) -> str:
 
 def accuracy(result: dict[str, Any]) -> list[str]:
     """Rows of one part of the accuracy benchmark."""
+    return _accuracy(result, ["seconds"])
+
+
+def accuracy_seen(result: dict[str, Any]) -> list[str]:
+    """Without seconds: other work was on the machine, and they contradict each other."""
+    return _accuracy(result, [])
+
+
+def _accuracy(result: dict[str, Any], costs: list[str]) -> list[str]:
+    """With what each row costs, if that was measured well."""
     apart = any("divergence" in row for row in result["rows"])
-    heads = ["", "unquantized", "recipe", "perplexity", "min – max", *(["KL divergence"] * apart), "seeds", "seconds"]
+    heads = ["", "unquantized", "recipe", "perplexity", "min – max", *(["KL divergence"] * apart), "seeds", *costs]
     lines = _headed(heads)
     for row in result["rows"]:
         spread = f"{row['min']:.2f} – {row['max']:.2f}" if row["seeds"] > 1 else ""
-        cells = [row["what"], row["fp"], row["recipe"], f"{row['mean']:.2f}", spread]
+        changed = "".join(f", `{change}`" for change in row.get("changes", ()))
+        cells = [row["what"], row["fp"], f"{row['recipe']}{changed}", f"{row['mean']:.2f}", spread]
         if apart:
             cells.append(_divergence(row) if "divergence" in row else "")
-        cells += [str(row["seeds"]), f"{row['seconds']:.0f}"]
+        cells += [str(row["seeds"]), *(f"{row[cost]:.0f}" for cost in costs)]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
 
@@ -389,7 +400,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy_sites": accuracy,
     "accuracy_smoothing": accuracy,
     "accuracy_weights": accuracy,
-    "accuracy_seen": accuracy,
+    "accuracy_seen": accuracy_seen,
     "inner_rotations": inner_rotations,
     "plans": plans,
     "distributed": distributed,
