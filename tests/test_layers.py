@@ -21,6 +21,7 @@ ORDER = (
     "backend",
     "distributed",
     "progress",
+    "events",
     "hub",
     "files",
     "text",

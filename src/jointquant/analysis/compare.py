@@ -14,15 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from jointquant.analysis.candidates import labelled
+from jointquant.analysis.examples import Besides
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size
+from jointquant.events import OnEvent, reported
 from jointquant.files.durable import save_text
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
 from jointquant.run.identity import versions
@@ -37,10 +39,11 @@ class Comparison:
 
     Attributes:
         about: the model, the versions, the settings.
-        reference: perplexity, bits and size of the unquantized model.
+        reference: perplexity, bits and size of the unquantized model, and what it makes of the prompts.
         rows: a recipe each, means over its seeds.
         runs: a recipe and seed each.
-        details: by recipe, of its first seed: how its rotations were learned, spreads and errors.
+        details: by recipe, of its first seed: how its rotations were learned, spreads and errors; what it makes of the
+            prompts, and the losses of its parts.
     """
 
     about: dict[str, Any]
@@ -74,7 +77,10 @@ def compare(
     device_budget: Size = None,
     overwrite: bool = False,
     keep_artifacts: bool = False,
+    prompts: Sequence[str] = (),
+    diagnose: bool = False,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     announce: Callable[[Plan], None] | None = None,
     **options: Unpack[ModelOptions],
 ) -> Comparison:
@@ -96,13 +102,18 @@ def compare(
         max_tokens: use only so many tokens of each text.
         overwrite: replace a folder that is not empty, and discard an unfinished comparison that is another one.
         keep_artifacts: keep every artifact, under ``out/artifacts``.
+        prompts: shown in the report with what the model and the artifact of each recipe's first seed make of them:
+            greedily continued, or answered where the tokenizer has a chat template. The whole model must fit in memory.
+        diagnose: measure which parts of these artifacts lose how much, as ``loss_by_part`` does, on the first text.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.
         ResumableError: the disk is full or the model's files changed; what is done is kept.
     """
     candidates = labelled(recipes, list(changes), seeds)
-    protocol = Protocol(texts, eval_seqlen, max_tokens, memory_budget, options)
+    besides = Besides(tuple(prompts), diagnose)
+    besides.check(model)
+    protocol = Protocol(texts, eval_seqlen, max_tokens, memory_budget, options, besides)
     request = Request(
         model,
         Path(out),
@@ -111,7 +122,7 @@ def compare(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        shown(progress),
+        reported(progress, on_event),
         announce,
         besides=protocol.identity() | {"keep_artifacts": keep_artifacts},
         folder=ARTIFACTS_NAME,
@@ -142,7 +153,9 @@ def compared(laboratory: Laboratory) -> Comparison:
     details = {candidates[name].label: found["details"] for name, found in measured.items() if found["details"]}
     recipes = {label: first[label].recipe.model_dump(mode="json") for label in labels}
     return Comparison(
-        _about(laboratory.subject) | reference["facts"] | {"recipes": recipes},
+        _about(laboratory.subject)
+        | reference["facts"]
+        | {"recipes": recipes, "prompts": list(laboratory.protocol.besides.prompts)},
         reference["figures"],
         [
             row(label, [run for run in runs if run.recipe == label], reference["figures"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from jointquant.analysis.candidates import Candidate
+from jointquant.analysis.examples import PART_TOKENS, Besides
 from jointquant.analysis.inspection import Inspector
 from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_bytes, return_freed_memory
 from jointquant.calibration.calibrate import Calibrated, calibrate_together
@@ -25,6 +26,7 @@ from jointquant.pipeline import write_artifact
 from jointquant.progress import Prefixed, Progress
 from jointquant.recipe.recipe import CalibrationSettings
 from jointquant.rotations.bundle import Rotations
+from jointquant.run.job import Job
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How artifacts are measured; the fields are arguments of ``evaluate``."""
+    """How artifacts are measured; the fields are arguments of ``evaluate``, and what is shown besides."""
 
     texts: tuple[str, ...]
     seqlen: int | None
     max_tokens: int | None
     memory_budget: Size
     options: ModelOptions
+    besides: Besides = field(default_factory=Besides)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed comparison must have in common with the one that was stopped."""
         texts = {text: _text_digest(text) for text in self.texts}
-        return {"verb": "compare", "texts": texts, "seqlen": self.seqlen, "max_tokens": self.max_tokens}
+        asked = {"verb": "compare", "texts": texts, "seqlen": self.seqlen, "max_tokens": self.max_tokens}
+        return asked | self.besides.identity()
+
+    def of_parts(self) -> dict[str, Any]:
+        """The same for ``loss_by_part``, on the first text."""
+        limit = PART_TOKENS if self.max_tokens is None else min(PART_TOKENS, self.max_tokens)
+        sizes = {"text": self.texts[0], "seqlen": self.seqlen, "max_tokens": limit}
+        return {**of_folder(self.options), **sizes, "memory_budget": self.memory_budget}
 
     def measure(self, model: str | Path | PreTrainedModel, **others: Any) -> EvaluationResult:
         """What a model or an artifact makes of the texts."""
@@ -114,12 +124,15 @@ class Laboratory:
 
     def measure_reference(self) -> dict[str, Any]:
         """The unquantized model's figures, and facts about the evaluation."""
+        besides, subject = self.protocol.besides, self.subject
+        besides.check_room(subject, self.protocol.memory_budget)
         progress = Prefixed(self.progress, "unquantized")
         measured = self.protocol.measure(self.subject.model, tokenizer=self.subject.tokenizer, progress=progress)
         figures = {
             "perplexity": measured.perplexity,
             "bits": 8.0 * self.subject.stream.stored_dtype.itemsize,
             "size_bytes": bytes_of(self.subject.stream.source),
+            "generations": besides.written(subject.model, subject.tokenizer, self.protocol.options),
         }
         return {"figures": figures, "facts": {"tokens": measured.tokens, "seqlen": measured.seqlen}}
 
@@ -143,18 +156,23 @@ class Laboratory:
             return {}
         seed = self.candidates[names[0]].seed
         progress = Prefixed(self.progress, f"{len(names)} recipes (seed {seed})")
-        jobs = [self.opened.jobs[name] for name in names]
+        jobs = [self.job(name) for name in names]
         workspace = self.opened.shared(names, walk)
         found = calibrate_together(jobs, workspace, progress)
         assert workspace.journal is not None
         self.journal.record(f"{walk}/over", 0, [], {}, [workspace.journal.work])
         return dict(zip(names, found, strict=True))
 
+    def job(self, name: str) -> Job:
+        """A candidate's job, whose progress names it."""
+        candidate = self.candidates[name]
+        progress = Prefixed(self.progress, f"{candidate.label} (seed {candidate.seed})")
+        return replace(self.opened.jobs[name], progress=progress)
+
     def run(self, name: str, calibrated: Calibrated) -> dict[str, Any]:
         """Pass 2 of a candidate, and how good its artifact is; details of the first seed of each recipe."""
         candidate, rotations = self.candidates[name], calibrated.rotations
-        progress = Prefixed(self.progress, f"{candidate.label} (seed {candidate.seed})")
-        job = replace(self.opened.jobs[name], progress=progress)
+        job = self.job(name)
         resumed = bool(self.journal.entries(f"{name}/quantize"))
         inspector = None
         if candidate.label not in self.inspected:
@@ -169,6 +187,8 @@ class Laboratory:
         inspector = None  # it holds the last layer
         return_freed_memory()
         found = self.protocol.measure(job.artifact, reference=self.subject.model, progress=job.progress)
+        if details:
+            details |= self.shown_besides(job)
         return_freed_memory()
         figures = found.perplexity, found.divergence, written.bits_per_weight, written.size_bytes
         run = Run(candidate.label, candidate.seed, *figures, seconds, peak, resumed)
@@ -181,6 +201,14 @@ class Laboratory:
             left = sorted(path for path in job.artifact.rglob("*") if path.is_file())
         self.journal.record(f"{name}/measured", 0, left, facts, folders)
         return facts
+
+    def shown_besides(self, job: Job) -> dict[str, Any]:
+        """What an artifact writes, and which of its parts lose how much; empty where nobody asked."""
+        besides, subject = self.protocol.besides, self.subject
+        return {
+            "generations": besides.written(job.artifact, subject.tokenizer, self.protocol.options),
+            "parts": besides.losses(job.artifact, subject, self.protocol.of_parts(), job.progress),
+        }
 
 
 def _text_digest(source: str) -> str:

@@ -64,6 +64,12 @@ def compare(
     only_plan: DryRunOption = False,
     allow_pickle: AllowPickleOption = False,
     keep_artifacts: Annotated[bool, typer.Option(help="Keep the artifacts, in OUT/artifacts.")] = False,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Show in the report what each recipe makes of this text. Repeatable.")
+    ] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Show in the report which parts of each artifact lose how much.")
+    ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,6 +114,8 @@ def compare(
             eval_seqlen=eval_seqlen,
             max_tokens=max_tokens,
             keep_artifacts=keep_artifacts,
+            prompts=prompt or (),
+            diagnose=diagnose,
             memory_budget=memory_budget,
             device_budget=device_budget,
             overwrite=overwrite,

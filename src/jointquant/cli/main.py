@@ -18,6 +18,7 @@ from jointquant.cli.capture import capture
 from jointquant.cli.compare import compare
 from jointquant.cli.diagnose import diagnose
 from jointquant.cli.evaluate import evaluate
+from jointquant.cli.events import write_events
 from jointquant.cli.export import export
 from jointquant.cli.flags import as_flags
 from jointquant.cli.generate import generate
@@ -72,9 +73,17 @@ def _options(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Before the verb: say more on standard error.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Before the verb: no progress, no plan, no notes.")] = False,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Before the verb: add what happens to FILE, as lines of JSON (- is standard output).",
+        ),
+    ] = None,
 ) -> None:
     """Quantize causal language models to INT4 (weights, activations, KV cache) with calibrated rotations."""
     require(not (verbose and quiet), "--verbose and --quiet: expected one of them")
+    write_events(events)
     speak(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
 
 

@@ -14,6 +14,7 @@ from jointquant.artifact.advice import advice
 from jointquant.artifact.card import Kind, write_card
 from jointquant.artifact.tiers import OBSTACLES, Obstacle, online, reach, words
 from jointquant.errors import InputError, require, unknown
+from jointquant.events import OnEvent, reported
 from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
@@ -27,7 +28,7 @@ from jointquant.models.configuration import blamed
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.stream import open_stream
 from jointquant.models.writer import ShardWriter
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
 from jointquant.runtime.loading import load_tokenizer, save_tokenizer
@@ -74,6 +75,7 @@ def export_artifact(
     digests: DigestMode | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
 ) -> ExportResult:
     """Write an artifact in another format.
 
@@ -88,6 +90,7 @@ def export_artifact(
         digests: whether those of the artifact are checked, as in ``ModelOptions``; ``native`` has none to check.
         overwrite: replace what is there.
         progress: where progress is shown; None: a bar on a terminal or in a notebook; ``Silent()``: nowhere.
+        on_event: is told what happens (``jointquant.events.OnEvent``); None: nobody is.
 
     Raises:
         InputError: no artifact, one that is not what was written, or the format cannot hold all of it; the message says
@@ -101,7 +104,7 @@ def export_artifact(
         f"`dequantized`, `base` and `dtype` are no part of {format}, which holds the artifact's values as they are",
     )
     require(not dequantized or base is None, "`dequantized` is of the artifact alone: expected no `base`")
-    source, target, progress = Path(artifact), Path(out), shown(progress)
+    source, target, progress = Path(artifact), Path(out), reported(progress, on_event)
     check_apart(target, source)
     if format == "native":
         require(digests is None, "an export carries no digests: expected no `digests` for native")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from typing_extensions import Unpack
 
 from jointquant.backend.launches import failed_launches
@@ -51,6 +51,16 @@ class Generation:
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a prompt is continued; the fields are arguments of ``generate_text``."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+    raw: bool = False
 
 
 class Pieces(TextStreamer):
@@ -106,25 +116,44 @@ def generate_text(
     model = locate(model, given["revision"], given["hub"], progress).folder
     tokenizer = load_tokenizer(model, given["digests"])
     loaded = load(model, **of_folder(given))
-    torch.manual_seed(seed)
-    chat = bool(tokenizer.chat_template) and not raw
+    return continued(loaded, tokenizer, prompt, Manner(max_new_tokens, temperature, seed, raw), on_text)
+
+
+def continued(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    manner: Manner,
+    on_text: Callable[[str], None] | None = None,
+) -> Generation:
+    """What a model in memory makes of a prompt, as ``generate_text`` does.
+
+    Raises:
+        InputError: a prompt without tokens, a template that refuses it, or more tokens than the model has positions.
+    """
+    chat = bool(tokenizer.chat_template) and not manner.raw
     text = asked(tokenizer, prompt) if chat else prompt
     inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False, add_special_tokens=not chat)
-    inputs = inputs.to(loaded.device)
-    prompt_tokens = inputs["input_ids"].shape[1]
-    require(prompt_tokens > 0, "the prompt has no tokens: expected some text")
-    check_vocabulary(inputs["input_ids"], loaded.config.vocab_size)
-    limit = getattr(loaded.config, "max_position_embeddings", None) or prompt_tokens + max_new_tokens
+    inputs = inputs.to(model.device)
+    count = inputs["input_ids"].shape[1]
+    require(count > 0, "the prompt has no tokens: expected some text")
+    check_vocabulary(inputs["input_ids"], model.config.vocab_size)
+    limit = getattr(model.config, "max_position_embeddings", None) or count + manner.max_new_tokens
     require(
-        prompt_tokens + max_new_tokens <= limit,
-        f"{prompt_tokens} tokens of prompt and {max_new_tokens} new ones are more than the model's {limit} positions: "
+        count + manner.max_new_tokens <= limit,
+        f"{count} tokens of prompt and {manner.max_new_tokens} new ones are more than the model's {limit} positions: "
         "pass a smaller `max_new_tokens`",
     )
-    loaded.generation_config, ignored = settings_to_generate(loaded.generation_config, temperature)
+    before = model.generation_config
+    model.generation_config, ignored = settings_to_generate(before, manner.temperature)
+    torch.manual_seed(manner.seed)
     start = time.perf_counter()
     pad = tokenizer.eos_token_id or 0
     pieces = None if on_text is None else Pieces(tokenizer, on_text, without_prompt=chat)
-    tokens = loaded.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, streamer=pieces)[0]
+    try:
+        tokens = model.generate(**inputs, max_new_tokens=manner.max_new_tokens, pad_token_id=pad, streamer=pieces)[0]
+    finally:
+        model.generation_config = before
     seconds = time.perf_counter() - start
-    made = tokenizer.decode(tokens[prompt_tokens if chat else 0 :], skip_special_tokens=True)
-    return Generation(made, len(tokens) - prompt_tokens, seconds, ignored, chat)
+    made = tokenizer.decode(tokens[count if chat else 0 :], skip_special_tokens=True)
+    return Generation(made, len(tokens) - count, seconds, ignored, chat)
