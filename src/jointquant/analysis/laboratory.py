@@ -159,6 +159,7 @@ class Laboratory:
         jobs = [self.job(name) for name in names]
         workspace = self.opened.shared(names, walk)
         found = calibrate_together(jobs, workspace, progress)
+        return_freed_memory()  # samples and steps of training lie between what stays
         assert workspace.journal is not None
         self.journal.record(f"{walk}/over", 0, [], {}, [workspace.journal.work])
         return dict(zip(names, found, strict=True))

@@ -45,6 +45,7 @@ class Witness(Protocol):
 
 def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = None) -> Outcome:
     """Pass 2: writes every shard, from where a run before came to."""
+    return_freed_memory()  # what pass 1 has left between what stays
     num_layers, workspace = job.stream.num_layers, job.workspace
     states = workspace.states(job.windows, job.stream.config.hidden_size)
     last = last_reader(job.assembly) if witness is None else num_layers  # behind it nobody asks for the states
