@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from jointquant.models.architecture import Architecture
 from jointquant.models.layer import LayerArguments, Place
-from jointquant.models.transforms import map_weight
-from jointquant.rotations import merging
+from jointquant.models.transforms import centre_rows, rotate_reader
 
 
 class Frontend:
@@ -107,11 +106,11 @@ def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
     """Embedding rows less their mean, for families whose norms subtract it; others are left as they are."""
     if architecture.norm.subtracts_mean:
         for name in architecture.embeddings:
-            map_weight(frontend.module(name), lambda rows: merging.centre(rows, -1))
+            centre_rows(frontend.module(name))
 
 
 @torch.no_grad()
 def rotate_embeddings(frontend: Frontend, architecture: Architecture, r1: Tensor) -> None:
     """E ← E R1 for everything that starts the residual stream."""
     for name in architecture.embeddings:
-        map_weight(frontend.module(name), lambda rows: merging.rotate_rows(rows, r1))
+        rotate_reader(frontend.module(name), r1)
