@@ -103,6 +103,7 @@ COVERED_ELSEWHERE = {
     "run/workspace.py": "tests/calibration/test_calibrate.py",
     "runtime/checks.py": "tests/runtime/test_assembly.py",
     "runtime/integration.py": "tests/test_pipeline.py",
+    "runtime/tied_source.py": "tests/runtime/test_tied_ends.py",
     "runtime/kernels/capabilities.py": "tests/rounding/test_layers.py",
     "runtime/kernels/dense.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/failures.py": "tests/runtime/kernels/test_triton_kernels.py",

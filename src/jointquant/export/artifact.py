@@ -114,12 +114,12 @@ class Artifact:
         return source_of(self.stored, self.quantization, self.digests)
 
     @property
-    def added_bytes(self) -> int:
-        """Of the matrix that an export holds besides what the artifact does, for it has a head and an embedding."""
+    def derived_elements(self) -> int:
+        """Of the head, where the artifact makes it of the embedding's matrix; exports hold both."""
         if self.quantization.tied_ends() is None:
             return 0
         rows, columns = self.shape(self.architecture.head)
-        return rows * columns * self.dtype.itemsize
+        return rows * columns
 
     @property
     def described(self) -> dict[str, Any]:

@@ -46,9 +46,7 @@ class Frontend:
         """Give it its tensors, by their names in the backbone, as they are computed with."""
         self.backbone.load_state_dict(tensors, assign=True)
         for module in self.backbone.modules():
-            factor = getattr(module, "scalar_embed_scale", None)
-            if factor is not None:  # as a model that is loaded in this dtype has it, not in that of the skeleton
-                module.embed_scale = torch.tensor(factor, dtype=self.place.dtype)
+            fill_scale(module, torch.empty(0, dtype=self.place.dtype))
 
     def module(self, name: str) -> nn.Module:
         """A module of the frontend by its full name in the model."""
@@ -95,6 +93,13 @@ class Recorder(nn.Module):
             raise RuntimeError("the model's forward never reached this decoder layer")
         recorded, self._recorded = self._recorded, None
         return recorded
+
+
+def fill_scale(module: nn.Module, like: Tensor) -> None:
+    """What an embedding multiplies its rows by, if it does: as a model that is loaded in the dtype of ``like`` has it."""
+    factor = getattr(module, "scalar_embed_scale", None)
+    if factor is not None:
+        module.embed_scale = torch.tensor(factor, dtype=like.dtype, device=like.device)
 
 
 def _relative(name: str, root: str) -> str:

@@ -19,6 +19,7 @@ from jointquant.errors import require, unknown
 from jointquant.models.architecture import Architecture
 from jointquant.models.registry import architecture_of
 from jointquant.models.stream import ModelStream
+from jointquant.models.frontend import fill_scale
 from jointquant.models.transforms import centre_rows, linear_weight, rotate_reader, scale_reader
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
@@ -102,7 +103,8 @@ class TiedEnds:
     def settle(self, model: nn.Module, rotations: Rotations) -> None:
         """Once the tensors of an artifact are in a model, put its own embedding and head back, with their weights."""
         embedding, head = model.get_submodule(self.embedding), model.get_submodule(self.head)
-        assert isinstance(embedding, SharedEmbedding) and isinstance(head, DerivedHead)
+        assert isinstance(embedding, SharedEmbedding)
+        assert isinstance(head, DerivedHead)
         shared, norm = embedding.tied_weight, head.norm_weight
         require(
             not shared.is_meta,
@@ -173,5 +175,7 @@ def _rotated(holder: nn.Module, r1: Tensor | None) -> Tensor:
 
 
 def _with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
+    """``module`` with ``weight``, in the dtype that the module was made in."""
     module.weight = nn.Parameter(weight.to(linear_weight(module).dtype), requires_grad=False)
+    fill_scale(module, module.weight)
     return module

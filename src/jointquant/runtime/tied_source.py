@@ -26,9 +26,7 @@ class TiedSource:
         digests: of the artifact; the file is checked when it is read.
     """
 
-    def __init__(
-        self, source: Checkpoint, ends: TiedEnds, rotations: Path | None, digests: ArtifactDigests
-    ) -> None:
+    def __init__(self, source: Checkpoint, ends: TiedEnds, rotations: Path | None, digests: ArtifactDigests) -> None:
         self.source, self.ends, self.digests, self.file = source, ends, digests, rotations
         self._shared, self._norm = f"{ends.embedding}.{SHARED_WEIGHT}", f"{ends.head}.{NORM_WEIGHT}"
         self._made = {f"{ends.embedding}.weight", f"{ends.head}.weight"}
