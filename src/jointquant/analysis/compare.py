@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from jointquant.analysis.candidates import labelled
+from jointquant.analysis.kept import Keep
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size
+from jointquant.errors import require
 from jointquant.files.durable import save_text
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
@@ -27,6 +29,7 @@ from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
 from jointquant.run.identity import versions
 from jointquant.run.opening import Subject
+from jointquant.trust.target import check_outside
 
 RESULTS_NAME, REPORT_NAME, ARTIFACTS_NAME = "results.json", "report.html", "artifacts"
 
@@ -74,6 +77,7 @@ def compare(
     device_budget: Size = None,
     overwrite: bool = False,
     keep_artifacts: bool = False,
+    keep: str | Path | None = None,
     progress: Progress | None = None,
     announce: Callable[[Plan], None] | None = None,
     **options: Unpack[ModelOptions],
@@ -96,12 +100,20 @@ def compare(
         max_tokens: use only so many tokens of each text.
         overwrite: replace a folder that is not empty, and discard an unfinished comparison that is another one.
         keep_artifacts: keep every artifact, under ``out/artifacts``.
+        keep: a folder outside ``out`` that keeps every artifact, with its rotations, for other comparisons: an artifact
+            in it is measured and not made again where a run would write the same bytes (same model, recipe, windows,
+            device, number of threads, versions); one that is of another run is made again, which a note says.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.
         ResumableError: the disk is full or the model's files changed; what is done is kept.
     """
     candidates = labelled(recipes, list(changes), seeds)
+    kept = None if keep is None else Keep(Path(keep))
+    if kept is not None:
+        require(not keep_artifacts, "`keep` and `keep_artifacts`: expected one of them")
+        check_outside(kept.folder, Path(out))
+        kept.check(candidates)
     protocol = Protocol(texts, eval_seqlen, max_tokens, memory_budget, options)
     request = Request(
         model,
@@ -121,9 +133,9 @@ def compare(
     with open_jobs(request) as opened:
         if opened.report is not None:
             return Comparison.from_dict(opened.report)
-        result = compared(Laboratory(opened, candidates, protocol, keep_artifacts, request.progress))
+        result = compared(Laboratory(opened, candidates, protocol, keep_artifacts, request.progress, kept))
         if opened.ranks.leads:
-            if not keep_artifacts:
+            if not keep_artifacts and (opened.output / ARTIFACTS_NAME).is_dir():
                 shutil.rmtree(opened.output / ARTIFACTS_NAME)  # of which nothing but empty folders is left
             _write(opened.output, result)
         opened.complete(result.to_dict())

@@ -64,6 +64,10 @@ def compare(
     only_plan: DryRunOption = False,
     allow_pickle: AllowPickleOption = False,
     keep_artifacts: Annotated[bool, typer.Option(help="Keep the artifacts, in OUT/artifacts.")] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="A folder that keeps the artifacts for other comparisons, and gives those it has already."),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,6 +112,7 @@ def compare(
             eval_seqlen=eval_seqlen,
             max_tokens=max_tokens,
             keep_artifacts=keep_artifacts,
+            keep=keep,
             memory_budget=memory_budget,
             device_budget=device_budget,
             overwrite=overwrite,

@@ -96,7 +96,7 @@ class Recorder(nn.Module):
 
 
 def fill_scale(module: nn.Module, like: Tensor) -> None:
-    """What an embedding multiplies its rows by, if it does: as a model that is loaded in the dtype of ``like`` has it."""
+    """What an embedding multiplies its rows by, if it does, as a model that is loaded in the dtype of ``like``."""
     factor = getattr(module, "scalar_embed_scale", None)
     if factor is not None:
         module.embed_scale = torch.tensor(factor, dtype=like.dtype, device=like.device)

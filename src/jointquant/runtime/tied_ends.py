@@ -1,8 +1,8 @@
 """A head that is tied to the embedding: an artifact holds the matrix of both once, and makes the two when it is read.
 
 Norm fusion and R1 make two matrices of the one, E, that the base model has: the embedding becomes E R and the head
-E diag(γ) R, γ being the final norm's gain. An artifact holds E and γ as the base model does, beside its R1. Both are made
-by the functions and in the dtype of pass 2, so they have the bytes that pass 2 computed with.
+E diag(γ) R, γ being the final norm's gain. An artifact holds E and γ as the base model does, beside its R1. Both are
+made by the functions and in the dtype of pass 2, so they have the bytes that pass 2 computed with.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from jointquant.backend.devices import DTYPES
 from jointquant.errors import require, unknown
 from jointquant.models.architecture import Architecture
+from jointquant.models.frontend import fill_scale
 from jointquant.models.registry import architecture_of
 from jointquant.models.stream import ModelStream
-from jointquant.models.frontend import fill_scale
 from jointquant.models.transforms import centre_rows, linear_weight, rotate_reader, scale_reader
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
@@ -30,7 +30,7 @@ SHARED_WEIGHT, NORM_WEIGHT = "tied_weight", "norm_weight"
 
 
 def stores_once(stream: ModelStream, recipe: Recipe) -> bool:
-    """Whether the artifact of a model holds one matrix for embedding and head: tied ones that stay in floating point."""
+    """Whether an artifact holds one matrix for embedding and head: they are tied, and stay in floating point."""
     return not stream.own_head and recipe.head.format is None and recipe.embeddings.format is None
 
 
