@@ -103,6 +103,8 @@ COVERED_ELSEWHERE = {
     "run/workspace.py": "tests/calibration/test_calibrate.py",
     "runtime/checks.py": "tests/runtime/test_assembly.py",
     "runtime/integration.py": "tests/test_pipeline.py",
+    "text/download_lists.py": "tests/hub/test_downloads.py",
+    "analysis/kept.py": "tests/analysis/test_compare.py",
     "runtime/tied_source.py": "tests/runtime/test_tied_ends.py",
     "runtime/kernels/capabilities.py": "tests/rounding/test_layers.py",
     "runtime/kernels/dense.py": "tests/runtime/kernels/test_cpu_kernels.py",
