@@ -97,9 +97,8 @@ class Keep:
 
 def identity_of_job(job: Job) -> dict[str, Any]:
     """What one recipe's run is, as plain data that JSON holds."""
-    calibration = job.recipe.calibration
-    identity = identity_of(
-        job.subject, {"artifact": job.recipe}, {calibration: job.windows}, job.workspace.batch_tokens, {}
-    )
+    windows, at_once = {job.recipe.calibration: job.windows}, job.workspace.batch_tokens
+    assert at_once is not None  # a job that was planned says how many
+    identity = identity_of(job.subject, {"artifact": job.recipe}, windows, at_once, {})
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
