@@ -15,9 +15,11 @@ from typing_extensions import Unpack
 
 from jointquant.analysis.candidates import labelled
 from jointquant.analysis.examples import Besides
+from jointquant.analysis.kept import Keep
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size
+from jointquant.errors import require
 from jointquant.events import OnEvent, reported
 from jointquant.files.durable import save_text
 from jointquant.job import Request, open_jobs
@@ -29,6 +31,7 @@ from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
 from jointquant.run.identity import versions
 from jointquant.run.opening import Subject
+from jointquant.trust.target import check_outside
 
 RESULTS_NAME, REPORT_NAME, ARTIFACTS_NAME = "results.json", "report.html", "artifacts"
 
@@ -79,6 +82,7 @@ def compare(
     keep_artifacts: bool = False,
     prompts: Sequence[str] = (),
     diagnose: bool = False,
+    keep: str | Path | None = None,
     progress: Progress | None = None,
     on_event: OnEvent | None = None,
     announce: Callable[[Plan], None] | None = None,
@@ -105,6 +109,9 @@ def compare(
         prompts: shown in the report with what the model and the artifact of each recipe's first seed make of them:
             greedily continued, or answered where the tokenizer has a chat template. The whole model must fit in memory.
         diagnose: measure which parts of these artifacts lose how much, as ``loss_by_part`` does, on the first text.
+        keep: a folder outside ``out`` that keeps every artifact, with its rotations, for other comparisons: an artifact
+            in it is measured and not made again where a run would write the same bytes (same model, recipe, windows,
+            device, number of threads, versions); one that is of another run is made again, which a note says.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.
@@ -113,6 +120,11 @@ def compare(
     candidates = labelled(recipes, list(changes), seeds)
     besides = Besides(tuple(prompts), diagnose)
     besides.check(model)
+    kept = None if keep is None else Keep(Path(keep))
+    if kept is not None:
+        require(not keep_artifacts, "`keep` and `keep_artifacts`: expected one of them")
+        check_outside(kept.folder, Path(out))
+        kept.check(candidates)
     protocol = Protocol(texts, eval_seqlen, max_tokens, memory_budget, options, besides)
     request = Request(
         model,
@@ -132,9 +144,9 @@ def compare(
     with open_jobs(request) as opened:
         if opened.report is not None:
             return Comparison.from_dict(opened.report)
-        result = compared(Laboratory(opened, candidates, protocol, keep_artifacts, request.progress))
+        result = compared(Laboratory(opened, candidates, protocol, keep_artifacts, request.progress, kept))
         if opened.ranks.leads:
-            if not keep_artifacts:
+            if not keep_artifacts and (opened.output / ARTIFACTS_NAME).is_dir():
                 shutil.rmtree(opened.output / ARTIFACTS_NAME)  # of which nothing but empty folders is left
             _write(opened.output, result)
         opened.complete(result.to_dict())

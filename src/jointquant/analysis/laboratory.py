@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from jointquant.analysis.candidates import Candidate
 from jointquant.analysis.examples import PART_TOKENS, Besides
 from jointquant.analysis.inspection import Inspector
+from jointquant.analysis.kept import Keep, KeptRun
 from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_bytes, return_freed_memory
 from jointquant.calibration.calibrate import Calibrated, calibrate_together
+from jointquant.distributed.ranks import of_leader
 from jointquant.evaluation.divergence import Divergence
 from jointquant.evaluation.evaluate import EvaluationResult, evaluate
 from jointquant.files.digests import digest_of_bytes
@@ -34,7 +36,7 @@ class Run:
     """One recipe with one seed: by text the perplexity, and the divergence from the unquantized model.
 
     Seconds are those of ``quantize`` alone, without what the comparison measures; of a recipe that was stopped on its
-    way (``resumed``) those of its last part.
+    way (``resumed``) those of its last part, of one that was ``kept`` by a comparison before those of that one.
     """
 
     recipe: str
@@ -46,6 +48,7 @@ class Run:
     seconds: float
     peak_rss_bytes: int
     resumed: bool = False
+    kept: bool = False
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Run:
@@ -98,6 +101,7 @@ class Laboratory:
         protocol: how each is measured.
         keep_artifacts: whether artifacts stay.
         progress: where progress is shown.
+        keep: where artifacts are kept for other comparisons, and taken from; None: nowhere.
     """
 
     def __init__(
@@ -107,8 +111,10 @@ class Laboratory:
         protocol: Protocol,
         keep_artifacts: bool,
         progress: Progress,
+        keep: Keep | None = None,
     ) -> None:
         assert opened.journal is not None
+        self.keep = keep
         self.opened, self.candidates, self.protocol, self.progress = opened, candidates, protocol, progress
         self.keep_artifacts, self.journal, self.subject = keep_artifacts, opened.journal, opened.subject
         self.inspected: set[str] = set()
@@ -143,11 +149,31 @@ class Laboratory:
             groups.setdefault(candidate.recipe.calibration, []).append(name)
         for number, names in enumerate(groups.values()):
             done = {name: self.journal.entries(f"{name}/measured") for name in names}
-            rotations = self.calibrated([name for name in names if not done[name]], f"walk-{number}")
+            kept = {name: self.kept(name) for name in names if not done[name]}
+            rotations = self.calibrated([name for name, run in kept.items() if run is None], f"walk-{number}")
             for name in names:
-                found = done[name][-1].facts if done[name] else self.run(name, rotations[name])
+                run = kept.get(name)
+                found = done[name][-1].facts if done[name] else self.again(name, run) if run else None
+                found = self.run(name, rotations[name]) if found is None else found
                 self.inspected |= {self.candidates[name].label} if found["details"] else set()
                 yield name, found
+
+    def kept(self, name: str) -> KeptRun | None:
+        """What a comparison before has kept of a candidate; None: nothing that it would be."""
+        keep, job = self.keep, self.opened.jobs[name]
+        return None if keep is None else of_leader(job.ranks, lambda: keep.find(name, job))
+
+    def again(self, name: str, kept: KeptRun) -> dict[str, Any]:
+        """A candidate whose artifact was kept: it is measured, and nothing else."""
+        candidate, job = self.candidates[name], self.job(name)
+        found = self.protocol.measure(kept.artifact, reference=self.subject.model, progress=job.progress)
+        details = kept.facts["details"] | self.shown_besides(kept.artifact, job.progress)
+        return_freed_memory()
+        run = replace(Run.from_dict(kept.facts["run"]), perplexity=found.perplexity, divergence=found.divergence)
+        run = replace(run, recipe=candidate.label, seed=candidate.seed, resumed=False, kept=True)
+        facts = {"run": asdict(run), "details": details}
+        self.journal.record(f"{name}/measured", 0, [], job.ranks.tell(facts))
+        return facts
 
     @little_freed_memory_kept()
     def calibrated(self, names: list[str], walk: str) -> dict[str, Calibrated]:
@@ -176,7 +202,7 @@ class Laboratory:
         job = self.job(name)
         resumed = bool(self.journal.entries(f"{name}/quantize"))
         inspector = None
-        if candidate.label not in self.inspected:
+        if candidate.label not in self.inspected or self.keep is not None:  # another comparison may show this one
             inspector = Inspector(job.stream, job.assembly, rotations, job.windows, job.place)
         besides = inspector.seconds if inspector else 0.0
         start = time.perf_counter()
@@ -189,12 +215,14 @@ class Laboratory:
         return_freed_memory()
         found = self.protocol.measure(job.artifact, reference=self.subject.model, progress=job.progress)
         if details:
-            details |= self.shown_besides(job)
+            details |= self.shown_besides(job.artifact, job.progress)
         return_freed_memory()
         figures = found.perplexity, found.divergence, written.bits_per_weight, written.size_bytes
         run = Run(candidate.label, candidate.seed, *figures, seconds, peak, resumed)
         facts = {"run": asdict(run), "details": details}
         assert job.workspace.journal is not None
+        if self.keep is not None and job.ranks.leads:
+            self.keep.put(name, job, facts)
         folders = [job.workspace.journal.work, *([] if self.keep_artifacts else [job.artifact])]
         left: list[Path] = []
         if self.keep_artifacts and job.ranks.leads:
@@ -203,12 +231,12 @@ class Laboratory:
         self.journal.record(f"{name}/measured", 0, left, facts, folders)
         return facts
 
-    def shown_besides(self, job: Job) -> dict[str, Any]:
+    def shown_besides(self, artifact: Path, progress: Progress) -> dict[str, Any]:
         """What an artifact writes, and which of its parts lose how much; empty where nobody asked."""
         besides, subject = self.protocol.besides, self.subject
         return {
-            "generations": besides.written(job.artifact, subject.tokenizer, self.protocol.options),
-            "parts": besides.losses(job.artifact, subject, self.protocol.of_parts(), job.progress),
+            "generations": besides.written(artifact, subject.tokenizer, self.protocol.options),
+            "parts": besides.losses(artifact, subject, self.protocol.of_parts(), progress),
         }
 
 

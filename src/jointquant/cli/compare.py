@@ -70,6 +70,10 @@ def compare(
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Show in the report which parts of each artifact lose how much.")
     ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="A folder that keeps the artifacts for other comparisons, and gives those it has already."),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -116,6 +120,7 @@ def compare(
             keep_artifacts=keep_artifacts,
             prompts=prompt or (),
             diagnose=diagnose,
+            keep=keep,
             memory_budget=memory_budget,
             device_budget=device_budget,
             overwrite=overwrite,

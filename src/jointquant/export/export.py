@@ -49,6 +49,8 @@ class ExportResult:
         runs_in: who can run the export, and how.
         size_bytes: of all tensors that were written.
         seconds: wall time.
+        untied_bytes: of ``size_bytes``, those of a second matrix: the artifact holds one for embedding and head, and
+            this format both; 0 where the artifact has two itself.
     """
 
     out: str
@@ -58,6 +60,7 @@ class ExportResult:
     runs_in: list[str]
     size_bytes: int
     seconds: float
+    untied_bytes: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
@@ -133,7 +136,14 @@ def export_artifact(
     seconds = time.perf_counter() - start
     kind_of_use = f"{format} with R4" if format == "compressed-tensors" and opened.facts.r4 else format
     runs_in = users(kind_of_use if whole or format != "dense" else "rotated", out)
-    return ExportResult(str(out), format, reached.tier, list(reached.runtimes), runs_in, size, seconds)
+    runtimes, untied = list(reached.runtimes), _untied_bytes(opened, format, dtype)
+    return ExportResult(str(out), format, reached.tier, runtimes, runs_in, size, seconds, untied)
+
+
+def _untied_bytes(artifact: Artifact, format: str, dtype: str) -> int:
+    """Of the matrix that an export holds besides what the artifact does; GGUF stores it in float16."""
+    stored = DTYPES["float16"] if format == "gguf" else artifact.dtype if dtype == "auto" else DTYPES[dtype]
+    return artifact.derived_elements * stored.itemsize
 
 
 def _architectural(artifact: Artifact) -> list[Obstacle]:

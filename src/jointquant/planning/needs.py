@@ -240,4 +240,6 @@ def artifact_bytes(work: Workload) -> int:
     """What pass 2 writes."""
     shape, stored = work.shape, work.shape.dtype.itemsize
     bits = work.recipe.weights.num_bits if work.recipe.weights.enabled else 8 * stored
-    return shape.num_layers * shape.linears * bits // 8 + (shape.embeddings + shape.head) * stored
+    once = shape.tied and not work.recipe.head.enabled and not work.recipe.embeddings.enabled
+    ends = shape.embeddings + (0 if once else shape.head)
+    return shape.num_layers * shape.linears * bits // 8 + ends * stored

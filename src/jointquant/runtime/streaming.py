@@ -23,8 +23,8 @@ from jointquant.runtime.integration import (
     JointQuantConfig,
     assembly_of,
     check_artifact,
-    check_complete,
 )
+from jointquant.runtime.tied_source import check_stored, source_of
 
 
 class ArtifactStream(ModelStream):
@@ -51,9 +51,10 @@ class ArtifactStream(ModelStream):
             assembly.install_model(self.skeleton)
         self.config = self.skeleton.config
         self.architecture = assembly.architecture
-        self.source: Checkpoint = Checkpoint(folder, digests.tensors)
+        stored = Checkpoint(folder, digests.tensors)
+        check_stored(self.skeleton, quantization, stored)
+        self.source = source_of(stored, quantization, digests)
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
-        check_complete(self.skeleton, [str(folder / file) for file in sorted(set(self.source.files().values()))])
         check_recipe(quantization.parsed_recipe(), quantization.facts)
 
     @property
