@@ -29,6 +29,7 @@ from jointquant.cli.rotations import rotations
 from jointquant.cli.speech import silence_libraries, speak
 from jointquant.cli.stats import stats
 from jointquant.cli.usage import WELCOME, check_verb
+from jointquant.cli.verify import verify
 from jointquant.distributed.launch import started_by_torchrun
 from jointquant.errors import DamageWarning, fault_of_machine, printable, require
 
@@ -43,6 +44,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "rotate": rotate,
     "rotations": rotations,
     "export": export,
+    "verify": verify,
     "generate": generate,
     "download": download,
     "push": push,
