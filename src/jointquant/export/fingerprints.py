@@ -1,7 +1,8 @@
 """The fingerprint of an export: the artifact's own, or the base model's where nothing is rounded.
 
 Every export with the quantized values computes what the artifact does: what a runtime rounds besides, such as inputs of
-8 bits in llama.cpp, is in the tolerance of its arithmetic. The rotated model before rounding computes what its base does.
+8 bits in llama.cpp, is in the tolerance of its arithmetic. The rotated model before rounding computes what its base
+does.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ from jointquant.fingerprint.variants import log_probabilities
 
 INSTALL = "pip install llama-cpp-python"
 
+FLOATS = ("0", "1")
+"""Types of files whose tensors are all in float32, or in float16."""
+
 
 def library() -> Any:
     """llama-cpp-python, silent. Raises InputError where it is not installed."""
@@ -51,7 +54,6 @@ class InLlamaCpp:
     """
 
     name = "llama.cpp"
-    arithmetic = "int8"  # inputs of products with quantized weights, in groups of 32
 
     def __init__(self, file: Path, num_tokens: int) -> None:
         self.llama = library()
@@ -66,6 +68,8 @@ class InLlamaCpp:
         self.context = self.llama.llama_init_from_model(self.model, context)
         require(bool(self.context), f"llama.cpp makes no context of {num_tokens} tokens for {file}")
         self.vocabulary = self.llama.llama_model_get_vocab(self.model)
+        plain = self._said("general.file_type") in FLOATS
+        self.arithmetic = "bfloat16" if plain else "int8"  # inputs of quantized products, in groups of 32
 
     def __enter__(self) -> InLlamaCpp:
         return self
@@ -114,6 +118,12 @@ class InLlamaCpp:
             return str(write(messages=[{"role": "user", "content": question}]).prompt)
         except Exception:  # a template is a program of others: it raises whatever it likes, and refuses by that
             return ""
+
+    def _said(self, key: str) -> str:
+        """A value of the file's metadata; empty where it says none."""
+        text = ctypes.create_string_buffer(64)
+        found = self.llama.llama_model_meta_val_str(self.model, key.encode(), text, len(text))
+        return text.value.decode() if found >= 0 else ""
 
     def _special(self, name: str) -> str:
         token = getattr(self.llama, f"llama_vocab_{name}")(self.vocabulary)
