@@ -43,6 +43,7 @@ ORDER = (
     "analysis",
     "generation",
     "verification",
+    "serving",
     "demo",
     "__init__",
     "cli",

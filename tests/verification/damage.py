@@ -51,7 +51,7 @@ def embedding_times(*turns: Callable[[Tensor], Tensor]) -> Callable[[Path, Tenso
     def damage(folder: Path, r1: Tensor) -> None:
         def change(found: dict[str, Tensor]) -> None:
             for turn in turns if EMBEDDING in found else ():
-                found[EMBEDDING] = found[EMBEDDING] @ turn(r1).float()
+                found[EMBEDDING] = (found[EMBEDDING].float() @ turn(r1).float()).to(found[EMBEDDING])
 
         tensors(folder, change)
 
