@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jointquant import InputError
-from jointquant.runtime.artifact_facts import QUANT_METHOD
+from jointquant.runtime.artifact_facts import ARTIFACT_PREFIX, QUANT_METHOD
 from jointquant.serving.command import server_for
 
 
@@ -22,7 +22,8 @@ def things(tmp_path: Path) -> dict[str, Path]:
     settings["online"] = {"transform_config": {"config_groups": {"R4": {}}}}
     for name, quantization in settings.items():
         found[name].mkdir()
-        data = {"model_type": "llama", "quantization_config": quantization}
+        model_type = f"{ARTIFACT_PREFIX}llama" if name == "artifact" else "llama"
+        data = {"model_type": model_type, "quantization_config": quantization}
         (found[name] / "config.json").write_text(json.dumps(data))
     found["gguf"].write_bytes(b"GGUF")
     found["text"].write_bytes(b"GONE")
@@ -40,7 +41,11 @@ def test_each_thing_has_its_server(things: dict[str, Path], monkeypatch: pytest.
     server = server_for(things["export"], "transformers", "127.0.0.1", 8123)
     assert server.command[0] == sys.executable
     assert "import jointquant" in server.command[2]
-    assert server_for(things["gguf"], None, "::1", 1).command[:3] == ("/bin/llama-server", "--model", str(things["gguf"]))
+    assert server_for(things["gguf"], None, "::1", 1).command[:3] == (
+        "/bin/llama-server",
+        "--model",
+        str(things["gguf"]),
+    )
 
 
 def test_the_next_one_serves_where_the_first_is_not_here(
