@@ -38,6 +38,6 @@ def test_it_is_started_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         root = server.root
     with pytest.raises(InputError, match="no server answers"):
         type(server)(root, "float32")
-    with pytest.raises(InputError, match="vLLM does not serve broken: ValueError: no such kernel"):
-        with vllm_at(Path("broken"), "float32", "auto"):
-            pass
+    broken = pytest.raises(InputError, match="vLLM does not serve broken: ValueError: no such kernel")
+    with broken, vllm_at(Path("broken"), "float32", "auto"):
+        pass

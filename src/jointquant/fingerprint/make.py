@@ -60,9 +60,10 @@ def give_fingerprint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def fingerprint_of_artifact(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
     """What an artifact is to predict. Raises InputError when it is not what was written."""
-    stream = WrittenStream(folder, "check")
-    path = folder / ROTATIONS_NAME
-    return fingerprint_of(stream, Rotations.load(path) if path.is_file() else Rotations(), tokenizer, stream.r4)
+    stream, path = WrittenStream(folder, "check"), folder / ROTATIONS_NAME
+    rotations = Rotations.load(path) if path.is_file() else Rotations()
+    dense = stream.architecture.mixture is None  # tokens of experts come without the row that they are of
+    return fingerprint_of(stream, rotations, tokenizer, stream.r4 and dense)
 
 
 @torch.no_grad()
