@@ -386,7 +386,7 @@ def where(result: dict[str, Any]) -> list[str]:
         else:
             verdict = "pass" if row["passed"] else "; ".join(row["faults"])
             gap = f"{row['difference']:.2g} ({row['tolerance']:.2g})"
-            head = (row["recipe"] + changes, row["format"], row["runtime"], row["dtype"] or "8-bit inputs")
+            head = (row["recipe"] + changes, row["format"], row["runtime"], row["dtype"] or "its own way")
             cells = (*head, f"{row['perplexity']:.3f}", verdict, gap)
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"On a CPU. `{result['command']}`; {_made(result)}"]
