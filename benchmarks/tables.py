@@ -385,6 +385,25 @@ def loss_by_part(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
 
 
+def where(result: dict[str, Any]) -> list[str]:
+    """Each recipe in each runtime that was there."""
+    lines = [
+        "| recipe | what | runtime | computes in | perplexity | `verify` | differs by (let pass) |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for row in result["rows"]:
+        changes = "".join(f", `{change}`" for change in row["changes"])
+        if "refused" in row:
+            cells = (row["recipe"] + changes, row["format"], row["runtime"], row["dtype"], "", row["refused"], "")
+        else:
+            verdict = "pass" if row["passed"] else "; ".join(row["faults"])
+            gap = f"{row['difference']:.2g} ({row['tolerance']:.2g})"
+            head = (row["recipe"] + changes, row["format"], row["runtime"], row["dtype"] or "its own way")
+            cells = (*head, f"{row['perplexity']:.3f}", verdict, gap)
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"On a CPU. `{result['command']}`; {_made(result)}"]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -420,6 +439,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "one_capture_stories260k": one_capture,
     "one_capture_smollm2": one_capture,
     "plans_by_size": plans_by_size,
+    "where": where,
     "loss_by_part_smollm2": loss_by_part,
     "mixture_starved": mixture_starved,
 }

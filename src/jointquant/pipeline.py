@@ -22,6 +22,7 @@ from jointquant.artifact.tiers import Reach, facts_of, reach
 from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_bytes
 from jointquant.calibration.calibrate import calibrate
 from jointquant.events import OnEvent, reported
+from jointquant.fingerprint.make import give_fingerprint
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.models.source import bytes_of
@@ -156,4 +157,5 @@ def write_artifact(job: Job, rotations: Rotations, witness: Witness | None = Non
     if job.ranks.leads:
         rotations.save(job.artifact)
         write_metadata(job, {"transforms": transforms} | inventory | reached.to_dict(), outcome.digests)
+        give_fingerprint(job.artifact, job.subject.tokenizer)
     return Written(outcome.size_bytes, outcome.bits_per_weight, transforms, reached, inventory)

@@ -95,7 +95,8 @@ def test_what_belongs_to_a_part_is_fetched_beside_it(session: Session) -> None:
     """Its digests, what they vouch for, and nothing else."""
     assert session.results["part"].status == 0, session.results["part"].err
     beside = {path.name for path in session.snapshot.iterdir() if not path.name.startswith(("config", "model"))}
-    assert beside == {"digests.json", "rotations.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    files = {"digests.json", "fingerprint.json", "rotations.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert beside == files
 
 
 def test_what_was_pushed_runs(session: Session) -> None:

@@ -17,8 +17,8 @@ from jointquant.evaluation.runners import needed_in_memory, room_for
 from jointquant.models.options import ModelOptions, completed, of_folder
 from jointquant.progress import Progress
 from jointquant.run.opening import Subject
-from jointquant.runtime.generation import Manner, continued
 from jointquant.runtime.loading import load
+from jointquant.runtime.speaker import Sampling, Speaker
 
 NEW_TOKENS = 48
 PART_TOKENS = 4096
@@ -70,7 +70,8 @@ class Besides:
         if not self.prompts:
             return []
         loaded = model if isinstance(model, PreTrainedModel) else load(model, **of_folder(completed(options)))
-        return [continued(loaded, tokenizer, prompt, Manner(NEW_TOKENS)).text for prompt in self.prompts]
+        speaker = Speaker(loaded, tokenizer)
+        return [speaker.say(prompt, Sampling(NEW_TOKENS)).text for prompt in self.prompts]
 
     def losses(
         self, artifact: Path, subject: Subject, protocol: Mapping[str, Any], progress: Progress

@@ -15,6 +15,7 @@ from jointquant._version import __version__
 from jointquant.cli.about import demo, doctor, models, recipes
 from jointquant.cli.boundary import check_address_space, check_arguments, line_of, safe_streams
 from jointquant.cli.capture import capture
+from jointquant.cli.chat import chat
 from jointquant.cli.compare import compare
 from jointquant.cli.diagnose import diagnose
 from jointquant.cli.evaluate import evaluate
@@ -27,9 +28,11 @@ from jointquant.cli.output import INTERRUPTED
 from jointquant.cli.quantize import quantize
 from jointquant.cli.rotate import rotate
 from jointquant.cli.rotations import rotations
+from jointquant.cli.serve import serve
 from jointquant.cli.speech import silence_libraries, speak
 from jointquant.cli.stats import stats
 from jointquant.cli.usage import WELCOME, check_verb
+from jointquant.cli.verify import verify
 from jointquant.distributed.launch import started_by_torchrun
 from jointquant.errors import DamageWarning, fault_of_machine, printable, require
 
@@ -44,7 +47,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "rotate": rotate,
     "rotations": rotations,
     "export": export,
+    "verify": verify,
     "generate": generate,
+    "chat": chat,
+    "serve": serve,
     "download": download,
     "push": push,
     "recipes": recipes,

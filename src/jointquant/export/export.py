@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from jointquant.artifact.advice import advice
 from jointquant.artifact.card import Kind, write_card
@@ -18,11 +20,13 @@ from jointquant.events import OnEvent, reported
 from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
+from jointquant.export.fingerprints import fingerprint_of_export, fingerprint_of_rotated
 from jointquant.export.formats import check_format, users
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.native import CompressedExport
 from jointquant.files.durable import room_needed, save_json
 from jointquant.files.output import check_output, output_file, output_folder
+from jointquant.fingerprint.record import Fingerprint, save_fingerprint
 from jointquant.hub import locate
 from jointquant.models.configuration import blamed
 from jointquant.models.options import DigestMode, digests_named
@@ -32,7 +36,7 @@ from jointquant.progress import Progress
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
 from jointquant.runtime.loading import load_tokenizer, save_tokenizer
-from jointquant.trust.folder import CONFIG_NAME, GENERATION_NAME
+from jointquant.trust.folder import CONFIG_NAME, FINGERPRINT_NAME, GENERATION_NAME
 from jointquant.trust.model_name import may_be_id
 from jointquant.trust.target import check_apart
 
@@ -153,18 +157,28 @@ def _architectural(artifact: Artifact) -> list[Obstacle]:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a folder of tensors is filled with; ``exact``: with the very values that were measured."""
+    """What a folder of tensors is filled with.
+
+    Attributes:
+        kind: of export.
+        shards: its tensors.
+        config: its config.json.
+        fingerprint: of a tokenizer: what the export is to predict.
+        exact: with the very values that were measured.
+    """
 
     kind: Kind
     shards: Iterable[dict[str, Tensor]]
     config: dict[str, Any]
+    fingerprint: Callable[[PreTrainedTokenizerBase], Fingerprint]
     exact: bool = True
 
 
 def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> _Contents:
     """Those of a checkpoint; one of the rotated weights needs the ``base`` model."""
+    own = partial(fingerprint_of_export, artifact)
     if kind == "compressed-tensors":
-        return _Contents(kind, compressed_shards(artifact), compressed_config(artifact))
+        return _Contents(kind, compressed_shards(artifact), compressed_config(artifact), own)
     as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
     about = {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.described}
     shards = (
@@ -173,7 +187,8 @@ def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> 
         else rotated_shards(artifact, open_stream(base), as_dtype)
     )
     exact = as_dtype == DTYPES["float32"]  # what `eval` computes with
-    return _Contents(kind, shards, artifact.plain_config | about, exact)
+    fingerprint = own if base is None else partial(fingerprint_of_rotated, artifact, base)
+    return _Contents(kind, shards, artifact.plain_config | about, fingerprint, exact)
 
 
 def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite: bool, progress: Progress) -> int:
@@ -183,7 +198,9 @@ def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite:
         save_json(folder / CONFIG_NAME, contents.config)
         rotations = artifact.rotations() if contents.kind == "compressed-tensors" else None
         _copy_companions(artifact.folder, folder, [] if rotations is None else [rotations.name])
-        save_tokenizer(load_tokenizer(artifact.folder, artifact.digests.mode), folder)
+        tokenizer = load_tokenizer(artifact.folder, artifact.digests.mode)
+        save_tokenizer(tokenizer, folder)
+        save_fingerprint(folder / FINGERPRINT_NAME, contents.fingerprint(tokenizer))
         facts = artifact.described | reach(artifact.facts).to_dict()
         write_card(folder, facts, contents.kind, carried_from=artifact.folder if contents.exact else None)
     return size
@@ -206,7 +223,7 @@ def _base_folder(artifact: Artifact, base: str | Path | None, progress: Progress
 def _native(source: CompressedExport, out: Path, overwrite: bool, progress: Progress, start: float) -> ExportResult:
     with output_folder(out, overwrite) as folder, blamed(f"{source.folder} is not as its configuration says"):
         writer = _write(folder, source.shards(), source.num_shards(), progress)
-        _copy_companions(source.folder, folder, [ROTATIONS_NAME])
+        _copy_companions(source.folder, folder, [ROTATIONS_NAME, FINGERPRINT_NAME])
         save_tokenizer(load_tokenizer(source.folder), folder)
         write_digests(folder, source.config(), writer.digests, files_to_vouch_for(folder))
         reached = reach(Artifact.open(folder).facts)
