@@ -77,6 +77,7 @@ COVERED_ELSEWHERE = {
     "cli/options.py": "tests/cli/test_quantize.py",
     "cli/given.py": "tests/cli/test_usage.py",
     "cli/plan.py": "tests/planning/test_dry_run.py",
+    "cli/plan_table.py": "tests/planning/test_dry_run.py",
     "cli/ranks.py": "tests/distributed/test_process_group.py",
     "cli/stats.py": "tests/cli/test_compare.py",
     "demo/train.py": "tests/demo/test_corpus.py",
