@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import jointquant
-from conftest import FAMILIES
+from conftest import ASSEMBLED, FAMILIES
 from imports import ROOT, files, graph, imports_of, reached
 
 TESTS = Path(__file__).parent
@@ -125,6 +125,7 @@ COVERED_ELSEWHERE = {
     "runtime/online.py": "tests/analysis/test_inspection.py",
     "trust/folder.py": "tests/hub/test_location.py",
     **{f"models/{family}.py": "tests/models/test_registry.py" for family in FAMILIES},
+    **{f"models/{family}.py": "tests/models/test_families.py" for family in ASSEMBLED},
 }
 """Modules without a test file of their own, and the one that tests them. Where a module gets its own, its row goes."""
 

@@ -268,6 +268,12 @@ class Architecture:
         return tuple(site for site in self.sites if site.norm is None)
 
     @property
+    def scalable_sites(self) -> tuple[Site, ...]:
+        """The sites whose input something divides channel by channel: a norm, or the rows of a linear."""
+        fed = {self.output, *self.downs}
+        return tuple(site for site in self.whole_sites if site.norm is not None or fed & set(site.linears))
+
+    @property
     def linears(self) -> tuple[str, ...]:
         """All linears of a layer, relative to it, in forward order."""
         return tuple(name for site in self.sites for name in site.linears)
