@@ -20,6 +20,7 @@ WHOLE_SYSTEM = {
     "hostile/test_environment.py": "what the machine refuses",
     "hostile/test_messages.py": "what the user is told",
     "hostile/test_numbers.py": "weights of zeros, and of what overflows",
+    "models/test_families.py": "families put together of what others have",
     "models/test_layouts.py": "folders as transformers reads them",
     "models/test_positions.py": "rotary embeddings that depend on the length",
     "quantization/test_group_tails.py": "rows that groups do not divide, from rounding to artifacts",
