@@ -17,6 +17,8 @@ from typing import Any
 import pictures
 import tables_gpu
 
+from jointquant.models.registry import ARCHITECTURES, summary
+from jointquant.models.support import support_table
 from jointquant.recipe.reference_table import key_table, size_table
 
 ROOT = Path(__file__).parents[1]
@@ -444,7 +446,17 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "mixture_starved": mixture_starved,
 }
 
-FROM_CODE: dict[str, Callable[[], list[str]]] = {"recipe_keys": key_table, "sizes": size_table}
+
+def families() -> list[str]:
+    """What works for each family, and why something does not."""
+    return support_table(ARCHITECTURES, {name: summary(name) for name in ARCHITECTURES})
+
+
+FROM_CODE: dict[str, Callable[[], list[str]]] = {
+    "recipe_keys": key_table,
+    "sizes": size_table,
+    "families": families,
+}
 """Tables of what the package itself says."""
 
 

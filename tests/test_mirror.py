@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import jointquant
-from conftest import FAMILIES
+from conftest import ASSEMBLED, FAMILIES
 from imports import ROOT, files, graph, imports_of, reached
 
 TESTS = Path(__file__).parent
@@ -20,6 +20,7 @@ WHOLE_SYSTEM = {
     "hostile/test_environment.py": "what the machine refuses",
     "hostile/test_messages.py": "what the user is told",
     "hostile/test_numbers.py": "weights of zeros, and of what overflows",
+    "models/test_families.py": "families put together of what others have",
     "models/test_layouts.py": "folders as transformers reads them",
     "models/test_positions.py": "rotary embeddings that depend on the length",
     "quantization/test_group_tails.py": "rows that groups do not divide, from rounding to artifacts",
@@ -77,6 +78,7 @@ COVERED_ELSEWHERE = {
     "cli/options.py": "tests/cli/test_quantize.py",
     "cli/given.py": "tests/cli/test_usage.py",
     "cli/plan.py": "tests/planning/test_dry_run.py",
+    "cli/plan_table.py": "tests/planning/test_dry_run.py",
     "cli/ranks.py": "tests/distributed/test_process_group.py",
     "cli/stats.py": "tests/cli/test_compare.py",
     "demo/train.py": "tests/demo/test_corpus.py",
@@ -136,6 +138,7 @@ COVERED_ELSEWHERE = {
     "runtime/online.py": "tests/analysis/test_inspection.py",
     "trust/folder.py": "tests/hub/test_location.py",
     **{f"models/{family}.py": "tests/models/test_registry.py" for family in FAMILIES},
+    **{f"models/{family}.py": "tests/models/test_families.py" for family in ASSEMBLED},
 }
 """Modules without a test file of their own, and the one that tests them. Where a module gets its own, its row goes."""
 

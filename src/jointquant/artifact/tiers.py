@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from jointquant.models.support import GGUF_FAMILIES, lost_norms
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat
 from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
@@ -135,8 +136,7 @@ def online(facts: Facts) -> list[Obstacle]:
         own = [f" kv_cache.{part}={{}}" for part in ("keys", "values") if getattr(cache, part)]
         found.append(Obstacle("the KV cache is quantized", "kv_cache.num_bits=16" + "".join(own)))
     if not facts.plain_norms:
-        what = f"{facts.model_type}'s LayerNorms have become RMSNorms, which no other runtime has in this family"
-        found.append(Obstacle(what))
+        found.append(Obstacle(lost_norms(facts.model_type)))
     return found
 
 
@@ -240,9 +240,6 @@ def _activation_obstacles(settings: ActivationSettings) -> list[Obstacle]:
     elif settings.clip_ratio != 1.0:
         found.append(CLIPPED)
     return found
-
-
-GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def gguf_obstacles(facts: Facts) -> list[Obstacle]:

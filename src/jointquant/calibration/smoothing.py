@@ -45,7 +45,7 @@ class Smoother:
     @property
     def sites(self) -> tuple[Site, ...]:
         """Those of the layer that is next; they are scaled whole, so all experts share the scales behind a norm."""
-        return tuple(site for site in self.architecture.whole_sites if site.norm is None or not self.rotated)
+        return tuple(site for site in self.architecture.scalable_sites if site.norm is None or not self.rotated)
 
     def observers(self) -> Observers:
         """At the first reader of each site."""

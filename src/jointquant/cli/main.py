@@ -25,6 +25,7 @@ from jointquant.cli.flags import as_flags
 from jointquant.cli.generate import generate
 from jointquant.cli.hub import download, push
 from jointquant.cli.output import INTERRUPTED
+from jointquant.cli.plan import plan
 from jointquant.cli.quantize import quantize
 from jointquant.cli.rotate import rotate
 from jointquant.cli.rotations import rotations
@@ -38,6 +39,7 @@ from jointquant.errors import DamageWarning, fault_of_machine, printable, requir
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "plan": plan,
     "quantize": quantize,
     "eval": evaluate,
     "diagnose": diagnose,
