@@ -54,8 +54,8 @@ class QuantizerSettings(Settings):
 class IntegerSettings(QuantizerSettings):
     """A quantizer to an integer grid.
 
-    ``symmetric_range`` of a symmetric one: all 2^b integers, max|x| / (2^b − 1) · 2 a step; or ``restricted`` to as many
-    below zero as above, max|x| / (2^(b−1) − 1) a step, which is the arithmetic of vLLM's kernels.
+    ``symmetric_range`` of a symmetric one: all 2^b integers, max|x| / (2^b − 1) · 2 a step; or ``restricted`` to as
+    many below zero as above, max|x| / (2^(b−1) − 1) a step, which is the arithmetic of vLLM's kernels.
     """
 
     # Left out of what is written where it is the default, so that recipes of earlier versions keep their digests.
