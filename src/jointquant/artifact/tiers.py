@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from jointquant.models.support import GGUF_FAMILIES, lost_norms
 from jointquant.quantization.codebook import CodebookFormat
-from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.integer import IntFormat, SymmetricRange
 from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
 from jointquant.recipe.settings import ActivationSettings, WeightSettings
 from jointquant.rotations.hadamard import HadamardTransform
@@ -242,6 +243,12 @@ def _activation_obstacles(settings: ActivationSettings) -> list[Obstacle]:
     return found
 
 
+GGUF_INPUTS = tuple(
+    IntFormat(8, True, GGUF_GROUP, symmetric_range=symmetric_range) for symmetric_range in get_args(SymmetricRange)
+)
+"""What llama.cpp makes of an input: it divides max|x| by 127, so the restricted range is the nearer."""
+
+
 def gguf_obstacles(facts: Facts) -> list[Obstacle]:
     """What a GGUF file of Q4_0, Q8_0 and F16 tensors cannot hold."""
     found = [*online(facts), *r4_online(facts)]
@@ -261,7 +268,7 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
                 Obstacle(f"the scales of {name} have float32, and GGUF's float16", f"{name}.scale_dtype=float16")
             )
     for activations in facts.activations():
-        if activations.enabled and activations.format != IntFormat(8, True, GGUF_GROUP):
+        if activations.enabled and activations.format not in GGUF_INPUTS:
             what = f"llama.cpp quantizes activations itself, to 8 bits in groups of {GGUF_GROUP}"
             found.append(Obstacle(what, activations_off(facts)))
         elif activations.enabled and activations.clip_ratio != 1.0:

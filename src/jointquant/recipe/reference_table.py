@@ -44,6 +44,7 @@ MEANINGS = {
     "*.gradient_clip": "longer gradients (Frobenius norm of a matrix, in units of Whip) are cut to this; null: none",
     "*.num_bits": "2 to 8; 16: not quantized",
     "*.symmetric": "the zero point is 0",
+    "*.symmetric_range": "of symmetric grids: all integers, or `restricted` to as many below zero as above (vLLM's)",
     "*.signed_scale": "of symmetric integers: a scale may be negative, so that −2^(b−1) covers the larger end",
     "*.group_size": "values that share a scale; null: a channel's, a token's, or a head's",
     "*.group_tail": "groups that do not divide a row: refuse, or pad the last with zeros (it gets a scale of its own)",
