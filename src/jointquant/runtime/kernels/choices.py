@@ -50,7 +50,8 @@ def kernel_choices(
 
 
 def use_kernels(model: nn.Module, mode: str) -> None:
-    """Let all packed linears of a model run the kernels of ``mode``, in place: auto, integers, dense or reference.
+    """Let all packed linears of a model run the kernels of ``mode``, in place: auto, repacked, integers, dense or
+    reference.
 
     Raises:
         InputError: another name.
