@@ -77,7 +77,7 @@ class ReadableWeight:
     def product_of_integers(self, arranged: ArrangedCodes) -> Tensor:
         """float32 [rows, out]. Raises MemoryError."""
         y = torch.empty(len(arranged.integers), self.weight.out_features)
-        left = (arranged.integers, arranged.zero_point, arranged.sums, arranged.scale)
+        left = (arranged.integers, arranged.zero_point, arranged.scale)
         pointers = [tensor.data_ptr() for tensor in left]
         if _functions().product_of_integers(self.address, *pointers, len(y), y.data_ptr()):
             raise MemoryError(f"no memory to expand some rows of a weight of {self.weight.in_features} columns")
@@ -93,16 +93,14 @@ class ArrangedCodes:
     """Integers of x in the order in which the program reads them.
 
     Attributes:
-        integers: int8 [rows, columns], columns a multiple of 32.
+        integers: uint8 [rows, columns], moved up by 128; columns a multiple of 32.
         zero_point: int32 [rows].
         scale: float32 [rows, 1].
-        sums: int32 [rows, groups] of integers less zero points.
     """
 
     integers: Tensor
     zero_point: Tensor
     scale: Tensor
-    sums: Tensor
 
 
 def unreadable(problem: Problem) -> str | None:
@@ -132,16 +130,15 @@ def arranged_floats(x: Tensor, bits: int) -> Tensor:
     return arranged
 
 
-def arranged_integers(codes: TokenCodes, bits: int, groups: int, group_chunks: int) -> ArrangedCodes:
+def arranged_integers(codes: TokenCodes, bits: int) -> ArrangedCodes:
     """The same of signed integers with zero points."""
     integers, zero_point = codes.integers, codes.zero_point
     assert zero_point is not None
     rows, columns = integers.shape
-    arranged = torch.empty(rows, padded(columns), dtype=torch.int8)
-    sums = torch.empty(rows, groups, dtype=torch.int32)
+    arranged = torch.empty(rows, padded(columns), dtype=torch.uint8)
     left = (integers.data_ptr(), zero_point.data_ptr(), rows, columns)
-    _functions().arrange_integers(*left, bits, groups, group_chunks, arranged.data_ptr(), sums.data_ptr())
-    return ArrangedCodes(arranged, zero_point, codes.scale.contiguous(), sums)
+    _functions().arrange_integers(*left, bits, arranged.data_ptr())
+    return ArrangedCodes(arranged, zero_point, codes.scale.contiguous())
 
 
 @cache
@@ -149,9 +146,9 @@ def _functions() -> ctypes.CDLL:
     """The program, with the types of its functions' arguments."""
     found, pointer, size, word = library(), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     found.arrange_floats.argtypes = (pointer, size, size, word, pointer)
-    found.arrange_integers.argtypes = (pointer, pointer, size, size, word, size, size, pointer, pointer)
+    found.arrange_integers.argtypes = (pointer, pointer, size, size, word, pointer)
     found.product_of_floats.argtypes = (pointer, pointer, size, pointer)
-    found.product_of_integers.argtypes = (*(pointer,) * 5, size, pointer)
+    found.product_of_integers.argtypes = (*(pointer,) * 4, size, pointer)
     found.expand.argtypes = (pointer, size, size, pointer)
     for name in ("arrange_floats", "arrange_integers", "product_of_floats", "expand"):
         getattr(found, name).restype = None

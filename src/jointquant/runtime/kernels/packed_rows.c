@@ -3,7 +3,8 @@
    A row of W is ceil(in * bits / 32) words; an integer q of `bits` stands there as u = q + 2^(bits - 1). Of 4 bits, a
    byte holds the columns 2j (low half) and 2j + 1 (high half). Columns are taken in chunks of 32: of 4 bits, a chunk is
    16 bytes, whose low halves and high halves fill one register; the left side is arranged alike, evens before odds.
-   Sums of integers are exact: u <= 15 times |q| <= 128, in pairs, eight times over, is below 2^15. */
+   Integers of x are moved up by 128: 255 times |w| <= 8 (15 with a zero point), in pairs, eight (four) times over, is below
+   2^15, so sums of integers are exact. */
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -12,7 +13,7 @@
 
 #define CHUNK 32
 #define TILE 16   /* rows of W that are expanded together; they stay in a core's cache */
-#define STEPS 8   /* chunks whose pairs are summed in 16 bits */
+#define MIDDLE 128
 #define FEW 4     /* rows of x that are multiplied together */
 
 typedef struct {
@@ -90,20 +91,13 @@ void arrange_floats(const float *x, int64_t rows, int64_t in, int32_t bits, floa
     }
 }
 
-/* Integers [rows, in] alike, zero points behind the end; sums [rows, groups] of q - z. */
-void arrange_integers(const int8_t *q, const int32_t *zero, int64_t rows, int64_t in, int32_t bits, int64_t groups,
-                      int64_t group_chunks, int8_t *out, int32_t *sums) {
-    const int64_t columns = (in + CHUNK - 1) / CHUNK * CHUNK, size = group_chunks * CHUNK;
+/* Integers [rows, in] alike, moved up by 128, zero points behind the end. */
+void arrange_integers(const int8_t *q, const int32_t *zero, int64_t rows, int64_t in, int32_t bits, uint8_t *out) {
+    const int64_t columns = (in + CHUNK - 1) / CHUNK * CHUNK;
 #pragma omp parallel for if (rows > 1) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
-        memset(out + r * columns + columns - CHUNK, zero[r], CHUNK);
-        for (int64_t c = 0; c < in; c++) out[r * columns + place_of(c, bits)] = q[r * in + c];
-        for (int64_t g = 0; g < groups; g++) {
-            int32_t sum = 0;
-            const int64_t end = smaller(in, (g + 1) * size);
-            for (int64_t c = g * size; c < end; c++) sum += q[r * in + c];
-            sums[r * groups + g] = sum - zero[r] * (int32_t)(end - g * size);
-        }
+        memset(out + r * columns + columns - CHUNK, zero[r] + MIDDLE, CHUNK);
+        for (int64_t c = 0; c < in; c++) out[r * columns + place_of(c, bits)] = (uint8_t)(q[r * in + c] + MIDDLE);
     }
 }
 
@@ -187,22 +181,21 @@ void expand(const Weight *given, int64_t start, int64_t stop, float *out) {
 
 /* ---- integers on both sides ------------------------------------------------------------------------------------- */
 
-/* Sums of u * q of some chunks, for some rows of expanded W by some rows of x: acc [r * width + o]. */
-static inline __attribute__((always_inline)) void integer_sums(const uint8_t *u, const int8_t *q, int64_t columns,
-                                                               int64_t chunks, const int count, const int width,
-                                                               __m256i *acc) {
+/* Adds the sums of w * q of some chunks, for some rows of expanded W by some rows of x, to acc [r * width + o]. */
+static inline __attribute__((always_inline)) void integer_sums(const int8_t *w, const uint8_t *q, int64_t columns,
+                                                               int64_t chunks, int64_t steps, const int count,
+                                                               const int width, __m256i *acc) {
     const __m256i ones = _mm256_set1_epi16(1);
-    for (int i = 0; i < count * width; i++) acc[i] = _mm256_setzero_si256();
-    for (int64_t begin = 0; begin < chunks; begin += STEPS) {
+    for (int64_t begin = 0; begin < chunks; begin += steps) {
         __m256i pairs[FEW * 2];
         for (int i = 0; i < count * width; i++) pairs[i] = _mm256_setzero_si256();
-        const int64_t end = smaller(chunks, begin + STEPS);
+        const int64_t end = smaller(chunks, begin + steps);
         for (int64_t c = begin; c < end; c++)
             for (int o = 0; o < width; o++) {
-                const __m256i right = _mm256_loadu_si256((const __m256i *)(u + o * columns + c * CHUNK));
+                const __m256i right = _mm256_loadu_si256((const __m256i *)(w + o * columns + c * CHUNK));
                 for (int r = 0; r < count; r++) {
                     const __m256i left = _mm256_loadu_si256((const __m256i *)(q + r * columns + c * CHUNK));
-                    pairs[r * width + o] = _mm256_add_epi16(pairs[r * width + o], _mm256_maddubs_epi16(right, left));
+                    pairs[r * width + o] = _mm256_add_epi16(pairs[r * width + o], _mm256_maddubs_epi16(left, right));
                 }
             }
         for (int i = 0; i < count * width; i++)
@@ -211,57 +204,68 @@ static inline __attribute__((always_inline)) void integer_sums(const uint8_t *u,
 }
 
 typedef struct {
-    const int8_t *q;        /* [rows, chunks * 32], arranged */
+    const uint8_t *q;       /* [rows, chunks * 32], arranged and moved up by 128 */
     const int32_t *zero;    /* [rows] */
-    const int32_t *sums;    /* [rows, groups] of q - z */
     const float *scale;     /* [rows] */
     int64_t rows;
 } Left;
 
-/* A tile of W: its u, and by row and group the sum of u, the offset and the scale. */
+/* A tile of W: its integers less their zero points, and by row and group their sums, lane by lane, and the scale. */
 typedef struct {
-    uint8_t *u;
-    int32_t *sums, *offset;
+    int8_t *w;
+    __m256i *sums;
     float *scale;
 } Tile;
 
-static void expand_tile(const Weight *w, int64_t tile, int64_t stop, const Tile *to) {
+static void expand_tile(const Weight *w, int64_t start, int64_t stop, const Tile *to) {
     const int64_t chunks = chunks_of(w);
-    for (int64_t o = tile; o < stop; o++)
+    const __m256i ones = _mm256_set1_epi8(1), pairs = _mm256_set1_epi16(1);
+    for (int64_t o = start; o < stop; o++)
         for (int64_t g = 0; g < w->groups; g++) {
-            const int64_t end = smaller(chunks, (g + 1) * w->group_chunks), i = (o - tile) * w->groups + g;
+            const int64_t end = smaller(chunks, (g + 1) * w->group_chunks), i = (o - start) * w->groups + g;
+            const __m256i offset = _mm256_set1_epi8((int8_t)offset_at(w, o, g));
             __m256i sum = _mm256_setzero_si256();
             for (int64_t c = g * w->group_chunks; c < end; c++) {
-                const __m256i u = chunk_at(w, w->words + o * w->row_bytes, c);
-                sum = _mm256_add_epi64(sum, _mm256_sad_epu8(u, _mm256_setzero_si256()));
-                _mm256_storeu_si256((__m256i *)(to->u + ((o - tile) * chunks + c) * CHUNK), u);
+                const __m256i v = _mm256_sub_epi8(chunk_at(w, w->words + o * w->row_bytes, c), offset);
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(ones, v), pairs));
+                _mm256_storeu_si256((__m256i *)(to->w + ((o - start) * chunks + c) * CHUNK), v);
             }
-            to->sums[i] = sum_of_integers(sum);
-            to->offset[i] = offset_at(w, o, g);
+            _mm256_storeu_si256(to->sums + i, sum);
             to->scale[i] = scale_at(w, o * w->groups + g);
         }
 }
 
+/* y of `count` rows of x and `width` rows of W. A group's sum is exact; the sum over groups is one of floats. */
 static inline __attribute__((always_inline)) void integer_block(const Weight *w, const Tile *tile, int64_t first,
                                                                 const Left *x, int64_t row, const int count,
                                                                 const int width, float *y) {
-    const int64_t chunks = chunks_of(w), columns = chunks * CHUNK;
-    float total[FEW * 2] = {0};
+    const int64_t chunks = chunks_of(w), columns = chunks * CHUNK, steps = w->zero ? 4 : 8;
+    __m256i acc[FEW * 2];
+    __m256 total[FEW * 2];
+    for (int i = 0; i < count * width; i++) total[i] = _mm256_setzero_ps();
     for (int64_t g = 0; g < w->groups; g++) {
-        const int64_t begin = g * w->group_chunks, end = smaller(chunks, begin + w->group_chunks);
-        __m256i acc[FEW * 2];
-        integer_sums(tile->u + first * columns + begin * CHUNK, x->q + row * columns + begin * CHUNK, columns,
-                     end - begin, count, width, acc);
+        const int64_t begin = g * w->group_chunks, size = smaller(chunks - begin, w->group_chunks);
         for (int r = 0; r < count; r++)
-            for (int o = 0; o < width; o++) {
-                const int64_t i = (first + o) * w->groups + g;
-                const int32_t sum = sum_of_integers(acc[r * width + o]) - x->zero[row + r] * tile->sums[i] -
-                                    tile->offset[i] * x->sums[(row + r) * w->groups + g];
-                total[r * width + o] += tile->scale[i] * (float)sum;
+            for (int o = 0; o < width; o++) { /* what x was moved up by, and its zero point, are taken off beforehand */
+                const __m256i sums = _mm256_loadu_si256(tile->sums + (first + o) * w->groups + g);
+                acc[r * width + o] = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-MIDDLE - x->zero[row + r]));
             }
+        integer_sums(tile->w + first * columns + begin * CHUNK, x->q + row * columns + begin * CHUNK, columns, size,
+                     steps, count, width, acc);
+        if (w->groups == 1) break;
+        for (int o = 0; o < width; o++) {
+            const __m256 scale = _mm256_set1_ps(tile->scale[(first + o) * w->groups + g]);
+            for (int r = 0; r < count; r++)
+                total[r * width + o] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r * width + o]), scale, total[r * width + o]);
+        }
     }
     for (int r = 0; r < count; r++)
-        for (int o = 0; o < width; o++) y[r * w->out + o] = total[r * width + o] * x->scale[row + r];
+        for (int o = 0; o < width; o++) {
+            const int i = r * width + o;
+            const float sum = w->groups > 1 ? sum_of_floats(total[i])
+                                            : (float)sum_of_integers(acc[i]) * tile->scale[first + o];
+            y[r * w->out + o] = sum * x->scale[row + r];
+        }
 }
 
 static void integer_tile(const Weight *w, const Tile *tile, int64_t start, int64_t stop, const Left *x, float *y) {
@@ -283,27 +287,26 @@ static void integer_tile(const Weight *w, const Tile *tile, int64_t start, int64
 }
 
 /* y [rows, out] of integers q [rows, chunks * 32] less zero [rows], times scale [rows]; 4-bit W. 1: out of memory. */
-int product_of_integers(const Weight *given, const int8_t *q, const int32_t *zero, const int32_t *sums,
-                        const float *scale, int64_t rows, float *y) {
+int product_of_integers(const Weight *given, const uint8_t *q, const int32_t *zero, const float *scale,
+                        int64_t rows, float *y) {
     const Weight w = *given;
-    const Left x = {q, zero, sums, scale, rows};
+    const Left x = {q, zero, scale, rows};
     int failed = 0;
 #pragma omp parallel
     {
         Tile tile;
-        tile.u = malloc(TILE * chunks_of(&w) * CHUNK + TILE * w.groups * 12);
-        tile.scale = (float *)(tile.u + TILE * chunks_of(&w) * CHUNK);
-        tile.sums = (int32_t *)(tile.scale + TILE * w.groups);
-        tile.offset = tile.sums + TILE * w.groups;
-        if (!tile.u) failed = 1;
+        tile.w = malloc(TILE * (chunks_of(&w) * CHUNK + w.groups * (sizeof(__m256i) + sizeof(float))));
+        tile.sums = (__m256i *)(tile.w + TILE * chunks_of(&w) * CHUNK);
+        tile.scale = (float *)(tile.sums + TILE * w.groups);
+        if (!tile.w) failed = 1;
 #pragma omp for schedule(static)
         for (int64_t start = 0; start < w.out; start += TILE)
-            if (tile.u) {
+            if (tile.w) {
                 const int64_t stop = smaller(w.out, start + TILE);
                 expand_tile(&w, start, stop, &tile);
                 integer_tile(&w, &tile, start, stop, &x, y);
             }
-        free(tile.u);
+        free(tile.w);
     }
     return failed;
 }

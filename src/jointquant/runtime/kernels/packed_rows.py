@@ -22,8 +22,10 @@ from jointquant.runtime.kernels.packed_product import (
 )
 from jointquant.runtime.site import SiteInput
 
-MOST_ROWS = 8
-"""Of a left side that is not integers: above, a product with expanded tiles is faster."""
+MOST_ROWS = 16
+"""Of a left side that is not integers, or of a weight in small groups: above, expanded tiles are faster."""
+LEAST_GROUP = 128
+"""Columns, for products of integers of any number of rows."""
 INTEGER_BITS = 4
 """Of the weight, for products of integers: pairs of wider ones leave 16 bits."""
 
@@ -50,8 +52,8 @@ class PackedRows:
 
     def refusal(self, problem: Problem) -> str | None:
         """By format, shape and what is installed."""
-        if not _by_integers(problem) and problem.rows > MOST_ROWS:
-            return f"at most {MOST_ROWS} rows, but for products of integers"
+        if problem.rows > MOST_ROWS and not (_by_integers(problem) and _large_groups(problem)):
+            return f"at most {MOST_ROWS} rows, but for products of integers in groups of {LEAST_GROUP} or more"
         return unreadable(problem)
 
     def prepare(self, weight: PackedWeight, problem: Problem) -> RowsInPlace:
@@ -65,14 +67,14 @@ class PackedRows:
         if not prepared.integers:
             values = inputs.once(("arranged", bits), lambda: arranged_floats(inputs.values(), bits))
             return readable.product_of_floats(values).to(prepared.dtype)
-        groups, group_chunks = readable.told.groups, readable.told.group_chunks
-        codes = inputs.once(
-            ("arranged", bits, groups, group_chunks),
-            lambda: arranged_integers(inputs.signed_codes(), bits, groups, group_chunks),
-        )
+        codes = inputs.once(("arranged integers", bits), lambda: arranged_integers(inputs.signed_codes(), bits))
         return readable.product_of_integers(codes).to(prepared.dtype)
 
 
 def _by_integers(problem: Problem) -> bool:
     weight = problem.integer_weight
     return problem.one_range_per_token and weight is not None and weight.num_bits <= INTEGER_BITS
+
+
+def _large_groups(problem: Problem) -> bool:
+    return (problem.weight.group_size or problem.in_features) >= min(LEAST_GROUP, problem.in_features)
