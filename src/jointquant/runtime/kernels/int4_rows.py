@@ -16,6 +16,7 @@ from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.kernels.capabilities import has_packed_int4
 from jointquant.runtime.kernels.interface import Problem
+from jointquant.runtime.kernels.packed_product import unreadable
 from jointquant.runtime.site import SiteInput
 
 GROUP_SIZES = (256, 128, 64, 32)
@@ -89,6 +90,16 @@ def _group_size(group_size: int | None, in_features: int) -> int | None:
     if group_size is not None and group_size != in_features:
         return group_size if group_size in GROUP_SIZES and in_features % group_size == 0 else None
     return next((size for size in GROUP_SIZES if in_features % size == 0), None)
+
+
+class Int4RowsElsewhere(Int4Rows):
+    """The same for weights that the compiled program does not read: where there is no compiler, or of 2 and 3 bits."""
+
+    def refusal(self, problem: Problem) -> str | None:
+        """By what else is there, then as torch's product."""
+        if unreadable(problem) is None:
+            return "the weight is read where it is stored"
+        return super().refusal(problem)
 
 
 def repacked(weight: QuantizedWeight, quantized: bool) -> TorchRows:

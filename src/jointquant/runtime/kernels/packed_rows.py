@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from jointquant.quantization.packed_weight import PackedWeight
-from jointquant.quantization.ranges import InputRange
 from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.kernels.packed_product import (
     ReadableWeight,

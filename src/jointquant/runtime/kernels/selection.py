@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from jointquant.errors import require
 from jointquant.runtime.kernels.dense import Dense
 from jointquant.runtime.kernels.expanded_tiles import ExpandedTiles
-from jointquant.runtime.kernels.int4_rows import Int4Rows
+from jointquant.runtime.kernels.int4_rows import Int4Rows, Int4RowsElsewhere
 from jointquant.runtime.kernels.int4_triton import Int4Triton
 from jointquant.runtime.kernels.int8_product import Int8Product
 from jointquant.runtime.kernels.interface import Kernel, Problem
@@ -22,12 +22,14 @@ REFERENCE: Kernel = Reference()
 INTEGERS: Kernel = Int8Product()
 IN_PLACE: tuple[Kernel, ...] = (PackedRows(), ExpandedTiles())
 """They read a weight where it is stored, and keep no form of their own."""
+WITHOUT_COMPILER: Kernel = Int4RowsElsewhere()
+"""Keeps a second form of four bits, without which few tokens would take many times as long."""
 REPACKED: tuple[Kernel, ...] = (Int4Rows(), INTEGERS)
 """They keep a weight in torch's order for 4 bits, or in oneDNN's for 8."""
 KERNELS: tuple[Kernel, ...] = (*REPACKED, *IN_PLACE, Int4Triton(), REFERENCE)
 """All that ``auto`` or ``repacked`` choose among."""
 ASKED: dict[Mode, tuple[Kernel, ...]] = {
-    "auto": (*IN_PLACE, Int4Triton(), REFERENCE),
+    "auto": (IN_PLACE[0], WITHOUT_COMPILER, IN_PLACE[1], Int4Triton(), REFERENCE),
     "repacked": KERNELS,
     "integers": (INTEGERS, REFERENCE),
     "dense": (INTEGERS, Dense()),
