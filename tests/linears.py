@@ -44,7 +44,7 @@ def exact(linear: PackedLinear, x: Tensor) -> Tensor:
 
 def by_kernel(kernel: Kernel, linear: PackedLinear, x: Tensor) -> Tensor:
     inputs = SharedInput().read(x, linear.path, linear.input_buffers())
-    return kernel.run(inputs, kernel.prepare(linear.quantized_weight(), linear.path.quantizer, x.dtype))
+    return kernel.run(inputs, kernel.prepare(linear.packed_weight(), linear.problem(len(x), x.dtype)))
 
 
 BY_NAME: dict[str, Kernel] = {kernel.name: kernel for kernel in KERNELS}

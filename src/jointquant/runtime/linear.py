@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from jointquant.backend.launches import LaunchError, remember
 from jointquant.backend.products import Linear
 from jointquant.quantization.integer import Codes, num_groups
-from jointquant.quantization.packing import pack, packed_size, unpack
+from jointquant.quantization.packed_weight import PackedWeight
+from jointquant.quantization.packing import pack, packed_size
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, matrices
 from jointquant.runtime.input_path import InputPath
@@ -65,8 +66,8 @@ class OnlineLinear(Linear):
 class PackedLinear(nn.Module):
     """A linear with packed weights behind an input path.
 
-    A kernel computes the product; the weight in the form it reads is made when it first runs, and kept. What is stored
-    and saved are the packed tensors.
+    A kernel computes the product. Most read the packed tensors where they are; the form that others need is made when
+    they first run, and kept. What is stored and saved are the packed tensors.
 
     Buffers:
         weight_packed: int32 [out, words], dense along the input dimension.
@@ -144,16 +145,14 @@ class PackedLinear(nn.Module):
         self._path = path
         self._forget()  # kernels were chosen, and weights prepared, for the old one
 
+    def packed_weight(self) -> PackedWeight:
+        """The integers, scales and zero points where they are stored."""
+        zero_point = self.weight_zero_point if self.fmt.has_zero_point else None
+        return PackedWeight(self.weight_packed, self.weight_scale, zero_point, self.in_features, self.fmt)
+
     def quantized_weight(self) -> QuantizedWeight:
-        """The integers, scales and zero points, unpacked."""
-        shape = (self.out_features, self.in_features)
-        codes = unpack(self.weight_packed, self.fmt.num_bits, shape)
-        if self.fmt.has_zero_point:
-            groups = self.weight_scale.shape[1]
-            zero_point = unpack(self.weight_zero_point, self.fmt.num_bits, (self.out_features, groups), dim=0)
-        else:
-            zero_point = torch.zeros_like(self.weight_scale, dtype=torch.int8)
-        return QuantizedWeight(codes, self.weight_scale, zero_point, self.fmt)
+        """The same, unpacked."""
+        return self.packed_weight().unpacked()
 
     def input_buffers(self) -> dict[str, Tensor]:
         """The buffers of the input path."""
@@ -185,7 +184,7 @@ class PackedLinear(nn.Module):
         """[rows, out] by the chosen kernel; where its program cannot be launched, by the next that does it."""
         kernel = self._kernel(inputs)
         try:
-            return kernel.run(inputs, self._weight_for(kernel, inputs.rows.dtype))
+            return kernel.run(inputs, self._weight_for(kernel, inputs))
         except LaunchError as error:
             problem = self.problem(len(inputs.rows), inputs.rows.dtype).at_any_length()
             remember(kernel.name, problem, f"a weight [{self.out_features}, {self.in_features}]", error)
@@ -207,13 +206,12 @@ class PackedLinear(nn.Module):
             self._chosen[key] = choose(self.problem(*key[1:]), self.mode)
         return self._chosen[key]
 
-    def _weight_for(self, kernel: Kernel, dtype: torch.dtype) -> Any:
-        """The weight as a kernel reads it; only the reference's is made anew each time, to save its memory."""
-        if kernel.name == "reference":
-            return self.quantized_weight()
-        key = kernel.name, dtype
+    def _weight_for(self, kernel: Kernel, inputs: SiteInput) -> Any:
+        """The weight as a kernel reads it."""
+        key = kernel.name, inputs.rows.dtype
         if key not in self._prepared:
-            self._prepared[key] = kernel.prepare(self.quantized_weight(), self.path.quantizer, dtype)
+            problem = self.problem(len(inputs.rows), inputs.rows.dtype)
+            self._prepared[key] = kernel.prepare(self.packed_weight(), problem)
         return self._prepared[key]
 
     def _ready(self, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from jointquant.quantization.ranges import DynamicRange, SearchedRange
 
 if TYPE_CHECKING:
     from jointquant.runtime.input_path import InputPath
+
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class SiteInput:
         self.x, self.path, self.buffers = x, path, buffers
         self.rows = x.reshape(-1, x.shape[-1])
         self._values: Tensor | None = None
-        self._codes: dict[object, TokenCodes] = {}
+        self._made: dict[object, Any] = {}
 
     def serves(self, path: InputPath, buffers: Mapping[str, Tensor]) -> bool:
         """Whether a linear behind ``path``, with ``buffers`` of its own, sees the same. Comparing waits for a GPU."""
@@ -136,11 +139,11 @@ class SiteInput:
 
         return self.once("signed", make)
 
-    def once(self, form: object, make: Callable[[], TokenCodes]) -> TokenCodes:
+    def once(self, form: object, make: Callable[[], Made]) -> Made:
         """What ``make`` gives, kept under the name of its form for the next linear."""
-        if form not in self._codes:
-            self._codes[form] = make()
-        return self._codes[form]
+        if form not in self._made:
+            self._made[form] = make()
+        return cast("Made", self._made[form])
 
     def _encoded(self, dtype: torch.dtype, extra: int, write: Callable[[Codes, Tensor], None]) -> TokenCodes:
         return self.once((dtype, extra), lambda: self._encode(dtype, extra, write))

@@ -59,7 +59,7 @@ def test_all_that_do_a_problem_agree(fmt, quantizer, rows, in_features, out_feat
     for kernel in KERNELS:
         if kernel.refusal(problem) is None:
             error = (by_kernel(kernel, linear, x) - expected).abs().max().item() / largest
-            assert error <= max(3 * reference, EPS[dtype] / 5), kernel.name
+            assert error <= max(3 * reference, EPS[dtype] / 3), kernel.name  # sums are in another order
             assert error <= EPS[dtype], kernel.name
 
 
@@ -78,10 +78,10 @@ def test_odd_sizes_in_integers(rows, in_features, out_features, weight, quantize
     linear = linear_of(out_features, in_features, weight, InputPath(None, quantizer), bias=True, seed=seed)
     x = tokens(rows, in_features, torch.float32, seed)
     by_integers = weight.num_bits <= exact_weight_bits(torch.device("cpu"))  # without VNNI pairs of sums saturate
-    assert (choose(linear.problem(rows, x.dtype)).name == "int8_product") == by_integers
+    assert (choose(linear.problem(rows, x.dtype), "repacked").name == "int8_product") == by_integers
     expected = exact(linear, x)
-    linear.mode = "auto"
-    torch.testing.assert_close(linear(x).double(), expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
+    for linear.mode in ("auto", "repacked"):
+        torch.testing.assert_close(linear(x).double(), expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
 
 
 @pytest.mark.skipif(not X86, reason="products of integers need an x86 processor")
@@ -120,9 +120,9 @@ def test_ranges_known_from_calibration(kind: str, rows: int) -> None:
     for name, value in known.items():
         setattr(linear, name, value)
     x = tokens(rows, 64, torch.float32)
-    linear.mode = "auto"
-    torch.testing.assert_close(linear(x).double(), exact(linear, x), rtol=1e-5, atol=1e-5)
-    assert not X86 or choose(linear.problem(rows, x.dtype)).name == "int8_product"
+    for linear.mode in ("auto", "repacked"):
+        torch.testing.assert_close(linear(x).double(), exact(linear, x), rtol=1e-5, atol=1e-5)
+    assert not X86 or choose(linear.problem(rows, x.dtype), "repacked").name == "int8_product"
 
 
 @pytest.mark.parametrize("rows", [1, 3, 2000])
@@ -153,7 +153,7 @@ def test_what_is_refused_has_a_reason() -> None:
         (IntFormat(4, True), token, torch.float64): "float64",
     }
     for (fmt, quantizer, dtype), words in cases.items():
-        found = reasons(linear_of(16, 64, fmt, InputPath(None, quantizer)).problem(1, dtype))
+        found = reasons(linear_of(16, 64, fmt, InputPath(None, quantizer)).problem(1, dtype), "repacked")
         assert any(words in reason for reason in found.values()) or not X86, found
 
 
@@ -221,7 +221,7 @@ def test_gradients_go_through_the_reference() -> None:
 
 def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(selection.VARIABLE, "fastest")
-    with pytest.raises(InputError, match="expected one of auto, integers, dense, reference"):
+    with pytest.raises(InputError, match="expected one of auto, repacked, integers, dense, reference"):
         selection.default_mode()
 
 

@@ -41,3 +41,11 @@ def has_vnni() -> bool:
         return bool(torch.cpu._is_vnni_supported())
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_vnni") or found.get("avx_vnni"))
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 by itself, in vectors or tiles."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # older than torch 2.10
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_tile"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jointquant.runtime.kernels.selection import choose, mode_named, reasons
 from jointquant.runtime.linear import PackedLinear
@@ -50,7 +50,8 @@ def kernel_choices(
 
 
 def use_kernels(model: nn.Module, mode: str) -> None:
-    """Let all packed linears of a model run the kernels of ``mode``, in place: auto, integers, dense or reference.
+    """Let all packed linears of a model run the kernels of ``mode``, in place: auto, repacked, integers, dense or
+    reference.
 
     Raises:
         InputError: another name.
@@ -65,3 +66,31 @@ def packed_linears(model: nn.Module) -> Iterator[tuple[str, PackedLinear]]:
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
             yield name, module
+
+
+def second_form_bytes(model: nn.Module) -> int:
+    """Bytes that kernels keep of a model's packed weights besides what is stored: 0 where they read them in place."""
+    return sum(map(_second_form_bytes, (linear for _, linear in packed_linears(model))))
+
+
+def _second_form_bytes(linear: PackedLinear) -> int:
+    stored = {tensor.untyped_storage().data_ptr() for tensor in linear.buffers()}
+    kept = {id(tensor): tensor for tensor in _tensors(linear.prepared_weights())}.values()
+    return sum(tensor.nbytes for tensor in kept if not tensor.is_mkldnn and _storage(tensor) not in stored)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """All of them in dataclasses, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif is_dataclass(value):
+        yield from _tensors(tuple(getattr(value, field.name) for field in fields(value)))

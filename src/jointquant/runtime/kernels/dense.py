@@ -4,12 +4,10 @@ linear.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from jointquant.backend.products import linear_product
-from jointquant.quantization.ranges import InputRange
-from jointquant.quantization.weights import QuantizedWeight
+from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.site import SiteInput
 
@@ -23,9 +21,9 @@ class Dense:
         """Never."""
         return None
 
-    def prepare(self, weight: QuantizedWeight, quantizer: InputRange | None, dtype: torch.dtype) -> Tensor:
+    def prepare(self, weight: PackedWeight, problem: Problem) -> Tensor:
         """[out, in] in the dtype of x."""
-        return weight.dequantize(dtype)
+        return weight.unpacked().dequantize(problem.dtype)
 
     def run(self, inputs: SiteInput, prepared: Tensor) -> Tensor:
         """[rows, out]."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.quantization.ranges import InputRange
+from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.kernels.capabilities import has_packed_int4
 from jointquant.runtime.kernels.interface import Problem
+from jointquant.runtime.kernels.packed_product import unreadable
 from jointquant.runtime.site import SiteInput
 
 GROUP_SIZES = (256, 128, 64, 32)
@@ -25,7 +26,7 @@ MOST_ROWS = {True: 2, False: 32}
 
 
 @dataclass(frozen=True)
-class PackedRows:
+class TorchRows:
     """W for torch's int4 product.
 
     Attributes:
@@ -67,21 +68,11 @@ class Int4Rows:
             return f"groups of {', '.join(map(str, GROUP_SIZES))} (or whole rows that these divide)"
         return None
 
-    def prepare(self, weight: QuantizedWeight, quantizer: InputRange | None, dtype: torch.dtype) -> PackedRows:
+    def prepare(self, weight: PackedWeight, problem: Problem) -> TorchRows:
         """Repacked."""
-        in_features = weight.codes.shape[1]
-        group_size = _group_size(weight.fmt.group_size, in_features)
-        assert group_size is not None
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes.int() + 8, 1)
-        whole_rows = weight.scale.shape[1] == 1
-        scale = torch.ones_like(weight.scale, dtype=torch.bfloat16) if whole_rows else weight.scale.bfloat16()
-        offset = -weight.zero_point.to(scale) * scale
-        repeated = in_features // group_size // scale.shape[1]
-        scales = torch.stack([scale, offset], dim=-1).transpose(0, 1).repeat_interleave(repeated, dim=0)
-        row_scale = weight.scale.flatten().float() if whole_rows else None
-        return PackedRows(packed, group_size, scales.contiguous(), row_scale, quantizer is not None)
+        return repacked(weight.unpacked(), problem.quantizer is not None)
 
-    def run(self, inputs: SiteInput, prepared: PackedRows) -> Tensor:
+    def run(self, inputs: SiteInput, prepared: TorchRows) -> Tensor:
         """[rows, out]."""
         product = torch.ops.aten._weight_int4pack_mm_for_cpu
         if not prepared.quantized:
@@ -99,3 +90,28 @@ def _group_size(group_size: int | None, in_features: int) -> int | None:
     if group_size is not None and group_size != in_features:
         return group_size if group_size in GROUP_SIZES and in_features % group_size == 0 else None
     return next((size for size in GROUP_SIZES if in_features % size == 0), None)
+
+
+class Int4RowsElsewhere(Int4Rows):
+    """The same for weights that the compiled program does not read: where there is no compiler, or of 2 and 3 bits."""
+
+    def refusal(self, problem: Problem) -> str | None:
+        """By what else is there, then as torch's product."""
+        if unreadable(problem) is None:
+            return "the weight is read where it is stored"
+        return super().refusal(problem)
+
+
+def repacked(weight: QuantizedWeight, quantized: bool) -> TorchRows:
+    """W for torch's int4 product, of a left side that is quantized or not."""
+    in_features = weight.codes.shape[1]
+    group_size = _group_size(weight.fmt.group_size, in_features)
+    assert group_size is not None
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes.int() + 8, 1)
+    whole_rows = weight.scale.shape[1] == 1
+    scale = torch.ones_like(weight.scale, dtype=torch.bfloat16) if whole_rows else weight.scale.bfloat16()
+    offset = -weight.zero_point.to(scale) * scale
+    repeated = in_features // group_size // scale.shape[1]
+    scales = torch.stack([scale, offset], dim=-1).transpose(0, 1).repeat_interleave(repeated, dim=0)
+    row_scale = weight.scale.flatten().float() if whole_rows else None
+    return TorchRows(packed, group_size, scales.contiguous(), row_scale, quantized)

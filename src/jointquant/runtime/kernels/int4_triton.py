@@ -15,10 +15,10 @@ from torch import Tensor
 
 from jointquant.backend.devices import has_triton, is_nvidia
 from jointquant.backend.launches import of_launch, reason
+from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.quantization.ranges import InputRange
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, matrices
-from jointquant.runtime.kernels.int4_expanded import OFFSET
 from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.site import SiteInput, TokenCodes
 
@@ -31,6 +31,8 @@ TILE = 64
 ONE_ROW, FEW_ROWS = 1, 64
 """Most rows of x for the programs of these names."""
 INPUT_MEAN = "input_mean"
+OFFSET = 8
+"""What is added to the integers of W to make them unsigned."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,9 @@ class Int4Triton:
             return f"groups (and half of in_features) that are multiples of {TILE}"
         return None
 
-    def prepare(self, weight: QuantizedWeight, quantizer: InputRange | None, dtype: torch.dtype) -> TritonWeight:
+    def prepare(self, weight: PackedWeight, problem: Problem) -> TritonWeight:
         """Two integers a byte."""
-        low, high = (weight.codes + OFFSET).view(torch.uint8).chunk(2, dim=1)
-        groups = weight.scale.shape[1]
-        centred = (weight.codes.int().unflatten(1, (groups, -1)) - weight.zero_point.int().unsqueeze(-1)).flatten(1)
-        blocks = centred.unflatten(1, (-1, TILE)).sum(-1, dtype=torch.int32) if groups > 1 else centred[:, :0]
-        return TritonWeight(
-            low | (high << 4),
-            weight.scale.float().contiguous(),
-            weight.zero_point.contiguous(),
-            centred.sum(1, dtype=torch.int32),
-            blocks.contiguous(),
-            quantizer,
-        )
+        return halved(weight.unpacked(), problem.quantizer)
 
     def run(self, inputs: SiteInput, prepared: TritonWeight) -> Tensor:
         """[rows, out]. Raises LaunchError where a program cannot be compiled or launched."""
@@ -114,6 +105,22 @@ class Int4Triton:
             if failed is None:
                 raise
             raise failed from error
+
+
+def halved(weight: QuantizedWeight, quantizer: InputRange | None) -> TritonWeight:
+    """W for the programs; ``quantizer`` is that of x."""
+    low, high = (weight.codes + OFFSET).view(torch.uint8).chunk(2, dim=1)
+    groups = weight.scale.shape[1]
+    centred = (weight.codes.int().unflatten(1, (groups, -1)) - weight.zero_point.int().unsqueeze(-1)).flatten(1)
+    blocks = centred.unflatten(1, (-1, TILE)).sum(-1, dtype=torch.int32) if groups > 1 else centred[:, :0]
+    return TritonWeight(
+        low | (high << 4),
+        weight.scale.float().contiguous(),
+        weight.zero_point.contiguous(),
+        centred.sum(1, dtype=torch.int32),
+        blocks.contiguous(),
+        quantizer,
+    )
 
 
 def _product(inputs: SiteInput, weight: TritonWeight) -> Tensor:

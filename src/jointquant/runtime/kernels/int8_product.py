@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.ranges import InputRange
-from jointquant.quantization.weights import QuantizedWeight
+from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.runtime.kernels.capabilities import exact_weight_bits
 from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.site import SiteInput
@@ -89,10 +88,11 @@ class Int8Product:
             return "one range of x per token"
         return None
 
-    def prepare(self, weight: QuantizedWeight, quantizer: InputRange | None, dtype: torch.dtype) -> PackedProduct:
+    def prepare(self, weight: PackedWeight, problem: Problem) -> PackedProduct:
         """Expanded to int8, zero points taken off, the columns for those of x added."""
+        quantizer, unpacked = problem.quantizer, weight.unpacked()
         assert quantizer is not None
-        codes, copies = weight.codes - weight.zero_point, None
+        codes, copies = unpacked.codes - unpacked.zero_point, None
         if not _fits_int8_centred(quantizer.fmt):
             columns = zero_point_columns(codes.sum(dim=1, dtype=torch.int64))
             codes, copies = torch.cat([codes, columns], dim=1), columns.shape[1]
@@ -105,7 +105,7 @@ class Int8Product:
             )
             for part, scale in zip(codes.split(BLOCK_OUT), scales, strict=True)
         )
-        return PackedProduct(blocks, copies, dtype)
+        return PackedProduct(blocks, copies, problem.dtype)
 
     def run(self, inputs: SiteInput, prepared: PackedProduct) -> Tensor:
         """[rows, out]."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.quantization.ranges import InputRange, StaticRange
-from jointquant.quantization.weights import QuantizedWeight, WeightFormat
+from jointquant.quantization.weights import WeightFormat
 from jointquant.runtime.site import SiteInput
 
 
@@ -69,8 +70,8 @@ class Kernel(Protocol):
     def refusal(self, problem: Problem) -> str | None:
         """Why the kernel does not do this; None: it does."""
 
-    def prepare(self, weight: QuantizedWeight, quantizer: InputRange | None, dtype: torch.dtype) -> Any:
-        """W in the form that ``run`` reads, made once. ``quantizer`` and ``dtype`` are those of x."""
+    def prepare(self, weight: PackedWeight, problem: Problem) -> Any:
+        """W in the form that ``run`` reads, made once for any number of rows: the same memory, or a form of its own."""
 
     def run(self, inputs: SiteInput, prepared: Any) -> Tensor:
         """[rows, out] in the dtype of x: the product without the bias."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jointquant.quantization.ranges import InputRange
-from jointquant.quantization.weights import QuantizedWeight
+from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.site import SiteInput
 
@@ -21,11 +19,11 @@ class Reference:
         """Never."""
         return None
 
-    def prepare(self, weight: QuantizedWeight, quantizer: InputRange | None, dtype: torch.dtype) -> QuantizedWeight:
+    def prepare(self, weight: PackedWeight, problem: Problem) -> PackedWeight:
         """The weight as it is."""
         return weight
 
-    def run(self, inputs: SiteInput, prepared: QuantizedWeight) -> Tensor:
+    def run(self, inputs: SiteInput, prepared: PackedWeight) -> Tensor:
         """[rows, out]."""
         values = inputs.values()
-        return functional.linear(values, prepared.dequantize(values.dtype))
+        return functional.linear(values, prepared.unpacked().dequantize(values.dtype))

@@ -1,0 +1,312 @@
+/* Products with packed weights, read as an artifact stores them: no second form of a weight is made.
+
+   A row of W is ceil(in * bits / 32) words; an integer q of `bits` stands there as u = q + 2^(bits - 1). Of 4 bits, a
+   byte holds the columns 2j (low half) and 2j + 1 (high half). Columns are taken in chunks of 32: of 4 bits, a chunk is
+   16 bytes, whose low halves and high halves fill one register; the left side is arranged alike, evens before odds.
+   Integers of x are moved up by 128: 255 times |w| <= 8 (15 with a zero point), in pairs, eight (four) times over, is below
+   2^15, so sums of integers are exact. */
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHUNK 32
+#define TILE 16   /* rows of W that are expanded together; they stay in a core's cache */
+#define MIDDLE 128
+#define FEW 4     /* rows of x that are multiplied together */
+
+typedef struct {
+    const uint8_t *words;      /* [out, row_bytes] */
+    const void *scale;         /* [out, groups] */
+    const uint32_t *zero;      /* [.., groups], dense along the rows of W; or NULL */
+    int64_t out, in, row_bytes, groups, group_chunks; /* a group is so many chunks, the last may have fewer */
+    int32_t bits, scale_kind;  /* scale: 0 float32, 1 bfloat16, 2 float16 */
+} Weight;
+
+static inline int64_t chunks_of(const Weight *w) { return (w->in + CHUNK - 1) / CHUNK; }
+
+static inline float scale_at(const Weight *w, int64_t i) {
+    if (w->scale_kind == 0) return ((const float *)w->scale)[i];
+    uint16_t half = ((const uint16_t *)w->scale)[i];
+    if (w->scale_kind == 2) return _cvtsh_ss(half);
+    uint32_t whole = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &whole, 4);
+    return value;
+}
+
+/* What is taken off every u of a group: 2^(bits - 1) and the zero point. */
+static inline int32_t offset_at(const Weight *w, int64_t row, int64_t group) {
+    int32_t middle = 1 << (w->bits - 1);
+    if (!w->zero) return middle;
+    int64_t bit = row * w->bits;
+    uint32_t word = w->zero[bit / 32 * w->groups + group];
+    return (int32_t)((word >> (bit % 32)) & ((1u << w->bits) - 1)); /* stored with 2^(bits - 1) on top */
+}
+
+/* The u of a chunk, as bytes in the order of the left side. Bytes behind the end of a row are not read. */
+static inline __m256i chunk_at(const Weight *w, const uint8_t *row, int64_t chunk) {
+    const int64_t size = CHUNK / 8 * w->bits, left = w->row_bytes - chunk * size;
+    uint8_t rest[CHUNK];
+    const uint8_t *from = row + chunk * size;
+    if (left < size) {
+        memset(rest, 0, CHUNK);
+        memcpy(rest, from, left);
+        from = rest;
+    }
+    if (w->bits == 8) return _mm256_loadu_si256((const __m256i *)from);
+    const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)from));
+    return _mm256_and_si256(_mm256_srlv_epi64(both, _mm256_set_epi64x(4, 4, 0, 0)), _mm256_set1_epi8(15));
+}
+
+static inline float sum_of_floats(__m256 v) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+}
+
+static inline int32_t sum_of_integers(__m256i v) {
+    __m128i x = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* ---- the left side ---------------------------------------------------------------------------------------------- */
+
+/* Where column c of a row stands. */
+static inline int64_t place_of(int64_t c, int32_t bits) {
+    return bits == 4 ? c / CHUNK * CHUNK + (c & 1) * (CHUNK / 2) + c % CHUNK / 2 : c;
+}
+
+/* x [rows, in] in the order of the chunks: [rows, chunks * 32], zeros behind the end. */
+void arrange_floats(const float *x, int64_t rows, int64_t in, int32_t bits, float *out) {
+    const int64_t columns = (in + CHUNK - 1) / CHUNK * CHUNK;
+#pragma omp parallel for if (rows > 1) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        memset(out + r * columns + columns - CHUNK, 0, CHUNK * sizeof(float));
+        for (int64_t c = 0; c < in; c++) out[r * columns + place_of(c, bits)] = x[r * in + c];
+    }
+}
+
+/* Integers [rows, in] alike, moved up by 128, zero points behind the end. */
+void arrange_integers(const int8_t *q, const int32_t *zero, int64_t rows, int64_t in, int32_t bits, uint8_t *out) {
+    const int64_t columns = (in + CHUNK - 1) / CHUNK * CHUNK;
+#pragma omp parallel for if (rows > 1) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        memset(out + r * columns + columns - CHUNK, zero[r] + MIDDLE, CHUNK);
+        for (int64_t c = 0; c < in; c++) out[r * columns + place_of(c, bits)] = (uint8_t)(q[r * in + c] + MIDDLE);
+    }
+}
+
+/* ---- floating-point left sides ---------------------------------------------------------------------------------- */
+
+static inline __attribute__((always_inline)) void float_row(const Weight *w, int64_t o, const float *x,
+                                                            const int count, float *y, int64_t y_stride) {
+    const int64_t chunks = chunks_of(w);
+    const uint8_t *row = w->words + o * w->row_bytes;
+    __m256 total[FEW];
+    for (int r = 0; r < count; r++) total[r] = _mm256_setzero_ps();
+    for (int64_t g = 0; g < w->groups; g++) {
+        const int64_t end = smaller(chunks, (g + 1) * w->group_chunks);
+        const __m256i offset = _mm256_set1_epi32(offset_at(w, o, g));
+        __m256 low[FEW], high[FEW];
+        for (int r = 0; r < count; r++) low[r] = high[r] = _mm256_setzero_ps();
+        for (int64_t c = g * w->group_chunks; c < end; c++) {
+            const __m256i bytes = chunk_at(w, row, c);
+            const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
+            const __m128i eights[4] = {first, _mm_srli_si128(first, 8), second, _mm_srli_si128(second, 8)};
+            for (int part = 0; part < 4; part++) {
+                const __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(eights[part]), offset));
+                for (int r = 0; r < count; r++) {
+                    const __m256 left = _mm256_loadu_ps(x + (r * chunks + c) * CHUNK + 8 * part);
+                    if (part & 1) high[r] = _mm256_fmadd_ps(v, left, high[r]);
+                    else low[r] = _mm256_fmadd_ps(v, left, low[r]);
+                }
+            }
+        }
+        const __m256 scale = _mm256_set1_ps(scale_at(w, o * w->groups + g));
+        for (int r = 0; r < count; r++) total[r] = _mm256_fmadd_ps(scale, _mm256_add_ps(low[r], high[r]), total[r]);
+    }
+    for (int r = 0; r < count; r++) y[r * y_stride + o] = sum_of_floats(total[r]);
+}
+
+/* y [rows, out] of x [rows, chunks * 32], arranged. W is read once for every four rows. */
+void product_of_floats(const Weight *given, const float *x, int64_t rows, float *y) {
+    const Weight w = *given;
+    const int64_t columns = chunks_of(&w) * CHUNK;
+#pragma omp parallel for schedule(static)
+    for (int64_t tile = 0; tile < w.out; tile += TILE)
+        for (int64_t r = 0; r < rows; r += FEW)
+            for (int64_t o = tile; o < smaller(w.out, tile + TILE); o++) {
+                const float *left = x + r * columns;
+                float *right = y + r * w.out;
+                switch (smaller(rows - r, FEW)) {
+                case 1: float_row(&w, o, left, 1, right, w.out); break;
+                case 2: float_row(&w, o, left, 2, right, w.out); break;
+                case 3: float_row(&w, o, left, 3, right, w.out); break;
+                default: float_row(&w, o, left, 4, right, w.out);
+                }
+            }
+}
+
+/* Rows [start, stop) of W as values [stop - start, in] in the order of their columns. */
+void expand(const Weight *given, int64_t start, int64_t stop, float *out) {
+    const Weight w = *given;
+    const int64_t chunks = chunks_of(&w);
+#pragma omp parallel for schedule(static)
+    for (int64_t o = start; o < stop; o++) {
+        float *to = out + (o - start) * w.in;
+        for (int64_t c = 0; c < chunks; c++) {
+            const int64_t g = c / w.group_chunks;
+            const __m256i offset = _mm256_set1_epi32(offset_at(&w, o, g));
+            const __m256 scale = _mm256_set1_ps(scale_at(&w, o * w.groups + g));
+            __m256i bytes = chunk_at(&w, w.words + o * w.row_bytes, c);
+            if (w.bits == 4) { /* back to pairs of columns */
+                const __m128i even = _mm256_castsi256_si128(bytes), odd = _mm256_extracti128_si256(bytes, 1);
+                bytes = _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd));
+            }
+            const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
+            const __m128i eights[4] = {first, _mm_srli_si128(first, 8), second, _mm_srli_si128(second, 8)};
+            float values[CHUNK], *at = w.in - c * CHUNK < CHUNK ? values : to + c * CHUNK;
+            for (int part = 0; part < 4; part++)
+                _mm256_storeu_ps(at + 8 * part, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_sub_epi32(
+                                                                 _mm256_cvtepu8_epi32(eights[part]), offset))));
+            if (at == values) memcpy(to + c * CHUNK, values, (w.in - c * CHUNK) * sizeof(float));
+        }
+    }
+}
+
+/* ---- integers on both sides ------------------------------------------------------------------------------------- */
+
+/* Adds the sums of w * q of some chunks, for some rows of expanded W by some rows of x, to acc [r * width + o]. */
+static inline __attribute__((always_inline)) void integer_sums(const int8_t *w, const uint8_t *q, int64_t columns,
+                                                               int64_t chunks, int64_t steps, const int count,
+                                                               const int width, __m256i *acc) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int64_t begin = 0; begin < chunks; begin += steps) {
+        __m256i pairs[FEW * 2];
+        for (int i = 0; i < count * width; i++) pairs[i] = _mm256_setzero_si256();
+        const int64_t end = smaller(chunks, begin + steps);
+        for (int64_t c = begin; c < end; c++)
+            for (int o = 0; o < width; o++) {
+                const __m256i right = _mm256_loadu_si256((const __m256i *)(w + o * columns + c * CHUNK));
+                for (int r = 0; r < count; r++) {
+                    const __m256i left = _mm256_loadu_si256((const __m256i *)(q + r * columns + c * CHUNK));
+                    pairs[r * width + o] = _mm256_add_epi16(pairs[r * width + o], _mm256_maddubs_epi16(left, right));
+                }
+            }
+        for (int i = 0; i < count * width; i++)
+            acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(pairs[i], ones));
+    }
+}
+
+typedef struct {
+    const uint8_t *q;       /* [rows, chunks * 32], arranged and moved up by 128 */
+    const int32_t *zero;    /* [rows] */
+    const float *scale;     /* [rows] */
+    int64_t rows;
+} Left;
+
+/* A tile of W: its integers less their zero points, and by row and group their sums, lane by lane, and the scale. */
+typedef struct {
+    int8_t *w;
+    __m256i *sums;
+    float *scale;
+} Tile;
+
+static void expand_tile(const Weight *w, int64_t start, int64_t stop, const Tile *to) {
+    const int64_t chunks = chunks_of(w);
+    const __m256i ones = _mm256_set1_epi8(1), pairs = _mm256_set1_epi16(1);
+    for (int64_t o = start; o < stop; o++)
+        for (int64_t g = 0; g < w->groups; g++) {
+            const int64_t end = smaller(chunks, (g + 1) * w->group_chunks), i = (o - start) * w->groups + g;
+            const __m256i offset = _mm256_set1_epi8((int8_t)offset_at(w, o, g));
+            __m256i sum = _mm256_setzero_si256();
+            for (int64_t c = g * w->group_chunks; c < end; c++) {
+                const __m256i v = _mm256_sub_epi8(chunk_at(w, w->words + o * w->row_bytes, c), offset);
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(ones, v), pairs));
+                _mm256_storeu_si256((__m256i *)(to->w + ((o - start) * chunks + c) * CHUNK), v);
+            }
+            _mm256_storeu_si256(to->sums + i, sum);
+            to->scale[i] = scale_at(w, o * w->groups + g);
+        }
+}
+
+/* y of `count` rows of x and `width` rows of W. A group's sum is exact; the sum over groups is one of floats. */
+static inline __attribute__((always_inline)) void integer_block(const Weight *w, const Tile *tile, int64_t first,
+                                                                const Left *x, int64_t row, const int count,
+                                                                const int width, float *y) {
+    const int64_t chunks = chunks_of(w), columns = chunks * CHUNK, steps = w->zero ? 4 : 8;
+    __m256i acc[FEW * 2];
+    __m256 total[FEW * 2];
+    for (int i = 0; i < count * width; i++) total[i] = _mm256_setzero_ps();
+    for (int64_t g = 0; g < w->groups; g++) {
+        const int64_t begin = g * w->group_chunks, size = smaller(chunks - begin, w->group_chunks);
+        for (int r = 0; r < count; r++)
+            for (int o = 0; o < width; o++) { /* what x was moved up by, and its zero point, are taken off beforehand */
+                const __m256i sums = _mm256_loadu_si256(tile->sums + (first + o) * w->groups + g);
+                acc[r * width + o] = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-MIDDLE - x->zero[row + r]));
+            }
+        integer_sums(tile->w + first * columns + begin * CHUNK, x->q + row * columns + begin * CHUNK, columns, size,
+                     steps, count, width, acc);
+        if (w->groups == 1) break;
+        for (int o = 0; o < width; o++) {
+            const __m256 scale = _mm256_set1_ps(tile->scale[(first + o) * w->groups + g]);
+            for (int r = 0; r < count; r++)
+                total[r * width + o] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r * width + o]), scale, total[r * width + o]);
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int o = 0; o < width; o++) {
+            const int i = r * width + o;
+            const float sum = w->groups > 1 ? sum_of_floats(total[i])
+                                            : (float)sum_of_integers(acc[i]) * tile->scale[first + o];
+            y[r * w->out + o] = sum * x->scale[row + r];
+        }
+}
+
+static void integer_tile(const Weight *w, const Tile *tile, int64_t start, int64_t stop, const Left *x, float *y) {
+    for (int64_t row = 0; row < x->rows; row += FEW)
+        for (int64_t o = 0; o < stop - start; o += 2) {
+            const int count = (int)smaller(x->rows - row, FEW), pair = stop - start - o > 1;
+            float *to = y + row * w->out + start + o;
+            switch (2 * count + pair) {
+            case 2: integer_block(w, tile, o, x, row, 1, 1, to); break;
+            case 3: integer_block(w, tile, o, x, row, 1, 2, to); break;
+            case 4: integer_block(w, tile, o, x, row, 2, 1, to); break;
+            case 5: integer_block(w, tile, o, x, row, 2, 2, to); break;
+            case 6: integer_block(w, tile, o, x, row, 3, 1, to); break;
+            case 7: integer_block(w, tile, o, x, row, 3, 2, to); break;
+            case 8: integer_block(w, tile, o, x, row, 4, 1, to); break;
+            default: integer_block(w, tile, o, x, row, 4, 2, to);
+            }
+        }
+}
+
+/* y [rows, out] of integers q [rows, chunks * 32] less zero [rows], times scale [rows]; 4-bit W. 1: out of memory. */
+int product_of_integers(const Weight *given, const uint8_t *q, const int32_t *zero, const float *scale,
+                        int64_t rows, float *y) {
+    const Weight w = *given;
+    const Left x = {q, zero, scale, rows};
+    int failed = 0;
+#pragma omp parallel
+    {
+        Tile tile;
+        tile.w = malloc(TILE * (chunks_of(&w) * CHUNK + w.groups * (sizeof(__m256i) + sizeof(float))));
+        tile.sums = (__m256i *)(tile.w + TILE * chunks_of(&w) * CHUNK);
+        tile.scale = (float *)(tile.sums + TILE * w.groups);
+        if (!tile.w) failed = 1;
+#pragma omp for schedule(static)
+        for (int64_t start = 0; start < w.out; start += TILE)
+            if (tile.w) {
+                const int64_t stop = smaller(w.out, start + TILE);
+                expand_tile(&w, start, stop, &tile);
+                integer_tile(&w, &tile, start, stop, &x, y);
+            }
+        free(tile.w);
+    }
+    return failed;
+}
