@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
-from jointquant.recipe.recipe import LearnedRotation
+from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.training import training_of
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, head_samples, initial_heads, learn

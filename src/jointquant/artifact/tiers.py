@@ -14,7 +14,8 @@ import torch
 
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat
-from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.rotations import LearnedResidualRotation
 from jointquant.recipe.settings import ActivationSettings, WeightSettings
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.assembly import Assembly

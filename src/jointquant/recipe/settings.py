@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # settings are read without torch, which takes seconds to imp
     from jointquant.quantization.integer import IntFormat
     from jointquant.quantization.weights import WeightFormat
 
+LATER = "later"
+"""Marks a field that came after artifacts were made without it: ``recorded`` leaves it out at its default."""
+
 NumBits = Annotated[int, Field(description="2 to 8, or 16 for off")]
 NF4_GROUP_SIZE = 64
 Ratio = Annotated[float, Field(gt=0, le=1)]

@@ -138,11 +138,36 @@ def qr_orth(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Le
     """
     latent = initial.clone().requires_grad_()
     optimizer = torch.optim.SGD([latent], lr=schedule.learning_rate, momentum=schedule.momentum)
+    return _on_latent(problem, latent, optimizer, schedule)
+
+
+def qr_adam(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
+    """As ``qr_orth``, by Adam, whose β₁ is the momentum; β₂ is 0.999 and ε 1e-8, as Adam's authors have them.
+
+    Adam moves every entry of Z by about its rate, whatever the slope. The rate of an entry is ``learning_rate`` over
+    √n, so that ``learning_rate`` is about the angle of the first step, in radians, at every size.
+
+    Source: Kingma and Ba (ICLR 2015), algorithm 1; DartQuant's scripts have it beside SGD.
+    """
+    latent = initial.clone().requires_grad_()
+    rate = schedule.learning_rate / math.sqrt(initial.shape[-1])
+    optimizer = torch.optim.Adam([latent], lr=rate, betas=(schedule.momentum, 0.999), eps=1e-8)
+    return _on_latent(problem, latent, optimizer, schedule)
+
+
+def _on_latent(
+    problem: RotationProblem, latent: Tensor, optimizer: torch.optim.Optimizer, schedule: Schedule
+) -> Learned:
+    """The orthogonal factor of a latent matrix [..., n, n] that an optimiser moves, at the schedule's part of its rate.
+
+    ``latent`` is orthogonal at first.
+    """
+    largest = optimizer.param_groups[0]["lr"] / schedule.learning_rate
     losses, angles = [], []
-    before = initial
+    before = latent.detach()
     for step in range(schedule.steps):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
+            group["lr"] = schedule.rate(step) * largest
         rotation = orthogonal_factor(latent)
         if step > 0:
             angles.append(turned(before, rotation.detach()))
@@ -334,4 +359,9 @@ def angle_of(distance: Tensor, size: int) -> float:
     return (2 * torch.asin((chord / 2).clamp_max(1))).mean().item()
 
 
-OPTIMIZERS: dict[OptimizerName, Optimizer] = {"qr": qr_orth, "cayley": cayley, "newton_schulz": newton_schulz}
+OPTIMIZERS: dict[OptimizerName, Optimizer] = {
+    "qr": qr_orth,
+    "cayley": cayley,
+    "newton_schulz": newton_schulz,
+    "qr_adam": qr_adam,
+}

@@ -29,6 +29,7 @@ from jointquant.models.registry import ARCHITECTURES, architecture_of, artifact_
 from jointquant.models.source import DTYPES, INTEGERS, Checkpoint
 from jointquant.recipe.faults import describe
 from jointquant.recipe.recipe import Recipe, load_recipe
+from jointquant.recipe.recorded import recorded
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import (
     ArtifactDigests,
@@ -227,7 +228,7 @@ def artifact_config(
         facts: what else is worth knowing (base model, transforms, versions).
     """
     facts = facts | {"recipe_digest": digest_of(recipe)}
-    quantization = JointQuantConfig(recipe.model_dump(mode="json"), architecture.model_type, **facts)
+    quantization = JointQuantConfig(recorded(recipe), architecture.model_type, **facts)
     data: dict[str, Any] = config.to_dict()
     data |= {
         "model_type": artifact_type(architecture.model_type),
