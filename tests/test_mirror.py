@@ -24,6 +24,7 @@ WHOLE_SYSTEM = {
     "models/test_positions.py": "rotary embeddings that depend on the length",
     "quantization/test_group_tails.py": "rows that groups do not divide, from rounding to artifacts",
     "rotations/test_distribution_objectives.py": "objectives that compare distributions, value and gradient",
+    "rotations/test_training_parity.py": "training against scripts written out: Adam, accumulation, a growing set",
     "rotations/test_zero_samples.py": "rotations that nothing is to be learned for",
     "runtime/test_copies.py": "copies and pickles of a loaded artifact",
     "analysis/test_resumed_inspection.py": "what is measured beside pass 2, when a run is stopped and goes on",

@@ -58,4 +58,4 @@ def test_it_is_said_and_only_where_it_was_asked_for(caplog: pytest.LogCaptureFix
         assert in_steps(plain, VISITS) is plain
         assert not caplog.messages
         counted("r1", "epochs=2")
-    assert caplog.messages == ["rotations.r1: 2 epochs of batches of no windows are 16 steps of 4096 tokens"]
+    assert caplog.messages == ["rotations.r1: 2 epochs: 16 steps, 4096 tokens a batch"]

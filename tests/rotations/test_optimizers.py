@@ -75,6 +75,8 @@ def test_lowers_every_objective(objective: str, optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_stack_learns_as_its_parts_do(optimizer: str) -> None:
     samples = torch.stack([heavy_tailed(300, 8, seed=seed) for seed in range(3)])
+    if optimizer == "qr_adam":  # which makes a whole step of a gradient that is nothing but rounding in float32
+        samples = samples.double()
     starts = torch.stack([random_hadamard(8, torch.Generator().manual_seed(seed)) for seed in range(3)])
     settings = training("range", optimizer, steps=10, batch_tokens=1000)  # the whole sample: no draws
     together = learn(samples, starts, settings, torch.Generator())

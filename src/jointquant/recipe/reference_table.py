@@ -38,7 +38,7 @@ MEANINGS = {
     "rotations.r2.num_tokens": "tokens sampled in each layer",
     "*.steps": "training steps (`greedy`: in all; `independent`: of each layer)",
     "*.batch_tokens": "tokens of a batch",
-    "*.learning_rate": "in units of Whip, so that it suits all objectives; `newton_schulz`, `qr_adam`: the first step's angle",
+    "*.learning_rate": "in units of Whip, for all objectives; `newton_schulz`, `qr_adam`: the first step's angle",
     "*.momentum": "of the optimiser",
     "*.tolerance": "in its second half, training ends when 10 steps lower the loss by less than this part; 0: never",
     "*.gradient_clip": "longer gradients (Frobenius norm of a matrix, in units of Whip) are cut to this; null: none",
