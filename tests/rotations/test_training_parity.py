@@ -1,4 +1,4 @@
-"""Training as DartQuant's scripts do it, against scripts of NumPy and plain torch: Adam, accumulation, a growing set."""
+"""Training as DartQuant's scripts do it, against plain NumPy and torch: Adam, accumulation, a growing set."""
 
 from __future__ import annotations
 
@@ -128,7 +128,8 @@ def test_a_set_that_grows() -> None:
     """Batches know a tenth at first and all at the end; each round sees what it knows once."""
     drawn = list(zip(range(100), growing_rounds(1000, 50, 0.1, 100, torch.Generator().manual_seed(0)), strict=False))
     seen = [set(batch.tolist()) for _, batch in drawn]
-    assert len(seen[0] | seen[1]) == 100 and not seen[0] & seen[1]
+    assert len(seen[0] | seen[1]) == 100
+    assert not seen[0] & seen[1]
     known, sizes = set(), []
     for batch in seen:
         known |= batch
@@ -151,4 +152,5 @@ def test_training_on_a_set_that_grows_sees_it_grow() -> None:
     training = Training(watched, OPTIMIZERS["qr"], Schedule(6, 0.5, 0.9), 1000, first_share=0.25)
     learn(x, start(), training, torch.Generator().manual_seed(0))
     batches = seen[-6:]
-    assert batches[0] == 100 and batches[-1] == 400 and batches == sorted(batches)
+    assert (batches[0], batches[-1]) == (100, 400)
+    assert batches == sorted(batches)

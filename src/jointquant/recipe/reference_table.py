@@ -50,6 +50,8 @@ MEANINGS = {
     "*.symmetric": "the zero point is 0",
     "*.signed_scale": "of symmetric integers: a scale may be negative, so that −2^(b−1) covers the larger end",
     "*.group_size": "values that share a scale; null: a channel's, a token's, or a head's",
+    "*.symmetric_scale": "max|w| of 4 bits over 7.5, 7 or 8, named after who does it; of b bits (2^b−1)/2, 2^(b−1)−1, 2^(b−1)",
+    "*.groups": "scales of GPTQ's groups: before anything is rounded, or when a group's turn comes (as errors moved it)",
     "*.group_tail": "groups that do not divide a row: refuse, or pad the last with zeros (it gets a scale of its own)",
     "activations.strategy": "what shares a range; `head`: groups of as many channels as a head has",
     "*.clip_ratio": "the range is cut to this share; `search` (activations) finds it for each site",

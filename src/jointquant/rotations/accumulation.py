@@ -46,7 +46,7 @@ class _MeanLoss(torch.autograd.Function):
             leaf = rotation.detach().requires_grad_()
             with torch.enable_grad():
                 value = loss(leaf)
-            (slope,) = torch.autograd.grad(value.sum(), leaf)
+                (slope,) = torch.autograd.grad(value.sum(), leaf)
             gradient += slope
             total = value.detach() if total is None else total + value.detach()
         assert total is not None
