@@ -22,6 +22,7 @@ WHOLE_SYSTEM = {
     "hostile/test_numbers.py": "weights of zeros, and of what overflows",
     "models/test_layouts.py": "folders as transformers reads them",
     "models/test_positions.py": "rotary embeddings that depend on the length",
+    "quantization/test_named_grids.py": "grids and groups as other systems have them",
     "quantization/test_group_tails.py": "rows that groups do not divide, from rounding to artifacts",
     "rotations/test_distribution_objectives.py": "objectives that compare distributions, value and gradient",
     "rotations/test_training_parity.py": "training against scripts written out: Adam, accumulation, a growing set",
