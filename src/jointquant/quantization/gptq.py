@@ -216,9 +216,9 @@ class Columns:
         ``moved`` has each column where it goes when the columns between stay at their weights. Those move too: of the
         moves δ all together, δ(I + M) = moved − weight inside the block.
         """
-        inside = self.feedback[start:stop, start:stop].t()
-        moves = moved - self.weight[start:stop]
-        return self.weight[start:stop] + torch.linalg.solve_triangular(inside, moves, upper=False, unitriangular=True)
+        weight, place = self.weight[start:stop], linalg_device(moved.device, "solve")
+        inside, moves = (part.to(place) for part in (self.feedback[start:stop, start:stop].t(), moved - weight))
+        return weight + torch.linalg.solve_triangular(inside, moves, upper=False, unitriangular=True).to(weight)
 
     def _round_one_by_one(self, near: Tensor, first: int, last: int) -> None:
         """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""

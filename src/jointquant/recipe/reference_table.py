@@ -63,7 +63,7 @@ MEANINGS = {
     "rotations.r3.num_tokens": "keys sampled in each layer",
     "kv_cache.keys": "what keys have of their own: some of num_bits, symmetric, group_size, clip_ratio",
     "kv_cache.values": "what values have of their own",
-    "*.type": "the grid: integers, or the levels of NF4 (weights alone)",
+    "*.type": "the grid: integers, or the levels of NF4",
     "*.clip": "search each range for the least squared error, or take all of it",
     "*.method": "round to nearest, or GPTQ",
     "*.activation_order": "GPTQ rounds the columns of the largest inputs first",
