@@ -9,7 +9,7 @@ from torch import nn
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
 from jointquant.recipe.recipe import Recipe
-from jointquant.recipe.settings import ActivationSettings, StoredSettings, WeightSettings
+from jointquant.recipe.settings import StoredSettings
 
 
 def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn.Module], head_dim: int) -> None:
