@@ -32,6 +32,7 @@ EVALUATED = 8192
 
 
 def windows_of(path: Path) -> Tensor:
+    """All windows of a text: [windows, LENGTH]."""
     ids = AutoTokenizer.from_pretrained(DEMO / "model")(
         path.read_text(encoding="utf-8"), return_tensors="pt"
     ).input_ids[0]
@@ -54,6 +55,7 @@ def inputs_of(model: nn.Module, names: list[str], windows: Tensor) -> dict[str, 
 
 
 def fuse_norms(model: nn.Module) -> None:
+    """Move the gains of norms into the linears behind them."""
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         for norm, readers in (
@@ -104,6 +106,7 @@ def train(samples: list[Tensor], start: Tensor) -> Tensor:
 
 
 def rotate(model: nn.Module, rotation: Tensor) -> None:
+    """Merge R1 into what reads and what writes the residual stream."""
     model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight @ rotation)
     for name, linear in model.named_modules():
         if isinstance(linear, nn.Linear):
@@ -130,6 +133,7 @@ def round_input(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def perplexity(model: nn.Module, windows: Tensor) -> float:
+    """exp of the mean loss over windows without overlap."""
     return torch.stack([model(part, labels=part).loss for part in windows.split(16)]).mean().exp().item()
 
 
