@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from jointquant.recipe.recipe import Recipe
-from jointquant.recipe.rotations import LearnedResidualRotation, LearnedRotation, LearnedValueRotation
+from jointquant.recipe.rotations import Epochs, LearnedResidualRotation, LearnedRotation, LearnedValueRotation
 
 Counted = LearnedResidualRotation | LearnedValueRotation
 """Those whose settings may be in epochs."""
@@ -32,6 +32,12 @@ class Visits:
     seqlen: int
     layers: int
     query_heads: int
+
+
+def has_epochs(recipe: Recipe) -> bool:
+    """Whether there is anything to convert."""
+    rotations = (recipe.rotations.r1, recipe.rotations.r2)
+    return any(isinstance(each, Epochs) and (each.epochs or each.batch_size) for each in rotations)
 
 
 def in_steps(recipe: Recipe, visits: Visits) -> Recipe:

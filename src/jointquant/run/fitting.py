@@ -11,7 +11,7 @@ from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.layer import head_dim_of
 from jointquant.models.scaling import check_scalable
-from jointquant.recipe.epochs import Visits, in_steps
+from jointquant.recipe.epochs import Visits, has_epochs, in_steps
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.runtime.assembly import Assembly
 
@@ -58,6 +58,8 @@ def fitted(recipe: Recipe, config: PretrainedConfig) -> Recipe:
         if length < DEFAULT_SEQLEN:
             LOG.info("calibration windows have %d tokens, all that the model reads (`seqlen`)", length)
         recipe = recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"seqlen": length})})
+    if not has_epochs(recipe):
+        return recipe
     heads = config.num_attention_heads
     queries = heads // (getattr(config, "num_key_value_heads", None) or heads)
     return in_steps(recipe, Visits(recipe.calibration.walked, length, config.num_hidden_layers, queries))
