@@ -29,6 +29,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -140,7 +141,7 @@ class Bench:
 
     def measure(
         self,
-        tests: Mapping[Path, dict[str, str]],
+        tests: Mapping[Path, dict[str, Any]],
         model: str | Path,
         recipe: str,
         changes: Iterable[str],
@@ -181,7 +182,7 @@ class Bench:
 
     def add(
         self,
-        labels: dict[str, str],
+        labels: dict[str, Any],
         recipe: str,
         values: list[float],
         seconds: list[float],
@@ -228,7 +229,8 @@ def presets(bench: Bench, model: str, given: list[Path]) -> None:
     calibration, test = split(given[0], bench.folder)
     fp = bench.reference(model, test)
     for width, preset, changes in PRESETS:
-        bench.measure({test: {"what": width, "fp": f"{fp:.3f}"}}, model, preset, changes, calibration)
+        labels = {"what": width, "fp": f"{fp:.3f}", "changes": changes}
+        bench.measure({test: labels}, model, preset, changes, calibration)
 
 
 def ingredients(bench: Bench, model: str, given: list[Path]) -> None:

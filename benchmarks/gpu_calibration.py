@@ -184,7 +184,7 @@ def capped_run(name: str, changes: tuple[str, ...], sizes: Sizes, device: torch.
         try:
             budget = None if device.type == "cpu" else CAP_BYTES
             done = jointquant.quantize(Path(folder) / "model", out, recipe, device=str(device), device_budget=budget)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, jointquant.InputError) as error:  # or the plan has refused it
             return row | {"failed": " ".join(str(error).split())[:160]}
     row |= {"seconds": done.seconds, "stages": done.stage_seconds}
     return row | ({"peak_device_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})

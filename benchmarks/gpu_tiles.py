@@ -17,9 +17,9 @@ import torch
 from gpu_kernels import SHAPES, Product
 from gpu_timing import device_seconds
 
+from jointquant.backend.launches import of_launch
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.kernels import triton_few_rows, triton_hadamard, triton_many_rows, triton_one_row
-from jointquant.runtime.kernels.failures import of_launch
 from report import Result
 
 RESULT = Path(__file__).parent / "results" / "gpu_tiles.json"

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pictures import bits_of
 from smollm2 import CACHE, PACKAGE, fetch
 
 from report import machine
@@ -49,7 +50,7 @@ PRESETS = {
     "W4A4KV4 gptq": Row("gptq"),
     "W4A4KV4 quarot": Row("quarot"),
     "W4A4KV4 dartquant": Row("dartquant"),
-    "W4A4KV4 fast": Row("fast"),
+    "W4A4KV16 fast": Row("fast"),
     "W4A4KV4 w4a4kv4, 30 relative steps": Row("w4a4kv4", ("refinement.steps=30", "refinement.distance=relative")),
     "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
     "W4A4KV4 w4a4kv4, 128 windows": Row("w4a4kv4", (), 128),
@@ -86,10 +87,9 @@ def main() -> None:
     arguments = parser.parse_args()
     model = fetch(arguments.cache)
     if arguments.one:
-        row = PARTS[arguments.part][arguments.one]
         with nullcontext(arguments.keep) if arguments.keep else tempfile.TemporaryDirectory() as folder:
             artifact = Path(folder) / re.sub(r"\W+", "-", arguments.one)
-            print(json.dumps(measured(model, row, artifact, arguments.calibration, arguments.test)))
+            print(json.dumps(measured(model, arguments.one, artifact, arguments.calibration, arguments.test)))
         return
     path = RESULTS / f"real_model_{arguments.part}.json"
     result = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
@@ -104,13 +104,16 @@ def main() -> None:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def measured(model: Path, row: Row, artifact: Path, calibration: Path, test: Path) -> dict[str, Any]:
+def measured(model: Path, name: str, artifact: Path, calibration: Path, test: Path) -> dict[str, Any]:
     """A row of the result: quantize, then measure the artifact; one of the same recipe that is there is taken."""
     import jointquant
     from jointquant.backend.memory import peak_rss_bytes
 
+    row = {**PRESETS, **SITES}[name]
     protocol = (f"calibration.source={calibration}", f"calibration.num_samples={row.windows}")
     recipe = jointquant.load_recipe(row.recipe, [*protocol, f"calibration.seqlen={SEQLEN}", *row.changes])
+    bits = [recipe.weights.num_bits, recipe.activations.num_bits, recipe.kv_cache.num_bits]
+    assert name not in PRESETS or bits == bits_of(name.split()[0]), f"{name!r} is the name of a recipe of {bits} bits"
     costs: dict[str, Any] = {"seconds": None}
     if (artifact / "config.json").is_file():
         held = json.loads((artifact / "config.json").read_text())["quantization_config"]["recipe"]

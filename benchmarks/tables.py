@@ -1,4 +1,4 @@
-"""Write the tables of the docs from benchmarks/results/ and the package: ``python benchmarks/tables.py``.
+"""Write the tables and pictures of the docs from benchmarks/results/ and the package: ``python benchmarks/tables.py``.
 
 ``--check``: only compare.
 
@@ -14,8 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pictures
 import tables_gpu
 
+from jointquant.models.registry import ARCHITECTURES, summary
+from jointquant.models.support import support_table
 from jointquant.recipe.reference_table import key_table, size_table
 
 ROOT = Path(__file__).parents[1]
@@ -261,15 +264,26 @@ def _made(result: dict[str, Any]) -> str:
 
 def accuracy(result: dict[str, Any]) -> list[str]:
     """Rows of one part of the accuracy benchmark."""
+    return _accuracy(result, ["seconds"])
+
+
+def accuracy_seen(result: dict[str, Any]) -> list[str]:
+    """Without seconds: other work was on the machine, and they contradict each other."""
+    return _accuracy(result, [])
+
+
+def _accuracy(result: dict[str, Any], costs: list[str]) -> list[str]:
+    """With what each row costs, if that was measured well."""
     apart = any("divergence" in row for row in result["rows"])
-    heads = ["", "unquantized", "recipe", "perplexity", "min – max", *(["KL divergence"] * apart), "seeds", "seconds"]
+    heads = ["", "unquantized", "recipe", "perplexity", "min – max", *(["KL divergence"] * apart), "seeds", *costs]
     lines = _headed(heads)
     for row in result["rows"]:
         spread = f"{row['min']:.2f} – {row['max']:.2f}" if row["seeds"] > 1 else ""
-        cells = [row["what"], row["fp"], row["recipe"], f"{row['mean']:.2f}", spread]
+        changed = "".join(f", `{change}`" for change in row.get("changes", ()))
+        cells = [row["what"], row["fp"], f"{row['recipe']}{changed}", f"{row['mean']:.2f}", spread]
         if apart:
             cells.append(_divergence(row) if "divergence" in row else "")
-        cells += [str(row["seeds"]), f"{row['seconds']:.0f}"]
+        cells += [str(row["seeds"]), *(f"{row[cost]:.0f}" for cost in costs)]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
 
@@ -373,6 +387,25 @@ def loss_by_part(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
 
 
+def where(result: dict[str, Any]) -> list[str]:
+    """Each recipe in each runtime that was there."""
+    lines = [
+        "| recipe | what | runtime | computes in | perplexity | `verify` | differs by (let pass) |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for row in result["rows"]:
+        changes = "".join(f", `{change}`" for change in row["changes"])
+        if "refused" in row:
+            cells = (row["recipe"] + changes, row["format"], row["runtime"], row["dtype"], "", row["refused"], "")
+        else:
+            verdict = "pass" if row["passed"] else "; ".join(row["faults"])
+            gap = f"{row['difference']:.2g} ({row['tolerance']:.2g})"
+            head = (row["recipe"] + changes, row["format"], row["runtime"], row["dtype"] or "its own way")
+            cells = (*head, f"{row['perplexity']:.3f}", verdict, gap)
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"On a CPU. `{result['command']}`; {_made(result)}"]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -388,7 +421,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy_sites": accuracy,
     "accuracy_smoothing": accuracy,
     "accuracy_weights": accuracy,
-    "accuracy_seen": accuracy,
+    "accuracy_seen": accuracy_seen,
     "inner_rotations": inner_rotations,
     "plans": plans,
     "distributed": distributed,
@@ -408,11 +441,22 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "one_capture_stories260k": one_capture,
     "one_capture_smollm2": one_capture,
     "plans_by_size": plans_by_size,
+    "where": where,
     "loss_by_part_smollm2": loss_by_part,
     "mixture_starved": mixture_starved,
 }
 
-FROM_CODE: dict[str, Callable[[], list[str]]] = {"recipe_keys": key_table, "sizes": size_table}
+
+def families() -> list[str]:
+    """What works for each family, and why something does not."""
+    return support_table(ARCHITECTURES, {name: summary(name) for name in ARCHITECTURES})
+
+
+FROM_CODE: dict[str, Callable[[], list[str]]] = {
+    "recipe_keys": key_table,
+    "sizes": size_table,
+    "families": families,
+}
 """Tables of what the package itself says."""
 
 
@@ -432,16 +476,15 @@ def render(page: str) -> str:
 
 
 def main() -> None:
-    """Write the tables, or with --check fail where one is stale."""
+    """Write tables and pictures, or with --check fail where one is stale."""
     stale = []
-    for path in PAGES:
-        old = path.read_text()
-        new = render(old)
-        if new != old:
+    made = {path: render(path.read_text(encoding="utf-8")) for path in PAGES} | pictures.drawn()
+    for path, new in made.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != new:
             stale.append(path.name)
             if "--check" not in sys.argv:
-                path.write_text(new)
-    print("changed:" if stale else "all tables are as the results say", *stale)
+                path.write_text(new, encoding="utf-8")
+    print("changed:" if stale else "all tables and pictures are as the results say", *stale)
     sys.exit(1 if stale and "--check" in sys.argv else 0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -65,8 +67,8 @@ def exact(model: PreTrainedModel) -> None:
         if name.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm):
             forward = _gemma_norm if name.startswith("Gemma") else _llama_norm
             module.forward = forward.__get__(module)  # type: ignore[method-assign]
-        if name.endswith("TopKRouter"):
-            module.forward = _router.__get__(module)  # type: ignore[method-assign]
+        if name in ROUTERS:
+            module.forward = ROUTERS[name].__get__(module)  # type: ignore[method-assign]
     if any(name.endswith("experts") for name, _ in model.named_modules()):
         model.set_experts_implementation("eager")
     model.set_attn_implementation(ATTENTION_NAME)
@@ -82,9 +84,42 @@ def _gemma_norm(self: nn.Module, x: Tensor) -> Tensor:
     return (1 + self.weight) * x * torch.rsqrt(variance + self.eps)  # type: ignore[operator, return-value]
 
 
-def _router(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _softmax_router(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logits = x @ self.weight.t()  # type: ignore[operator]
     scores, experts = logits.softmax(-1).topk(self.top_k, dim=-1)  # type: ignore[arg-type]
     if getattr(self, "norm_topk_prob", True):
         scores = scores / scores.sum(-1, keepdim=True)
     return logits, scores, experts
+
+
+def _sigmoid_router(self: nn.Module, x: Tensor, correction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits = x.flatten(0, -2) @ self.weight.t()  # type: ignore[operator]
+    scores = logits.sigmoid()
+    experts = (scores + correction).topk(self.top_k, dim=-1).indices  # type: ignore[arg-type]
+    chosen = scores.gather(1, experts)
+    return logits, chosen / chosen.sum(-1, keepdim=True), experts
+
+
+def _grouped_router(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Experts of the groups whose two best are best (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
+    logits = x.flatten(0, -2) @ self.weight.t()
+    scores = logits.sigmoid()
+    corrected = (scores + self.e_score_correction_bias).unflatten(1, (self.num_group, -1))
+    best = corrected.topk(2, dim=-1).values.sum(-1).topk(self.topk_group, dim=-1).indices
+    allowed = torch.zeros_like(corrected[..., 0]).scatter(1, best, 1).bool()
+    corrected = corrected.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(1)
+    experts = corrected.topk(self.top_k, dim=-1).indices
+    chosen = scores.gather(1, experts)
+    if self.norm_topk_prob:
+        chosen = chosen / (chosen.sum(-1, keepdim=True) + 1e-20)
+    return logits, chosen * self.routed_scaling_factor, experts
+
+
+ROUTERS = {
+    "MixtralTopKRouter": _softmax_router,
+    "Qwen2MoeTopKRouter": _softmax_router,
+    "Qwen3MoeTopKRouter": _softmax_router,
+    "MiniMaxM2TopKRouter": _sigmoid_router,
+    "Glm4MoeTopkRouter": _grouped_router,
+}
+"""By class: what it computes, in its own dtype."""

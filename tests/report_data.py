@@ -24,7 +24,9 @@ def detail(learned: bool) -> dict[str, Any]:
         for i in range(3)
     ]
     traces = {"r1": trace, "r2.0": trace, "r2.1": trace} if learned else {}
-    return {"traces": traces, "spreads": spreads(), "errors": errors, "transforms": {"r1": "learned"}}
+    parts = {"divergence": {"nothing": 0.5, "inputs of mlp_in": 0.3}, "remedies": {}} if learned else {"refused": NASTY}
+    shown = {"generations": ["Say it: one two  four\n\nfive"], "parts": parts}
+    return {"traces": traces, "spreads": spreads(), "errors": errors, "transforms": {"r1": "learned"}} | shown
 
 
 def comparison(names: tuple[str, ...] = ("quarot", NASTY), texts: tuple[str, ...] = ("a/b.txt",)) -> dict[str, Any]:
@@ -52,8 +54,14 @@ def comparison(names: tuple[str, ...] = ("quarot", NASTY), texts: tuple[str, ...
             "seqlen": 32,
             "versions": {"jointquant": "0"},
             "recipes": {name: {"description": NASTY} for name in names},
+            "prompts": ["Say it:"],
         },
-        "reference": {"perplexity": dict.fromkeys(texts, 7.5), "bits": 16.0, "size_bytes": 4e6},
+        "reference": {
+            "perplexity": dict.fromkeys(texts, 7.5),
+            "bits": 16.0,
+            "size_bytes": 4e6,
+            "generations": ["Say it: one two three <b>four</b>"],
+        },
         "rows": [row(name, 9.0 + index) for index, name in enumerate(names)],
         "runs": [],
         "details": {name: detail(index > 0) for index, name in enumerate(names)},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,3 +78,39 @@ def test_what_is_not_there_is_seen() -> None:
     text = "see `models/<model_type>.py`, `seeds.py`,\n`rounding.py`, (`models/none.py`), `windows.py`, `yours.py`"
     assert missing(text, NAMES) == ["line 2: models/none.py", "line 2: windows.py"]
     assert [mention for _, mention in mentions("`benchmarks/memory.py`, docs/a.md, x.pyc")] == ["benchmarks/memory.py"]
+
+
+TABLES = [sys.executable, str(REPOSITORY / "benchmarks" / "tables.py"), "--check"]
+DRAW = """
+import json, sys
+sys.path.insert(0, "benchmarks")
+import pictures
+print(pictures.real_model(json.load(sys.stdin)))
+"""
+
+
+def test_tables_and_pictures_are_as_the_results_say() -> None:
+    done = subprocess.run(TABLES, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun python benchmarks/tables.py"
+
+
+def test_the_picture_follows_its_result() -> None:
+    result = json.loads((REPOSITORY / "benchmarks/results/real_model_presets.json").read_text(encoding="utf-8"))
+    row = {"recipe": "another program", "kl": 0.03, "perplexity": 40.5}
+    more = {"W4A16 another program <2>": row, "W4A8KV8 w4a8kv8": row | {"recipe": "w4a8kv8"}}
+    rows = {"rows": {**result["rows"], **more}}
+    command = [sys.executable, "-c", DRAW]
+    done = subprocess.run(
+        command, input=json.dumps(result | rows), capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    for words in (
+        "another program &lt;2&gt;",
+        "KL 0.030, perplexity 40.50",
+        "W4A16: weights 4 bits<",
+        "W4A8KV8: weights 4 bits, activations and KV cache 8 bits",
+        "other programs",
+        *(name.partition(" ")[2] for name in result["rows"]),
+    ):
+        assert words in done.stdout
+    places = [done.stdout.index(f">{width}: ") for width in ("W4A4KV4", "W4A8KV8", "W4A16")]
+    assert places == sorted(places), "fewer bits stand first"

@@ -21,6 +21,7 @@ ORDER = (
     "backend",
     "distributed",
     "progress",
+    "events",
     "hub",
     "files",
     "text",
@@ -36,11 +37,14 @@ ORDER = (
     "rounding",
     "planning",
     "evaluation",
+    "fingerprint",
     "export",
     "job",
     "pipeline",
     "analysis",
     "generation",
+    "verification",
+    "serving",
     "demo",
     "__init__",
     "cli",
@@ -110,14 +114,13 @@ def test_few_modules_lie_in_the_root() -> None:
 
 BACKEND = re.compile(r"(cuda|npu|xpu|mps|torch_npu)(:\d+)?")
 FACTORISATIONS = {"qr", "cholesky", "cholesky_ex", "cholesky_inverse", "solve", "solve_ex", "inv", "svd", "eigh", "eig"}
-TABLE = "backend/devices.py"
+TABLES = ("backend/devices.py", "backend/operations.py")
 TOOLS = ("demo/train.py",)  # run by developers, on the CPU
-TRIES_EACH_OPERATION = "planning/doctor.py"  # on each device
 
 
 def sources() -> dict[str, Path]:
     found = {path.relative_to(ROOT).as_posix(): path for path in files().values()}
-    for name in (TABLE, *TOOLS):
+    for name in (*TABLES, *TOOLS):
         del found[name]
     return found
 
@@ -139,17 +142,15 @@ def test_accelerators_are_named_in_one_place() -> None:
 
 
 def test_what_a_backend_may_lack_goes_through_the_table() -> None:
-    """float64 and factorisations are asked for through backend/devices.py, which knows where they run."""
-    found = sources()
-    del found[TRIES_EACH_OPERATION]
-    for name, path in found.items():
+    """float64 and factorisations are asked for through backend/operations.py, which knows where they run."""
+    for name, path in sources().items():
         for function in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)):
             calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
             called = {n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", "") for n in calls}
             methods = {n.func.attr for n in calls if isinstance(n.func, ast.Attribute)}
             where = f"{name}: {function.name}"
-            assert "double" not in methods, f"{where} calls .double(): expected devices.double"
-            assert not (methods & FACTORISATIONS) or "linalg_device" in called, f"{where} asks no linalg_device"
+            assert "double" not in methods, f"{where} calls .double(): expected operations.double"
+            assert not (methods & FACTORISATIONS) or "runs_on" in called, f"{where} asks no runs_on"
 
 
 def private_imports(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import jointquant
-from conftest import FAMILIES
+from conftest import ASSEMBLED, FAMILIES
 from imports import ROOT, files, graph, imports_of, reached
 
 TESTS = Path(__file__).parent
@@ -20,6 +20,7 @@ WHOLE_SYSTEM = {
     "hostile/test_environment.py": "what the machine refuses",
     "hostile/test_messages.py": "what the user is told",
     "hostile/test_numbers.py": "weights of zeros, and of what overflows",
+    "models/test_families.py": "families put together of what others have",
     "models/test_layouts.py": "folders as transformers reads them",
     "models/test_positions.py": "rotary embeddings that depend on the length",
     "quantization/test_named_grids.py": "grids and groups as other systems have them",
@@ -30,6 +31,7 @@ WHOLE_SYSTEM = {
     "runtime/test_copies.py": "copies and pickles of a loaded artifact",
     "analysis/test_resumed_inspection.py": "what is measured beside pass 2, when a run is stopped and goes on",
     "export/test_llama_cpp.py": "what llama.cpp computes from our files",
+    "export/test_vllm.py": "what vLLM computes from our exports",
     "hostile/test_hostile.py": "input that nobody vouches for, through the command line",
     "runtime/kernels/test_cpu_kernels.py": "every product that a processor computes, against one reference",
     "runtime/kernels/test_triton_kernels.py": "every program for GPUs, against the same",
@@ -48,6 +50,7 @@ WHOLE_SYSTEM = {
 COVERED_ELSEWHERE = {
     "analysis/capture.py": "tests/analysis/test_rotate.py",
     "analysis/rotation_facts.py": "tests/cli/test_rotate.py",
+    "backend/launches.py": "tests/runtime/kernels/test_triton_kernels.py",
     "calibration/capture.py": "tests/analysis/test_rotate.py",
     "calibration/reuse.py": "tests/calibration/test_calibrate.py",
     "calibration/samples.py": "tests/analysis/test_rotate.py",
@@ -81,12 +84,22 @@ COVERED_ELSEWHERE = {
     "cli/options.py": "tests/cli/test_quantize.py",
     "cli/given.py": "tests/cli/test_usage.py",
     "cli/plan.py": "tests/planning/test_dry_run.py",
+    "cli/plan_table.py": "tests/planning/test_dry_run.py",
     "cli/ranks.py": "tests/distributed/test_process_group.py",
     "cli/stats.py": "tests/cli/test_compare.py",
     "demo/train.py": "tests/demo/test_corpus.py",
     "evaluation/pair.py": "tests/evaluation/test_check.py",
     "evaluation/runners.py": "tests/evaluation/test_streaming.py",
     "export/native.py": "tests/export/test_compressed.py",
+    "export/fingerprints.py": "tests/verification/test_verify.py",
+    "fingerprint/carried.py": "tests/verification/test_verify.py",
+    "fingerprint/variants.py": "tests/fingerprint/test_make.py",
+    "runtime/speaker.py": "tests/cli/test_chat.py",
+    "verification/at_server.py": "tests/verification/test_verify.py",
+    "verification/in_llama_cpp.py": "tests/verification/test_verify.py",
+    "verification/in_transformers.py": "tests/verification/test_verify.py",
+    "verification/runtime.py": "tests/verification/test_verify.py",
+    "verification/words.py": "tests/cli/test_verify.py",
     "files/manifest.py": "tests/files/test_working_folder.py",
     "models/layer.py": "tests/models/test_transforms.py",
     "models/scaling.py": "tests/calibration/test_smoothing.py",
@@ -108,9 +121,11 @@ COVERED_ELSEWHERE = {
     "run/workspace.py": "tests/calibration/test_calibrate.py",
     "runtime/checks.py": "tests/runtime/test_assembly.py",
     "runtime/integration.py": "tests/test_pipeline.py",
+    "text/download_lists.py": "tests/hub/test_downloads.py",
+    "analysis/kept.py": "tests/analysis/test_compare.py",
+    "runtime/tied_source.py": "tests/runtime/test_tied_ends.py",
     "runtime/kernels/capabilities.py": "tests/rounding/test_layers.py",
     "runtime/kernels/dense.py": "tests/runtime/kernels/test_cpu_kernels.py",
-    "runtime/kernels/failures.py": "tests/runtime/kernels/test_triton_kernels.py",
     "runtime/kernels/int4_expanded.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/int4_rows.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/int4_triton.py": "tests/runtime/kernels/test_triton_kernels.py",
@@ -129,6 +144,7 @@ COVERED_ELSEWHERE = {
     "runtime/online.py": "tests/analysis/test_inspection.py",
     "trust/folder.py": "tests/hub/test_location.py",
     **{f"models/{family}.py": "tests/models/test_registry.py" for family in FAMILIES},
+    **{f"models/{family}.py": "tests/models/test_families.py" for family in ASSEMBLED},
 }
 """Modules without a test file of their own, and the one that tests them. Where a module gets its own, its row goes."""
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from jointquant.recipe.recipe import Recipe, load_recipe
     from jointquant.runtime.generation import Generation, generate_text
     from jointquant.runtime.loading import load
+    from jointquant.verification.verdict import Verdict
+    from jointquant.verification.verify import verify
 
 __all__ = [
     "CaptureResult",
@@ -43,6 +45,7 @@ __all__ = [
     "RotateResult",
     "Silent",
     "Statistics",
+    "Verdict",
     "__version__",
     "capture",
     "compare",
@@ -57,6 +60,7 @@ __all__ = [
     "quantize",
     "rotate",
     "stats",
+    "verify",
 ]
 
 _HOMES = {
@@ -74,6 +78,7 @@ _HOMES = {
     "RotateResult": "analysis.rotate",
     "Silent": "progress",
     "Statistics": "analysis.stats",
+    "Verdict": "verification.verdict",
     "capture": "analysis.capture",
     "compare": "analysis.compare",
     "describe_rotations": "analysis.rotation_facts",
@@ -87,6 +92,7 @@ _HOMES = {
     "quantize": "pipeline",
     "rotate": "analysis.rotate",
     "stats": "analysis.stats",
+    "verify": "verification.verify",
 }
 """The module of each name, below the package."""
 

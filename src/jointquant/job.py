@@ -198,6 +198,7 @@ def planned(request: Request, subject: Subject, budget: Budget, ranks: Ranks) ->
     unfinished = of_leader(ranks, lambda: None if request.overwrite else begun(request.out).get("batch_tokens"))
     stream, place, recipes = subject.stream, subject.place, list(request.recipes.values())
     shape = shape_of_model(stream.skeleton, stream.architecture, stream.stored_dtype)
+    shape = replace(shape, tied=not stream.own_head)  # whatever the configuration says
     base = base_of(place.device)
     works = workloads(request.verb, recipes, shape, place, base, ranks.size, request.measured)
     return dict(zip(request.recipes, plan_runs(works, budget, unfinished, ranks), strict=True))

@@ -21,12 +21,14 @@ from jointquant.artifact.result import QuantizeResult
 from jointquant.artifact.tiers import Reach, facts_of, reach
 from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_bytes
 from jointquant.calibration.calibrate import calibrate
+from jointquant.events import OnEvent, reported
+from jointquant.fingerprint.make import give_fingerprint
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.models.source import bytes_of
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.recipe.recipe import Recipe, calibration_changes, load_recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.layers import Witness, quantize_layers
@@ -48,6 +50,7 @@ def quantize(
     device_budget: Size = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     announce: Callable[[Plan], None] | None = None,
     **options: Unpack[ModelOptions],
 ) -> QuantizeResult:
@@ -67,6 +70,7 @@ def quantize(
         device_budget: the same of an accelerator.
         overwrite: replace a folder that is not empty, and discard an unfinished run of other settings.
         progress: where progress is shown; None: a bar on a terminal or in a notebook; ``Silent()``: nowhere.
+        on_event: is told what happens (``jointquant.events.OnEvent``); None: nobody is.
         announce: told the plan before the work begins.
         **options: how the model is found and opened: ``revision``, ``hub``, ``device``, ``dtype``, ``allow_pickle``
             (``jointquant.models.options.ModelOptions``).
@@ -78,7 +82,8 @@ def quantize(
     clock = Clock()
     limits = Limits(memory_budget, device_budget)
     recipes = {"artifact": load_recipe(recipe, [*changes, *calibration_changes(calib, num_samples, seqlen)])}
-    request = Request(model, Path(out), recipes, tokenizer, options, limits, overwrite, shown(progress), announce)
+    at = reported(progress, on_event)
+    request = Request(model, Path(out), recipes, tokenizer, options, limits, overwrite, at, announce)
     with open_jobs(request) as opened:  # every refusal happens here
         if opened.report is not None:
             return QuantizeResult(**opened.report)
@@ -152,4 +157,5 @@ def write_artifact(job: Job, rotations: Rotations, witness: Witness | None = Non
     if job.ranks.leads:
         rotations.save(job.artifact)
         write_metadata(job, {"transforms": transforms} | inventory | reached.to_dict(), outcome.digests)
+        give_fingerprint(job.artifact, job.subject.tokenizer)
     return Written(outcome.size_bytes, outcome.bits_per_weight, transforms, reached, inventory)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -37,6 +37,20 @@ class Progress(Protocol):
         yield  # type: ignore[misc]
 
 
+@runtime_checkable
+class Telling(Protocol):
+    """A progress that is also told what is no progress."""
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """An event: its kind and plain facts about it, ``stage`` among them."""
+
+
+def tell(progress: Progress, event: str, **facts: Any) -> None:
+    """Tell an event where somebody listens."""
+    if isinstance(progress, Telling):
+        progress.tell(event, **facts)
+
+
 class _Nothing:
     def advance(self, steps: int = 1) -> None:
         """Show nothing."""
@@ -62,6 +76,10 @@ class Prefixed:
         """Work called ``prefix: name``."""
         with self.progress.stage(f"{self.prefix}: {name}", total) as stage:
             yield stage
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """An event of the stage ``prefix: name``."""
+        tell(self.progress, event, **{**facts, "stage": f"{self.prefix}: {facts['stage']}"})
 
 
 class Pace:
@@ -89,9 +107,13 @@ class Pace:
         rest = (self.last - began) / (self.done - before) * (self.total - self.done)
         return max(0.0, rest - (time.monotonic() - self.last))
 
+    def elapsed(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self.start
+
     def words(self) -> str:
         """``name: 3/32 (10.2 s, about 99 s left)``."""
-        left, elapsed = self.left(), time.monotonic() - self.start
+        left, elapsed = self.left(), self.elapsed()
         rest = "" if left is None or self.done >= self.total else f", about {duration(left)} left"
         return f"{self.name}: {self.done}/{self.total} ({elapsed:.1f} s{rest})"
 

@@ -67,7 +67,7 @@ def test_rows_and_files(tmp_path: Path, tokenizer) -> None:
     assert fp16["same_top"][TEXT] > 0.99
     assert fp16["perplexity"][TEXT] == pytest.approx(stored["reference"]["perplexity"][TEXT], rel=1e-4)
     assert rtn["bits"] < 16
-    assert set(stored["details"]["quarot"]) == {"traces", "spreads", "errors", "transforms"}
+    assert set(stored["details"]["quarot"]) == {"traces", "spreads", "errors", "transforms", "generations", "parts"}
 
 
 def test_recipe_files_and_recipes_by_label(tmp_path: Path, tokenizer) -> None:
@@ -95,3 +95,38 @@ def test_refusals(tmp_path: Path, tokenizer) -> None:
     refused("unknown key", ("rtn",), "weights.bits=3")
     refused("seeds must be different", ("rtn",), seeds=(1, 1))
     refused("too short", ("rtn",), "calibration.num_samples=100000")
+
+
+def test_kept_artifacts_are_measured_again_and_not_made_again(
+    tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another comparison makes what is new alone; a changed setting, or a changed model, is made again and said."""
+    caplog.set_level("INFO", logger="jointquant")
+    made, write = [], jointquant.analysis.laboratory.write_artifact
+    monkeypatch.setattr(jointquant.analysis.laboratory, "write_artifact", lambda *a: made.append(1) or write(*a))
+    keep = {"keep": tmp_path / "kept"}
+    first = compared(tmp_path / "a", tokenizer, ("rtn", "quarot"), **keep)
+    assert len(made) == 2
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["manifest.json", "report.html", "results.json"]
+    recipe = jointquant.load_recipe("quarot", [*small()])
+    jointquant.quantize(make_model("llama"), tmp_path / "alone", recipe, tokenizer=tokenizer)
+    assert files(tmp_path / "kept" / "quarot-seed0" / "artifact") == files(tmp_path / "alone")
+    second = compared(tmp_path / "b", tokenizer, ("quarot", "gptq"), **keep)
+    assert len(made) == 3
+    assert second.rows[0] == first.rows[1]
+    assert second.details["quarot"] == first.details["quarot"]
+    assert [run.kept for run in second.runs] == [True, False]
+    compared(tmp_path / "c", tokenizer, ("rtn",), "weights.num_bits=3", **keep)
+    assert len(made) == 4
+    assert "made again: recipe.weights.num_bits was 4, now 3" in caplog.text
+
+
+def test_a_folder_that_keeps_is_none_of_the_output(tmp_path: Path, tokenizer) -> None:
+    with pytest.raises(InputError, match="inside it: expected another folder"):
+        compared(tmp_path / "a", tokenizer, ("rtn",), keep=tmp_path / "a" / "kept")
+    with pytest.raises(InputError, match="expected one of them"):
+        compared(tmp_path / "a", tokenizer, ("rtn",), keep=tmp_path / "kept", keep_artifacts=True)
+    (tmp_path / "kept" / "rtn-seed0").mkdir(parents=True)
+    (tmp_path / "kept" / "rtn-seed0" / "mine").write_text("")
+    with pytest.raises(InputError, match="has no manifest of jointquant"):
+        compared(tmp_path / "a", tokenizer, ("rtn",), keep=tmp_path / "kept")

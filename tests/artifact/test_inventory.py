@@ -17,8 +17,8 @@ from conftest import FAMILIES, WITHOUT_R1, make_model, possible, small
 from jointquant.artifact.inventory import OTHER, SCALES, inventory_of
 from jointquant.models.layer import Place
 from jointquant.models.registry import ARCHITECTURES
-from jointquant.models.source import Checkpoint
 from jointquant.models.stream import open_stream
+from jointquant.runtime.streaming import open_any_stream
 
 PLACE = Place(torch.device("cpu"), torch.float32)
 NORMS = re.compile(r"norm\.weight$")
@@ -47,7 +47,7 @@ def test_nothing_is_skipped_silently(family: str, recipe: str, tmp_path: Path, t
         changes.append("kv_cache.centring=values")
     settings = jointquant.load_recipe(recipe, small(*(possible(family, *changes) if recipe == "w4a4kv4" else changes)))
     result = jointquant.quantize(model, tmp_path / "a", settings, tokenizer=tokenizer)
-    source, stream = Checkpoint(tmp_path / "a"), open_stream(model)
+    source, stream = open_any_stream(tmp_path / "a").source, open_stream(model)
     written = {name: source.load(name) if "packed" not in name else torch.empty(0) for name in source.shapes()}
     loaded = {name: stream.source.load(name) for name in stream.skeleton.state_dict() if name in stream.source.shapes()}
     fates = {name: fate(name, written, result.kept, tensor) for name, tensor in loaded.items()}

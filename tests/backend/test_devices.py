@@ -1,21 +1,15 @@
-"""Devices: names, what a backend lacks, and where that runs."""
+"""Devices and their names."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from jointquant.backend import devices
-from jointquant.backend.devices import HOST, MISSING, OPERATIONS, linalg_device, resolve_device, resolve_dtype
+from jointquant.backend.devices import resolve_device, resolve_dtype
+from jointquant.backend.operations import HOST
 from jointquant.errors import InputError
 from jointquant.planning import doctor
-from jointquant.quantization.balancing import power
-from jointquant.quantization.gptq import factorize
-from jointquant.rotations.merging import rotate_rows
-from jointquant.rotations.optimizers import cayley_transform, orthogonal_factor
 
 HOSTILE = (
     *("", " ", "cpu ", "CPU", "cpu:1", "cpu:-1", "cpu:128", "meta", "mkldnn", "vulkan:3", "privateuseone", "hpu"),
@@ -53,40 +47,6 @@ def test_an_npu_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = doctor.examine()
     assert "torch_npu" in findings["problem"]
     assert list(findings["devices"]) == ["cpu"]
-
-
-@pytest.mark.parametrize("backend", MISSING)
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_the_table_routes(backend: str, operation: str) -> None:
-    device = SimpleNamespace(type=backend)  # torch knows npu only with torch_npu
-    expected = HOST if operation in MISSING[backend] else device
-    assert linalg_device(device, operation) == expected  # type: ignore[arg-type]
-    assert linalg_device(HOST, operation) == HOST
-
-
-ROUTED: dict[str, Callable[[torch.Tensor], object]] = {
-    "float64": lambda x: rotate_rows(x, x),
-    "qr": orthogonal_factor,
-    "cholesky": lambda x: factorize(x @ x.T),
-    "solve": lambda x: cayley_transform(x - x.T),
-    "eigh": lambda x: power(x @ x.T, 0.5),
-}
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_what_a_backend_lacks_runs_elsewhere(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU plays a backend that lacks one operation, and a device without data plays the host."""
-    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    for other in OPERATIONS:
-        monkeypatch.setitem(MISSING, "cpu", frozenset({other}))
-        monkeypatch.setattr(devices, "HOST", torch.device("meta"))
-        if operation != other:
-            ROUTED[operation](x)
-        elif operation == "float64":
-            assert str(ROUTED[operation](x).device) == "meta"  # type: ignore[attr-defined]
-        else:
-            with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-                ROUTED[operation](x)
 
 
 def test_dtypes_that_a_device_lacks_are_refused() -> None:

@@ -35,7 +35,13 @@ def test_each_setting_is_one_of_the_api_and_has_its_flag() -> None:
 
     verbs = typer.main.get_command(application()).commands.values()  # type: ignore[attr-defined]
     flags = {flag for verb in verbs for parameter in verb.params for flag in parameter.opts}
-    calls = (jointquant.quantize, jointquant.evaluate, jointquant.export_artifact, jointquant.generate_text)
+    calls = (
+        jointquant.quantize,
+        jointquant.compare,
+        jointquant.evaluate,
+        jointquant.export_artifact,
+        jointquant.generate_text,
+    )
     names = {name for call in calls for name in inspect.signature(call).parameters} | {*ModelOptions.__annotations__}
     assert {as_flags(f"`{name}`") for name in SETTINGS} | {*OTHERS.values()} <= flags
     assert {*SETTINGS} <= names

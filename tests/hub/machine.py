@@ -71,6 +71,10 @@ class Machine:
 
     def run(self, commands: list[list[str]], **changes: str) -> list[Result]:
         """The commands, one after the other in one process."""
+        return [Result(*fields) for fields in json.loads(self.python(DRIVER, json.dumps(commands), **changes))]
+
+    def python(self, script: str, given: str, **changes: str) -> str:
+        """What a script prints that reads ``given``, in a process of its own."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MODELSCOPE_"))}
         environment |= {
             "HOME": str(self.folder),
@@ -84,12 +88,12 @@ class Machine:
             "NO_PROXY": "127.0.0.1",
         }
         process = subprocess.run(
-            [sys.executable, "-c", DRIVER],
-            input=json.dumps(commands),
+            [sys.executable, "-c", script],
+            input=given,
             env=environment | changes,
             capture_output=True,
             text=True,
             timeout=300,
         )
         assert process.returncode == 0, process.stderr
-        return [Result(*fields) for fields in json.loads(process.stdout)]
+        return process.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def test_what_belongs_to_a_part_is_fetched_beside_it(session: Session) -> None:
     """Its digests, what they vouch for, and nothing else."""
     assert session.results["part"].status == 0, session.results["part"].err
     beside = {path.name for path in session.snapshot.iterdir() if not path.name.startswith(("config", "model"))}
-    assert beside == {"digests.json", "rotations.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    files = {"digests.json", "fingerprint.json", "rotations.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert beside == files
 
 
 def test_what_was_pushed_runs(session: Session) -> None:
@@ -124,3 +126,32 @@ def test_offline_nothing_is_tried(session: Session, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(jointquant.InputError, match="cannot be written while HF_HUB_OFFLINE is set"):
         push(session.artifact, "me/int4")
+
+
+# transformers' own push_to_hub of the model and of its tokenizer, and what comes back through an id.
+BY_TRANSFORMERS = """
+import sys, torch, jointquant
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+artifact = sys.stdin.read()
+model, tokenizer = AutoModelForCausalLM.from_pretrained(artifact), AutoTokenizer.from_pretrained(artifact)
+model.push_to_hub("me/by-transformers", commit_message="by transformers", private=True)
+tokenizer.push_to_hub("me/by-transformers")
+again = AutoModelForCausalLM.from_pretrained("me/by-transformers")
+words = AutoTokenizer.from_pretrained("me/by-transformers")("The library", return_tensors="pt")
+with torch.no_grad():
+    print(type(again).__name__, torch.equal(model(**words).logits, again(**words).logits))
+"""
+
+
+def test_a_loaded_artifact_is_pushed_by_transformers(session: Session, machine: Machine) -> None:
+    environment = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    printed = machine.python(BY_TRANSFORMERS, str(session.artifact), **environment)
+    assert printed.splitlines()[-1] == "JointQuantLlamaForCausalLM True"
+    assert "by transformers" in session.hub.uploads.messages
+    assert session.hub.uploads.created["me/by-transformers"]["visibility"] == "private"
+    repository = session.hub.repos["models/me/by-transformers"]
+    files = repository.commits[repository.branches["main"]]
+    assert {"digests.json", "rotations.safetensors", "tokenizer.json"} <= set(files)
+    pushed, written = json.loads(files["digests.json"]), json.loads((session.artifact / "digests.json").read_text())
+    assert pushed["tensors"] == written["tensors"]

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from jointquant.backend.devices import OPERATIONS
+from jointquant.backend.operations import OPERATIONS
 from jointquant.planning import doctor
 
 

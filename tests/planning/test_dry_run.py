@@ -48,3 +48,39 @@ def test_a_dry_run_refuses_what_the_run_would(flags: list[str], message: str, tm
         main(["quantize", str(tmp_path / "m"), *target, "--dry-run", *given])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_verb_plan_takes_a_configuration_file(tmp_path: Path, capsys) -> None:
+    """The plan of ``quantize --dry-run``, from a file of any name, with nothing beside it and nothing written."""
+    config().save_pretrained(tmp_path / "m")
+    (tmp_path / "published.json").write_text((tmp_path / "m" / "config.json").read_text())
+    before, plans = sorted(tmp_path.rglob("*")), []
+    budgets = ["--memory-budget", "64GB", "--device-budget", "24GB", "--json"]
+    dry = ["quantize", str(tmp_path / "m"), "--out", str(tmp_path / "o"), "--dry-run"]
+    for words in (["plan", str(tmp_path / "published.json")], ["plan", str(tmp_path / "m")], dry):
+        with pytest.raises(SystemExit) as end:
+            main([*words, *budgets])
+        assert end.value.code == 0
+        plans.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    told = [
+        {key: plan[key] for key in ("device_peak_bytes", "disk_bytes", "seconds", "batch_tokens")} for plan in plans
+    ]
+    assert told[0] == told[1] == told[2]  # what the process has in memory already is more each time
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "published.json"),
+        ('{"model_type": "nosuch"}', "published.json is not a configuration"),
+        ('{"model_type": "llama", "hidden_size": 0}', "hidden_size is '0', expected a whole number"),
+        ('{"model_type": "bert"}', "unknown architecture 'bert'"),
+    ],
+)
+def test_the_verb_plan_refuses_what_is_no_configuration(text: str, message: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "published.json").write_text(text)
+    with pytest.raises(SystemExit) as end:
+        main(["plan", str(tmp_path / "published.json")])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err

@@ -7,11 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jointquant.backend import launches
 from jointquant.quantization import gptq as module
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.integer import IntFormat
 
 pytest.importorskip("triton", reason="the Triton program needs Triton: pip install triton")
+
+from triton.runtime.errors import OutOfResources
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -42,3 +45,27 @@ def test_the_program_rounds_as_torch_does(fmt: IntFormat, out: int, size: int, o
     assert rows.float().mean() >= 0.97
     lost, before = (((each.dequantize() - weight).cpu() @ x.T).square().sum(1).double() for each in (found, expected))
     assert lost.sum() <= 1.02 * before.sum() + 1e-9
+
+
+def test_a_launch_that_fails_leaves_the_columns_to_torch_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OutOfResources(300000, 101376, "shared memory")
+
+    weight, fmt = torch.randn(5, 48).to(DEVICE), IntFormat(4, True)
+    total = HessianSum(48, weight.device)
+    total.update(torch.randn(96, 48).to(DEVICE))
+    factor = factorize(total.hessian())
+    monkeypatch.setattr(module, "is_nvidia", lambda _: False)
+    expected = gptq(weight, factor, fmt)
+    monkeypatch.setattr(module, "is_nvidia", lambda _: True)
+    monkeypatch.setattr("jointquant.quantization.gptq_triton.round_columns", fail)
+    launches.forget()
+    with pytest.warns(UserWarning, match=r"gptq_triton cannot run 16 columns of 5 rows.*shared memory") as said:
+        found = gptq(weight, factor, fmt)
+    assert len(said) == 1
+    assert torch.equal(found.codes, expected.codes)
+    assert [failed["program"] for failed in launches.failed_launches()] == ["gptq_triton"]
+    launches.forget()
+    monkeypatch.setattr("jointquant.quantization.gptq_triton.round_columns", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gptq(weight, factor, fmt)

@@ -11,9 +11,11 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jointquant.quantization.integer import IntFormat, affine_parameters, dequantize, fake_quantize
+from jointquant.quantization.integer import IntFormat, affine_parameters, dequantize, encode_rows, fake_quantize
 
-formats = st.builds(IntFormat, st.integers(2, 8), st.booleans())
+formats = st.builds(IntFormat, st.integers(2, 8), st.booleans()) | st.builds(
+    IntFormat, st.integers(2, 8), st.just(True), symmetric_range=st.just("restricted")
+)
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -47,6 +49,28 @@ def test_a_signed_scale_reaches_the_larger_end(bits: int, size: int, seed: int, 
     assert (error <= scale.abs() * torch.where(inside, 0.5, 1.0) + 1e-12).all()
     with pytest.raises(ValueError, match="signed_scale"):
         IntFormat(bits, False, None, signed_scale=True)
+
+
+@given(bits=st.integers(2, 8), size=st.integers(1, 40), seed=st.integers(0, 99), shift=st.floats(-3, 3))
+def test_a_restricted_range_reaches_both_ends(bits: int, size: int, seed: int, shift: float) -> None:
+    """max|x| / (2^(b−1) − 1) a step, in NumPy: the largest number is exact, nothing is clipped, −x has the codes −q."""
+    x = random(6, size, seed=seed, dtype=torch.float64) + shift
+    fmt = IntFormat(bits, True, symmetric_range="restricted")
+    codes = encode_rows(x, fmt)
+    step = np.abs(x.numpy()).max(-1, keepdims=True) / (2 ** (bits - 1) - 1)
+    np.testing.assert_allclose(codes.scale[:, 0].numpy(), step, rtol=1e-12)
+    np.testing.assert_allclose(codes.integers[:, 0].numpy(), np.rint(x.numpy() / step), atol=1.0)
+    assert ((codes.dequantize() - x).abs() <= codes.scale[:, 0] / 2 + 1e-12).all()
+    assert torch.equal(encode_rows(-x, fmt).integers, -codes.integers)
+    largest = x.abs().argmax(-1, keepdim=True)
+    torch.testing.assert_close(codes.dequantize().gather(-1, largest), x.gather(-1, largest), rtol=1e-12, atol=0)
+
+
+def test_a_restricted_range_is_symmetric() -> None:
+    with pytest.raises(ValueError, match="symmetric_range"):
+        IntFormat(4, False, symmetric_range="restricted")
+    with pytest.raises(ValueError, match="symmetric_range"):
+        IntFormat(4, True, signed_scale=True, symmetric_range="restricted")
 
 
 @given(fmt=formats, seed=st.integers(0, 99))

@@ -77,6 +77,13 @@ def test_groups_in_turn_may_have_a_tail() -> None:
     assert (found.dequantize() - weight).square().mean() < 0.05 * weight.square().mean()
 
 
+def test_a_restricted_range_has_its_divisor() -> None:
+    """2^(b−1) − 1 whatever the name says, so another name is refused."""
+    assert IntFormat(4, True, symmetric_range="restricted").half_range == 7
+    with pytest.raises(ValueError, match="symmetric_scale is for symmetric grids of all integers"):
+        IntFormat(4, True, symmetric_range="restricted", symmetric_scale="jointquant")
+
+
 def test_nf4_is_the_nearest_level_of_each_block() -> None:
     """The grid of NF4 weights beside quantized activations, which is the same without them."""
     weight, _ = problem()

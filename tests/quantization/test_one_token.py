@@ -13,6 +13,7 @@ from jointquant.quantization.one_token import encode_token
 FORMATS = st.builds(IntFormat, st.integers(2, 8), st.booleans()) | st.builds(
     IntFormat, st.integers(2, 8), st.just(True), st.none(), st.just(True)
 )
+FORMATS |= st.builds(IntFormat, st.integers(2, 8), st.just(True), symmetric_range=st.just("restricted"))
 
 
 @given(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jointquant.quantization import packing
 from jointquant.quantization.packing import pack, packed_size, unpack
 
 
@@ -24,3 +26,11 @@ def test_packing_round_trip(bits: int, rows: int, columns: int, dim: int, seed: 
     assert packed.dtype == torch.int32
     assert packed.shape[dim] == packed_size(codes.shape[dim], bits)
     assert torch.equal(unpack(packed, bits, (rows, columns), dim), codes)
+
+
+def test_parts_of_a_large_matrix_are_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.randint(-4, 4, (7, 40), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    whole = pack(codes, 3)
+    monkeypatch.setattr(packing, "elements_at_once", lambda device: 80)
+    assert torch.equal(pack(codes, 3), whole)
+    assert torch.equal(unpack(whole, 3, (7, 40)), codes)

@@ -92,3 +92,14 @@ def test_experiments_differ_in_one_ingredient() -> None:
         del data["description"]
         assert {data["rotations"][name].pop("objective") for name in ("r1", "r2")} <= {"whip", "swd"}
     assert whip == swd
+
+
+def test_a_restricted_range_is_named_only_where_it_is_set() -> None:
+    """So recipes of before it keep their digests; one that sets it comes back as it was."""
+    assert "symmetric_range" not in str(load_recipe("w4a8").model_dump(mode="json"))
+    recipe = load_recipe("w4a8", ["activations.symmetric_range=restricted"])
+    assert recipe.model_dump(mode="json")["activations"]["symmetric_range"] == "restricted"
+    assert load_recipe(recipe) == recipe
+    for part in ("activations", "kv_cache"):
+        with pytest.raises(InputError, match="beside a zero point: expected symmetric true"):
+            load_recipe("w4a4kv4", [f"{part}.symmetric_range=restricted"])

@@ -15,7 +15,18 @@ import pytest
 from jointquant.report.page import comparison_page, statistics_page
 from report_data import comparison, spread, statistics
 
-PLOTS = {"trade", "perplexity", "divergence", "loss", "angle", "histogram", "outliers", "kurtosis", "error"}
+PLOTS = {
+    "trade",
+    "perplexity",
+    "divergence",
+    "parts",
+    "loss",
+    "angle",
+    "histogram",
+    "outliers",
+    "kurtosis",
+    "error",
+}
 
 
 class Outline(HTMLParser):
@@ -28,6 +39,7 @@ class Outline(HTMLParser):
         self.outside: list[str] = []
         self.unnamed = 0
         self.section = ""
+        self.sections: list[str] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -35,6 +47,7 @@ class Outline(HTMLParser):
         self.tags.append(tag)
         if tag == "section":
             self.section = found.get("id") or ""
+            self.sections.append(self.section)
         if tag == "svg" and found.get("role") == "img":
             self.plots[self.section] = self.plots.get(self.section, 0) + 1
             self.unnamed += not found.get("aria-label")
@@ -51,6 +64,7 @@ def test_every_plot_of_a_comparison() -> None:
         "trade": 2,
         "perplexity": 2,
         "divergence": 2,
+        "parts": 1,
         "loss": 2,
         "angle": 2,
         "histogram": 6,
@@ -71,7 +85,7 @@ def test_every_plot_of_an_analysis() -> None:
 
 
 def test_no_training_no_training_plots() -> None:
-    assert set(Outline(comparison_page(comparison(("quarot",)))).plots) == PLOTS - {"loss", "angle"}
+    assert set(Outline(comparison_page(comparison(("quarot",)))).plots) == PLOTS - {"parts", "loss", "angle"}
 
 
 @pytest.mark.parametrize("page", [comparison_page(comparison()), statistics_page(statistics())])
@@ -158,3 +172,22 @@ def test_recipes_that_lie_on_each_other_are_one_line_with_all_their_names() -> N
     assert line_names(page, "outliers") == ["before rotation (rtn and gptq)", "quarot and dartquant", "other"]
     for section in ("histogram", "kurtosis"):
         assert line_names(page, section) == line_names(page, "outliers")
+
+
+def test_what_models_write_stands_side_by_side() -> None:
+    page = comparison_page(comparison())
+    section = page[page.index('<section id="generations">') : page.index('<section id="settings">')]
+    assert "<blockquote>Say it:</blockquote>" in section
+    assert '<dt>quarot</dt><dd><span class="soft"> one two</span>  four\n\nfive</dd>' in section
+    assert "&lt;b&gt;four&lt;/b&gt;</span></dd>" in section, "the unquantized model is as it is"
+    none = comparison()
+    none["about"]["prompts"] = []
+    assert "generations" not in {*Outline(comparison_page(none)).sections}
+
+
+def test_why_parts_were_not_measured_is_told() -> None:
+    page = comparison_page(comparison(("rtn",)))
+    assert "Not measured of rtn: &lt;script&gt;" in page
+    nobody_asked = comparison(("rtn",))
+    nobody_asked["details"]["rtn"]["parts"] = {}
+    assert "Where the loss is" not in comparison_page(nobody_asked)

@@ -15,11 +15,12 @@ from jointquant.backend.memory import Size, little_freed_memory_kept
 from jointquant.calibration.capture import bytes_of_samples, capture_samples, check_capturable
 from jointquant.calibration.samples import Samples
 from jointquant.distributed.ranks import of_leader
+from jointquant.events import OnEvent, reported
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.recipe.recipe import Recipe, load_recipe
 
 MOST_TOKENS = 1_000_000_000
@@ -64,6 +65,7 @@ def capture(
     device_budget: Size = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     announce: Callable[[Plan], None] | None = None,
     **options: Unpack[ModelOptions],
 ) -> CaptureResult:
@@ -77,7 +79,8 @@ def capture(
         recipe: whose samples: a preset's name, a YAML file, or a recipe.
         changes: ``key=value`` settings of the recipe.
         tokens: sampled, in place of both ``num_tokens`` of the recipe; "all": whole activations.
-        tokenizer, memory_budget, device_budget, overwrite, progress, announce, **options: as for ``quantize``.
+        tokenizer, memory_budget, device_budget, overwrite, progress, on_event, announce, **options: as for
+            ``quantize``.
 
     Raises:
         InputError: the input is at fault, the recipe learns neither R1 nor R2, or the run does not fit.
@@ -93,7 +96,7 @@ def capture(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        shown(progress),
+        reported(progress, on_event),
         announce,
         besides={"verb": "capture"},
         verb="capture",

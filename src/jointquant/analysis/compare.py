@@ -14,19 +14,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from jointquant.analysis.candidates import labelled
+from jointquant.analysis.examples import Besides
+from jointquant.analysis.kept import Keep
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size
+from jointquant.errors import require
+from jointquant.events import OnEvent, reported
 from jointquant.files.durable import save_text
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.recipe.recipe import Recipe
 from jointquant.report.page import comparison_page
 from jointquant.run.identity import versions
 from jointquant.run.opening import Subject
+from jointquant.trust.target import check_outside
 
 RESULTS_NAME, REPORT_NAME, ARTIFACTS_NAME = "results.json", "report.html", "artifacts"
 
@@ -37,10 +42,11 @@ class Comparison:
 
     Attributes:
         about: the model, the versions, the settings.
-        reference: perplexity, bits and size of the unquantized model.
+        reference: perplexity, bits and size of the unquantized model, and what it makes of the prompts.
         rows: a recipe each, means over its seeds.
         runs: a recipe and seed each.
-        details: by recipe, of its first seed: how its rotations were learned, spreads and errors.
+        details: by recipe, of its first seed: how its rotations were learned, spreads and errors; what it makes of the
+            prompts, and the losses of its parts.
     """
 
     about: dict[str, Any]
@@ -74,7 +80,11 @@ def compare(
     device_budget: Size = None,
     overwrite: bool = False,
     keep_artifacts: bool = False,
+    prompts: Sequence[str] = (),
+    diagnose: bool = False,
+    keep: str | Path | None = None,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     announce: Callable[[Plan], None] | None = None,
     **options: Unpack[ModelOptions],
 ) -> Comparison:
@@ -96,13 +106,26 @@ def compare(
         max_tokens: use only so many tokens of each text.
         overwrite: replace a folder that is not empty, and discard an unfinished comparison that is another one.
         keep_artifacts: keep every artifact, under ``out/artifacts``.
+        prompts: shown in the report with what the model and the artifact of each recipe's first seed make of them:
+            greedily continued, or answered where the tokenizer has a chat template. The whole model must fit in memory.
+        diagnose: measure which parts of these artifacts lose how much, as ``loss_by_part`` does, on the first text.
+        keep: a folder outside ``out`` that keeps every artifact, with its rotations, for other comparisons: an artifact
+            in it is measured and not made again where a run would write the same bytes (same model, recipe, windows,
+            device, number of threads, versions); one that is of another run is made again, which a note says.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.
         ResumableError: the disk is full or the model's files changed; what is done is kept.
     """
     candidates = labelled(recipes, list(changes), seeds)
-    protocol = Protocol(texts, eval_seqlen, max_tokens, memory_budget, options)
+    besides = Besides(tuple(prompts), diagnose)
+    besides.check(model)
+    kept = None if keep is None else Keep(Path(keep))
+    if kept is not None:
+        require(not keep_artifacts, "`keep` and `keep_artifacts`: expected one of them")
+        check_outside(kept.folder, Path(out))
+        kept.check(candidates)
+    protocol = Protocol(texts, eval_seqlen, max_tokens, memory_budget, options, besides)
     request = Request(
         model,
         Path(out),
@@ -111,7 +134,7 @@ def compare(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        shown(progress),
+        reported(progress, on_event),
         announce,
         besides=protocol.identity() | {"keep_artifacts": keep_artifacts},
         folder=ARTIFACTS_NAME,
@@ -121,9 +144,9 @@ def compare(
     with open_jobs(request) as opened:
         if opened.report is not None:
             return Comparison.from_dict(opened.report)
-        result = compared(Laboratory(opened, candidates, protocol, keep_artifacts, request.progress))
+        result = compared(Laboratory(opened, candidates, protocol, keep_artifacts, request.progress, kept))
         if opened.ranks.leads:
-            if not keep_artifacts:
+            if not keep_artifacts and (opened.output / ARTIFACTS_NAME).is_dir():
                 shutil.rmtree(opened.output / ARTIFACTS_NAME)  # of which nothing but empty folders is left
             _write(opened.output, result)
         opened.complete(result.to_dict())
@@ -142,7 +165,9 @@ def compared(laboratory: Laboratory) -> Comparison:
     details = {candidates[name].label: found["details"] for name, found in measured.items() if found["details"]}
     recipes = {label: first[label].recipe.model_dump(mode="json") for label in labels}
     return Comparison(
-        _about(laboratory.subject) | reference["facts"] | {"recipes": recipes},
+        _about(laboratory.subject)
+        | reference["facts"]
+        | {"recipes": recipes, "prompts": list(laboratory.protocol.besides.prompts)},
         reference["figures"],
         [
             row(label, [run for run in runs if run.recipe == label], reference["figures"])

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from jointquant.analysis.candidates import Candidate
+from jointquant.analysis.examples import PART_TOKENS, Besides
 from jointquant.analysis.inspection import Inspector
+from jointquant.analysis.kept import Keep, KeptRun
 from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_bytes, return_freed_memory
 from jointquant.calibration.calibrate import Calibrated, calibrate_together
+from jointquant.distributed.ranks import of_leader
 from jointquant.evaluation.divergence import Divergence
 from jointquant.evaluation.evaluate import EvaluationResult, evaluate
 from jointquant.files.digests import digest_of_bytes
@@ -25,6 +28,7 @@ from jointquant.pipeline import write_artifact
 from jointquant.progress import Prefixed, Progress
 from jointquant.recipe.recipe import CalibrationSettings
 from jointquant.rotations.bundle import Rotations
+from jointquant.run.job import Job
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Run:
     """One recipe with one seed: by text the perplexity, and the divergence from the unquantized model.
 
     Seconds are those of ``quantize`` alone, without what the comparison measures; of a recipe that was stopped on its
-    way (``resumed``) those of its last part.
+    way (``resumed``) those of its last part, of one that was ``kept`` by a comparison before those of that one.
     """
 
     recipe: str
@@ -44,6 +48,7 @@ class Run:
     seconds: float
     peak_rss_bytes: int
     resumed: bool = False
+    kept: bool = False
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Run:
@@ -53,18 +58,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How artifacts are measured; the fields are arguments of ``evaluate``."""
+    """How artifacts are measured; the fields are arguments of ``evaluate``, and what is shown besides."""
 
     texts: tuple[str, ...]
     seqlen: int | None
     max_tokens: int | None
     memory_budget: Size
     options: ModelOptions
+    besides: Besides = field(default_factory=Besides)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed comparison must have in common with the one that was stopped."""
         texts = {text: _text_digest(text) for text in self.texts}
-        return {"verb": "compare", "texts": texts, "seqlen": self.seqlen, "max_tokens": self.max_tokens}
+        asked = {"verb": "compare", "texts": texts, "seqlen": self.seqlen, "max_tokens": self.max_tokens}
+        return asked | self.besides.identity()
+
+    def of_parts(self) -> dict[str, Any]:
+        """The same for ``loss_by_part``, on the first text."""
+        limit = PART_TOKENS if self.max_tokens is None else min(PART_TOKENS, self.max_tokens)
+        sizes = {"text": self.texts[0], "seqlen": self.seqlen, "max_tokens": limit}
+        return {**of_folder(self.options), **sizes, "memory_budget": self.memory_budget}
 
     def measure(self, model: str | Path | PreTrainedModel, **others: Any) -> EvaluationResult:
         """What a model or an artifact makes of the texts."""
@@ -88,6 +101,7 @@ class Laboratory:
         protocol: how each is measured.
         keep_artifacts: whether artifacts stay.
         progress: where progress is shown.
+        keep: where artifacts are kept for other comparisons, and taken from; None: nowhere.
     """
 
     def __init__(
@@ -97,8 +111,10 @@ class Laboratory:
         protocol: Protocol,
         keep_artifacts: bool,
         progress: Progress,
+        keep: Keep | None = None,
     ) -> None:
         assert opened.journal is not None
+        self.keep = keep
         self.opened, self.candidates, self.protocol, self.progress = opened, candidates, protocol, progress
         self.keep_artifacts, self.journal, self.subject = keep_artifacts, opened.journal, opened.subject
         self.inspected: set[str] = set()
@@ -114,12 +130,15 @@ class Laboratory:
 
     def measure_reference(self) -> dict[str, Any]:
         """The unquantized model's figures, and facts about the evaluation."""
+        besides, subject = self.protocol.besides, self.subject
+        besides.check_room(subject, self.protocol.memory_budget)
         progress = Prefixed(self.progress, "unquantized")
         measured = self.protocol.measure(self.subject.model, tokenizer=self.subject.tokenizer, progress=progress)
         figures = {
             "perplexity": measured.perplexity,
             "bits": 8.0 * self.subject.stream.stored_dtype.itemsize,
             "size_bytes": bytes_of(self.subject.stream.source),
+            "generations": besides.written(subject.model, subject.tokenizer, self.protocol.options),
         }
         return {"figures": figures, "facts": {"tokens": measured.tokens, "seqlen": measured.seqlen}}
 
@@ -130,11 +149,31 @@ class Laboratory:
             groups.setdefault(candidate.recipe.calibration, []).append(name)
         for number, names in enumerate(groups.values()):
             done = {name: self.journal.entries(f"{name}/measured") for name in names}
-            rotations = self.calibrated([name for name in names if not done[name]], f"walk-{number}")
+            kept = {name: self.kept(name) for name in names if not done[name]}
+            rotations = self.calibrated([name for name, run in kept.items() if run is None], f"walk-{number}")
             for name in names:
-                found = done[name][-1].facts if done[name] else self.run(name, rotations[name])
+                run = kept.get(name)
+                found = done[name][-1].facts if done[name] else self.again(name, run) if run else None
+                found = self.run(name, rotations[name]) if found is None else found
                 self.inspected |= {self.candidates[name].label} if found["details"] else set()
                 yield name, found
+
+    def kept(self, name: str) -> KeptRun | None:
+        """What a comparison before has kept of a candidate; None: nothing that it would be."""
+        keep, job = self.keep, self.opened.jobs[name]
+        return None if keep is None else of_leader(job.ranks, lambda: keep.find(name, job))
+
+    def again(self, name: str, kept: KeptRun) -> dict[str, Any]:
+        """A candidate whose artifact was kept: it is measured, and nothing else."""
+        candidate, job = self.candidates[name], self.job(name)
+        found = self.protocol.measure(kept.artifact, reference=self.subject.model, progress=job.progress)
+        details = kept.facts["details"] | self.shown_besides(kept.artifact, job.progress)
+        return_freed_memory()
+        run = replace(Run.from_dict(kept.facts["run"]), perplexity=found.perplexity, divergence=found.divergence)
+        run = replace(run, recipe=candidate.label, seed=candidate.seed, resumed=False, kept=True)
+        facts = {"run": asdict(run), "details": details}
+        self.journal.record(f"{name}/measured", 0, [], job.ranks.tell(facts))
+        return facts
 
     @little_freed_memory_kept()
     def calibrated(self, names: list[str], walk: str) -> dict[str, Calibrated]:
@@ -143,21 +182,27 @@ class Laboratory:
             return {}
         seed = self.candidates[names[0]].seed
         progress = Prefixed(self.progress, f"{len(names)} recipes (seed {seed})")
-        jobs = [self.opened.jobs[name] for name in names]
+        jobs = [self.job(name) for name in names]
         workspace = self.opened.shared(names, walk)
         found = calibrate_together(jobs, workspace, progress)
+        return_freed_memory()  # samples and steps of training lie between what stays
         assert workspace.journal is not None
         self.journal.record(f"{walk}/over", 0, [], {}, [workspace.journal.work])
         return dict(zip(names, found, strict=True))
 
+    def job(self, name: str) -> Job:
+        """A candidate's job, whose progress names it."""
+        candidate = self.candidates[name]
+        progress = Prefixed(self.progress, f"{candidate.label} (seed {candidate.seed})")
+        return replace(self.opened.jobs[name], progress=progress)
+
     def run(self, name: str, calibrated: Calibrated) -> dict[str, Any]:
         """Pass 2 of a candidate, and how good its artifact is; details of the first seed of each recipe."""
         candidate, rotations = self.candidates[name], calibrated.rotations
-        progress = Prefixed(self.progress, f"{candidate.label} (seed {candidate.seed})")
-        job = replace(self.opened.jobs[name], progress=progress)
+        job = self.job(name)
         resumed = bool(self.journal.entries(f"{name}/quantize"))
         inspector = None
-        if candidate.label not in self.inspected:
+        if candidate.label not in self.inspected or self.keep is not None:  # another comparison may show this one
             inspector = Inspector(job.stream, job.assembly, rotations, job.windows, job.place)
         besides = inspector.seconds if inspector else 0.0
         start = time.perf_counter()
@@ -169,11 +214,15 @@ class Laboratory:
         inspector = None  # it holds the last layer
         return_freed_memory()
         found = self.protocol.measure(job.artifact, reference=self.subject.model, progress=job.progress)
+        if details:
+            details |= self.shown_besides(job.artifact, job.progress)
         return_freed_memory()
         figures = found.perplexity, found.divergence, written.bits_per_weight, written.size_bytes
         run = Run(candidate.label, candidate.seed, *figures, seconds, peak, resumed)
         facts = {"run": asdict(run), "details": details}
         assert job.workspace.journal is not None
+        if self.keep is not None and job.ranks.leads:
+            self.keep.put(name, job, facts)
         folders = [job.workspace.journal.work, *([] if self.keep_artifacts else [job.artifact])]
         left: list[Path] = []
         if self.keep_artifacts and job.ranks.leads:
@@ -181,6 +230,14 @@ class Laboratory:
             left = sorted(path for path in job.artifact.rglob("*") if path.is_file())
         self.journal.record(f"{name}/measured", 0, left, facts, folders)
         return facts
+
+    def shown_besides(self, artifact: Path, progress: Progress) -> dict[str, Any]:
+        """What an artifact writes, and which of its parts lose how much; empty where nobody asked."""
+        besides, subject = self.protocol.besides, self.subject
+        return {
+            "generations": besides.written(artifact, subject.tokenizer, self.protocol.options),
+            "parts": besides.losses(artifact, subject, self.protocol.of_parts(), progress),
+        }
 
 
 def _text_digest(source: str) -> str:

@@ -18,16 +18,17 @@ from jointquant.backend.memory import Size, little_freed_memory_kept
 from jointquant.calibration.calibrate import calibrate
 from jointquant.calibration.reuse import reusable_rotations
 from jointquant.calibration.samples import Samples, is_samples, learn_on_samples
-from jointquant.calibration.training import RecipeTraining
+from jointquant.calibration.training import RecipeTraining, tell_learned
 from jointquant.distributed.process_group import joined
 from jointquant.errors import require
+from jointquant.events import OnEvent, reported
 from jointquant.files.durable import save_text
 from jointquant.files.output import output_folder
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions, completed
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.recipe.epochs import Visits, in_steps
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import Rotations
@@ -66,6 +67,7 @@ def rotate(
     device_budget: Size = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     announce: Callable[[Plan], None] | None = None,
     **options: Unpack[ModelOptions],
 ) -> RotateResult:
@@ -78,13 +80,13 @@ def rotate(
             calibrate is theirs whatever the recipe says.
         changes: ``key=value`` settings of the recipe.
         tokenizer, memory_budget, device_budget, announce: as for ``quantize``, with a model.
-        overwrite, progress, **options: as for ``quantize``.
+        overwrite, progress, on_event, **options: as for ``quantize``.
 
     Raises:
         InputError: the input is at fault, the recipe has neither R1 nor R2, or needs other samples.
         ResumableError: the disk is full or the model's files changed; finished steps are kept.
     """
-    start, at = time.perf_counter(), shown(progress)
+    start, at = time.perf_counter(), reported(progress, on_event)
     if not isinstance(source, PreTrainedModel) and is_samples(Path(source)):
         require(
             joined().size == 1, "rotations are learned on samples in one process: expected jointquant without torchrun"
@@ -95,6 +97,7 @@ def rotate(
         with output_folder(Path(out), overwrite) as folder:
             training = RecipeTraining(samples.sizes, settings, reusable_rotations(samples.sizes, settings))
             rotations = learn_on_samples(samples, training, device, at)
+            tell_learned(at, rotations, training.reused)
             save_rotations(folder, rotations)
         return RotateResult(str(out), facts_of_rotations(rotations), time.perf_counter() - start)
     request = Request(

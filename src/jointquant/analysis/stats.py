@@ -16,12 +16,13 @@ from jointquant.analysis.inspection import SiteSpread, inspect_activations
 from jointquant.artifact.metadata import base_facts
 from jointquant.backend.memory import Size, little_freed_memory_kept
 from jointquant.calibration.calibrate import calibrate
+from jointquant.events import OnEvent, reported
 from jointquant.files.durable import save_text
 from jointquant.job import Request, open_jobs
 from jointquant.models.options import ModelOptions
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.report.page import statistics_page
 from jointquant.rotations.bundle import Rotations
@@ -64,6 +65,7 @@ def stats(
     device_budget: Size = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     announce: Callable[[Plan], None] | None = None,
     **options: Unpack[ModelOptions],
 ) -> Statistics:
@@ -90,7 +92,7 @@ def stats(
         options,
         Limits(memory_budget, device_budget),
         overwrite,
-        shown(progress),
+        reported(progress, on_event),
         announce,
         besides={"verb": "stats"},
         verb="stats",

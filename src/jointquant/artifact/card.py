@@ -260,6 +260,7 @@ def _bits(settings: dict[str, Any]) -> str:
         return "not quantized"
     group = settings.get("group_size")
     words = [f"{settings['num_bits']} bits", "symmetric" if settings["symmetric"] else "asymmetric"]
+    words += ["restricted range"] if settings.get("symmetric_range") == "restricted" else []
     return ", ".join(words + ([f"groups of {group}"] if group else []))
 
 

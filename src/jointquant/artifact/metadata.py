@@ -16,11 +16,13 @@ from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.run.job import Job
 from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
+from jointquant.runtime.artifact_facts import TIED
 from jointquant.runtime.generation_settings import generation_settings_of
 from jointquant.runtime.integration import artifact_config
 from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.loading import save_tokenizer
 from jointquant.runtime.online import OnlineTransforms
+from jointquant.runtime.tied_ends import stores_once
 from jointquant.trust.folder import GENERATION_NAME
 
 
@@ -72,6 +74,8 @@ def write_metadata(job: Job, about: dict[str, object], digests: Mapping[str, str
     """
     stream, folder = job.stream, job.artifact
     facts = {**base_facts(stream.config.name_or_path, job.subject.origin), **about, "jointquant_version": __version__}
+    if stores_once(stream, job.recipe):
+        facts[TIED] = str(job.place.dtype).removeprefix("torch.")
     config = artifact_config(stream.config, stream.architecture, job.recipe, stream.stored_dtype, facts)
     generation = generation_settings_of(job.subject.model)
     if generation is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from jointquant.backend.launches import failed_launches
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class QuantizeResult:
         starved_experts: ``layer``, ``expert`` and ``tokens`` of experts that too few calibration tokens reached; their
             statistics were taken on all tokens of their layer.
         resumed: whether a run before had done a part; the seconds are those of this one alone.
+        failed_launches: programs for GPUs that could not be launched in this process, so that others did their work:
+            ``program``, ``what``, ``reason``.
     """
 
     artifact: str
@@ -41,6 +45,7 @@ class QuantizeResult:
     kept: list[dict[str, Any]]
     starved_experts: list[dict[str, Any]]
     resumed: bool = False
+    failed_launches: list[dict[str, str]] = field(default_factory=failed_launches)
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""

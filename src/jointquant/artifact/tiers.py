@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
+from jointquant.models.support import GGUF_FAMILIES, lost_norms
 from jointquant.quantization.codebook import CodebookFormat
-from jointquant.quantization.integer import IntFormat
+from jointquant.quantization.integer import IntFormat, SymmetricRange
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.rotations import LearnedResidualRotation
 from jointquant.recipe.settings import ActivationSettings, WeightSettings
@@ -136,8 +138,7 @@ def online(facts: Facts) -> list[Obstacle]:
         own = [f" kv_cache.{part}={{}}" for part in ("keys", "values") if getattr(cache, part)]
         found.append(Obstacle("the KV cache is quantized", "kv_cache.num_bits=16" + "".join(own)))
     if not facts.plain_norms:
-        what = f"{facts.model_type}'s LayerNorms have become RMSNorms, which no other runtime has in this family"
-        found.append(Obstacle(what))
+        found.append(Obstacle(lost_norms(facts.model_type)))
     return found
 
 
@@ -243,7 +244,10 @@ def _activation_obstacles(settings: ActivationSettings) -> list[Obstacle]:
     return found
 
 
-GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+GGUF_INPUTS = tuple(
+    IntFormat(8, True, GGUF_GROUP, symmetric_range=symmetric_range) for symmetric_range in get_args(SymmetricRange)
+)
+"""What llama.cpp makes of an input: it divides max|x| by 127, so the restricted range is the nearer."""
 
 
 def gguf_obstacles(facts: Facts) -> list[Obstacle]:
@@ -265,7 +269,7 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
                 Obstacle(f"the scales of {name} have float32, and GGUF's float16", f"{name}.scale_dtype=float16")
             )
     for activations in facts.activations():
-        if activations.enabled and activations.format != IntFormat(8, True, GGUF_GROUP):
+        if activations.enabled and activations.format not in GGUF_INPUTS:
             what = f"llama.cpp quantizes activations itself, to 8 bits in groups of {GGUF_GROUP}"
             found.append(Obstacle(what, activations_off(facts)))
         elif activations.enabled and activations.clip_ratio != 1.0:

@@ -1,4 +1,4 @@
-"""The only place that knows accelerators by name: which there are, what they lack, and where that runs instead."""
+"""Which accelerators there are, by name; what they lack is in ``operations``."""
 
 from __future__ import annotations
 
@@ -11,27 +11,12 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
 
+from jointquant.backend.operations import HOST, supports
 from jointquant.errors import InputError, printable, require, unknown
-
-OPERATIONS = ("float64", "qr", "cholesky", "solve", "eigh")
-"""What is asked of a device besides products and sums in float32."""
 
 X86 = ("x86_64", "AMD64")
 """What platform.machine() calls processors that torch has oneDNN's products for."""
-
-MISSING: dict[str, frozenset[str]] = {
-    "mps": frozenset(OPERATIONS),  # no float64; the factorisations are partly there, by version of macOS
-    "npu": frozenset(OPERATIONS),
-    "xpu": frozenset(OPERATIONS),  # float64 only on data-centre GPUs; the factorisations depend on the build
-}
-"""Operations that a backend lacks, or has on some machines only: they run on ``HOST`` instead."""
-
-HOST = torch.device("cpu")
-
-LEAST_BFLOAT16 = 128
-"""Rows from which products in bfloat16 are worth the conversions."""
 
 ON_PAPER_DEVICE = torch.device("cuda")
 """An accelerator that a plan is made for without one at hand."""
@@ -142,53 +127,26 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def resolve_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
     """The dtype to compute in; "auto" is float32 on the CPU and the checkpoint's own on accelerators.
 
+    On an accelerator without bfloat16, "auto" is float32 for a checkpoint in it: float16 ends earlier than its numbers.
+
     Raises:
         InputError: an unknown dtype, or one that the device lacks.
     """
     if name == "auto":
-        dtype = torch.float32 if device.type == "cpu" else stored
+        dtype = torch.float32 if device.type == "cpu" or _lacks(device, stored) == "bfloat16" else stored
     else:
         require(name in DTYPES, unknown("dtype", name, ["auto", *DTYPES]))
         dtype = DTYPES[name]
-    require(
-        dtype != torch.float64 or supports(device, "float64"),
-        f"dtype float64 is not for {device.type} devices: expected float32, bfloat16 or float16",
-    )
+    lacking = _lacks(device, dtype)
+    possible = [each for each in ("float32", "bfloat16", "float16") if each != lacking]
+    require(lacking is None, f"dtype {lacking} is not for {device.type} devices: expected {' or '.join(possible)}")
     return dtype
 
 
-def supports(device: torch.device, operation: str) -> bool:
-    """Whether one of ``OPERATIONS`` runs on the device itself."""
-    return operation not in MISSING.get(device.type, frozenset())
-
-
-def linalg_device(device: torch.device, operation: str) -> torch.device:
-    """Where one of ``OPERATIONS`` runs for tensors of ``device``."""
-    return device if supports(device, operation) else HOST
-
-
-def double(x: Tensor) -> Tensor:
-    """A float64 copy, on a device that has float64."""
-    return x.to(linalg_device(x.device, "float64")).double()
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which products of matrices like x [..., n, n] are fastest, where bfloat16 is precise enough.
-
-    That of x, or bfloat16 for large float32 matrices on a device that has units for it.
-    """
-    if x.dtype != torch.float32 or x.shape[-1] < LEAST_BFLOAT16:
-        return x.dtype
-    return torch.bfloat16 if _multiplies_bfloat16(x.device) else x.dtype
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cpu":
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("bf16"))  # x86, Arm
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type in ("npu", "xpu")
+def _lacks(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The name of a dtype that the device does not compute in; None: it does."""
+    name = {torch.float64: "float64", torch.bfloat16: "bfloat16"}.get(dtype)
+    return None if name is None or supports(device, name) else name
 
 
 def is_nvidia(device: torch.device) -> bool:

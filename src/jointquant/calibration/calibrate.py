@@ -23,14 +23,14 @@ from jointquant.calibration.learners import (
 )
 from jointquant.calibration.reuse import reusable_rotations
 from jointquant.calibration.smoothing import Smoother
-from jointquant.calibration.training import ModelSizes, RecipeTraining
+from jointquant.calibration.training import ModelSizes, RecipeTraining, tell_learned
 from jointquant.distributed.ranks import Ranks, of_leader
 from jointquant.files.digests import digest_of_file
 from jointquant.files.durable import save_tensors
 from jointquant.models.layer import Place
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norms
-from jointquant.progress import Progress
+from jointquant.progress import Progress, tell
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
 from jointquant.run.entries import CURRENT, Entry
@@ -94,6 +94,7 @@ def calibrate_together(jobs: Sequence[Job], workspace: Workspace, progress: Prog
             alone = sum(spent[learner] for learner in calibration.learners) + (shared if calibration.learners else 0.0)
             before = Calibrated(rotations, alone + time.perf_counter() - start)
             keep_rotations(job, before)
+            tell_learned(job.progress, rotations, calibration.training.reused)
         results.append(before)
     return results
 
@@ -146,6 +147,7 @@ def walk(
             embed(frontend, windows, states)
         del frontend
         stage.advance(start)
+        began = time.perf_counter()
         for index, layer in stream.layers(workspace.place, start):
             fuse_norms(layer, stream.architecture)
             with ExitStack() as stack:
@@ -163,6 +165,8 @@ def walk(
             if workspace.journal is not None:
                 ledger.commit(index, write_records(workspace.journal, index, learners))
             return_freed_memory()
+            began, took = time.perf_counter(), time.perf_counter() - began
+            tell(progress, "layer", stage="calibrate", layer=index, seconds=took)
             stage.advance()
     return spent
 

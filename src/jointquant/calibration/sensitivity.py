@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jointquant.activations.hidden_states import HiddenStates, micro_batch
 from jointquant.activations.propagation import advance
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.models.layer import LayerArguments, Place
 from jointquant.models.stream import ModelStream
 from jointquant.quantization.integer import fake_quantize

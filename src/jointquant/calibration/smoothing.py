@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import Observers
 from jointquant.activations.routing import all_tokens_for, routed_tokens, starved
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.architecture import Architecture, LinearSlice, Site
 from jointquant.models.layer import LayerArguments
@@ -45,7 +45,7 @@ class Smoother:
     @property
     def sites(self) -> tuple[Site, ...]:
         """Those of the layer that is next; they are scaled whole, so all experts share the scales behind a norm."""
-        return tuple(site for site in self.architecture.whole_sites if site.norm is None or not self.rotated)
+        return tuple(site for site in self.architecture.scalable_sites if site.norm is None or not self.rotated)
 
     def observers(self) -> Observers:
         """At the first reader of each site."""

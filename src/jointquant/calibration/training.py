@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.stream import ModelStream
-from jointquant.progress import Progress
+from jointquant.progress import Progress, tell
 from jointquant.quantization.smoothing import inverse_at_output
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.rotations import LearnedResidualRotation, LearnedRotation
@@ -144,6 +144,14 @@ class RecipeTraining:
         elif not r2 and recipe.rotations.r2.kind == "hadamard":
             r2 = tuple(heads_at_start(sizes, recipe, "hadamard", index) for index in range(sizes.num_layers))
         return Rotations(r1, r2, traces, tuple(scales))
+
+
+def tell_learned(progress: Progress, rotations: Rotations, reused: Rotations) -> None:
+    """Tell how each rotation was learned that was not there before."""
+    for name in (name for name in rotations.traces if name not in reused.traces):
+        trace = rotations.traces[name]
+        facts = {"losses": list(trace.losses), "angles": list(trace.angles)}
+        tell(progress, "learned", stage="calibrate", rotation=name, **facts)
 
 
 def residual_start(hidden_size: int, recipe: Recipe) -> Tensor:

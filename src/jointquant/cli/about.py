@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -92,17 +93,22 @@ def _list_recipes(as_json: bool) -> None:
 
 
 def models(as_json: JsonOption = False) -> None:
-    """The model families there are."""
+    """The model families there are, what works for each, and why something does not."""
     from rich.table import Table
 
     from jointquant.models.registry import ARCHITECTURES, summary
+    from jointquant.models.support import COLUMNS, reasons, support_of
 
     families = {model_type: summary(model_type) for model_type in sorted(ARCHITECTURES)}
-    table = Table("model_type", "what is special")
+    support = {model_type: support_of(ARCHITECTURES[model_type]) for model_type in families}
+    table = Table("model_type", *COLUMNS, "what is special")
     for model_type, words in families.items():
-        table.add_row(model_type, words)
+        table.add_row(model_type, *(each.word for each in support[model_type].values()), words)
     show(table, as_json)
-    finish({"models": families}, as_json)
+    if not as_json:
+        print("\n".join(reasons(ARCHITECTURES)))
+    plain = {name: {what: asdict(each) for what, each in found.items()} for name, found in support.items()}
+    finish({"models": families, "support": plain}, as_json)
 
 
 def doctor(as_json: JsonOption = False) -> None:

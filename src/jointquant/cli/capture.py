@@ -68,7 +68,7 @@ def capture(
     (settings,) = checked_recipes(model, lambda: [load_recipe(recipe, changes)], calib=calib)
     from jointquant import capture as run
     from jointquant.analysis.capture import sampled
-    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.cli.plan_table import Output, announced, resumable, show_dry_run
     from jointquant.planning.budget import Limits
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)

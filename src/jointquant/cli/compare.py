@@ -64,6 +64,16 @@ def compare(
     only_plan: DryRunOption = False,
     allow_pickle: AllowPickleOption = False,
     keep_artifacts: Annotated[bool, typer.Option(help="Keep the artifacts, in OUT/artifacts.")] = False,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Show in the report what each recipe makes of this text. Repeatable.")
+    ] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Show in the report which parts of each artifact lose how much.")
+    ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="A folder that keeps the artifacts for other comparisons, and gives those it has already."),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,7 +99,7 @@ def compare(
 
     each = checked_recipes(model, load, texts, calib)
     from jointquant import compare as run
-    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.cli.plan_table import Output, announced, resumable, show_dry_run
     from jointquant.planning.budget import Limits
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
@@ -108,6 +118,9 @@ def compare(
             eval_seqlen=eval_seqlen,
             max_tokens=max_tokens,
             keep_artifacts=keep_artifacts,
+            prompts=prompt or (),
+            diagnose=diagnose,
+            keep=keep,
             memory_budget=memory_budget,
             device_budget=device_budget,
             overwrite=overwrite,

@@ -66,6 +66,11 @@ def export(
     table = Table(show_header=False, title=f"{artifact} → {out}")
     table.add_row("format", result.format)
     table.add_row("size", f"{result.size_bytes / 1e6:.1f} MB")
+    if result.untied_bytes:
+        cost = (
+            f"{result.untied_bytes / 1e6:.1f} MB of it, since this format stores embedding and head, the artifact one"
+        )
+        table.add_row("untied head", cost)
     table.add_row("seconds", f"{result.seconds:.1f}")
     table.add_row("the export runs in", "\n".join(result.runs_in))
     show(table, as_json)

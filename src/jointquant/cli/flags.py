@@ -9,6 +9,7 @@ SETTINGS = (
     "base",
     "dequantized",
     "device",
+    "diagnose",
     "device_budget",
     "dtype",
     "max_new_tokens",
@@ -23,7 +24,7 @@ SETTINGS = (
 )
 """Options of the API whose flag has the same name."""
 
-OTHERS = {'digests="ignore"': "--no-verify", "changes": "--set"}
+OTHERS = {'digests="ignore"': "--no-verify", "changes": "--set", "prompts": "--prompt"}
 """Settings whose flag is called otherwise."""
 
 QUOTE = '"'

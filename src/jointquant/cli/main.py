@@ -15,25 +15,31 @@ from jointquant._version import __version__
 from jointquant.cli.about import demo, doctor, models, recipes
 from jointquant.cli.boundary import check_address_space, check_arguments, line_of, safe_streams
 from jointquant.cli.capture import capture
+from jointquant.cli.chat import chat
 from jointquant.cli.compare import compare
 from jointquant.cli.diagnose import diagnose
 from jointquant.cli.evaluate import evaluate
+from jointquant.cli.events import write_events
 from jointquant.cli.export import export
 from jointquant.cli.flags import as_flags
 from jointquant.cli.generate import generate
 from jointquant.cli.hub import download, push
 from jointquant.cli.output import INTERRUPTED
+from jointquant.cli.plan import plan
 from jointquant.cli.quantize import quantize
 from jointquant.cli.rotate import rotate
 from jointquant.cli.rotations import rotations
+from jointquant.cli.serve import serve
 from jointquant.cli.speech import silence_libraries, speak
 from jointquant.cli.stats import stats
 from jointquant.cli.usage import WELCOME, check_verb
+from jointquant.cli.verify import verify
 from jointquant.distributed.launch import started_by_torchrun
 from jointquant.errors import DamageWarning, fault_of_machine, printable, require
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "plan": plan,
     "quantize": quantize,
     "eval": evaluate,
     "diagnose": diagnose,
@@ -43,7 +49,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "rotate": rotate,
     "rotations": rotations,
     "export": export,
+    "verify": verify,
     "generate": generate,
+    "chat": chat,
+    "serve": serve,
     "download": download,
     "push": push,
     "recipes": recipes,
@@ -72,9 +81,17 @@ def _options(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Before the verb: say more on standard error.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Before the verb: no progress, no plan, no notes.")] = False,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Before the verb: add what happens to FILE, as lines of JSON (- is standard output).",
+        ),
+    ] = None,
 ) -> None:
     """Quantize causal language models to INT4 (weights, activations, KV cache) with calibrated rotations."""
     require(not (verbose and quiet), "--verbose and --quiet: expected one of them")
+    write_events(events)
     speak(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from jointquant.cli.events import chosen_events
 from jointquant.cli.flags import as_flags
 from jointquant.cli.speech import is_quiet
 from jointquant.distributed.launch import leads
@@ -27,10 +28,11 @@ def as_lines(error: InputError) -> str:
 
 
 def shown_progress() -> Any:
-    """Where a verb shows its progress, if it does; of several ranks one does."""
+    """Where a verb shows its progress and writes its events, if it does; of several ranks one does."""
+    from jointquant.events import reported
     from jointquant.progress import Silent, default_progress
 
-    return default_progress() if leads() and not is_quiet() else Silent()
+    return reported(default_progress() if leads() and not is_quiet() else Silent(), chosen_events())
 
 
 def show(table: Table, to_stderr: bool) -> None:

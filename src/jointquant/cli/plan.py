@@ -1,95 +1,64 @@
-"""What a run will need, shown before it begins or instead; and what to do when it is stopped."""
+"""The verb ``plan``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from jointquant.backend.memory import words as in_bytes
-from jointquant.cli.output import finish, show, shown_progress
-from jointquant.cli.speech import is_quiet
-from jointquant.distributed.launch import leads
+from jointquant.cli.options import (
+    DeviceMemoryOption,
+    DeviceOption,
+    DtypeOption,
+    HubOption,
+    JsonOption,
+    MemoryOption,
+    RevisionOption,
+    SamplesOption,
+    SeqlenOption,
+    SetOption,
+)
+from jointquant.errors import check_all
 from jointquant.models.options import ModelOptions
-from jointquant.planning.budget import Limits
-from jointquant.planning.needs import Bytes
-from jointquant.planning.plan import Plan, in_words
-from jointquant.planning.traffic import seconds_on_links
-from jointquant.recipe.recipe import Recipe
-from jointquant.run.journal import partial_folder
+from jointquant.trust.model_name import check_model_name
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where output goes: the folder, whether what is there may be replaced, and whether a plan is printed as JSON."""
-
-    out: Path
-    overwrite: bool
-    as_json: bool
-
-
-def show_dry_run(
-    verb: str,
-    model: str,
-    recipes: Sequence[Recipe],
-    output: Output,
-    limits: Limits,
-    options: ModelOptions,
-    world_size: int = 1,
+def plan(
+    config: Annotated[
+        str, typer.Argument(help="A configuration file (config.json of a model), a folder that holds one, or a hub id.")
+    ],
+    recipe: Annotated[str, typer.Option(help="A preset (see `jointquant recipes`) or a YAML file.")] = "w4a4kv4",
+    size: Annotated[
+        str | None, typer.Option(help="Batch and sample sizes for a model of this size: 1B, 3B, 8B, 70B; --set wins.")
+    ] = None,
+    changes: SetOption = None,
+    num_samples: SamplesOption = None,
+    seqlen: SeqlenOption = None,
+    revision: RevisionOption = None,
+    hub: HubOption = "hf",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    memory_budget: MemoryOption = None,
+    device_budget: DeviceMemoryOption = None,
+    world_size: Annotated[int, typer.Option(min=1, help="Ranks that would share the run.")] = 1,
+    as_json: JsonOption = False,
 ) -> None:
-    """Print the plan of a verb, and write nothing."""
-    from jointquant import dry_run
+    """What `quantize` of a model would need (memory, disk, time), from its configuration alone: no weights, no output.
 
-    dry = dry_run(
-        model,
-        recipes,
-        verb=verb,
-        memory_budget=limits.memory,
-        device_budget=limits.device,
-        out=output.out,
-        overwrite=output.overwrite,
-        world_size=world_size,
-        progress=shown_progress(),
-        **options,
+    Example: jointquant plan ./config.json --recipe w4a16 --memory-budget 64GB --device-budget 80GB
+    """
+    from jointquant.recipe.recipe import Recipe, calibration_changes, load_recipe
+
+    recipes: list[Recipe] = []
+    given = [*(changes or []), *calibration_changes(None, num_samples, seqlen)]
+    check_all(
+        lambda: None if os.path.isfile(config) else check_model_name(config),
+        lambda: recipes.append(load_recipe(recipe, given, size)),
     )
-    show(plan_table(dry.plan, dry.seconds, dry.assumed, dry.traffic), output.as_json)
-    finish(dry.to_dict(), output.as_json)
+    from jointquant.cli.plan_table import Output, show_dry_run
+    from jointquant.planning.budget import Limits
 
-
-def announced(plan: Plan) -> None:
-    """Print the plan of a run that begins, on standard error, unless it is to be quiet."""
-    if not is_quiet():
-        show(plan_table(plan), True)
-
-
-@contextmanager
-def resumable(out: Path) -> Iterator[None]:
-    """When the block is interrupted, say that the run can go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if partial_folder(out).exists() and leads():
-            typer.echo("run the same command again: it goes on where it was", err=True)
-        raise
-
-
-def plan_table(
-    plan: Plan, seconds: dict[str, float] | None = None, assumed: bool = False, traffic: Bytes | None = None
-) -> Table:
-    """What a run will need, and how long it will take where that was estimated."""
-    table = Table(show_header=False, title="plan")
-    for what, words in in_words(plan).items():
-        table.add_row(what, words)
-    if seconds is not None:
-        parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items() if value)
-        source = "at the assumed speed of an accelerator that is not here" if assumed else "at the speed measured now"
-        table.add_row("time", f"about {sum(seconds.values()) / 60:.0f} min {source} ({parts})")
-    if traffic:
-        kinds = ", ".join(f"{kind} {in_bytes(size)}" for kind, size in traffic.items())
-        links = ", ".join(f"{value:.0f} s at {name}" for name, value in seconds_on_links(traffic).items())
-        table.add_row("network", f"{in_bytes(sum(traffic.values()))} for each rank ({kinds}): {links}")
-    return table
+    options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype)
+    limits = Limits(memory_budget, device_budget)
+    show_dry_run("quantize", config, recipes, Output(None, False, as_json), limits, options, world_size)

@@ -90,7 +90,7 @@ def quantize(
         raise InputError("--world-size is for --dry-run: expected torchrun --nproc-per-node N -m jointquant quantize …")
     from jointquant import quantize as run
     from jointquant.artifact.advice import check_target
-    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.cli.plan_table import Output, announced, resumable, show_dry_run
     from jointquant.cli.summary import following, summary
     from jointquant.planning.budget import Limits
 

@@ -20,6 +20,7 @@ Progress and notes go to standard error. The exit status is 0 when all is done, 
 Ctrl-C, and 1 for a defect of ours. `jointquant --install-completion` completes verbs and options in your shell.
 
 Before the verb: `--quiet` shows no progress, plan or notes, `--verbose` shows more, `--version` prints the version.
+`--events FILE` adds what happens (stages, progress, layers, losses) to a file, as lines of JSON ([Python](python.md)).
 """
 WORDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH", bool: ""}
 """What stands for a value of a type."""

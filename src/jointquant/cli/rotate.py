@@ -67,7 +67,7 @@ def rotate(
     else:
         checked_recipes(source, lambda: [load_recipe(recipe or "w4a4kv4", changes)], calib=calib)
     from jointquant import rotate as run
-    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.cli.plan_table import Output, announced, resumable, show_dry_run
     from jointquant.planning.budget import Limits
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)

@@ -58,7 +58,7 @@ def stats(
     changes = [*(changes or []), *calibration_changes(calib, num_samples, seqlen, seed)]
     (settings,) = checked_recipes(model, lambda: [load_recipe(recipe, changes)], calib=calib)
     from jointquant import stats as run
-    from jointquant.cli.plan import Output, announced, resumable, show_dry_run
+    from jointquant.cli.plan_table import Output, announced, resumable, show_dry_run
     from jointquant.planning.budget import Limits
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)

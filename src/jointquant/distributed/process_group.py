@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from jointquant.backend.devices import HOST, choose_accelerator, collective_backends
+from jointquant.backend.devices import choose_accelerator, collective_backends
+from jointquant.backend.operations import HOST
 from jointquant.distributed.guard import Guard, PeerLostError
 from jointquant.distributed.launch import started_by_torchrun
 from jointquant.distributed.ranks import ALONE, Ranks

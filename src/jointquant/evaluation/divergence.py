@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jointquant.activations.stores import Share
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.evaluation.perplexity import TOKENS_AT_ONCE, Logits, negative_log_likelihood, perplexity_of, predictions
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from jointquant.backend.launches import failed_launches
 from jointquant.backend.memory import Size
 from jointquant.distributed.process_group import joined
 from jointquant.distributed.ranks import check_size, of_leader
@@ -20,9 +21,10 @@ from jointquant.evaluation.divergence import Divergence, compare
 from jointquant.evaluation.perplexity import perplexity
 from jointquant.evaluation.runners import Loaded, Runner, runner_of
 from jointquant.evaluation.tasks import Scores, TaskSet
+from jointquant.events import OnEvent, reported
 from jointquant.hub import locate
 from jointquant.models.options import ModelOptions, completed
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.run.fitting import DEFAULT_SEQLEN, window_length
 from jointquant.run.identity import check_alike, folder_identity
 from jointquant.runtime.loading import load_tokenizer
@@ -47,6 +49,8 @@ class EvaluationResult:
         seconds: wall time, loading excluded.
         tasks: by task: value by metric.
         divergence: by text, how far the predictions are from the reference's; empty without one.
+        failed_launches: programs for GPUs that could not be launched in this process, so that others computed their
+            products: ``program``, ``what``, ``reason``.
     """
 
     perplexity: dict[str, float]
@@ -55,6 +59,7 @@ class EvaluationResult:
     seconds: float
     tasks: Scores = field(default_factory=dict)
     divergence: dict[str, Divergence] = field(default_factory=dict)
+    failed_launches: list[dict[str, str]] = field(default_factory=failed_launches)
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
@@ -75,6 +80,7 @@ def evaluate(
     memory_budget: Size = None,
     kernels: str = "reference",
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     **options: Unpack[ModelOptions],
 ) -> EvaluationResult:
     """What a model folder, a hub id, an artifact, or a model in memory makes of each of ``texts`` and ``tasks``.
@@ -95,13 +101,14 @@ def evaluate(
         kernels: of an artifact's linears: ``reference``, whose figures are those of the run that made the artifact on
             every machine, or ``auto``, the fastest, which round values on the border of two integers either way.
         progress: where progress is shown; None: a bar on a terminal or in a notebook; ``Silent()``: nowhere.
+        on_event: is told what happens (``jointquant.events.OnEvent``); None: nobody is.
         **options: how the model is found and opened, as for ``quantize``.
 
     Raises:
         InputError: no such model, text or task, a text shorter than one window, tasks without lm-eval, a reference of
             another vocabulary or without a text.
     """
-    progress, ranks, given = shown(progress), joined(), completed(options)
+    progress, ranks, given = reported(progress, on_event), joined(), completed(options)
     require(ranks.size == 1 or not tasks, "tasks run in one process: expected one process, or texts alone")
     require(not isinstance(texts, str), f"texts is one string, {texts!r}: expected several, such as ({texts!r},)")
     if texts is None:

@@ -18,9 +18,10 @@ from jointquant.evaluation.divergence import Divergence
 from jointquant.evaluation.evaluate import measured
 from jointquant.evaluation.pair import Pair
 from jointquant.evaluation.runners import Loaded
+from jointquant.events import OnEvent, reported
 from jointquant.models.architecture import Architecture
 from jointquant.models.options import ModelOptions, completed
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.run.fitting import window_length
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
@@ -87,6 +88,7 @@ def loss_by_part(
     max_tokens: int = 4096,
     memory_budget: Size = None,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
     **options: Unpack[ModelOptions],
 ) -> Losses:
     """Measure an artifact beside its model with the inputs of one site after another, keys and values unquantized.
@@ -101,13 +103,14 @@ def loss_by_part(
         max_tokens: of the text.
         memory_budget: bytes that the process may use, or a size such as "16GB"; None: what is free.
         progress: where progress is shown.
+        on_event: is told what happens (``jointquant.events.OnEvent``); None: nobody is.
         **options: how the model is found and opened, as for ``quantize``.
 
     Raises:
         InputError: no such text or model, an artifact that quantizes weights alone, or both together take more memory
             than they may.
     """
-    start, given, progress = time.perf_counter(), completed(options), shown(progress)
+    start, given, progress = time.perf_counter(), completed(options), reported(progress, on_event)
     pair = Pair.open(artifact, model, given, memory_budget, progress)
     stream, tokenizer = pair.stream, load_tokenizer(pair.artifact, given["digests"])
     tokens = tokenize(tokenizer, load_text(text, "evaluation", progress, tokenizer))

@@ -23,6 +23,7 @@ from jointquant.backend.memory import (
     device_available,
     little_freed_memory_kept,
     resident,
+    return_freed_memory,
 )
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.evaluation.perplexity import Logits
@@ -174,7 +175,10 @@ def room_for(where: torch.device, memory_budget: Size, ranks: Ranks = ALONE) -> 
     if where.type != "cpu":
         return device_available(where)
     budget = bytes_of_size(memory_budget)
-    return available() // ranks.on_host if budget is None else budget - resident()
+    if budget is None:
+        return available() // ranks.on_host
+    return_freed_memory()  # what earlier work has left in the heaps is not in use
+    return budget - resident()
 
 
 def bytes_in_memory(stream: ModelStream, place: Place) -> int:

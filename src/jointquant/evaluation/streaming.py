@@ -59,7 +59,7 @@ def streamed_logits(
 
 def _tail(stream: ModelStream, workspace: Workspace, states: HiddenStates) -> Logits:
     """The logits of one window after another, in order; the head is read when the first are asked for."""
-    cap = getattr(stream.config, "final_logit_softcapping", None)
+    mapped = stream.architecture.logits.of(stream.config)
     following = _windows(states)
 
     @cache
@@ -70,7 +70,7 @@ def _tail(stream: ModelStream, workspace: Workspace, states: HiddenStates) -> Lo
         norm, head = ends()
         hidden = norm(next(following))
         scores: Tensor = torch.cat([head(part) for part in hidden.split(TOKENS_AT_THE_HEAD, dim=1)], dim=1)
-        return scores if cap is None else cap * torch.tanh(scores / cap)
+        return mapped(scores)
 
     return logits
 

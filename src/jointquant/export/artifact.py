@@ -22,7 +22,7 @@ from jointquant.models.configuration import blamed, read_config
 from jointquant.models.experts import take_apart
 from jointquant.models.options import DigestMode
 from jointquant.models.registry import architecture_of
-from jointquant.models.source import Checkpoint
+from jointquant.models.source import Checkpoint, TensorSource
 from jointquant.quantization.integer import IntFormat, num_groups
 from jointquant.quantization.packing import unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
@@ -34,8 +34,8 @@ from jointquant.runtime.integration import (
     JointQuantConfig,
     assembly_of,
     check_artifact,
-    check_complete,
 )
+from jointquant.runtime.tied_source import check_stored, source_of
 from jointquant.runtime.whole_artifact import rotations_file
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.strict_json import read_object
@@ -67,14 +67,14 @@ class Artifact:
         folder: where it lies.
         data: its config.json.
         quantization: the part of it that is ours.
-        source: its tensors.
+        stored: its tensors as its files hold them.
         digests: of what it was written with.
     """
 
     folder: Path
     data: dict[str, Any]
     quantization: JointQuantConfig
-    source: Checkpoint
+    stored: Checkpoint
     digests: ArtifactDigests
 
     @classmethod
@@ -93,8 +93,8 @@ class Artifact:
         require(is_artifact(folder), f"{folder} is no artifact: expected a folder that `jointquant quantize` wrote")
         digests = check_artifact(folder, read_config(folder), mode)
         data = read_object(folder / CONFIG_NAME)
-        source = Checkpoint(folder, digests.tensors)
-        artifact = cls(folder, data, JointQuantConfig(**data["quantization_config"]), source, digests)
+        stored = Checkpoint(folder, digests.tensors)
+        artifact = cls(folder, data, JointQuantConfig(**data["quantization_config"]), stored, digests)
         with blamed(f"{folder} is not as its configuration says"):
             artifact.check()
         return artifact
@@ -104,14 +104,29 @@ class Artifact:
         with torch.device("meta"):
             whole = plain_model(self.config)
             assembly_of(whole, self.quantization).install_model(whole)
-        check_complete(whole, [str(self.folder / file) for file in sorted(set(self.source.files().values()))])
+        check_stored(whole, self.quantization, self.stored)
         stored_dtype(self.data)
         check_recipe(self.recipe, self.quantization.facts)
 
+    @cached_property
+    def source(self) -> TensorSource:
+        """Its tensors as its model has them: both ends, also where one matrix is stored for them."""
+        return source_of(self.stored, self.quantization, self.digests)
+
+    @property
+    def derived_elements(self) -> int:
+        """Of the head, where the artifact makes it of the embedding's matrix; exports hold both."""
+        if self.quantization.tied_ends() is None:
+            return 0
+        rows, columns = self.shape(self.architecture.head)
+        return rows * columns
+
     @property
     def described(self) -> dict[str, Any]:
-        """Its ``quantization_config`` for an export, which has no digests."""
-        return {key: value for key, value in self.quantization.to_dict().items() if key != KEY}
+        """Its ``quantization_config`` for an export, which has no digests, and holds both ends."""
+        quantization = JointQuantConfig(**self.data["quantization_config"])
+        quantization.hold_both_ends()
+        return {key: value for key, value in quantization.to_dict().items() if key != KEY}
 
     def rotations(self) -> Path | None:
         """The file of its rotations; None where its recipe merges none. Raises InputError when it is damaged."""

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from jointquant.artifact.advice import advice
 from jointquant.artifact.card import Kind, write_card
 from jointquant.artifact.tiers import OBSTACLES, Obstacle, online, reach, words
 from jointquant.errors import InputError, require, unknown
+from jointquant.events import OnEvent, reported
 from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
+from jointquant.export.fingerprints import fingerprint_of_export, fingerprint_of_rotated
 from jointquant.export.formats import check_format, users
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.native import CompressedExport
 from jointquant.files.durable import room_needed, save_json
 from jointquant.files.output import check_output, output_file, output_folder
+from jointquant.fingerprint.record import Fingerprint, save_fingerprint
 from jointquant.hub import locate
 from jointquant.models.configuration import blamed
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.stream import open_stream
 from jointquant.models.writer import ShardWriter
-from jointquant.progress import Progress, shown
+from jointquant.progress import Progress
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
 from jointquant.runtime.loading import load_tokenizer, save_tokenizer
-from jointquant.trust.folder import CONFIG_NAME, GENERATION_NAME
+from jointquant.trust.folder import CONFIG_NAME, FINGERPRINT_NAME, GENERATION_NAME
 from jointquant.trust.model_name import may_be_id
 from jointquant.trust.target import check_apart
 
@@ -48,6 +53,8 @@ class ExportResult:
         runs_in: who can run the export, and how.
         size_bytes: of all tensors that were written.
         seconds: wall time.
+        untied_bytes: of ``size_bytes``, those of a second matrix: the artifact holds one for embedding and head, and
+            this format both; 0 where the artifact has two itself.
     """
 
     out: str
@@ -57,6 +64,7 @@ class ExportResult:
     runs_in: list[str]
     size_bytes: int
     seconds: float
+    untied_bytes: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
@@ -74,6 +82,7 @@ def export_artifact(
     digests: DigestMode | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
 ) -> ExportResult:
     """Write an artifact in another format.
 
@@ -88,6 +97,7 @@ def export_artifact(
         digests: whether those of the artifact are checked, as in ``ModelOptions``; ``native`` has none to check.
         overwrite: replace what is there.
         progress: where progress is shown; None: a bar on a terminal or in a notebook; ``Silent()``: nowhere.
+        on_event: is told what happens (``jointquant.events.OnEvent``); None: nobody is.
 
     Raises:
         InputError: no artifact, one that is not what was written, or the format cannot hold all of it; the message says
@@ -101,7 +111,7 @@ def export_artifact(
         f"`dequantized`, `base` and `dtype` are no part of {format}, which holds the artifact's values as they are",
     )
     require(not dequantized or base is None, "`dequantized` is of the artifact alone: expected no `base`")
-    source, target, progress = Path(artifact), Path(out), shown(progress)
+    source, target, progress = Path(artifact), Path(out), reported(progress, on_event)
     check_apart(target, source)
     if format == "native":
         require(digests is None, "an export carries no digests: expected no `digests` for native")
@@ -130,7 +140,14 @@ def export_artifact(
     seconds = time.perf_counter() - start
     kind_of_use = f"{format} with R4" if format == "compressed-tensors" and opened.facts.r4 else format
     runs_in = users(kind_of_use if whole or format != "dense" else "rotated", out)
-    return ExportResult(str(out), format, reached.tier, list(reached.runtimes), runs_in, size, seconds)
+    runtimes, untied = list(reached.runtimes), _untied_bytes(opened, format, dtype)
+    return ExportResult(str(out), format, reached.tier, runtimes, runs_in, size, seconds, untied)
+
+
+def _untied_bytes(artifact: Artifact, format: str, dtype: str) -> int:
+    """Of the matrix that an export holds besides what the artifact does; GGUF stores it in float16."""
+    stored = DTYPES["float16"] if format == "gguf" else artifact.dtype if dtype == "auto" else DTYPES[dtype]
+    return artifact.derived_elements * stored.itemsize
 
 
 def _architectural(artifact: Artifact) -> list[Obstacle]:
@@ -140,18 +157,28 @@ def _architectural(artifact: Artifact) -> list[Obstacle]:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a folder of tensors is filled with; ``exact``: with the very values that were measured."""
+    """What a folder of tensors is filled with.
+
+    Attributes:
+        kind: of export.
+        shards: its tensors.
+        config: its config.json.
+        fingerprint: of a tokenizer: what the export is to predict.
+        exact: with the very values that were measured.
+    """
 
     kind: Kind
     shards: Iterable[dict[str, Tensor]]
     config: dict[str, Any]
+    fingerprint: Callable[[PreTrainedTokenizerBase], Fingerprint]
     exact: bool = True
 
 
 def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> _Contents:
     """Those of a checkpoint; one of the rotated weights needs the ``base`` model."""
+    own = partial(fingerprint_of_export, artifact)
     if kind == "compressed-tensors":
-        return _Contents(kind, compressed_shards(artifact), compressed_config(artifact))
+        return _Contents(kind, compressed_shards(artifact), compressed_config(artifact), own)
     as_dtype = artifact.dtype if dtype == "auto" else DTYPES[dtype]
     about = {"dtype": str(as_dtype).removeprefix("torch."), "jointquant": artifact.described}
     shards = (
@@ -160,7 +187,8 @@ def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> 
         else rotated_shards(artifact, open_stream(base), as_dtype)
     )
     exact = as_dtype == DTYPES["float32"]  # what `eval` computes with
-    return _Contents(kind, shards, artifact.plain_config | about, exact)
+    fingerprint = own if base is None else partial(fingerprint_of_rotated, artifact, base)
+    return _Contents(kind, shards, artifact.plain_config | about, fingerprint, exact)
 
 
 def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite: bool, progress: Progress) -> int:
@@ -170,7 +198,9 @@ def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite:
         save_json(folder / CONFIG_NAME, contents.config)
         rotations = artifact.rotations() if contents.kind == "compressed-tensors" else None
         _copy_companions(artifact.folder, folder, [] if rotations is None else [rotations.name])
-        save_tokenizer(load_tokenizer(artifact.folder, artifact.digests.mode), folder)
+        tokenizer = load_tokenizer(artifact.folder, artifact.digests.mode)
+        save_tokenizer(tokenizer, folder)
+        save_fingerprint(folder / FINGERPRINT_NAME, contents.fingerprint(tokenizer))
         facts = artifact.described | reach(artifact.facts).to_dict()
         write_card(folder, facts, contents.kind, carried_from=artifact.folder if contents.exact else None)
     return size
@@ -193,7 +223,7 @@ def _base_folder(artifact: Artifact, base: str | Path | None, progress: Progress
 def _native(source: CompressedExport, out: Path, overwrite: bool, progress: Progress, start: float) -> ExportResult:
     with output_folder(out, overwrite) as folder, blamed(f"{source.folder} is not as its configuration says"):
         writer = _write(folder, source.shards(), source.num_shards(), progress)
-        _copy_companions(source.folder, folder, [ROTATIONS_NAME])
+        _copy_companions(source.folder, folder, [ROTATIONS_NAME, FINGERPRINT_NAME])
         save_tokenizer(load_tokenizer(source.folder), folder)
         write_digests(folder, source.config(), writer.digests, files_to_vouch_for(folder))
         reached = reach(Artifact.open(folder).facts)

@@ -15,10 +15,12 @@ from torch import Tensor
 from jointquant._version import __version__
 from jointquant.errors import require
 from jointquant.export.artifact import Artifact
+from jointquant.export.fingerprints import fingerprint_of_export
 from jointquant.export.gguf_blocks import GROUP, blocks_of, half_or_full
 from jointquant.export.gguf_metadata import FAMILIES, add_hyperparameters, interleave, rope_factors
 from jointquant.export.gguf_tokenizer import add_vocabulary, read_vocabulary
 from jointquant.files.durable import room_needed
+from jointquant.fingerprint.carried import GGUF_KEY, gguf_text
 from jointquant.progress import Progress
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.loading import load_tokenizer
@@ -57,6 +59,7 @@ def write_gguf(artifact: Artifact, file: Path, progress: Progress) -> int:
     vocabulary = read_vocabulary(tokenizer, artifact.config.vocab_size)
     writer = GGUFWriter(file, family_name(artifact))
     _add_general(writer, artifact)
+    writer.add_string(GGUF_KEY, gguf_text(fingerprint_of_export(artifact, tokenizer)))
     add_hyperparameters(writer, artifact.config, family)
     add_vocabulary(writer, vocabulary, tokenizer, artifact.config)
     plans = plan(artifact)

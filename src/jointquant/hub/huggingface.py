@@ -66,15 +66,20 @@ class HuggingFace:
             with one_line(repository):
                 Remote.of(repository)
 
+    def size_of(self, repository: Repository, name: str) -> int:
+        """Bytes of one file. Raises InputError when there is none of this name."""
+        with one_line(repository):
+            found = HfApi().get_paths_info(paths=name, **_address(repository))
+            require(bool(found), f"{repository} has no file {name}: expected the layout it was published with")
+            return int(getattr(found[0], "size", 0))
+
     def fetch_file(self, repository: Repository, name: str, progress: Progress) -> Path:
         """One file, in the cache; nothing else of its repository, which may be very large, is listed or fetched."""
         with one_line(repository):
             address = _address(repository)
             if constants.HF_HUB_OFFLINE:
                 return Path(hf_hub_download(**address, filename=name, local_files_only=True))
-            found = HfApi().get_paths_info(paths=name, **address)
-            require(bool(found), f"{repository} has no file {name}: expected the layout it was published with")
-            size = getattr(found[0], "size", 0)
+            size = self.size_of(repository, name)
             with byte_stage(progress, f"download {repository.name}", size) as bar_class:
                 return Path(hf_hub_download(**address, filename=name, tqdm_class=bar_class))
 

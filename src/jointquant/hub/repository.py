@@ -89,11 +89,26 @@ def fetch_model_files(
     folder = fetch(small_files(have))
     if before_weights is not None:
         before_weights(folder)
+    fetch(names_of_weights(repository, have, folder))
+    return folder
+
+
+def names_of_weights(repository: Repository, names: Iterable[str], folder: Path) -> list[str]:
+    """The files of a model's weights and rotations.
+
+    Args:
+        repository: the model.
+        names: all files of the repository.
+        folder: where what is small of it lies.
+
+    Raises:
+        InputError: the repository lacks one.
+    """
+    have = set(names)
     weights = [SINGLE_NAME] if SINGLE_NAME in have else weight_files(folder)
     missing = [name for name in weights if name not in have]
     require(not missing, f"{repository} lacks {', '.join(missing[:3])}, which its index names")
-    fetch([*weights, *({ROTATIONS_NAME} & have)])
-    return folder
+    return [*weights, *({ROTATIONS_NAME} & have)]
 
 
 def weight_files(folder: Path) -> list[str]:

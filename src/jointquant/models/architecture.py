@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from jointquant.errors import require
+from jointquant.models.logits import LogitMap, Unchanged
 from jointquant.models.norms import NormKind, RMSNorm
 
 if TYPE_CHECKING:  # the table of families is read without torch, which takes seconds to import
@@ -135,6 +136,23 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
+class AbsoluteScores:
+    """Attention whose scores count beyond their differences, so that no constant may be added to all of a query's.
+
+    Attributes:
+        why: what the family does with its scores, in words that follow its name.
+        key: the key of the configuration without whose number it does not; None: it always does.
+    """
+
+    why: str
+    key: str | None = None
+
+    def holds(self, config: PretrainedConfig) -> bool:
+        """Whether a model of this configuration does so."""
+        return self.key is None or getattr(config, self.key, None) is not None
+
+
+@dataclass(frozen=True)
 class Fixed:
     """A setting of the configuration that must have one of some values; an absent setting is None."""
 
@@ -186,6 +204,8 @@ class Architecture:
         head: the output head.
         norm: what the norms before the sites and the head compute.
         writer_norms: norms of a layer on what its writers write, where there are any: no R1 passes them.
+        absolute_scores: why the keys cannot be centred, where they cannot.
+        logits: what the model makes of its head's output.
         requirements: what the configuration must say for all this to hold.
         mixture: where layers have experts; ``of_layer`` fills ``sites``, ``residual`` and ``experts`` from it.
         residual: the sites of a layer of experts that read the residual stream, each with all that reads there.
@@ -211,6 +231,8 @@ class Architecture:
     head: str = "lm_head"
     norm: NormKind = field(default_factory=RMSNorm)
     writer_norms: tuple[str, ...] = ()
+    absolute_scores: AbsoluteScores | None = None
+    logits: LogitMap = field(default_factory=Unchanged)
     requirements: tuple[Fixed | Same, ...] = ()
     mixture: Mixture | None = None
     residual: tuple[Site, ...] = ()
@@ -244,6 +266,12 @@ class Architecture:
     def inner_sites(self) -> tuple[Site, ...]:
         """The other sites."""
         return tuple(site for site in self.sites if site.norm is None)
+
+    @property
+    def scalable_sites(self) -> tuple[Site, ...]:
+        """The sites whose input something divides channel by channel: a norm, or the rows of a linear."""
+        fed = {self.output, *self.downs}
+        return tuple(site for site in self.whole_sites if site.norm is not None or fed & set(site.linears))
 
     @property
     def linears(self) -> tuple[str, ...]:

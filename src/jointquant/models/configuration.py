@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import init_empty_weights
@@ -55,6 +57,19 @@ def read_config(folder: Path) -> PretrainedConfig:
     path = folder / CONFIG_NAME
     require(path.exists(), f"no config.json in {folder}: expected a transformers model folder")
     check_folder(folder)
+    return _read(path, folder)
+
+
+def read_config_file(path: Path) -> PretrainedConfig:
+    """The configuration in a file of any name, with nothing beside it. Raises InputError as ``read_config``."""
+    data = read_object(path)
+    with TemporaryDirectory() as folder:  # transformers reads a configuration from a folder, and by this name alone
+        (Path(folder) / CONFIG_NAME).write_text(json.dumps(data))
+        return _read(path, Path(folder))
+
+
+def _read(path: Path, folder: Path) -> PretrainedConfig:
+    """The configuration in the file ``path``; transformers reads it, or what is as good, from ``folder``."""
     data = read_object(path)
     check_sizes(data, path)
     named = data.get("transformers_weights")

@@ -122,10 +122,16 @@ def check_contents(source: TensorSource, skeleton: nn.Module, architecture: Arch
     extra = sorted(name for name in have if name not in want and not name.endswith(LEGACY_BUFFERS))
     layers = len(skeleton.get_submodule(architecture.layers))  # type: ignore[arg-type]
     for name in extra:
-        why = _needed(name, skeleton, architecture.layers, layers)
+        why = None if _is_draft(name, skeleton) else _needed(name, skeleton, architecture.layers, layers)
         require(why is None, f"unexpected tensor {name}: a {family} model of this configuration has none, and {why}")
     if extra and leads():
         _say(tuple(extra), family)
+
+
+def _is_draft(name: str, skeleton: nn.Module) -> bool:
+    """Whether transformers' model says that checkpoints have this tensor beside it: a layer that drafts more tokens."""
+    patterns: list[str] = getattr(skeleton, "_keys_to_ignore_on_load_unexpected", None) or []
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _needed(name: str, skeleton: nn.Module, layers: str, count: int) -> str | None:

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from jointquant.models.architecture import Architecture
 from jointquant.models.layer import LayerArguments, Place
-from jointquant.models.transforms import map_weight
-from jointquant.rotations import merging
+from jointquant.models.transforms import centre_rows, rotate_reader
 
 
 class Frontend:
@@ -47,9 +46,7 @@ class Frontend:
         """Give it its tensors, by their names in the backbone, as they are computed with."""
         self.backbone.load_state_dict(tensors, assign=True)
         for module in self.backbone.modules():
-            factor = getattr(module, "scalar_embed_scale", None)
-            if factor is not None:  # as a model that is loaded in this dtype has it, not in that of the skeleton
-                module.embed_scale = torch.tensor(factor, dtype=self.place.dtype)
+            fill_scale(module, torch.empty(0, dtype=self.place.dtype))
 
     def module(self, name: str) -> nn.Module:
         """A module of the frontend by its full name in the model."""
@@ -98,6 +95,13 @@ class Recorder(nn.Module):
         return recorded
 
 
+def fill_scale(module: nn.Module, like: Tensor) -> None:
+    """What an embedding multiplies its rows by, if it does, as a model that is loaded in the dtype of ``like``."""
+    factor = getattr(module, "scalar_embed_scale", None)
+    if factor is not None:
+        module.embed_scale = torch.tensor(factor, dtype=like.dtype, device=like.device)
+
+
 def _relative(name: str, root: str) -> str:
     return name.removeprefix(f"{root}.")
 
@@ -107,11 +111,11 @@ def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
     """Embedding rows less their mean, for families whose norms subtract it; others are left as they are."""
     if architecture.norm.subtracts_mean:
         for name in architecture.embeddings:
-            map_weight(frontend.module(name), lambda rows: merging.centre(rows, -1))
+            centre_rows(frontend.module(name))
 
 
 @torch.no_grad()
 def rotate_embeddings(frontend: Frontend, architecture: Architecture, r1: Tensor) -> None:
     """E ← E R1 for everything that starts the residual stream."""
     for name in architecture.embeddings:
-        map_weight(frontend.module(name), lambda rows: merging.rotate_rows(rows, r1))
+        rotate_reader(frontend.module(name), r1)

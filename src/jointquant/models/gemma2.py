@@ -1,6 +1,7 @@
 """Gemma 2: norms that scale by 1 + weight, scores and logits capped, and norms on what layers write: no R1."""
 
-from jointquant.models.architecture import Architecture, Fixed, Site
+from jointquant.models.architecture import AbsoluteScores, Architecture, Fixed, Site
+from jointquant.models.logits import Capped
 from jointquant.models.norms import RMSNorm
 
 ARCHITECTURE = Architecture(
@@ -13,6 +14,8 @@ ARCHITECTURE = Architecture(
     ),
     norm=RMSNorm(offset=1.0),
     writer_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    absolute_scores=AbsoluteScores("caps its attention scores", key="attn_logit_softcapping"),
+    logits=Capped("final_logit_softcapping"),
     requirements=(
         Fixed("use_bidirectional_attention", (False, None), "the model is an encoder, not a causal language model"),
     ),

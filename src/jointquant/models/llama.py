@@ -1,4 +1,4 @@
-"""Llama 1, 2, 3 and everything built like them."""
+"""Llama 1, 2, 3 and everything built like them, such as Falcon 3."""
 
 from jointquant.models.architecture import Architecture
 

@@ -25,7 +25,11 @@ class RMSNorm:
 
     def gain(self, norm: nn.Module) -> Tensor:
         """What the norm's readers see their input scaled by: [hidden], float64."""
-        return self.offset + _double(norm, "weight")
+        return self.gain_of(_parameter(norm, "weight"))
+
+    def gain_of(self, weight: Tensor) -> Tensor:
+        """The same, of a norm that has this weight [hidden]."""
+        return self.offset + _double(weight)
 
     def shift(self, norm: nn.Module) -> None:
         """What the norm adds at last: nothing."""
@@ -55,11 +59,15 @@ class LayerNorm:
 
     def gain(self, norm: nn.Module) -> Tensor | None:
         """What the norm's readers see their input scaled by: [hidden], float64; None where it has no weight."""
-        return None if norm.weight is None else _double(norm, "weight")
+        return None if norm.weight is None else self.gain_of(_parameter(norm, "weight"))
+
+    def gain_of(self, weight: Tensor) -> Tensor:
+        """The same, of a norm that has this weight [hidden]."""
+        return _double(weight)
 
     def shift(self, norm: nn.Module) -> Tensor | None:
         """What the norm adds at last: [hidden], float64; None where it has no bias."""
-        return None if norm.bias is None else _double(norm, "bias")
+        return None if norm.bias is None else _double(_parameter(norm, "bias"))
 
     def weight_of(self, gain: Tensor) -> Tensor:
         """The weight that a fused norm has for another gain than 1: the gain."""
@@ -83,8 +91,8 @@ def _parameter(norm: nn.Module, name: str) -> Tensor:
     return parameter
 
 
-def _double(norm: nn.Module, name: str) -> Tensor:
+def _double(values: Tensor) -> Tensor:
     """[hidden], float64."""
-    from jointquant.backend.devices import double
+    from jointquant.backend.operations import double
 
-    return double(_parameter(norm, name))
+    return double(values)

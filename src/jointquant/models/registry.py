@@ -6,24 +6,56 @@ import sys
 
 from jointquant.errors import InputError, require, unknown
 from jointquant.models import (
+    exaone4,
     gemma2,
     gemma3_text,
+    glm,
+    glm4,
+    glm4_moe,
+    granite,
     llama,
+    minimax_m2,
+    ministral3,
     mistral,
     mixtral,
+    olmo2,
+    olmo3,
     opt,
     phi3,
     qwen2,
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    smollm3,
+    starcoder2,
 )
 from jointquant.models.architecture import Architecture
 
-ARCHITECTURES: dict[str, Architecture] = {
-    module.ARCHITECTURE.model_type: module.ARCHITECTURE
-    for module in (gemma2, gemma3_text, llama, mistral, mixtral, opt, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe)
-}
+FAMILIES = (
+    exaone4,
+    gemma2,
+    gemma3_text,
+    glm,
+    glm4,
+    glm4_moe,
+    granite,
+    llama,
+    minimax_m2,
+    ministral3,
+    mistral,
+    mixtral,
+    olmo2,
+    olmo3,
+    opt,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    starcoder2,
+)
+ARCHITECTURES: dict[str, Architecture] = {module.ARCHITECTURE.model_type: module.ARCHITECTURE for module in FAMILIES}
 
 ARTIFACT_PREFIX = "jointquant_"
 """Of the model types of artifacts, before that of their family."""

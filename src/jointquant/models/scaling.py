@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import linear_weight, map_outputs, map_weight, set_weight
@@ -43,7 +43,7 @@ def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) ->
     """Divide the inputs of the named sites of a layer of fused norms, and multiply their readers' columns, in place."""
     architecture = architecture.of_layer(layer)
     downs = {mlp.down: mlp.up for mlp in architecture.mlps}
-    for site in architecture.whole_sites:  # always in this order: rounding depends on it
+    for site in architecture.scalable_sites:  # always in this order: rounding depends on it
         if site.name not in scales:
             continue
         scale = scales[site.name]

@@ -42,8 +42,14 @@ def fuse_norm(norm: nn.Module, readers: Iterable[nn.Module], kind: NormKind) -> 
             give_bias(reader)
             set_bias(reader, merging.shift_input(linear_weight(reader), linear_bias(reader), shift))
         if gain is not None:
-            map_weight(reader, lambda rows: merging.scale_input(rows, gain))
+            scale_reader(reader, gain)
     return kind.fused(norm)
+
+
+@torch.no_grad()
+def scale_reader(reader: nn.Module, gain: Tensor) -> None:
+    """W ← W diag(γ) for a linear that reads what a norm has scaled by γ [in]."""
+    map_weight(reader, lambda rows: merging.scale_input(rows, gain))
 
 
 @torch.no_grad()
@@ -64,6 +70,12 @@ def give_bias(linear: nn.Module) -> None:
     if linear.bias is None:
         weight = linear_weight(linear)
         linear.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=False)
+
+
+@torch.no_grad()
+def centre_rows(embedding: nn.Module) -> None:
+    """Let an embedding's rows have mean zero."""
+    map_weight(embedding, lambda rows: merging.centre(rows, -1))
 
 
 @torch.no_grad()

@@ -41,11 +41,7 @@ class ShardWriter:
             ResumableError: the disk is full.
         """
         for name, tensor in tensors.items():
-            whole = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-            kind = str(tensor.dtype).removeprefix("torch.")
-            require(
-                whole, f"tensor {name} has values that {kind} does not hold: expected a model stored in a wider dtype"
-            )
+            check_held(name, tensor)
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         digests = {name: digest_of_tensors({name: tensor}) for name, tensor in stored.items()}
         path = self.folder / self.enter(digests, sum(tensor.nbytes for tensor in stored.values()))
@@ -67,3 +63,10 @@ class ShardWriter:
             raise RuntimeError(f"expected {self.num_shards} shards, {self._written} were written")
         index = {"metadata": {"total_size": self.total_size}, "weight_map": dict(sorted(self.weight_map.items()))}
         save_json(self.folder / INDEX_NAME, index)
+
+
+def check_held(name: str, tensor: Tensor) -> None:
+    """Raises InputError for a tensor whose values were too large for its dtype."""
+    whole = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    kind = str(tensor.dtype).removeprefix("torch.")
+    require(whole, f"tensor {name} has values that {kind} does not hold: expected a model stored in a wider dtype")

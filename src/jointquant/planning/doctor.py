@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from jointquant._version import __version__
-from jointquant.backend.devices import (
-    DTYPES,
-    HOST,
-    OPERATIONS,
-    all_devices,
-    device_name,
-    linalg_device,
-    memory,
-    resolve_device,
-)
+from jointquant.backend.devices import DTYPES, all_devices, device_name, memory, resolve_device
+from jointquant.backend.operations import HOST, OPERATIONS, REFUSALS, product_error, runs_on, works
 from jointquant.errors import InputError
 from jointquant.planning.speed import products_speed
 from jointquant.rotations.hadamard import HadamardTransform
@@ -38,8 +29,6 @@ EXTRAS = {
 """Packages that some features need: what they are for."""
 
 HADAMARD_SIZE = 11008
-REFUSALS = (RuntimeError, NotImplementedError, TypeError, AssertionError, ValueError)
-"""What torch raises for a thing that a device cannot do."""
 
 Findings = dict[str, Any]
 
@@ -77,10 +66,10 @@ def examine_device(device: torch.device) -> Findings:
         transform and its inverse in float32; ``gflops``: speed of a product by dtype.
     """
     free, total = memory(device) or (None, None)
-    dtypes = {name: _works(partial(_product, device, dtype)) for name, dtype in DTYPES.items()}
+    dtypes = {name: works(partial(product_error, device, dtype)) for name, dtype in DTYPES.items()}
     operations = {
-        name: {"works": _works(partial(TRIALS[name], device)), "runs_on": str(linalg_device(device, name))}
-        for name in OPERATIONS
+        name: {"works": works(partial(trial, device)), "runs_on": str(runs_on(device, name))}
+        for name, trial in OPERATIONS.items()
     }
     return {
         "name": device_name(device),
@@ -142,63 +131,6 @@ def _installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _works(trial: Callable[[], Tensor]) -> bool:
-    """Whether a trial runs and its error is small."""
-    try:
-        return bool(trial().abs().max().item() < 0.1)
-    except REFUSALS:
-        return False
-
-
-def _square(size: int, seed: int = 0) -> Tensor:
-    return torch.randn(size, size, generator=torch.Generator().manual_seed(seed)) / size**0.5
-
-
-def _product(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The error of a product [64, 64] on the device: the host's in float32 is the reference."""
-    left, right = _square(64), _square(64, 1)
-    return (left.to(dtype).to(device) @ right.to(dtype).to(device)).cpu().float() - left @ right
-
-
-def _qr(device: torch.device) -> Tensor:
-    """The error of Q R as A."""
-    a = _square(64).to(device)
-    q, r = torch.linalg.qr(a)
-    return q @ r - a
-
-
-def _cholesky(device: torch.device) -> Tensor:
-    """The error of L Lᵀ as A."""
-    a = _square(64).to(device)
-    a = a @ a.mT + torch.eye(64).to(device)
-    lower = torch.linalg.cholesky(a)
-    torch.cholesky_inverse(lower)
-    return lower @ lower.mT - a
-
-
-def _solve(device: torch.device) -> Tensor:
-    """The error of A X as B."""
-    a, b = _square(64).to(device) / 4 + torch.eye(64).to(device), _square(64, 1).to(device)
-    return a @ torch.linalg.solve(a, b) - b
-
-
-def _eigh(device: torch.device) -> Tensor:
-    """The error of V diag(λ) Vᵀ as A."""
-    a = _square(64).to(device)
-    a = a + a.mT
-    values, vectors = torch.linalg.eigh(a)
-    return vectors * values @ vectors.mT - a
-
-
-TRIALS: dict[str, Callable[[torch.device], Tensor]] = {
-    "float64": lambda device: _product(device, torch.float64),
-    "qr": _qr,
-    "cholesky": _cholesky,
-    "solve": _solve,
-    "eigh": _eigh,
-}
 
 
 def _hadamard_error(device: torch.device) -> float | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import PretrainedConfig
 from typing_extensions import Unpack
 
 from jointquant.backend.devices import ON_PAPER_DEVICE, resolve_device, resolve_dtype
 from jointquant.backend.memory import Size, available, bytes_of_size
+from jointquant.errors import require
 from jointquant.files.output import check_output
 from jointquant.hub import locate_configuration
-from jointquant.models.configuration import read_config
+from jointquant.models.configuration import read_config, read_config_file
 from jointquant.models.layer import Place
 from jointquant.models.options import ModelOptions, completed
 from jointquant.planning.budget import base_of, device_limit, free_disk, plan_runs
@@ -75,7 +78,7 @@ def dry_run(
     What the verb would refuse is refused here, as far as it shows without the weights and the text.
 
     Args:
-        model: a folder that holds config.json at least, or a hub id.
+        model: a folder that holds config.json at least, such a file of any name, or a hub id.
         recipe: a preset's name, a YAML file, or a recipe; several for ``compare``.
         verb: ``quantize``, ``compare`` or ``stats``.
         memory_budget: of the process; None: what is free on this machine.
@@ -95,7 +98,7 @@ def dry_run(
         check_source(settings.calibration.source)
     if out is not None:
         check_output(Path(out), overwrite or nearly_finished(Path(out)))
-    config = read_config(locate_configuration(model, given["revision"], given["hub"], shown(progress)))
+    config = _configuration(model, given, shown(progress))
     model_without_values, architecture = model_of(config)
     recipes = [fitted(settings, config) for settings in recipes]
     for settings in recipes:
@@ -117,3 +120,10 @@ def dry_run(
         seconds.update(seconds_of(work, speed))
         traffic.update(traffic_of(work))
     return DryRun(plan, dict(seconds), paper, world_size, dict(traffic))
+
+
+def _configuration(model: str | Path, options: ModelOptions, progress: Progress) -> PretrainedConfig:
+    if os.path.isfile(model):
+        require(options["revision"] is None, f"{model} is a file: expected no revision, got {options['revision']}")
+        return read_config_file(Path(model))
+    return read_config(locate_configuration(model, options["revision"], options["hub"], progress))

@@ -97,7 +97,7 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
         sums |= {"inputs": kept, "inputs in float32": as_numbers * FLOAT}
     yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(work), ahead)
     part = min(elements_at_once(work.device), max(site.in_features * site.out_features for site in shape.sites))
-    rounding = {"rounding": ROUNDING_COPIES * part * FLOAT}
+    rounding = {"rounding": ROUNDING_COPIES * part * FLOAT, "integers": integer_bytes(work)}
     if hessians:
         factor = {"Hessians": at_once, "factor": FACTOR_COPIES * largest}
         yield Needs("factorise", layer | factor | rotation_bytes(work), ahead)
@@ -192,6 +192,14 @@ def rotation_bytes(work: Workload) -> Bytes:
     return {"rotations": total}
 
 
+def integer_bytes(work: Workload) -> int:
+    """The integers of the linears of a stage, a byte each: they are packed when all of them are rounded."""
+    stages: dict[str, int] = {}
+    for site in work.shape.sites:
+        stages[stage_of(site.name)] = stages.get(stage_of(site.name), 0) + site.in_features * site.out_features
+    return max(stages.values(), default=0)
+
+
 def hessian_bytes(work: Workload) -> dict[str, dict[str, int]]:
     """Of each site whose linears are rounded with GPTQ, by the stage in which they are summed, and by name."""
     if not work.sums_hessians:
@@ -232,4 +240,6 @@ def artifact_bytes(work: Workload) -> int:
     """What pass 2 writes."""
     shape, stored = work.shape, work.shape.dtype.itemsize
     bits = work.recipe.weights.num_bits if work.recipe.weights.enabled else 8 * stored
-    return shape.num_layers * shape.linears * bits // 8 + (shape.embeddings + shape.head) * stored
+    once = shape.tied and not work.recipe.head.enabled and not work.recipe.embeddings.enabled
+    ends = shape.embeddings + (0 if once else shape.head)
+    return shape.num_layers * shape.linears * bits // 8 + ends * stored

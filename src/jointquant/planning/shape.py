@@ -45,6 +45,7 @@ class ModelShape:
         head: elements of the head.
         sites: of a layer (of the largest); of each expert its own.
         dtype: the weights are stored in.
+        tied: whether the head is the token embedding.
     """
 
     num_layers: int
@@ -57,6 +58,7 @@ class ModelShape:
     head: int
     sites: tuple[SiteShape, ...]
     dtype: torch.dtype
+    tied: bool = False
 
     @property
     def linears(self) -> int:
@@ -127,6 +129,7 @@ def shape_of_model(model: PreTrainedModel, architecture: Architecture, dtype: to
             for site in architecture.of_layer(largest).sites
         ),
         dtype=stored,
+        tied=bool(config.tie_word_embeddings),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jointquant.backend.devices import double, linalg_device
+from jointquant.backend.operations import double, runs_on
 
 DAMPING = 1e-4
 """Share of the mean variance that is added to each, for channels in which nothing moves."""
@@ -41,7 +41,7 @@ def full_balancing(queries: Tensor, keys: Tensor) -> Tensor:
 
 def power(matrix: Tensor, exponent: float) -> Tensor:
     """A real power of symmetric positive matrices [..., n, n]."""
-    values, vectors = torch.linalg.eigh(matrix.to(linalg_device(matrix.device, "eigh")))
+    values, vectors = torch.linalg.eigh(matrix.to(runs_on(matrix.device, "eigh")))
     values = values.clamp_min(torch.finfo(values.dtype).tiny)
     return (vectors @ torch.diag_embed(values**exponent) @ vectors.mT).to(matrix.device)
 

@@ -15,7 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jointquant.backend.devices import elements_at_once, has_triton, is_nvidia, linalg_device
+from jointquant.backend.devices import elements_at_once, has_triton, is_nvidia
+from jointquant.backend.launches import of_launch, reason, remember
+from jointquant.backend.operations import runs_on
 from jointquant.backend.products import add_product, multiplied_by_onednn
 from jointquant.errors import OverflowedError
 from jointquant.quantization.integer import IntFormat, to_groups
@@ -25,6 +27,8 @@ MAX_DAMPING_TRIES = 8
 
 BLOCK, SMALL_BLOCK = 128, 16
 """Columns whose errors are carried on by one product; columns that are rounded one by one in between."""
+
+PROGRAM = "gptq_triton"
 
 FAR = 512
 """Columns whose errors are carried on by oneDNN, not fewer: of every shape of product it keeps half a megabyte."""
@@ -93,7 +97,7 @@ def lower_factor(hessian: Tensor, order: Tensor, diagonal: Tensor) -> Tensor | N
 
     It takes the place of one copy of H whose columns lie in a row, as LAPACK asks: no other is made.
     """
-    lower = hessian[order.unsqueeze(1), order].to(linalg_device(hessian.device, "cholesky")).t()
+    lower = hessian[order.unsqueeze(1), order].to(runs_on(hessian.device, "cholesky")).t()
     lower.diagonal().copy_(diagonal)
     failed = torch.empty((), dtype=torch.int32, device=lower.device)
     torch.linalg.cholesky_ex(lower, out=(lower, failed))
@@ -216,7 +220,7 @@ class Columns:
         ``moved`` has each column where it goes when the columns between stay at their weights. Those move too: of the
         moves δ all together, δ(I + M) = moved − weight inside the block.
         """
-        weight, place = self.weight[start:stop], linalg_device(moved.device, "solve")
+        weight, place = self.weight[start:stop], runs_on(moved.device, "solve")
         inside, moves = (part.to(place) for part in (self.feedback[start:stop, start:stop].t(), moved - weight))
         return weight + torch.linalg.solve_triangular(inside, moves, upper=False, unitriangular=True).to(weight)
 
@@ -224,10 +228,7 @@ class Columns:
         """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""
         inside = self.feedback[first:last, first:last]
         parts = (near, *(x[first:last] for x in (self.weight, self.scale, self.zero_point, self.errors, self.codes)))
-        if isinstance(self.fmt, IntFormat) and is_nvidia(near.device) and has_triton():
-            from jointquant.quantization.gptq_triton import round_columns
-
-            round_columns(parts, inside, self.fmt)
+        if isinstance(self.fmt, IntFormat) and has_program(near.device) and launched(parts, inside, self.fmt):
             return
         for index, (column, weight, scale, zero_point, error, codes) in enumerate(
             zip(*(part.unbind() for part in parts), strict=True)
@@ -237,6 +238,26 @@ class Columns:
             torch.sub(weight, self.fmt.decode(rounded, scale, zero_point), out=error)
             if index + 1 < len(near):
                 near[index + 1 :].addr_(inside[index, index + 1 :], error)
+
+
+def has_program(device: torch.device) -> bool:
+    """Whether a Triton program rounds columns on the device: not where its launch has failed."""
+    return is_nvidia(device) and has_triton() and reason(PROGRAM, device) is None
+
+
+def launched(parts: tuple[Tensor, ...], inside: Tensor, fmt: IntFormat) -> bool:
+    """Whether the program of ``gptq_triton.round_columns``, which see, has done it; a failed one is not tried again."""
+    from jointquant.quantization.gptq_triton import round_columns
+
+    try:
+        round_columns(parts, inside, fmt)
+    except Exception as error:
+        failed = of_launch(error)
+        if failed is None:
+            raise
+        remember(PROGRAM, inside.device, f"{len(inside)} columns of {parts[0].shape[1]} rows", failed)
+        return False
+    return True
 
 
 class HessianSum:

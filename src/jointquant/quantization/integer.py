@@ -3,6 +3,7 @@
 The conventions are those of compressed-tensors, so integers and scales carry over unchanged: signed integers in
 [−2^(b−1), 2^(b−1) − 1]; symmetric grids divide max|x| by (2^b − 1)/2; asymmetric grids always contain zero. Besides, a
 symmetric grid may have scales of either sign, as llama.cpp's Q4_0 has: −2^(b−1) then lies on the range's larger end.
+Or it leaves −2^(b−1) out and divides max|x| by 2^(b−1) − 1, as vLLM's kernels do ("restricted range").
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ positive values are cut by a step. Of 4 bits: 7.5, 7, 8.
 
 GroupTail = Literal["refuse", "pad"]
 """Of a row whose last group is short: refused, or filled up with zeros while its scale is chosen."""
+SymmetricRange = Literal["full", "restricted"]
+"""Of a symmetric grid: all 2^b integers, or as many below zero as above."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class IntFormat:
         signed_scale: a scale may be negative, so that the integer without a counterpart, −2^(b−1), covers whichever end
             of the range is further from 0, and the steps are smaller; for symmetric grids.
         tail: what becomes of a row that groups do not divide.
-        symmetric_scale: what the range of a symmetric grid is divided by; for scales of one sign.
+        symmetric_range: of a symmetric grid, all integers, or ±(2^(b−1) − 1) alone.
+        symmetric_scale: what the range of a symmetric grid is divided by; for all integers and scales of one sign.
     """
 
     num_bits: int
@@ -43,6 +47,7 @@ class IntFormat:
     group_size: int | None = None
     signed_scale: bool = False
     tail: GroupTail = "refuse"
+    symmetric_range: SymmetricRange = "full"
     symmetric_scale: SymmetricScale = "compressed-tensors"
 
     def __post_init__(self) -> None:
@@ -52,13 +57,16 @@ class IntFormat:
             raise ValueError(f"group_size must be positive, got {self.group_size}")
         if self.signed_scale and not self.symmetric:
             raise ValueError("signed_scale is for symmetric grids: a zero point already moves the range")
-        if self.symmetric_scale != "compressed-tensors" and (self.signed_scale or not self.symmetric):
-            raise ValueError("symmetric_scale is for symmetric grids whose scales have one sign")
+        if self.symmetric_range == "restricted" and (self.signed_scale or not self.symmetric):
+            raise ValueError("symmetric_range restricted is for symmetric grids whose scales are positive")
+        plain = self.symmetric and not self.signed_scale and self.symmetric_range == "full"
+        if self.symmetric_scale != "compressed-tensors" and not plain:
+            raise ValueError("symmetric_scale is for symmetric grids of all integers, whose scales have one sign")
 
     @property
     def q_min(self) -> int:
         """Smallest integer of the grid."""
-        return -(2 ** (self.num_bits - 1))
+        return -self.q_max if self.symmetric_range == "restricted" else -(2 ** (self.num_bits - 1))
 
     @property
     def q_max(self) -> int:

@@ -13,10 +13,17 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.distributed.ranks import Ranks
 from jointquant.errors import OverflowedError
-from jointquant.quantization.integer import Codes, IntFormat, affine_parameters, encode_rows, encode_static
+from jointquant.quantization.integer import (
+    Codes,
+    IntFormat,
+    affine_parameters,
+    at_least_float,
+    encode_rows,
+    encode_static,
+)
 
 CLIP_RATIOS = tuple(round(1 - 0.05 * i, 2) for i in range(12))
 """Candidates of the search: 1 down to 0.45."""
@@ -166,7 +173,8 @@ class ChannelBounds:
 
     def update(self, x: Tensor) -> None:
         """Take in the tokens of x: [..., n]."""
-        low, high = torch.aminmax(x.reshape(-1, x.shape[-1]), dim=0)
+        rows = at_least_float(x.reshape(-1, x.shape[-1]))  # some accelerators have no extremes of bfloat16
+        low, high = torch.aminmax(rows, dim=0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
@@ -204,20 +212,32 @@ class ClipSearch:
     def __init__(self, candidates: Mapping[float, tuple[InputRange, Mapping[str, Tensor]]]) -> None:
         self.candidates = candidates
         self.errors = dict.fromkeys(candidates, 0.0)
+        self.unread: list[Tensor] = []
 
     def update(self, x: Tensor) -> None:
-        """Take in the tokens of x: [..., n]."""
-        for ratio, (quantizer, buffers) in self.candidates.items():
-            self.errors[ratio] += float((quantizer.quantize(x, buffers) - x).float().square().sum())
+        """Take in the tokens of x: [..., n]. Its errors stay on the device until they are asked for."""
+        errors = [
+            (quantizer.quantize(x, buffers) - x).float().square().sum()
+            for quantizer, buffers in self.candidates.values()
+        ]
+        self.unread.append(torch.stack(errors))
 
     def share(self, ranks: Ranks) -> None:
         """From now on they are over the tokens that all ranks have seen."""
+        self._read()
         every = ranks.ask(self.errors)
         self.errors = {ratio: sum(errors[ratio] for errors in every) for ratio in self.errors}
 
     def best(self) -> float:
         """The ratio with the least error; of equals the largest."""
+        self._read()
         return min(self.errors, key=lambda ratio: (self.errors[ratio], -ratio))
+
+    def _read(self) -> None:
+        """Add what is on the device, in the order in which it came."""
+        for errors in torch.stack(self.unread).tolist() if self.unread else []:
+            self.errors = {ratio: self.errors[ratio] + error for ratio, error in zip(self.errors, errors, strict=True)}
+        self.unread.clear()
 
 
 def clip_search(quantizer: InputRange, bounds: ChannelBounds | None) -> ClipSearch:

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.distributed.ranks import Ranks
 from jointquant.quantization.ranges import ChannelBounds, ChannelMean
 

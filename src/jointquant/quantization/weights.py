@@ -136,7 +136,7 @@ def check_scales(name: str, weight: Tensor, fmt: WeightFormat, scale_dtype: torc
     limits = torch.finfo(scale_dtype)
     if limits.max >= torch.finfo(torch.bfloat16).max or not weight.numel():
         return
-    low, high = weight.amin().float(), weight.amax().float()
+    low, high = weight.min().float(), weight.max().float()
     scale = fmt.parameters(low, high)[0].abs().item()
     stored, peak = torch.tensor(scale).to(scale_dtype).item(), torch.maximum(-low, high).item()
     require(

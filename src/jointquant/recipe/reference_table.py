@@ -48,6 +48,7 @@ MEANINGS = {
     "*.batch_size": "windows of a batch, each as many tokens as are sampled of it at a site; null: `batch_tokens`",
     "*.num_bits": "2 to 8; 16: not quantized",
     "*.symmetric": "the zero point is 0",
+    "*.symmetric_range": "of symmetric grids: all integers, or `restricted` to as many below zero as above (vLLM's)",
     "*.signed_scale": "of symmetric integers: a scale may be negative, so that −2^(b−1) covers the larger end",
     "*.group_size": "values that share a scale; null: a channel's, a token's, or a head's",
     "*.symmetric_scale": "a symmetric scale is max|w| over 7.5, 7 or 8 (of 4 bits), named after who does that",

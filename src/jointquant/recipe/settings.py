@@ -55,14 +55,29 @@ class QuantizerSettings(Settings):
 
 
 class IntegerSettings(QuantizerSettings):
-    """A quantizer to an integer grid."""
+    """A quantizer to an integer grid.
+
+    ``symmetric_range`` of a symmetric one: all 2^b integers, max|x| / (2^b − 1) · 2 a step; or ``restricted`` to as
+    many below zero as above, max|x| / (2^(b−1) − 1) a step, which is the arithmetic of vLLM's kernels.
+    """
+
+    # Left out of what is written where it is the default, so that recipes of earlier versions keep their digests.
+    symmetric_range: Literal["full", "restricted"] = Field(default="full", exclude_if=lambda value: value == "full")
+
+    @model_validator(mode="after")
+    def _restricts_what_is_symmetric(self) -> IntegerSettings:
+        if self.symmetric_range == "restricted" and not self.symmetric:
+            raise ValueError("symmetric_range restricted has no meaning beside a zero point: expected symmetric true")
+        return self
 
     @property
     def format(self) -> IntFormat | None:
         """The integer grid, or None when off."""
         from jointquant.quantization.integer import IntFormat
 
-        return IntFormat(self.num_bits, self.symmetric, self.group_size) if self.enabled else None
+        if not self.enabled:
+            return None
+        return IntFormat(self.num_bits, self.symmetric, self.group_size, symmetric_range=self.symmetric_range)
 
 
 class StoredSettings(QuantizerSettings):
@@ -120,7 +135,7 @@ class StoredSettings(QuantizerSettings):
             return CodebookFormat(NF4, self.stored_group_size, self.group_tail)
         signed = self.signed_scale and self.symmetric
         settings = self.num_bits, self.symmetric, self.group_size, signed, self.group_tail
-        return IntFormat(*settings, self.symmetric_scale)
+        return IntFormat(*settings, symmetric_scale=self.symmetric_scale)
 
 
 class EmbeddingSettings(StoredSettings):

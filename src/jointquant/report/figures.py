@@ -54,6 +54,7 @@ def comparison_figures(data: Data) -> list[Figure]:
     names = [row["recipe"] for row in data["rows"]]
     style, details = styles(names), data["details"]
     figures = [trade_figure(data, style), perplexity_figure(data, style), divergence_figure(data, style)]
+    figures += parts_figures({name: details[name]["parts"] for name in names}, style)
     figures += training_figures({name: details[name]["traces"] for name in names}, style)
     figures += spread_figures({name: details[name]["spreads"] for name in names}, style)
     return figures + error_figures({name: details[name]["errors"] for name in names}, style)
@@ -109,6 +110,31 @@ def divergence_figure(data: Data, style: dict[str, str]) -> Figure:
         (),
         _dots(data, style, "divergence", "KL divergence", dict.fromkeys(data["reference"]["perplexity"], 0.0)),
     )
+
+
+def parts_figures(parts: dict[str, Data], style: dict[str, str]) -> list[Figure]:
+    """What each recipe would lose with one part after another left exact; nothing where it was not measured."""
+    panels = []
+    for name, found in ((name, found) for name, found in parts.items() if "divergence" in found):
+        whole, *others = found["divergence"].items()
+        rows = [Interval(part, style[name], value, value, value) for part, value in others]
+        alt = f"KL divergence of {name} with a part left exact: " + ", ".join(f"{r.name} {r.value:.4f}" for r in rows)
+        alt += f"; as it is {whole[1]:.4f}"
+        panels.append((f"{name}, as it is: {whole[1]:.4f}", dot_chart(rows, alt, "KL divergence", whole[1])))
+    refused = "".join(f" Not measured of {n}: {found['refused']}." for n, found in parts.items() if "refused" in found)
+    if not panels and not refused:
+        return []
+    return [
+        Figure(
+            "parts",
+            "Where the loss is",
+            "KL divergence of an artifact with one part of it left unquantized; the dashed line is the artifact as it "
+            "is. The further left of that line, the more this part loses, and the more it gains from more bits. What "
+            "remains where all inputs, keys and values are exact is the weights'." + refused,
+            (),
+            tuple(panels),
+        )
+    ]
 
 
 def _dots(

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from jointquant.report.figures import comparison_figures, statistics_figures, styles
 from jointquant.report.plain import finite
+from jointquant.report.said import comparison_said
 from jointquant.report.tables import comparison_table, statistics_table
 from jointquant.report.verdict import comparison_verdict, statistics_verdict
 
@@ -18,8 +19,8 @@ def comparison_page(data: dict[str, Any]) -> str:
     """report.html, made of the data of results.json."""
     style = styles([row["recipe"] for row in data["rows"]])
     table, verdict = comparison_table(data, style), comparison_verdict(data)
-    figures = comparison_figures(data)
-    return _render("comparison.html.j2", data=data, figures=figures, table=table, verdict=verdict, file="results.json")
+    shown = {"figures": comparison_figures(data), "said": comparison_said(data), "table": table, "verdict": verdict}
+    return _render("comparison.html.j2", data=data, file="results.json", **shown)
 
 
 def statistics_page(data: dict[str, Any]) -> str:

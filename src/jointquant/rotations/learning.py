@@ -16,14 +16,8 @@ from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.names import InitName
 from jointquant.rotations.objectives import Objective, whip
-from jointquant.rotations.optimizers import (
-    Learned,
-    Optimizer,
-    RotationProblem,
-    Schedule,
-    orthogonal_factor,
-    tangent,
-)
+from jointquant.rotations.optimizers import Learned, Optimizer, RotationProblem, Schedule
+from jointquant.rotations.orthogonal import orthogonal_factor, tangent
 from jointquant.rotations.shared import agreed, joined_heads, pooled_loss, pooled_turning, sharing
 from jointquant.seeds import growing_rounds, rounds
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jointquant.backend.devices import double, linalg_device
+from jointquant.backend.operations import double, runs_on
 from jointquant.rotations.blocks import rotate_blocks
 from jointquant.rotations.hadamard import HadamardTransform
 
@@ -63,7 +63,7 @@ def transform_input_blocks(weight: Tensor, matrices: Tensor) -> Tensor:
     The matrices need not be orthogonal: for rotations that were rounded, this is exact too.
     """
     work = double(weight)
-    inverse = torch.linalg.inv(double(matrices).to(linalg_device(weight.device, "solve"))).mT
+    inverse = torch.linalg.inv(double(matrices).to(runs_on(weight.device, "solve"))).mT
     return rotate_blocks(work, inverse.to(work))
 
 

@@ -9,9 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.backend.devices import double, linalg_device, product_dtype
+from jointquant.backend.operations import HOST, double, product_dtype
 from jointquant.errors import OverflowedError
 from jointquant.rotations.names import OptimizerName
+from jointquant.rotations.orthogonal import (
+    CLOSELY,
+    EXACTLY,
+    LOOSELY,
+    TINY,
+    angle_of,
+    cayley_transform,
+    fastest_plane,
+    mean_angle,
+    orthogonal_factor,
+    orthogonalized,
+    tangent,
+    turned,
+)
 
 LARGEST_TURN = 0.1
 """Radians that a step of ``cayley`` turns at most at the full rate; the bound decays with the rate."""
@@ -27,15 +41,6 @@ RETRACT_EVERY = 16
 
 PROBES = 4
 """Vectors by which ``newton_schulz`` finds the plane that turns fastest."""
-
-LOOSELY, CLOSELY, EXACTLY = 0.1, 1e-3, 1e-10
-"""‖RᵀR − I‖ that is left between steps, before the change to float64, and of what is returned."""
-
-STRAYED = 10.0
-"""‖RᵀR − I‖ above which Newton–Schulz iterations that do not lower it are given up."""
-
-TINY = 1e-30
-"""Keeps a division by a length from failing where the length is 0."""
 
 SETTLING = 10
 """Steps over which a loss is averaged before its fall is judged."""
@@ -71,10 +76,14 @@ class Schedule:
         """The learning rate of one step."""
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
-    def settled(self, losses: Sequence[float]) -> bool:
-        """Whether the loss has stopped falling; ``losses`` are those so far."""
+    def ends(self, losses: Sequence[Tensor]) -> bool:
+        """Whether training ends behind these losses, numbers on the device that are read only where they matter."""
         if self.tolerance == 0 or len(losses) < max(2 * SETTLING, self.steps / 2):
             return False
+        return self.settled(numbers(losses[-2 * SETTLING :]))
+
+    def settled(self, losses: Sequence[float]) -> bool:
+        """Whether the loss has stopped falling; ``losses`` are the last ones, twice ``SETTLING`` or more."""
         before, after = sum(losses[-2 * SETTLING : -SETTLING]), sum(losses[-SETTLING:])
         return before - after < self.tolerance * abs(before)
 
@@ -163,7 +172,8 @@ def _on_latent(
     ``latent`` is orthogonal at first.
     """
     largest = optimizer.param_groups[0]["lr"] / schedule.learning_rate
-    losses, angles = [], []
+    losses: list[Tensor] = []  # on the device until the end: a step does not wait for it
+    angles: list[Tensor] = []
     before = latent.detach()
     for step in range(schedule.steps):
         for group in optimizer.param_groups:
@@ -178,13 +188,13 @@ def _on_latent(
         assert latent.grad is not None
         latent.grad = schedule.clipped(latent.grad)
         optimizer.step()
-        losses.append(loss.detach().mean().item())
-        if schedule.settled(losses):
+        losses.append(loss.detach().mean())
+        if schedule.ends(losses):
             break
     final = orthogonal_factor(double(latent.detach())).cpu()
     if schedule.steps > 0:
         angles.append(turned(before, final.to(before)))
-    return Learned(final, tuple(losses), tuple(angles))
+    return Learned(final, numbers(losses), numbers(angles))
 
 
 def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
@@ -200,7 +210,8 @@ def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Lea
     """
     rotation = initial.clone()
     momentum = torch.zeros_like(rotation)
-    losses, angles = [], []
+    losses: list[Tensor] = []  # on the device until the end: a step does not wait for it
+    angles: list[Tensor] = []
     for step in range(schedule.steps):
         leaf = rotation.requires_grad_()
         loss = problem.loss(leaf, step)
@@ -210,11 +221,11 @@ def cayley(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Lea
         bound = shortening(schedule.learning_rate * momentum, LARGEST_TURN)
         moved = rotation @ cayley_transform(schedule.rate(step) * bound * momentum)
         angles.append(turned(rotation, moved))
-        losses.append(loss.detach().mean().item())
+        losses.append(loss.detach().mean())
         rotation = moved
-        if schedule.settled(losses):
+        if schedule.ends(losses):
             break
-    return Learned(orthogonal_factor(double(rotation.detach())).cpu(), tuple(losses), tuple(angles))
+    return Learned(orthogonal_factor(double(rotation.detach())).cpu(), numbers(losses), numbers(angles))
 
 
 def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
@@ -234,12 +245,13 @@ def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule)
     rotation, momentum = initial.clone(), torch.zeros_like(initial)
     low = product_dtype(rotation)
     probe = torch.randn(initial.shape[-1], PROBES, generator=torch.Generator().manual_seed(0)).to(initial)
-    losses, angles = [], []
+    losses: list[Tensor] = []  # on the device until the end: a step does not wait for it
+    angles: list[Tensor] = []
     before = torch.empty_like(rotation)
     for step in range(schedule.steps):
         factor = rotation.to(low)
         loss, product = problem.turning(factor, step)
-        losses.append(loss.mean().item())
+        losses.append(loss.mean())
         direction = product.sub_(product.mT.contiguous()).to(momentum)
         share = (1 - schedule.momentum) / mean_angle(direction).clamp_min(TINY)
         momentum.mul_(schedule.momentum).addcmul_(direction, share)
@@ -252,12 +264,12 @@ def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule)
         if (step + 1) % RETRACT_EVERY == 0:
             rotation = orthogonalized(rotation, LOOSELY, low)
         angles.append(angle_of(torch.linalg.matrix_norm(update), rotation.shape[-1]))
-        if schedule.settled(losses):
+        if schedule.ends(losses):
             break
     final = orthogonalized(double(orthogonalized(rotation, CLOSELY)), EXACTLY).cpu()
     if schedule.steps > 0:
         angles[-1] = turned(before, final.to(before))
-    return Learned(final, tuple(losses), tuple(angles))
+    return Learned(final, numbers(losses), numbers(angles))
 
 
 def second_order(turn: Tensor, fastest: Tensor) -> Tensor:
@@ -268,13 +280,9 @@ def second_order(turn: Tensor, fastest: Tensor) -> Tensor:
         fastest: the angle [..., 1, 1] of the plane that T turns furthest.
     """
     large = fastest >= SMALL_PLANE_TURN
-    return (turn @ turn).mul_(0.5 * large.to(turn)).sub_(turn) if large.any() else turn.neg_()
-
-
-def tangent(rotation: Tensor, gradient: Tensor) -> Tensor:
-    """The skew-symmetric part of RᵀG: where the loss rises fastest among all ways to turn; all [..., n, n]."""
-    product = rotation.mT @ gradient
-    return (product - product.mT) / 2
+    if turn.device == HOST and not large.any():  # an accelerator multiplies sooner than the host reads what it found
+        return turn.neg_()
+    return (turn @ turn).mul_(0.5 * large.to(turn)).sub_(turn)
 
 
 def shortening(skew: Tensor, largest: float) -> Tensor:
@@ -282,81 +290,9 @@ def shortening(skew: Tensor, largest: float) -> Tensor:
     return (largest / mean_angle(skew).clamp_min(TINY)).clamp_max(1)
 
 
-def mean_angle(skew: Tensor) -> Tensor:
-    """The root mean square over planes of the angles by which exp(A), A [..., n, n] skew-symmetric, turns them."""
-    return torch.linalg.matrix_norm(skew, keepdim=True) / math.sqrt(skew.shape[-1])
-
-
-def fastest_plane(skew: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest angle by which exp(A), A [..., n, n], turns a plane, as [..., 1, 1], and the probe for the next A.
-
-    One step of the power iteration: a vector grows by its plane's angle, so the plane that turns fastest comes out.
-
-    Args:
-        skew: A.
-        probe: [n, k] at first, then [..., n, k] of the step before, whose A was much the same.
-    """
-    image = (skew @ probe.to(skew)).to(probe)
-    length = torch.linalg.vector_norm(image, dim=-2, keepdim=True)  # [..., 1, k]
-    angle = (length / torch.linalg.vector_norm(probe, dim=-2, keepdim=True)).amax(-1, keepdim=True)
-    return angle.clamp_min(TINY), torch.where(length > 0, image / length.clamp_min(TINY), probe)
-
-
-def orthogonalized(matrix: Tensor, tolerance: float, low: torch.dtype | None = None) -> Tensor:
-    """The orthogonal matrix [..., n, n] nearest to one that is nearly orthogonal, by Newton–Schulz iterations.
-
-    R ← R·(3I − RᵀR)/2, until the Frobenius norm of RᵀR − I is below the tolerance or stops falling. Where it does not
-    fall from far out, a singular value was beyond √3, out of the iteration's reach: then a QR factorisation does it.
-
-    Args:
-        matrix: R.
-        tolerance: of each matrix of a stack.
-        low: the dtype in which factors enter products; None: their own.
-
-    Raises:
-        OverflowedError: the matrix is not finite.
-    """
-    last = math.inf
-    while True:
-        factor = matrix.to(low or matrix.dtype)
-        excess = factor.mT @ factor
-        excess.diagonal(dim1=-2, dim2=-1).sub_(1)
-        distance = torch.linalg.matrix_norm(excess, dtype=matrix.dtype).max().item()
-        if not math.isfinite(distance):
-            raise OverflowedError("a rotation is not finite any more: the samples or the objective overflowed")
-        if distance > max(last, STRAYED):
-            return orthogonal_factor(matrix)
-        if distance <= tolerance or distance >= last:
-            return matrix
-        matrix = matrix.sub(factor @ excess, alpha=0.5)
-        if distance**2 <= tolerance:  # of E, a step leaves no more than (3/4)‖E‖² + (1/4)‖E‖³
-            return matrix
-        last = distance
-
-
-def cayley_transform(skew: Tensor) -> Tensor:
-    """(I + A/2)⁻¹(I − A/2) for a skew-symmetric A [..., n, n]: orthogonal, and exp(−A) to second order."""
-    half = (skew / 2).to(linalg_device(skew.device, "solve"))
-    identity = torch.eye(half.shape[-1], dtype=half.dtype, device=half.device)
-    return torch.linalg.solve(identity + half, identity - half).to(skew.device)
-
-
-def orthogonal_factor(matrix: Tensor) -> Tensor:
-    """Q of the QR factorisation [..., n, n] whose triangular factor has a positive diagonal, hence unique."""
-    q, r = torch.linalg.qr(matrix.to(linalg_device(matrix.device, "qr")))
-    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
-    return (q * signs.unsqueeze(-2)).to(matrix.device)
-
-
-def turned(before: Tensor, after: Tensor) -> float:
-    """The angle between two rotations [..., n, n], in radians (see :class:`Learned`), averaged over the stack."""
-    return angle_of(torch.linalg.matrix_norm(after - before), before.shape[-1])
-
-
-def angle_of(distance: Tensor, size: int) -> float:
-    """The angle whose chord is a Frobenius distance [...] of rotations of ``size`` rows, averaged over the stack."""
-    chord = distance / math.sqrt(size)  # 0 to 2
-    return (2 * torch.asin((chord / 2).clamp_max(1))).mean().item()
+def numbers(found: Sequence[Tensor]) -> tuple[float, ...]:
+    """Single numbers of one dtype, read from the device at once."""
+    return tuple(torch.stack(list(found)).tolist()) if found else ()
 
 
 OPTIMIZERS: dict[OptimizerName, Optimizer] = {

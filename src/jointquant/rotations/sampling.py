@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from jointquant.backend.operations import runs_on
 from jointquant.distributed.ranks import ALONE, Ranks, broadcast_all
 
 KEY_BITS, KEY_CHANNELS = 62, 4
@@ -141,9 +142,10 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
 
 def token_keys(rows: Tensor, seed: int) -> Tensor:
     """int64 [tokens] in [0, 2^62), as good as random, of the first channels of tokens [tokens, n] float32."""
-    digits = rows[:, :KEY_CHANNELS].contiguous().view(torch.int32).to(torch.int64)
-    keys = torch.full((len(rows),), seed + 1, dtype=torch.int64, device=rows.device)
+    place = runs_on(rows.device, "wrapping")
+    digits = rows[:, :KEY_CHANNELS].contiguous().to(place).view(torch.int32).to(torch.int64)
+    keys = torch.full((len(rows),), seed + 1, dtype=torch.int64, device=place)
     for column in digits.unbind(1):
         keys = (keys ^ column) * MULTIPLIER + INCREMENT  # wraps around
         keys = keys ^ (keys >> 29)
-    return keys & (2**KEY_BITS - 1)
+    return (keys & (2**KEY_BITS - 1)).to(rows.device)

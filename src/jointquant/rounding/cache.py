@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jointquant.activations.substitution import substituted
-from jointquant.backend.devices import double, linalg_device
+from jointquant.backend.operations import double, runs_on
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import linear_bias, linear_weight, set_bias
@@ -130,7 +130,7 @@ def key_basis(seen: CacheSums, recipe: Recipe, index: int, dense: bool, dtype: t
         queries = seen.query_moments / (seen.tokens * seen.group)
         basis = BALANCINGS[recipe.kv_cache.balancing](queries, keys)
     basis = (basis @ head_rotation(seen, recipe, index, mean, basis).to(basis)).to(dtype)
-    inverse = torch.linalg.inv(double(basis).to(linalg_device(basis.device, "solve")))
+    inverse = torch.linalg.inv(double(basis).to(runs_on(basis.device, "solve")))
     return {KEY_MEAN: mean.to(dtype), KEY_BASIS: basis, QUERY_BASIS: inverse.mT.contiguous().to(dtype)}
 
 

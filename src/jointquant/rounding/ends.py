@@ -15,12 +15,13 @@ from jointquant.quantization.weights import check_scales, round_to_nearest
 from jointquant.recipe.settings import EmbeddingSettings, WeightSettings
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.hessians import SharedHessian
-from jointquant.rounding.shards import Shards
+from jointquant.rounding.shards import Shards, Shared
 from jointquant.rounding.weights import factor_of, round_stack, store_rest
 from jointquant.run.job import Job
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.linear import PackedLinear
+from jointquant.runtime.tied_ends import NORM_WEIGHT, SHARED_WEIGHT, stores_once
 
 
 def quantize_embeddings(job: Job, rotations: Rotations, states: HiddenStates, shards: Shards) -> list[LayerArguments]:
@@ -46,7 +47,7 @@ def quantize_embeddings(job: Job, rotations: Rotations, states: HiddenStates, sh
     store_rest(frontend.backbone, job.stream.stored_dtype)
     if shards.last >= 0:
         embed(frontend, job.windows, states)
-    shards.write_embeddings(frontend)
+    shards.write_embeddings(frontend, shared_embedding(job))
     shards.ledger.settle()  # its tensors are large: let them go before the first layer
     return arguments
 
@@ -68,7 +69,25 @@ def quantize_head(job: Job, rotations: Rotations, states: HiddenStates, shards: 
     r1 = rotations.r1_of(-1)
     if r1 is not None:
         rotate_reader(head, r1)
-    shards.write_head(norm, round_head(head, job.recipe.head, norm, states, job.stream.stored_dtype))
+    rounded = round_head(head, job.recipe.head, norm, states, job.stream.stored_dtype)
+    shards.write_head(norm, rounded, shared_head(job))
+
+
+def shared_embedding(job: Job) -> Shared:
+    """What is written for the token embedding where the head is made of the same matrix: that matrix as it was."""
+    name = job.stream.architecture.embeddings[0]
+    if not stores_once(job.stream, job.recipe):
+        return {}
+    return {f"{name}.weight": {f"{name}.{SHARED_WEIGHT}": job.stream.source.load(f"{name}.weight").clone()}}
+
+
+def shared_head(job: Job) -> Shared:
+    """What is written for a head that is made of the embedding's matrix: the final norm's weight, where it has one."""
+    head, norm = job.stream.architecture.head, f"{job.stream.architecture.final_norm}.weight"
+    if not stores_once(job.stream, job.recipe):
+        return {}
+    found = norm in job.stream.source.shapes()
+    return {f"{head}.weight": {f"{head}.{NORM_WEIGHT}": job.stream.source.load(norm).clone()} if found else {}}
 
 
 def round_embedding(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jointquant.activations.propagation import watching
 from jointquant.activations.routing import opened_experts
-from jointquant.backend.devices import double
+from jointquant.backend.operations import double
 from jointquant.models.transforms import map_weight
 from jointquant.recipe.rotations import LearnedInnerRotation
 from jointquant.recipe.training import quantizer_of, training_of

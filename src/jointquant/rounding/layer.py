@@ -41,6 +41,7 @@ class LayerInWork:
         teacher: the unquantized model, where rounding is refined.
         kept: what its runs so far have left to later ones.
         starved: the experts that too few tokens reach, and how many do.
+        losses: of each step of learning its rounding, on this rank's windows; empty where it is not learned.
     """
 
     module: nn.Module
@@ -53,6 +54,7 @@ class LayerInWork:
     teacher: Teacher | None = None
     kept: KeptActivations | None = None
     starved: dict[int, int] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
     @property
     def architecture(self) -> Architecture:

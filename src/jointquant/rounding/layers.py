@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.routing import all_tokens_for, routed_tokens, starved
 from jointquant.backend.memory import return_freed_memory
 from jointquant.models.layer import LayerArguments
+from jointquant.progress import tell
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.cache import calibrate_cache
 from jointquant.rounding.demand import last_reader, observes_inputs
@@ -43,6 +45,7 @@ class Witness(Protocol):
 
 def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = None) -> Outcome:
     """Pass 2: writes every shard, from where a run before came to."""
+    return_freed_memory()  # what pass 1 has left between what stays
     num_layers, workspace = job.stream.num_layers, job.workspace
     states = workspace.states(job.windows, job.stream.config.hidden_size)
     last = last_reader(job.assembly) if witness is None else num_layers  # behind it nobody asks for the states
@@ -54,12 +57,15 @@ def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = No
         stage.advance(shards.layers_done)
         if witness is not None:
             witness.resume(shards.witnessed)
+        start = time.perf_counter()
         for layer in layers_in_work(job, rotations, states, arguments, shards.layers_done):
             quantize_layer(layer, witness)
             ledger.settle()
             if layer.index < last:
                 layer.advance()
             shards.write(layer, {} if witness is None else {"witness": witness.facts(layer.index)})
+            start, took = time.perf_counter(), time.perf_counter() - start
+            tell(job.progress, "layer", stage="quantize", layer=layer.index, seconds=took, losses=layer.losses)
             del layer
             return_freed_memory()
             stage.advance()

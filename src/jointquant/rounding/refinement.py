@@ -110,6 +110,8 @@ class Trained:
 def refine(layer: LayerInWork, rounded: dict[str, QuantizedWeight], loss: Loss) -> dict[str, QuantizedWeight]:
     """Learn the rounding of a layer's weights, which stay as they are, and the clip ratios of its inputs, in place.
 
+    The loss of each step is kept with the layer.
+
     Args:
         layer: the layer, its paths calibrated, its weights unrounded.
         rounded: the weights to start from, by linear.
@@ -123,14 +125,18 @@ def refine(layer: LayerInWork, rounded: dict[str, QuantizedWeight], loss: Loss) 
     draws = rounds(states.num_windows, settings.batch_windows(states.seqlen), batches)
     num_steps = settings.num_steps(states.num_windows, states.seqlen)
     rate, scale_rate, clip_rate = settings.rates(num_steps)
+    losses: list[Tensor] = []
     with training(layer.module, layer.architecture, rounded) as trained:
         for step in range(num_steps):
             left = 1 - step / num_steps
             chosen = next(draws)
             batch = states.chosen(chosen)
             output = run_layer(layer.module, batch, layer.arguments) if len(batch) else batch
-            gradients = mean_gradients(loss(output, chosen), trained.parameters, len(batch) / len(chosen), states.ranks)
+            value = loss(output, chosen)
+            losses += [value.detach()] if len(batch) else []
+            gradients = mean_gradients(value, trained.parameters, len(batch) / len(chosen), states.ranks)
             trained.step(gradients, (left * rate, left * scale_rate, left * clip_rate))
+        layer.losses = torch.stack(losses).tolist() if losses else []
         return {name: linear.rounding.rounded() for name, linear in trained.linears.items()}
 
 

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from jointquant.artifact.inventory import Inventory, Starved, inventory_of
 from jointquant.models.frontend import Frontend
-from jointquant.models.writer import ShardWriter
+from jointquant.models.writer import ShardWriter, check_held
 from jointquant.rounding.layer import LayerInWork
 from jointquant.run.job import Job
 from jointquant.run.workspace import Ledger
 from jointquant.runtime.inner_rotation import INPUT_ROTATION
+
+Shared = Mapping[str, Mapping[str, Tensor]]
+"""By the name of a tensor that is not written, what is written for it; see ``runtime/tied_ends.py``."""
 
 WEIGHT_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point", INPUT_ROTATION)
 """What a linear's weight is stored as, and the basis that it expects its input in."""
@@ -72,10 +75,11 @@ class Shards:
         """How many layers a run before has written."""
         return len(self.witnessed)
 
-    def write_embeddings(self, frontend: Frontend) -> None:
-        """The first shard, and the states before the first layer."""
+    def write_embeddings(self, frontend: Frontend, shared: Shared) -> None:
+        """The first shard, and the states before the first layer; ``shared`` is what stands for tensors of it."""
         tensors = stored_tensors(frontend.backbone, frontend.root, self.dtype)
-        self._write(0, tensors, inventory_of(frontend.backbone, frontend.root, self.architecture), {}, self.last >= 0)
+        inventory = inventory_of(frontend.backbone, frontend.root, self.architecture)
+        self._write(0, replaced(tensors, shared), inventory, {}, self.last >= 0)
 
     def write(self, layer: LayerInWork, facts: dict[str, Any]) -> None:
         """A finished layer's shard, and the states behind it; ``facts`` go with it into the journal."""
@@ -86,12 +90,12 @@ class Shards:
         about = {"bits": bits, "parameters": layer.num_weights} | facts
         self._write(layer.index + 1, tensors, inventory, about, layer.index < self.last)
 
-    def write_head(self, norm: nn.Module, head: nn.Module) -> None:
-        """The last shard."""
+    def write_head(self, norm: nn.Module, head: nn.Module, shared: Shared) -> None:
+        """The last shard; ``shared`` is what stands for tensors of it."""
         tensors = stored_tensors(norm, self.architecture.final_norm, self.dtype)
         tensors |= stored_tensors(head, self.architecture.head, self.dtype)
         inventory = inventory_of(head, self.architecture.head, self.architecture)
-        self._write(self.num_shards - 1, tensors, inventory, {}, save_states=False)
+        self._write(self.num_shards - 1, replaced(tensors, shared), inventory, {}, save_states=False)
 
     def finish(self) -> Outcome:
         """All shards are written; the index follows."""
@@ -119,6 +123,18 @@ class Shards:
             return [path], {"tensors": digests, "bytes": size} | about
 
         self.ledger.commit(step, write, save_states)
+
+
+def replaced(tensors: dict[str, Tensor], shared: Shared) -> dict[str, Tensor]:
+    """Tensors by name, some of them left out for what they are made of when the artifact is read.
+
+    Raises:
+        InputError: one of those that are left out is not finite.
+    """
+    for name in shared:
+        check_held(name, tensors[name])
+    kept = {name: tensor for name, tensor in tensors.items() if name not in shared}
+    return kept | {name: tensor for parts in shared.values() for name, tensor in parts.items()}
 
 
 def stored_tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -103,11 +103,12 @@ class _Keeping:
 
 def _keeping(stage: SiteStage, layer: LayerInWork) -> _Keeping | None:
     """What a stage's run keeps: of several experts' down projections nothing; the states behind the attention where
-    they are as wide as what the output projection reads, whose place they take.
+    they are as wide as what the output projection reads, whose place they take, and a norm reads them.
     """
     room, kept = layer.room, layer.kept
     assert room is not None
-    first, norm = stage.sites[0].linears[0], layer.architecture.residual_sites[-1].norm
+    first = stage.sites[0].linears[0]
+    norm = next((site.norm for site in reversed(layer.architecture.residual_sites)), None)
     if stage.name == "o_in":
         return _Keeping(first, room.attended, KeptActivations(attended=room.attended))
     if stage.name == "mlp_in" and norm is not None and room.attended.width == layer.states.width:

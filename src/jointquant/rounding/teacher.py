@@ -96,11 +96,10 @@ class Teacher:
 
     def _behind_head(self) -> Readout:
         norm, head = self.stream.final_norm(self.place), self.stream.head(self.place).requires_grad_(False)
-        cap = getattr(self.stream.config, "final_logit_softcapping", None)
+        mapped = self.stream.architecture.logits.of(self.stream.config)
 
         def read(states: Tensor) -> Tensor:
-            logits = head(norm(states)).float()
-            return (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
+            return mapped(head(norm(states)).float()).log_softmax(-1)
 
         return Readout(read, read, divergence)
 

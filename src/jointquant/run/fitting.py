@@ -81,12 +81,12 @@ def _with_heads_as_groups(recipe: Recipe, config: PretrainedConfig) -> Recipe:
 
 
 def _check_centring(config: PretrainedConfig, architecture: Architecture, recipe: Recipe) -> None:
-    """Refuse to centre keys whose scores are capped: tanh sees the constant that softmax does not."""
-    cap = getattr(config, "attn_logit_softcapping", None)
+    """Refuse to centre keys whose scores count beyond their differences: softmax alone sees no constant."""
+    absolute = architecture.absolute_scores
     require(
-        cap is None or not recipe.kv_cache.centres_keys,
-        f"kv_cache.centring {recipe.kv_cache.centring}: {architecture.model_type} caps its attention scores at "
-        f"{cap}, which does not pass over a constant, expected none or values",
+        absolute is None or not absolute.holds(config) or not recipe.kv_cache.centres_keys,
+        f"kv_cache.centring {recipe.kv_cache.centring}: {architecture.model_type} {absolute and absolute.why}, "
+        "which does not pass over a constant, expected none or values",
     )
 
 

@@ -195,6 +195,16 @@ def write_digests(folder: Path, config: dict[str, Any], tensors: Mapping[str, st
     save_json(folder / CONFIG_NAME, config | {QUANTIZATION: config[QUANTIZATION] | noted})
 
 
+def renew_digests(folder: Path) -> None:
+    """A file came to a whole artifact after its digests were written: write them again, with its own.
+
+    Raises:
+        ResumableError: the disk is full.
+    """
+    table = _parsed(read_bytes(folder / DIGESTS_NAME, LIMIT), folder / DIGESTS_NAME)
+    write_digests(folder, read_object(folder / CONFIG_NAME), table.tensors, files_to_vouch_for(folder))
+
+
 def digest_of_config(config: dict[str, Any]) -> str:
     """Of what config.json says, but for the digest of the table; how it is written does not matter."""
     plain = json.loads(json.dumps(config))

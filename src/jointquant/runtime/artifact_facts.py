@@ -26,7 +26,10 @@ EARLIER = "it was written by an earlier version of jointquant, quantize again or
 
 
 QUANT_METHOD = "jointquant"
-FORMAT_VERSION = 1
+FORMAT_VERSION, TIED_VERSION = 1, 2
+"""Of artifacts that hold embedding and head, and of those that hold the matrix of both once."""
+TIED = "tied_head"
+"""Key of the dtype that the head of the latter was computed in."""
 
 
 class KeptFact(BaseModel):
@@ -64,6 +67,7 @@ class ArtifactFacts(BaseModel):
         jointquant_version: what wrote it.
         recipe_digest: of the recipe that it was made by: much of that has no tensor that would contradict it.
         digests: of digests.json, see ``artifact_digests``; exports have none.
+        tied_head: the dtype that embedding and head are made in, see ``tied_ends``; None where both are stored.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
@@ -77,6 +81,7 @@ class ArtifactFacts(BaseModel):
     jointquant_version: Words
     recipe_digest: Words
     digests: Words | None = None
+    tied_head: Words | None = None
     base_model: Words | None = None
     base_revision: Words | None = None
 
@@ -106,8 +111,8 @@ def our_quantization(quantization: Any, path: Path) -> dict[str, Any]:
 def check_version(version: object) -> None:
     """Raises InputError for an artifact of another format than this version reads."""
     require(
-        version == FORMAT_VERSION,
-        f"artifact of format version {version}: this version of jointquant reads {FORMAT_VERSION}",
+        version in (FORMAT_VERSION, TIED_VERSION),
+        f"artifact of format version {version}: this version of jointquant reads {FORMAT_VERSION} and {TIED_VERSION}",
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from jointquant.backend.operations import HOST, supports
 from jointquant.quantization.integer import Codes
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.attention import CachedStates, CachePath
@@ -31,16 +32,19 @@ class Record:
         range: its quantizer; None: the bytes of the vector itself.
         head_dim: its length.
         dtype: of the vector that comes back.
+        device: where it is.
     """
 
     range: DynamicRange | None
     head_dim: int
     dtype: torch.dtype
+    device: torch.device = HOST
 
     @property
     def nibbles(self) -> bool:
-        """Whether a byte holds two integers."""
-        return self.range is not None and self.range.fmt.num_bits <= NIBBLE and self.head_dim % 2 == 0
+        """Whether a byte holds two integers: on a device without shifts, none does."""
+        few = self.range is not None and self.range.fmt.num_bits <= NIBBLE
+        return few and self.head_dim % 2 == 0 and supports(self.device, "shift")
 
     def encode(self, states: Tensor) -> Tensor:
         """[..., head_dim] → uint8 [..., bytes]."""
@@ -93,8 +97,8 @@ class PackedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append tokens [batch, KV heads, tokens, head_dim]; what attention reads of all tokens kept."""
         keys, values = self.path.of_key(key_states, self.buffers), self.path.of_value(value_states)
-        key = Record(self.path.key, keys.shape[-1], keys.dtype)
-        value = Record(self.path.value, values.shape[-1], values.dtype)
+        key = Record(self.path.key, keys.shape[-1], keys.dtype, keys.device)
+        value = Record(self.path.value, values.shape[-1], values.dtype, values.device)
         all_keys, all_values = super().update(key.encode(keys), value.encode(values), *args, **kwargs)
         return key.decode(all_keys).as_subclass(CachedStates), value.decode(all_values).as_subclass(CachedStates)
 

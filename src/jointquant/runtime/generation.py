@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedTokenizerBase, TextStreamer
 from typing_extensions import Unpack
 
 from jointquant.errors import require
-from jointquant.hub import locate
-from jointquant.models.options import ModelOptions, completed, of_folder
+from jointquant.models.options import ModelOptions
 from jointquant.progress import Progress
-from jointquant.runtime.generation_settings import settings_to_generate
-from jointquant.runtime.loading import load, load_tokenizer
-from jointquant.text.chats import asked
+from jointquant.runtime.speaker import Generation, Sampling, Speaker
 from jointquant.text.rows import whole
-from jointquant.text.windows import check_vocabulary
 
-LOWEST_TEMPERATURE = 1e-6
-"""Below it, float32 logits divided by it overflow."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A continued prompt.
-
-    Attributes:
-        text: prompt and continuation; of a chat the answer alone.
-        new_tokens: how many were added.
-        seconds: wall time of adding them.
-        ignored: settings of the model's generation_config.json that have no part in it.
-        chat: whether the prompt was a turn of the tokenizer's chat template.
-    """
-
-    text: str
-    new_tokens: int
-    seconds: float
-    ignored: tuple[str, ...] = ()
-    chat: bool = False
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain data."""
-        return asdict(self)
-
-
-class Pieces(TextStreamer):
-    """Hands text on as whole words are there: the continuation, or with the prompt before it."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None], without_prompt: bool
-    ) -> None:
-        super().__init__(tokenizer, skip_prompt=without_prompt, skip_special_tokens=True)
-        self.on_text = on_text
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """A piece will not change any more."""
-        if text:
-            self.on_text(text)
+__all__ = ["Generation", "generate_text"]
 
 
 def generate_text(
@@ -93,34 +45,7 @@ def generate_text(
         InputError: no such model, a prompt that is no text or has no tokens, a template that refuses it, or more tokens
             than the model has positions.
     """
-    require(
-        temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf,
-        f"temperature {temperature}: expected 0, or a number from {LOWEST_TEMPERATURE} on",
-    )
+    sampling = Sampling(max_new_tokens, temperature, seed)
+    sampling.check()
     require(prompt == whole(prompt), "the prompt is not UTF-8 text: expected it without halves of characters")
-    given = completed(options)
-    model = locate(model, given["revision"], given["hub"], progress).folder
-    tokenizer = load_tokenizer(model, given["digests"])
-    loaded = load(model, **of_folder(given))
-    torch.manual_seed(seed)
-    chat = bool(tokenizer.chat_template) and not raw
-    text = asked(tokenizer, prompt) if chat else prompt
-    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False, add_special_tokens=not chat)
-    inputs = inputs.to(loaded.device)
-    prompt_tokens = inputs["input_ids"].shape[1]
-    require(prompt_tokens > 0, "the prompt has no tokens: expected some text")
-    check_vocabulary(inputs["input_ids"], loaded.config.vocab_size)
-    limit = getattr(loaded.config, "max_position_embeddings", None) or prompt_tokens + max_new_tokens
-    require(
-        prompt_tokens + max_new_tokens <= limit,
-        f"{prompt_tokens} tokens of prompt and {max_new_tokens} new ones are more than the model's {limit} positions: "
-        "pass a smaller `max_new_tokens`",
-    )
-    loaded.generation_config, ignored = settings_to_generate(loaded.generation_config, temperature)
-    start = time.perf_counter()
-    pad = tokenizer.eos_token_id or 0
-    pieces = None if on_text is None else Pieces(tokenizer, on_text, without_prompt=chat)
-    tokens = loaded.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, streamer=pieces)[0]
-    seconds = time.perf_counter() - start
-    made = tokenizer.decode(tokens[prompt_tokens if chat else 0 :], skip_special_tokens=True)
-    return Generation(made, len(tokens) - prompt_tokens, seconds, ignored, chat)
+    return Speaker.load(model, progress, **options).say(prompt, sampling, on_text, raw=raw)

@@ -7,13 +7,14 @@ runtime's modules in before the weights are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -30,7 +31,7 @@ from jointquant.models.source import DTYPES, INTEGERS, Checkpoint
 from jointquant.recipe.faults import describe
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.recipe.recorded import recorded
-from jointquant.rotations.bundle import ROTATIONS_NAME
+from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
 from jointquant.runtime.artifact_digests import (
     ArtifactDigests,
     handed,
@@ -39,6 +40,8 @@ from jointquant.runtime.artifact_digests import (
 from jointquant.runtime.artifact_facts import (
     FORMAT_VERSION,
     QUANT_METHOD,
+    TIED,
+    TIED_VERSION,
     check_facts,
     check_recipe,
     check_version,
@@ -48,6 +51,7 @@ from jointquant.runtime.artifact_facts import (
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.cache import PackedGeneration
+from jointquant.runtime.tied_ends import NORM_WEIGHT, SHARED_WEIGHT, TiedEnds
 from jointquant.runtime.whole_artifact import WholeArtifact, rotations_file
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.safetensors_header import HeaderEntry, read_header
@@ -55,7 +59,9 @@ from jointquant.trust.strict_json import read_object
 
 STORED = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
 """The dtypes that an artifact's other tensors may have."""
-KEPT_DTYPES = ("weight_scale", "input_scale", "input_clip_ratio", "input_mean", "key_mean", "key_basis", "query_basis")
+INPUTS_KEPT = ("input_scale", "input_clip_ratio", "input_mean")
+KEYS_KEPT = ("key_mean", "key_basis", "query_basis")
+KEPT_DTYPES = ("weight_scale", *INPUTS_KEPT, *KEYS_KEPT, SHARED_WEIGHT, NORM_WEIGHT)
 
 
 class JointQuantConfig(QuantizationConfigMixin):
@@ -81,6 +87,15 @@ class JointQuantConfig(QuantizationConfigMixin):
         fields = {key: value for key, value in vars(self).items() if key != "facts"}
         return fields | self.facts
 
+    def tied_ends(self) -> TiedEnds | None:
+        """How the two ends are made, where one matrix is stored for both. Raises InputError for facts that are none."""
+        return TiedEnds.of(self.architecture, self.facts)
+
+    def hold_both_ends(self) -> None:
+        """From now on it describes a model that has both its ends."""
+        self.facts.pop(TIED, None)
+        self.format_version = FORMAT_VERSION
+
     def parsed_recipe(self) -> Recipe:
         """The recipe, checked. Raises InputError when it is none."""
         try:
@@ -99,6 +114,7 @@ class JointQuantHfQuantizer(HfQuantizer):
     requires_calibration = True
     quantization_config: JointQuantConfig
     _checking: Future[None] | None = None
+    _tied: TiedEnds | None = None
 
     def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
         """Attention goes through our registered function; another explicit choice is refused."""
@@ -123,17 +139,25 @@ class JointQuantHfQuantizer(HfQuantizer):
         folder = Path(files[0]).parent
         digests = handed() or open_digests(folder, digests_named(None))
         assembly_of(model, self.quantization_config).install_model(model)
-        check_complete(model, files)
+        self._tied = self.quantization_config.tied_ends()
+        if self._tied is not None:
+            self._tied.install(model)
+        check_complete(model.state_dict(), files)
         recipe = self.quantization_config.parsed_recipe()
         check_recipe(recipe, self.quantization_config.facts)
         model.rotations_file = rotations_file(folder, recipe)
         model.rotations_digest = digests.file(ROTATIONS_NAME)
+        if self._tied is not None and model.rotations_file is not None:
+            digests.check_file(ROTATIONS_NAME)
         self._checking = digests.check_behind(map(Path, files))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         checking, self._checking = self._checking, None
         if checking is not None:
             checking.result()
+        if self._tied is not None:
+            self._tied.settle(model, rotations_in(model.rotations_file))
+            self.quantization_config.hold_both_ends()
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""
@@ -145,11 +169,16 @@ class JointQuantHfQuantizer(HfQuantizer):
         return False
 
 
-def check_complete(model: PreTrainedModel, files: list[str]) -> None:
+def rotations_in(file: Path | None) -> Rotations:
+    """Those of a file, or none. Raises InputError for a file of something else."""
+    return Rotations() if file is None else Rotations.load(file)
+
+
+def check_complete(want: Mapping[str, Tensor], files: list[str]) -> None:
     """transformers initialises what an artifact lacks or has in another shape at random; here it is refused.
 
     Args:
-        model: with the modules that the artifact's tensors fill.
+        want: tensors of the shapes and kinds that the artifact is to have, by name, without values.
         files: the artifact's shards.
 
     Raises:
@@ -158,7 +187,6 @@ def check_complete(model: PreTrainedModel, files: list[str]) -> None:
     have: dict[str, HeaderEntry] = {}
     for file in files:
         have |= read_header(Path(file))
-    want = model.state_dict()
     for name, tensor in want.items():
         require(name in have, f"the artifact lacks tensor {name}: it is incomplete")
         found, shape = have[name], tuple(tensor.shape)
@@ -195,6 +223,7 @@ def check_artifact(folder: Path, config: PretrainedConfig, mode: DigestMode) -> 
     known = family == config.model_type and parsed.architecture in ARCHITECTURES
     require(known, f"an artifact of architecture {str(parsed.architecture)[:60]!r} has model_type {config.model_type}")
     check_facts(parsed.facts, str(folder / CONFIG_NAME))
+    parsed.tied_ends()
     rotations_file(folder, parsed.parsed_recipe())
     stored = read_object(folder / CONFIG_NAME).get("dtype")
     known = isinstance(stored, str) and stored in STORED
@@ -228,7 +257,8 @@ def artifact_config(
         facts: what else is worth knowing (base model, transforms, versions).
     """
     facts = facts | {"recipe_digest": digest_of(recipe)}
-    quantization = JointQuantConfig(recorded(recipe), architecture.model_type, **facts)
+    version = TIED_VERSION if facts.get(TIED) else FORMAT_VERSION
+    quantization = JointQuantConfig(recorded(recipe), architecture.model_type, version, **facts)
     data: dict[str, Any] = config.to_dict()
     data |= {
         "model_type": artifact_type(architecture.model_type),

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jointquant.backend.launches import LaunchError, remember
 from jointquant.backend.products import Linear
 from jointquant.quantization.integer import Codes, num_groups
 from jointquant.quantization.packing import pack, packed_size, unpack
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, matrices
 from jointquant.runtime.input_path import InputPath
-from jointquant.runtime.kernels.failures import LaunchError, remember
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.selection import Mode, choose
 from jointquant.runtime.site import SharedInput, SiteInput
@@ -187,7 +187,8 @@ class PackedLinear(nn.Module):
         try:
             return kernel.run(inputs, self._weight_for(kernel, inputs.rows.dtype))
         except LaunchError as error:
-            remember(kernel.name, self.problem(len(inputs.rows), inputs.rows.dtype), error)
+            problem = self.problem(len(inputs.rows), inputs.rows.dtype).at_any_length()
+            remember(kernel.name, problem, f"a weight [{self.out_features}, {self.in_features}]", error)
             self._forget()
         return self._product(inputs)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model, read_config
 from jointquant.models.frontend import Frontend
 from jointquant.models.layer import Place
@@ -23,8 +24,8 @@ from jointquant.runtime.integration import (
     JointQuantConfig,
     assembly_of,
     check_artifact,
-    check_complete,
 )
+from jointquant.runtime.tied_source import check_stored, source_of
 
 
 class ArtifactStream(ModelStream):
@@ -36,6 +37,9 @@ class ArtifactStream(ModelStream):
 
     Raises:
         InputError: no artifact, or files or tensors that are missing, misshapen, or not what was written.
+
+    Attributes:
+        r4: whether the input of the down projections is rotated online.
     """
 
     def __init__(self, folder: Path, mode: DigestMode) -> None:
@@ -46,15 +50,20 @@ class ArtifactStream(ModelStream):
         self.config._attn_implementation = ATTENTION_NAME
         self.skeleton = empty_model(self.config)
         assembly = assembly_of(self.skeleton, quantization)
-        rehearse(self.skeleton, assembly.architecture)
+        self.try_out(assembly.architecture)
         with torch.device("meta"):
             assembly.install_model(self.skeleton)
         self.config = self.skeleton.config
-        self.architecture = assembly.architecture
-        self.source: Checkpoint = Checkpoint(folder, digests.tensors)
+        self.architecture, self.r4 = assembly.architecture, bool(assembly.online.r4)
+        stored = Checkpoint(folder, digests.tensors)
+        check_stored(self.skeleton, quantization, stored)
+        self.source = source_of(stored, quantization, digests)
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
-        check_complete(self.skeleton, [str(folder / file) for file in sorted(set(self.source.files().values()))])
         check_recipe(quantization.parsed_recipe(), quantization.facts)
+
+    def try_out(self, architecture: Architecture) -> None:
+        """Raises InputError for a configuration whose model does not run."""
+        rehearse(self.skeleton, architecture)
 
     @property
     def stored_dtype(self) -> torch.dtype:

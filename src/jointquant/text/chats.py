@@ -51,13 +51,17 @@ def chat_writer(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[Any], An
 
 
 def asked(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """A prompt as a user's turn, as the tokenizer's chat template writes it, up to where the answer begins.
+    """A prompt as a user's turn, as ``as_chat`` writes it. Raises InputError when the template refuses it."""
+    return as_chat(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def as_chat(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> str:
+    """Turns as the tokenizer's chat template writes them, up to where the answer begins.
 
     Raises:
-        InputError: the template refuses it.
+        InputError: the template refuses them.
     """
     try:
-        turns = [{"role": "user", "content": prompt}]
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is a program of others: it raises whatever it likes
         raise InputError(

@@ -14,6 +14,8 @@ from jointquant.trust.strict_json import read_object
 CONFIG_NAME, GENERATION_NAME, TOKENIZER_CONFIG_NAME = "config.json", "generation_config.json", "tokenizer_config.json"
 DIGESTS_NAME = "digests.json"
 """Of an artifact: what its files and tensors were when they were written."""
+FINGERPRINT_NAME = "fingerprint.json"
+"""Of an artifact or an export: what it is to predict (``jointquant.fingerprint``)."""
 
 OBJECTS = (CONFIG_NAME, GENERATION_NAME, TOKENIZER_CONFIG_NAME)
 """Files that must hold a JSON object of moderate size."""
@@ -26,6 +28,7 @@ SMALL_FILES = (
     CONFIG_NAME,
     GENERATION_NAME,
     DIGESTS_NAME,
+    FINGERPRINT_NAME,
     SAFETENSORS.index,
     "tokenizer*.json",
     "tokenizer*.model",

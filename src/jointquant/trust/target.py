@@ -59,3 +59,9 @@ def check_apart(out: Path, model: Path) -> None:
     shared = os.path.commonpath([output, source])
     require(shared != source, f"output {out} is the model's folder or inside it: expected another folder")
     require(shared != output, f"output {out} contains the model's folder {model}: expected another folder")
+
+
+def check_outside(folder: Path, out: Path) -> None:
+    """Raises InputError when a folder that lasts would lie in an output, which may be replaced, or be it."""
+    shared = os.path.commonpath([os.path.realpath(folder), os.path.realpath(out)])
+    require(shared != os.path.realpath(out), f"{folder} is output {out} or inside it: expected another folder")

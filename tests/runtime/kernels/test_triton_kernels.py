@@ -9,13 +9,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from jointquant.backend import launches
+from jointquant.evaluation.evaluate import EvaluationResult
 from jointquant.quantization.integer import Codes, IntFormat, encode_rows
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
 from jointquant.quantization.weights import round_to_nearest
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.generation import Generation
 from jointquant.runtime.inner_rotation import InnerRotation, as_integers
 from jointquant.runtime.input_path import InputPath
-from jointquant.runtime.kernels import failures
 from jointquant.runtime.kernels.choices import kernel_choices
 from jointquant.runtime.kernels.int4_triton import Int4Triton, token_codes
 from jointquant.runtime.kernels.selection import REFERENCE, choose
@@ -254,18 +256,20 @@ def test_zeros_have_a_scale() -> None:
 
 @pytest.fixture
 def nothing_failed():
-    failures.forget()
+    launches.forget()
     yield
-    failures.forget()
+    launches.forget()
 
 
 @pytest.mark.usefixtures("nothing_failed")
 def test_a_launch_that_fails_leaves_the_product_to_the_reference_and_says_so_once(monkeypatch) -> None:
     def run(self, inputs, prepared):
-        raise failures.of_launch(OutOfResources(300000, 101376, "shared memory")) or AssertionError
+        raise launches.of_launch(OutOfResources(300000, 101376, "shared memory")) or AssertionError
 
     monkeypatch.setattr(Int4Triton, "run", run)
-    monkeypatch.setattr(Int4Triton, "refusal", lambda self, problem: failures.reason(self.name, problem))
+    monkeypatch.setattr(
+        Int4Triton, "refusal", lambda self, problem: launches.reason(self.name, problem.at_any_length())
+    )
     weight = round_to_nearest(torch.randn(32, 64).to(DEVICE), IntFormat(4, True), "none", torch.float32)
     path, x = InputPath(None, DynamicRange(IntFormat(8, False), 0.5)), tokens(3, 64, torch.float32)
     linear = PackedLinear.of(weight, None, path, {}, mode="auto")
@@ -280,8 +284,13 @@ def test_a_launch_that_fails_leaves_the_product_to_the_reference_and_says_so_onc
     (choice,) = kernel_choices(linear, rows=(7,), dtype=torch.float32)
     assert choice.kernel == "reference"
     assert "shared memory" in choice.reasons["int4_triton"]
+    (failed,) = launches.failed_launches()
+    assert (failed["program"], failed["what"]) == ("int4_triton", "a weight [32, 64]")
+    assert "shared memory" in failed["reason"]
+    for result in (EvaluationResult({}, 0, 0, 0.0), Generation("", 0, 0.0)):
+        assert result.to_dict()["failed_launches"] == [failed]
 
 
 def test_other_errors_are_no_failed_launches() -> None:
-    assert failures.of_launch(ValueError("a defect")) is None
-    assert failures.of_launch(RuntimeError("Triton Error [CUDA]: invalid argument")) is not None
+    assert launches.of_launch(ValueError("a defect")) is None
+    assert launches.of_launch(RuntimeError("Triton Error [CUDA]: invalid argument")) is not None

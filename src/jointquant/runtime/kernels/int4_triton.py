@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from jointquant.backend.devices import has_triton, is_nvidia
+from jointquant.backend.launches import of_launch, reason
 from jointquant.quantization.ranges import InputRange
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, matrices
-from jointquant.runtime.kernels.failures import of_launch, reason
 from jointquant.runtime.kernels.int4_expanded import OFFSET
 from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.site import SiteInput, TokenCodes
@@ -70,7 +70,7 @@ class Int4Triton:
             return "runs on NVIDIA GPUs"
         if not has_triton():
             return "needs Triton: pip install triton"
-        return self.refusal_of_formats(problem) or reason(self.name, problem)
+        return self.refusal_of_formats(problem) or reason(self.name, problem.at_any_length())
 
     def refusal_of_formats(self, problem: Problem) -> str | None:
         """By format, shape and dtype."""

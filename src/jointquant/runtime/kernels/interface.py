@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +55,10 @@ class Problem:
         if isinstance(self.quantizer, StaticRange):
             return self.quantizer.strategy == "tensor"
         return self.quantizer is not None and self.quantizer.fmt.group_size in (None, self.in_features)
+
+    def at_any_length(self) -> Problem:
+        """The same for all numbers of tokens: what a launch that fails is remembered by."""
+        return replace(self, rows=0)
 
 
 class Kernel(Protocol):

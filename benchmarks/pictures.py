@@ -1,0 +1,160 @@
+"""The pictures of the docs, drawn from benchmarks/results/; ``python benchmarks/tables.py`` writes them too.
+
+A picture is an SVG that looks the same in a light and a dark page: it brings its own background.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from jointquant.recipe.catalogue import preset_names
+from jointquant.report.charts import Scale, number
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+WIDTH, MARGIN, HEAD, GROUP, ROW, FOOT = 480, 16, 78, 36, 38, 46
+OURS = ("fast", "gguf", "w4a4kv4", "w4a4kv16", "w4a8kv8", "w4a8", "w4a16")
+"""Presets of this package's own; the others are published methods of their names."""
+KINDS = {
+    "ours": ("our recipes", "#d55e00"),
+    "published": ("published methods", "#0072b2"),
+    "program": ("other programs", "#6b4fa0"),
+}
+"""Who made what a row measures: in words, and its colour."""
+STYLE = """
+text { font: 13px system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+text { fill: #1d2530; stroke: #ffffff; stroke-width: 3px; paint-order: stroke; }
+.soft, .tick { fill: #5c6673; } .tick { font-size: 11.5px; text-anchor: middle; }
+.title { font-size: 15px; font-weight: 600; } .group { font-weight: 600; } .value { text-anchor: end; }
+.grid { stroke: #dfe3e8; } .stem { stroke-width: 3; stroke-linecap: round; opacity: 0.45; }
+"""
+
+
+def real_model(result: dict[str, Any]) -> Markup:
+    """The KL divergence of each row by what has how many bits, the rows of one width together, the best last."""
+    groups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for name, row in result["rows"].items():
+        width, _, label = name.partition(" ")
+        groups.setdefault(width, []).append((label, row))
+    losses = [row["kl"] for row in result["rows"].values()]
+    height = HEAD + GROUP * len(groups) + ROW * len(losses) + FOOT
+    scale = Scale(min(losses) / 1.5, max(losses) * 1.2, MARGIN, WIDTH - MARGIN, log=True)
+    parts = [*_head(result), *_grid(scale, height)]
+    y = HEAD
+    for width in sorted(groups, key=bits_of):
+        parts.append(_text("group", MARGIN, y + 24, in_words(width)))
+        y += GROUP
+        for label, row in sorted(groups[width], key=lambda named: -named[1]["kl"]):
+            parts += _row(label, row, scale, y)
+            y += ROW
+    return _picture(parts, height, _alt(result))
+
+
+def bits_of(width: str) -> list[int]:
+    """The bits of weights, activations and cache, in this order; what W4A4 is silent about has 16."""
+    found = dict(re.findall(r"(W|A|KV)(\d+)", width))
+    return [int(found.get(part, 16)) for part in ("W", "A", "KV")]
+
+
+def in_words(width: str) -> str:
+    """``W4A4KV16``: which parts have fewer than 16 bits, in words."""
+    by_bits: dict[int, list[str]] = {}
+    for part, bits in zip(("weights", "activations", "KV cache"), bits_of(width), strict=True):
+        if bits < 16:
+            by_bits.setdefault(bits, []).append(part)
+    words = [f"{_and(parts)} {bits} bits" for bits, parts in by_bits.items()]
+    return f"{width}: {', '.join(words)}"
+
+
+def _and(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def kind_of(recipe: str) -> str:
+    """A key of ``KINDS``: whose the recipe of a row is; what is no preset was measured of another program."""
+    if recipe in OURS:
+        return "ours"
+    return "published" if recipe in preset_names() else "program"
+
+
+def _head(result: dict[str, Any]) -> list[Markup]:
+    """The title, how to read the picture, and which colour is whose."""
+    title = "What SmolLM2-135M-Instruct loses, by bits"
+    reading = f"On WikiText-2. Unquantized: perplexity {result['unquantized']:.2f}. Further left is better."
+    parts = [_text("title", MARGIN, 26, title), _text("soft", MARGIN, 46, reading)]
+    x: float = MARGIN + 5
+    present = {kind_of(row["recipe"]) for row in result["rows"].values()}
+    for kind, (words, colour) in KINDS.items():
+        if kind in present:
+            parts.append(Markup('<circle cx="{}" cy="62" r="5" fill="{}"/>').format(x, colour))
+            parts.append(_text("soft", x + 10, 66, words))
+            x += 28 + 6.9 * len(words)
+    return parts
+
+
+def _grid(scale: Scale, height: int) -> list[Markup]:
+    """Lines at round values of the KL divergence, named below."""
+    parts = []
+    for tick in scale.ticks():
+        line = Markup('<line class="grid" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>')
+        parts.append(line.format(scale(tick), HEAD + 4, height - FOOT + 4))
+        parts.append(_text("tick", scale(tick), height - FOOT + 19, number(tick)))
+    words = "KL divergence from the unquantized model (logarithmic)"
+    return [*parts, _text("tick", WIDTH / 2, height - 10, words)]
+
+
+def _row(label: str, row: dict[str, Any], scale: Scale, y: float) -> list[Markup]:
+    """The name and the values, and below them a dot at the divergence."""
+    _, colour = KINDS[kind_of(row["recipe"])]
+    figures = f"KL {row['kl']:.3f}, perplexity {perplexity(row['perplexity'])}"
+    stem = Markup('<line class="stem" stroke="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+    dot = Markup('<circle cx="{}" cy="{}" r="6" fill="{}"/>')
+    return [
+        stem.format(colour, MARGIN, scale(row["kl"]), y + 22, y + 22),
+        dot.format(scale(row["kl"]), y + 22, colour),
+        _text("", MARGIN, y + 12, label),
+        _text("value", WIDTH - MARGIN, y + 12, figures),
+    ]
+
+
+def perplexity(value: float) -> str:
+    """Two digits behind the point, where they say something."""
+    return f"{value:.2f}" if value < 1e4 else f"{value:,.0f}"
+
+
+def _text(style: str, x: float, y: float, words: str) -> Markup:
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(style, x, y, words)
+
+
+def _alt(result: dict[str, Any]) -> str:
+    rows = ", ".join(f"{name} {row['kl']:.3f}" for name, row in result["rows"].items())
+    return f"KL divergence from the unquantized model by bits and recipe: {rows}"
+
+
+def _picture(parts: list[Markup], height: int, alt: str) -> Markup:
+    """A whole SVG file."""
+    head = Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img">\n'
+        '<title>{2}</title>\n<style>{3}</style>\n<rect width="{0}" height="{1}" rx="8" fill="#ffffff"/>\n'
+    ).format(WIDTH, height, alt, Markup(STYLE))
+    return head + Markup("\n").join(parts) + Markup("\n</svg>\n")
+
+
+PICTURES: dict[str, tuple[str, Callable[[dict[str, Any]], Markup]]] = {
+    "docs/pictures/real_model.svg": ("real_model_presets", real_model),
+}
+"""By file: the result that it shows, and what draws it."""
+
+
+def drawn() -> dict[Path, str]:
+    """Each picture's file, and what stands in it."""
+    return {
+        ROOT / file: str(draw(json.loads((RESULTS / f"{result}.json").read_text(encoding="utf-8"))))
+        for file, (result, draw) in PICTURES.items()
+    }

@@ -1,0 +1,114 @@
+"""What works for a family, and why something does not: read off its data, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jointquant.models.architecture import Architecture
+
+GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Families that GGUF export knows the tensors and hyperparameters of."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether something works for a family.
+
+    Attributes:
+        works: whether it does at all.
+        why: the reason where it does not, or what is left out where it does; empty where nothing is.
+    """
+
+    works: bool
+    why: str = ""
+
+    @property
+    def word(self) -> str:
+        """``yes``, ``in part`` or ``no``."""
+        return ("in part" if self.why else "yes") if self.works else "no"
+
+
+def _r1(family: Architecture) -> Support:
+    if not family.writer_norms:
+        return Support(True)
+    norms = ", ".join(family.writer_norms)
+    return Support(False, f"what layers add to the residual stream is scaled channel by channel ({norms}); use R2 - R4")
+
+
+def _always(_: Architecture) -> Support:
+    return Support(True)
+
+
+def _centring(family: Architecture) -> Support:
+    if family.absolute_scores is None:
+        return Support(True)
+    absolute = family.absolute_scores
+    where = f", where {absolute.key} is set" if absolute.key else ""
+    return Support(True, f"inputs and values; not keys, for the family {absolute.why}{where}")
+
+
+def _gguf(family: Architecture) -> Support:
+    known = family.model_type in GGUF_FAMILIES
+    return Support(known, "" if known else f"export knows the tensors of {', '.join(GGUF_FAMILIES)} alone")
+
+
+def _compressed(family: Architecture) -> Support:
+    if family.norm.subtracts_mean:
+        return Support(False, lost_norms(family.model_type))
+    if family.mixture is not None:
+        return Support(True, "weights alone, symmetric: experts' inputs stay in 16 bits, so no R4")
+    return Support(True)
+
+
+def _vllm(family: Architecture) -> Support:
+    found = _compressed(family)
+    return Support(found.works, "as compressed-tensors, which it reads") if found.why else found
+
+
+COLUMNS: dict[str, Callable[[Architecture], Support]] = {
+    "R1": _r1,
+    "R2": _always,
+    "R3": _always,
+    "R4": _always,
+    "centring": _centring,
+    "GGUF": _gguf,
+    "compressed-tensors": _compressed,
+    "vLLM": _vllm,
+}
+"""By name: what of a family's data decides."""
+
+
+def support_of(family: Architecture) -> dict[str, Support]:
+    """What works for a family, by the names of ``COLUMNS``."""
+    return {name: decide(family) for name, decide in COLUMNS.items()}
+
+
+def lost_norms(model_type: str) -> str:
+    """Why a family whose norms subtract the mean has no export for other runtimes."""
+    return f"{model_type}'s LayerNorms have become RMSNorms, which no other runtime has in this family"
+
+
+def support_table(families: dict[str, Architecture], summaries: dict[str, str]) -> list[str]:
+    """The lines of the table of families, in Markdown, and below it every reason, with the families it holds for.
+
+    Args:
+        families: by ``model_type``.
+        summaries: what is special about each.
+    """
+    lines = [f"| `model_type` | what is special | {' | '.join(COLUMNS)} |", "|-" * (len(COLUMNS) + 2) + "|"]
+    for model_type in sorted(families):
+        words = [found.word for found in support_of(families[model_type]).values()]
+        lines.append(f"| `{model_type}` | {summaries[model_type]} | {' | '.join(words)} |")
+    return [*lines, "", *(f"- {reason}" for reason in reasons(families))]
+
+
+def reasons(families: dict[str, Architecture]) -> list[str]:
+    """Each reason once: the column, the families, the words."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for model_type in sorted(families):
+        for name, support in support_of(families[model_type]).items():
+            if support.why:
+                own = support.why.replace(model_type, "the family")
+                found.setdefault((name, own), []).append(model_type)
+    return [f"{name}, {', '.join(those)}: {why}." for (name, why), those in found.items()]

@@ -1,0 +1,84 @@
+"""vLLM as a runtime: its own server, started for the time of a question, wherever its command is installed."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from jointquant.errors import InputError, require
+from jointquant.verification.at_server import AtServer
+
+START = 600
+"""Seconds in which a server must have loaded a model."""
+
+COMMAND = "vllm"
+
+
+@contextmanager
+def vllm_at(folder: Path, arithmetic: str, dtype: str) -> Iterator[AtServer]:
+    """A folder, served on loopback while open.
+
+    Args:
+        folder: an export.
+        arithmetic: how vLLM rounds there.
+        dtype: that it computes in; ``auto``: as the folder says.
+
+    Raises:
+        InputError: no vLLM, or one that does not serve the folder; its last words are told.
+    """
+    program = shutil.which(COMMAND)
+    require(program is not None, "vLLM is not here: expected its command `vllm` on the PATH (pip install vllm)")
+    port = free_port()
+    command = [str(program), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
+    command += ["--enforce-eager", "--max-logprobs", "1"]
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait(server, f"http://127.0.0.1:{port}/health", folder, log)
+            found = AtServer(f"http://127.0.0.1:{port}", arithmetic)
+            found.name = "vLLM"
+            yield found
+        finally:
+            server.terminate()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _wait(server: subprocess.Popen[bytes], url: str, folder: Path, log: BinaryIO) -> None:
+    end = time.monotonic() + START
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise InputError(f"vLLM does not serve {folder}: {_last_words(log)}")
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except (URLError, OSError):
+            time.sleep(0.5)
+    raise InputError(f"vLLM did not begin to serve {folder} within {START} s: {_last_words(log)}")
+
+
+def _last_words(log: BinaryIO) -> str:
+    """The last line of a log that says something of an error, or the last line."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if "Error" in line]
+    return (told or lines or ["it said nothing"])[-1][-300:]

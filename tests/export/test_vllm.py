@@ -1,0 +1,163 @@
+"""Exports run by the real vLLM, token by token against our own evaluation; skipped where its environment is missing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+
+import jointquant
+from conftest import DEMO, make_model, possible, small
+from export.artifacts import HELDOUT, Workshop
+from export.vllm_runtime import Job, in_vllm, vllm_python
+from jointquant import export_artifact
+from jointquant.runtime.loading import load_tokenizer
+
+SEQLEN, WINDOWS = 64, 4
+QUIET = ("rotations.r1.kind=hadamard", "rotations.r2.kind=hadamard", "refinement.steps=0", "weights.signed_scale=false")
+PLAIN, GROUPED = (*QUIET, "weights.group_size=null"), (*QUIET, "weights.group_size=32")
+INT8_INPUTS = ("activations.num_bits=8", "activations.symmetric=true", "activations.symmetric_range=restricted")
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
+SIZES |= {"head_dim": 32, "max_position_embeddings": 128}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An export: of the embedded model, or of a tiny one of a ``family``."""
+
+    format: str
+    preset: str
+    changes: tuple[str, ...]
+    family: str | None = None
+    sizes: dict[str, object] = field(default_factory=dict)
+
+
+def compressed(*changes: str, family: str | None = None, **sizes: object) -> Case:
+    return Case("compressed-tensors", "w4a16", changes, family, sizes)
+
+
+def dense(family: str | None = None, **sizes: object) -> Case:
+    return Case("dense", "fp16", QUIET[:2], family, sizes)
+
+
+FAITHFUL = {
+    "dense": dense(),
+    "W4A16, channel": compressed(*PLAIN),
+    "W4A16, group 64": compressed(*QUIET, "weights.group_size=64"),
+    "W4A16, group 32, scales of either sign": compressed(*GROUPED, "weights.signed_scale=true"),
+    "W4A16, asymmetric": compressed(*GROUPED, "weights.symmetric=false"),
+    "W4A16, R4": compressed(*GROUPED, "rotations.r4.kind=hadamard"),
+    "W4A16, R4 in blocks": compressed(*GROUPED, "rotations.r4.kind=hadamard", "rotations.r4.block_size=64"),
+    "llama with biases": compressed(*GROUPED, family="llama"),
+    "mistral": compressed(*GROUPED, family="mistral"),
+    "phi3": compressed(*GROUPED, family="phi3"),
+    "qwen2": compressed(*GROUPED, family="qwen2", use_sliding_window=False),
+    "qwen3": compressed(*GROUPED, family="qwen3"),
+    "gemma3_text": compressed(*GROUPED, family="gemma3_text"),
+    "mixtral": dense("mixtral"),
+    "qwen2_moe": dense("qwen2_moe"),
+    "qwen3_moe": dense("qwen3_moe"),
+}
+"""What vLLM computes with the arithmetic of our own evaluation."""
+ONE_LAYER = {"family": "llama", "num_hidden_layers": 1}
+INTEGER_INPUTS = {
+    "W8A8": compressed(*PLAIN, "weights.num_bits=8", *INT8_INPUTS, **ONE_LAYER),
+    "W8A8, asymmetric inputs": compressed(*PLAIN, "weights.num_bits=8", "activations.num_bits=8", **ONE_LAYER),
+    "W4A8, asymmetric inputs": compressed(*PLAIN, "activations.num_bits=8", **ONE_LAYER),
+}
+"""Of one layer: a last digit of a sum may round an input the other way, and each layer behind it spreads that."""
+FULL = "W8A8, full range"
+"""Whose symmetric grid of inputs has one step more than vLLM's."""
+UNTIED = {"gemma2": compressed(*GROUPED, family="gemma2")}
+"""Whose class in vLLM has no head apart from the embedding."""
+CASES = {
+    **FAITHFUL,
+    **INTEGER_INPUTS,
+    FULL: compressed(*PLAIN, "weights.num_bits=8", *INT8_INPUTS[:2], **ONE_LAYER),
+    **UNTIED,
+}
+
+
+def tokens(model: Path) -> Tensor:
+    ids = load_tokenizer(model)(HELDOUT.read_text(encoding="utf-8")).input_ids
+    return torch.tensor(ids[: SEQLEN * WINDOWS]).view(WINDOWS, SEQLEN)
+
+
+def tokenizer_of(family: str | None) -> PreTrainedTokenizerBase:
+    """One that transformers reads back as it was, from a folder of the family; its tokens do not matter."""
+    return (Qwen2Tokenizer if family == "qwen2" else AutoTokenizer).from_pretrained(DEMO / "model")
+
+
+@torch.no_grad()
+def our_log_probabilities(artifact: Path, windows: Tensor) -> Tensor:
+    """[n, T − 1], of the native artifact in float32."""
+    scores = jointquant.load(artifact, dtype="float32")(input_ids=windows).logits[:, :-1].double().log_softmax(-1)
+    return scores.gather(-1, windows[:, 1:, None])[..., 0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Log-probabilities [n, T − 1] of one case's tokens: ours, and vLLM's or why it refused."""
+
+    ours: Tensor
+    vllm: Tensor | str
+
+    @property
+    def difference(self) -> Tensor:
+        """[n, T − 1]."""
+        assert isinstance(self.vllm, Tensor), self.vllm
+        return (self.vllm - self.ours).abs()
+
+    @property
+    def perplexities(self) -> tuple[float, float]:
+        """Ours and vLLM's."""
+        assert isinstance(self.vllm, Tensor), self.vllm
+        return math.exp(-self.ours.mean()), math.exp(-self.vllm.mean())
+
+
+@pytest.fixture(scope="module")
+def outcomes(workshop: Workshop) -> dict[str, Outcome]:
+    """All cases, exported and run by one process of vLLM."""
+    vllm_python()
+    windows, ours, jobs = tokens(DEMO / "model"), {}, {}
+    for name, case in CASES.items():
+        artifact, out = workshop.folder / f"vllm {len(jobs)}", workshop.folder / f"for vllm {len(jobs)}"
+        recipe = jointquant.load_recipe(case.preset, small(*possible(case.family or "llama", *case.changes)))
+        model = DEMO / "model" if case.family is None else make_model(case.family, **SIZES | case.sizes)
+        jointquant.quantize(model, artifact, recipe, tokenizer=tokenizer_of(case.family))
+        export_artifact(artifact, case.format, out)  # type: ignore[arg-type]
+        ours[name], jobs[name] = our_log_probabilities(artifact, windows), Job(out, windows)
+
+    found = in_vllm(jobs, workshop.folder)
+    return {name: Outcome(ours[name], found[name]) for name in jobs}
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_vllm_computes_what_eval_does(outcomes: dict[str, Outcome], name: str) -> None:
+    """Perplexity, and the log-probability of each token."""
+    ours, theirs = outcomes[name].perplexities
+    assert theirs == pytest.approx(ours, rel=1e-3)
+    assert outcomes[name].difference.max() < 1e-3
+
+
+@pytest.mark.parametrize("name", INTEGER_INPUTS)
+def test_vllm_rounds_inputs_as_eval_does(outcomes: dict[str, Outcome], name: str) -> None:
+    """All but a few tokens, an input of which lies between two steps."""
+    ours, theirs = outcomes[name].perplexities
+    assert theirs == pytest.approx(ours, rel=1e-3)
+    assert outcomes[name].difference.quantile(0.9) < 1e-4
+
+
+def test_a_grid_with_one_step_more_is_not_vllms(outcomes: dict[str, Outcome]) -> None:
+    """What the restricted range is for: so the comparison above can fail."""
+    assert outcomes[FULL].difference.median() > 1e-3
+
+
+@pytest.mark.parametrize("name", UNTIED)
+def test_a_family_whose_head_is_tied_in_vllm_is_refused_there(outcomes: dict[str, Outcome], name: str) -> None:
+    assert "lm_head" in str(outcomes[name].vllm)

@@ -1,0 +1,26 @@
+"""Roundings of runtimes, against torch's own types."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jointquant.fingerprint.arithmetic import ARITHMETICS, to_bits
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.floats(1e-20, 1e20))
+def test_bits_are_those_of_torch(seed: int, scale: float) -> None:
+    x = torch.randn(64, generator=torch.Generator().manual_seed(seed)) * scale
+    assert torch.equal(ARITHMETICS["bfloat16"](x), x.bfloat16().float())
+    assert torch.equal(to_bits(x, 24), x)
+
+
+def test_tokens_in_eight_bits() -> None:
+    x = torch.randn(5, 96, generator=torch.Generator().manual_seed(0))
+    x[3] = 0
+    codes = ARITHMETICS["int8"](x) * 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
+    assert codes.abs().amax() < 127.01
+    assert (ARITHMETICS["int8"](x) - x).abs().amax() <= x.abs().amax() / 127 / 2 + 1e-6
