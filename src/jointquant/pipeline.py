@@ -157,5 +157,5 @@ def write_artifact(job: Job, rotations: Rotations, witness: Witness | None = Non
     if job.ranks.leads:
         rotations.save(job.artifact)
         write_metadata(job, {"transforms": transforms} | inventory | reached.to_dict(), outcome.digests)
-        give_fingerprint(job.artifact, job.subject.tokenizer)
+        give_fingerprint(job.artifact, job.subject.tokenizer, job.progress)
     return Written(outcome.size_bytes, outcome.bits_per_weight, transforms, reached, inventory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.frontend import Frontend
 from jointquant.models.layer import Place, run_layer
 from jointquant.models.stream import ModelStream
+from jointquant.progress import Progress, Silent
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
 from jointquant.runtime.artifact_digests import renew_digests
 from jointquant.runtime.embedding import PackedEmbedding
@@ -44,31 +44,39 @@ class WrittenStream(ArtifactStream):
         """It has been."""
 
 
-def give_fingerprint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def give_fingerprint(folder: Path, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> None:
     """Write the fingerprint of a whole artifact into it; its digests vouch for that, too.
 
     Args:
         folder: the artifact, as it was written.
         tokenizer: its own.
+        progress: where the walk over its layers is shown.
 
     Raises:
         ResumableError: the disk is full.
     """
-    save_fingerprint(folder / FINGERPRINT_NAME, fingerprint_of_artifact(folder, tokenizer))
+    save_fingerprint(folder / FINGERPRINT_NAME, fingerprint_of_artifact(folder, tokenizer, progress))
     renew_digests(folder)
 
 
-def fingerprint_of_artifact(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
+def fingerprint_of_artifact(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, progress: Progress | None = None
+) -> Fingerprint:
     """What an artifact is to predict. Raises InputError when it is not what was written."""
     stream, path = WrittenStream(folder, "check"), folder / ROTATIONS_NAME
     rotations = Rotations.load(path) if path.is_file() else Rotations()
     dense = stream.architecture.mixture is None  # tokens of experts come without the row that they are of
-    return fingerprint_of(stream, rotations, tokenizer, stream.r4 and dense)
+    with (progress or Silent()).stage("fingerprint", stream.num_layers) as stage:
+        return fingerprint_of(stream, rotations, tokenizer, stream.r4 and dense, stage.advance)
 
 
 @torch.no_grad()
 def fingerprint_of(
-    stream: ModelStream, rotations: Rotations, tokenizer: PreTrainedTokenizerBase, r4: bool = False
+    stream: ModelStream,
+    rotations: Rotations,
+    tokenizer: PreTrainedTokenizerBase,
+    r4: bool = False,
+    after_layer: Callable[[], None] = lambda: None,
 ) -> Fingerprint:
     """What a model is to predict, and what it would with each fault.
 
@@ -77,6 +85,7 @@ def fingerprint_of(
         rotations: that are merged into it, or will be.
         tokenizer: its own.
         r4: whether the input of its down projections is rotated online.
+        after_layer: called when the probe has passed a layer.
 
     Raises:
         OverflowedError: its scores are not finite.
@@ -85,7 +94,7 @@ def fingerprint_of(
     probe = probe_of(tokenizer, config.vocab_size, getattr(config, "max_position_embeddings", None))
     tokens, variants = torch.tensor(probe.tokens), Variants.of(r1, rotations.r1_of(-1), r4)
     use_kernels(stream.skeleton, "reference")
-    scores = _walked(stream, variants, tokens)
+    scores = _walked(stream, variants, tokens, after_layer)
     if not scores.isfinite().all():
         raise OverflowedError("what the artifact predicts of its probe text is not finite: its activations overflowed")
     expected, moved = scores[0], root_mean_square(scores - scores[0])
@@ -113,7 +122,7 @@ def _few_digits(number: Tensor) -> float:
     return float(f"{number.item():.3g}")
 
 
-def _walked(stream: ModelStream, variants: Variants, tokens: Tensor) -> Tensor:
+def _walked(stream: ModelStream, variants: Variants, tokens: Tensor, after_layer: Callable[[], None]) -> Tensor:
     """The log-probabilities of all variants: [rows, T − 1]."""
     frontend = stream.frontend(PLACE)
     arguments = frontend.layer_arguments(tokens[None])
@@ -124,6 +133,7 @@ def _walked(stream: ModelStream, variants: Variants, tokens: Tensor) -> Tensor:
             states = run_layer(layer, states, arguments[index])
         del layer
         return_freed_memory()
+        after_layer()
     states = variants.ended(stream.final_norm(PLACE)(states))
     head = stream.head(PLACE)
     scores = _scored(head, states, stream, tokens)
@@ -137,12 +147,8 @@ def _walked(stream: ModelStream, variants: Variants, tokens: Tensor) -> Tensor:
 
 def _scored(head: Callable[[Tensor], Tensor], states: Tensor, stream: ModelStream, tokens: Tensor) -> Tensor:
     """What a head makes of states [rows, T, hidden]: log-probabilities [rows, T − 1]."""
-    cap = getattr(stream.config, "final_logit_softcapping", None) or math.inf
-    found = []
-    for some in states.split(ROWS_AT_ONCE):
-        scores = head(some)
-        found.append(log_probabilities(scores if math.isinf(cap) else cap * torch.tanh(scores / cap), tokens))
-    return torch.cat(found)
+    mapped = stream.architecture.logits.of(stream.config)
+    return torch.cat([log_probabilities(mapped(head(some)), tokens) for some in states.split(ROWS_AT_ONCE)])
 
 
 def _embedding(frontend: Frontend, stream: ModelStream) -> Tensor:
