@@ -28,7 +28,7 @@ from jointquant.backend.devices import resolve_device, synchronize
 from jointquant.demo.story import CALIBRATION_TEXT
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.integer import IntFormat
-from jointquant.recipe.recipe import LearnedRotation
+from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.training import training_of
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import learn, unit_scale

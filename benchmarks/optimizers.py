@@ -33,7 +33,8 @@ from jointquant.calibration.training import ModelSizes, ResidualTraining
 from jointquant.calibration.windows import calibration_set
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT, MODEL, NUM_SAMPLES, SEQLEN
 from jointquant.progress import Silent
-from jointquant.recipe.recipe import LearnedRotation, Recipe
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.training import training_of
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, learn, unit_scale

@@ -24,3 +24,20 @@ def rounds(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor
     while True:
         order = torch.randperm(count, generator=generator)
         yield from order[: count - count % size].split(size)
+
+
+def growing_rounds(count: int, size: int, share: float, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """As ``rounds``, of a set of which only a part is known at first: a random one, so large a ``share`` of all.
+
+    What is known grows evenly with the batches drawn, and is all of it with the last of ``draws``. A round has what was
+    known when it began; its batches are smaller than ``size`` while less is known.
+    """
+    order = torch.randperm(count, generator=generator)
+    drawn = 0
+    while True:
+        progress = min(1.0, drawn / max(1, draws - 1))
+        known = max(1, round(count * (share + (1 - share) * progress)))
+        batch = min(size, known)
+        for numbers in torch.randperm(known, generator=generator)[: known - known % batch].split(batch):
+            yield order[numbers]
+            drawn += 1

@@ -19,7 +19,7 @@ from jointquant.quantization.balancing import power
 from jointquant.quantization.gptq import factorize
 from jointquant.quantization.packing import pack, unpack
 from jointquant.rotations.merging import rotate_rows
-from jointquant.rotations.optimizers import cayley_transform, orthogonal_factor
+from jointquant.rotations.orthogonal import cayley_transform, orthogonal_factor
 from jointquant.rotations.sampling import token_keys
 
 KNOWN = tuple(name for name in OPERATIONS if name not in PROBED)

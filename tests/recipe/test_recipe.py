@@ -9,7 +9,8 @@ import yaml
 
 from jointquant.errors import InputError
 from jointquant.recipe.catalogue import description_of, preset_names
-from jointquant.recipe.recipe import LearnedResidualRotation, Recipe, load_recipe
+from jointquant.recipe.recipe import Recipe, load_recipe
+from jointquant.recipe.rotations import LearnedResidualRotation
 
 
 def test_presets_load_and_are_described() -> None:

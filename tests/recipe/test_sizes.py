@@ -11,7 +11,8 @@ from conftest import DEMO
 from jointquant.cli.main import main
 from jointquant.errors import InputError
 from jointquant.recipe.catalogue import preset_names
-from jointquant.recipe.recipe import LearnedRotation, load_recipe
+from jointquant.recipe.recipe import load_recipe
+from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.sizes import read_size, size_names
 
 PER_TRAINING = {"num_tokens", "batch_tokens", "steps"}

@@ -6,7 +6,8 @@ import pytest
 
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
-from jointquant.recipe.recipe import LearnedRotation, load_recipe
+from jointquant.recipe.recipe import load_recipe
+from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.training import quantizer_of, training_of
 from jointquant.rotations.optimizers import OPTIMIZERS, Schedule
 

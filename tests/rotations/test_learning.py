@@ -8,12 +8,13 @@ from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
-from jointquant.recipe.recipe import LearnedRotation
+from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.training import training_of
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, head_samples, initial_heads, learn
 from jointquant.rotations.objectives import OBJECTIVES, whip
-from jointquant.rotations.optimizers import OPTIMIZERS, orthogonal_factor
+from jointquant.rotations.optimizers import OPTIMIZERS
+from jointquant.rotations.orthogonal import orthogonal_factor
 
 QUANTIZER = DynamicRange(IntFormat(4, symmetric=False))
 

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from jointquant.rotations import merging
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.rotations.optimizers import orthogonal_factor
+from jointquant.rotations.orthogonal import orthogonal_factor
 
 sizes = st.sampled_from([4, 8, 12, 20])
 

@@ -1,4 +1,7 @@
-"""Objectives: values against plain NumPy, gradients against finite differences, and what each one prefers."""
+"""Objectives: values against plain NumPy, gradients against finite differences, and what each one prefers.
+
+The values of the published forms of SWD, and of the divergence over bins, are in ``test_distribution_objectives.py``.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,7 @@ NUMPY = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", NUMPY)
 def test_values(name: str) -> None:
     y = values(37, 6)
     assert OBJECTIVES[name](ASYMMETRIC)(y).item() == pytest.approx(NUMPY[name](y.numpy()), rel=1e-6)
@@ -136,7 +139,7 @@ def test_quant_error(symmetric: bool, clip_ratio: float) -> None:
     torch.testing.assert_close(gradient, wanted.flatten(-2))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "swd_normal"])
 def test_prefers_spread_to_spiky(name: str) -> None:
     """Same energy of every token: in one channel, in a few, or evenly (uniform) in all of them."""
     generator = torch.Generator().manual_seed(3)

@@ -29,6 +29,7 @@ from jointquant.models.options import ModelOptions, completed
 from jointquant.planning.budget import Limits
 from jointquant.planning.plan import Plan
 from jointquant.progress import Progress
+from jointquant.recipe.epochs import Visits, in_steps
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.rotations.bundle import Rotations
 
@@ -132,7 +133,9 @@ def recipe_on_samples(samples: Samples, recipe: str | Path | Recipe | None, chan
     else:
         settings = load_recipe(load_recipe(recipe).model_copy(update={"calibration": own.calibration}), changes)
     samples.check(rotated(settings))
-    return settings
+    sizes, calibration = samples.sizes, settings.calibration
+    queries = sizes.num_attention_heads // sizes.num_key_value_heads
+    return in_steps(settings, Visits(calibration.walked, calibration.window, sizes.num_layers, queries))
 
 
 def rotated(recipe: Recipe) -> Recipe:

@@ -19,6 +19,7 @@ from jointquant.errors import InputError, printable, require
 from jointquant.files.durable import save_text
 from jointquant.recipe.faults import describe
 from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.recorded import recorded
 from jointquant.runtime.artifact_facts import check_facts
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.model_name import may_be_id
@@ -176,7 +177,7 @@ def _checked(quantization: Any, path: Path) -> dict[str, Any]:
         recipe = Recipe.model_validate(quantization["recipe"])
     except ValidationError as error:
         raise InputError(f"recipe in {path}: {describe(error)}") from None
-    return {**quantization, "recipe": recipe.model_dump(mode="json")}
+    return {**quantization, "recipe": recorded(recipe)}
 
 
 @contextmanager

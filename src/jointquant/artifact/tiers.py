@@ -16,7 +16,8 @@ import torch
 from jointquant.models.support import GGUF_FAMILIES, lost_norms
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, SymmetricRange
-from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.rotations import LearnedResidualRotation
 from jointquant.recipe.settings import ActivationSettings, WeightSettings
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.assembly import Assembly

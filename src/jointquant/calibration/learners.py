@@ -17,7 +17,8 @@ from jointquant.calibration.training import HeadTraining, ResidualTraining, resi
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.layer import LayerArguments, Place
 from jointquant.models.stream import ModelStream
-from jointquant.recipe.recipe import LearnedResidualRotation, LearnedRotation, Recipe
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.rotations import LearnedResidualRotation, LearnedRotation
 from jointquant.rotations.optimizers import Learned
 from jointquant.rotations.sampling import TokenSample
 from jointquant.seeds import generator

@@ -10,7 +10,8 @@ from torch import Tensor
 from jointquant.calibration.rotation_files import read_rotations
 from jointquant.calibration.training import ModelSizes
 from jointquant.errors import require
-from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.rotations import LearnedResidualRotation
 from jointquant.rotations.bundle import Rotations
 from jointquant.runtime.whole_artifact import check_rotations
 

@@ -19,7 +19,7 @@ from jointquant.errors import InputError, require
 from jointquant.files.durable import load_tensors
 from jointquant.models.pickles import load_pickle
 from jointquant.rotations.bundle import METADATA_KEY, Rotations
-from jointquant.rotations.optimizers import EXACTLY, orthogonalized
+from jointquant.rotations.orthogonal import EXACTLY, orthogonalized
 from jointquant.trust.safetensors_header import read_header, read_metadata
 
 PICKLES = (".pt", ".pth", ".bin")

@@ -20,7 +20,9 @@ from jointquant.errors import InputError, require
 from jointquant.files.digests import check_digest, digest_of_file
 from jointquant.files.durable import load_tensors, save_json, save_tensors
 from jointquant.progress import Progress
-from jointquant.recipe.recipe import LearnedResidualRotation, Recipe
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.recorded import recorded
+from jointquant.recipe.rotations import LearnedResidualRotation
 from jointquant.rotations.bundle import Rotations
 from jointquant.run.journal import differences
 from jointquant.trust.safetensors_header import read_header
@@ -105,7 +107,7 @@ class Samples:
             "jointquant": __version__,
             "model": self.model,
             "sizes": asdict(self.sizes),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": recorded(self.recipe),
             "sensitivities": None if self.sensitivities is None else self.sensitivities.tolist(),
             "digests": list(self.digests),
         }

@@ -11,7 +11,8 @@ from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress, tell
 from jointquant.quantization.smoothing import inverse_at_output
-from jointquant.recipe.recipe import LearnedResidualRotation, LearnedRotation, Recipe
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.rotations import LearnedResidualRotation, LearnedRotation
 from jointquant.recipe.training import quantizer_of, training_of
 from jointquant.rotations.bundle import Rotations, Trace
 from jointquant.rotations.hadamard import random_hadamard

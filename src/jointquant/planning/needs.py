@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from jointquant.backend.devices import elements_at_once
 from jointquant.models.architecture import stage_of
 from jointquant.planning.workload import Workload
-from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
+from jointquant.recipe.rotations import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
 from jointquant.text.rows import MAX_TEXT
 
 FLOAT = 4

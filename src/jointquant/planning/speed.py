@@ -13,7 +13,7 @@ from jointquant.distributed.ranks import Ranks
 from jointquant.models.architecture import stage_of
 from jointquant.planning.workload import Workload
 from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
-from jointquant.recipe.recipe import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
+from jointquant.recipe.rotations import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
 
 SECONDS_PER_MEASUREMENT = 0.1
 PASSES_PER_RATIO = 12

@@ -14,7 +14,7 @@ from jointquant.planning.needs import (
     sample_bytes,
 )
 from jointquant.planning.workload import Workload
-from jointquant.recipe.recipe import LearnedResidualRotation
+from jointquant.recipe.rotations import LearnedResidualRotation
 
 LINKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
 """Bytes a second of a network between hosts, by what it is called."""

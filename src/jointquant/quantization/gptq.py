@@ -8,7 +8,9 @@ of each other, so linears that share an input are stacked along the output dimen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -122,15 +124,44 @@ def gptq(
     fmt: WeightFormat,
     clip: ClipMethod = "mse",
     scale_dtype: torch.dtype = torch.float32,
+    groups: Literal["static", "sequential"] = "static",
 ) -> QuantizedWeight:
     """Round ``weight`` [out, in] so that ‖X(W − Ŵ)ᵀ‖ stays small, X the inputs behind the factor.
 
-    Scales are chosen once, on the weights before any update, so groups stay contiguous whatever the order. Of a large
-    matrix some rows are rounded at a time.
+    Of a large matrix some rows are rounded at a time.
+
+    Args:
+        weight: W.
+        factor: of the inputs' Hessian; for ``sequential`` groups in the order of the columns.
+        fmt, clip, scale_dtype: as of ``weight_parameters``.
+        groups: ``static`` scales are chosen once, on the weights before any update, so groups stay contiguous whatever
+            the order; ``sequential`` ones when a group's turn comes, where the errors of all columns before it have
+            moved it (the reference code without static groups).
     """
     rows = max(1, elements_at_once(weight.device) // weight.shape[1])
-    parts = [_gptq_rows(part, factor, fmt, clip, scale_dtype) for part in weight.split(rows)]
-    return QuantizedWeight.joined(parts)
+    rounded = _gptq_rows if groups == "static" else _gptq_rows_by_group
+    return QuantizedWeight.joined([rounded(part, factor, fmt, clip, scale_dtype) for part in weight.split(rows)])
+
+
+def _gptq_rows_by_group(
+    weight: Tensor, factor: Factor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype
+) -> QuantizedWeight:
+    work = weight.float().clone()
+    work[:, factor.dead] = 0
+    columns = Columns(
+        work.t().contiguous(), torch.ones_like(work.t()), torch.zeros_like(work.t()), factor.feedback, fmt
+    )
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def choose(moved: Tensor, start: int, stop: int) -> None:
+        """The scales of the group of columns [start, stop), ``moved`` [group, out] as they are now."""
+        scale, zero_point = weight_parameters(to_groups(moved.t().contiguous(), fmt), fmt, clip, scale_dtype)
+        found.append((scale.squeeze(-1), zero_point.squeeze(-1)))  # [out, 1]
+        columns.scale[start:stop], columns.zero_point[start:stop] = (part.t() for part in found[-1])
+
+    codes = columns.round(fmt.group_size or work.shape[1], choose).t().contiguous()
+    scale, zero_point = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return QuantizedWeight(codes, scale.to(scale_dtype), zero_point.to(torch.int8), fmt)
 
 
 def _gptq_rows(
@@ -163,12 +194,14 @@ class Columns:
         self.errors = torch.empty_like(weight)  # w − ŵ, as far as columns are rounded
         self.codes = torch.empty_like(weight, dtype=torch.int8)
 
-    def round(self) -> Tensor:
-        """The codes, int8."""
+    def round(self, block: int = BLOCK, choose: Callable[[Tensor, int, int], None] | None = None) -> Tensor:
+        """The codes, int8; ``choose`` is shown each block of columns, where the errors before it would have them."""
         size = len(self.weight)
-        for start in range(0, size, BLOCK):
-            stop = min(start + BLOCK, size)
+        for start in range(0, size, block):
+            stop = min(start + block, size)
             moved = self._moved(self.weight[start:stop], 0, start, start, stop)
+            if choose is not None:
+                choose(self._settled(moved, start, stop), start, stop)
             for first in range(start, stop, SMALL_BLOCK):
                 last = min(first + SMALL_BLOCK, stop)
                 near = self._moved(moved[first - start : last - start], start, first, first, last)
@@ -180,6 +213,16 @@ class Columns:
         moved = columns.clone()
         feedback, errors = self.feedback[start:stop, first:last].t(), self.errors[start:stop]
         return moved.addmm_(feedback, errors) if stop - start < FAR else add_product(moved, feedback, errors.t())
+
+    def _settled(self, moved: Tensor, start: int, stop: int) -> Tensor:
+        """The columns [start, stop) that answer the errors before them best, were they not rounded themselves.
+
+        ``moved`` has each column where it goes when the columns between stay at their weights. Those move too: of the
+        moves δ all together, δ(I + M) = moved − weight inside the block.
+        """
+        weight, place = self.weight[start:stop], runs_on(moved.device, "solve")
+        inside, moves = (part.to(place) for part in (self.feedback[start:stop, start:stop].t(), moved - weight))
+        return weight + torch.linalg.solve_triangular(inside, moves, upper=False, unitriangular=True).to(weight)
 
     def _round_one_by_one(self, near: Tensor, first: int, last: int) -> None:
         """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""

@@ -15,6 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+SymmetricScale = Literal["compressed-tensors", "quarot", "jointquant"]
+"""What max|x| of b bits is divided by on a symmetric grid, named after who does it: (2^b − 1)/2, as GPTQ's reference
+code and compressed-tensors; 2^(b−1) − 1, as QuaRot, SpinQuant and DartQuant; 2^(b−1), as JointQuant, where the largest
+positive values are cut by a step. Of 4 bits: 7.5, 7, 8.
+"""
+
 GroupTail = Literal["refuse", "pad"]
 """Of a row whose last group is short: refused, or filled up with zeros while its scale is chosen."""
 SymmetricRange = Literal["full", "restricted"]
@@ -33,6 +39,7 @@ class IntFormat:
             of the range is further from 0, and the steps are smaller; for symmetric grids.
         tail: what becomes of a row that groups do not divide.
         symmetric_range: of a symmetric grid, all integers, or ±(2^(b−1) − 1) alone.
+        symmetric_scale: what the range of a symmetric grid is divided by; for all integers and scales of one sign.
     """
 
     num_bits: int
@@ -41,6 +48,7 @@ class IntFormat:
     signed_scale: bool = False
     tail: GroupTail = "refuse"
     symmetric_range: SymmetricRange = "full"
+    symmetric_scale: SymmetricScale = "compressed-tensors"
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_bits <= 8:
@@ -51,6 +59,9 @@ class IntFormat:
             raise ValueError("signed_scale is for symmetric grids: a zero point already moves the range")
         if self.symmetric_range == "restricted" and (self.signed_scale or not self.symmetric):
             raise ValueError("symmetric_range restricted is for symmetric grids whose scales are positive")
+        plain = self.symmetric and not self.signed_scale and self.symmetric_range == "full"
+        if self.symmetric_scale != "compressed-tensors" and not plain:
+            raise ValueError("symmetric_scale is for symmetric grids of all integers, whose scales have one sign")
 
     @property
     def q_min(self) -> int:
@@ -61,6 +72,12 @@ class IntFormat:
     def q_max(self) -> int:
         """Largest integer of the grid."""
         return 2 ** (self.num_bits - 1) - 1
+
+    @property
+    def half_range(self) -> float:
+        """What max|x| is divided by on a symmetric grid, see ``SymmetricScale``."""
+        steps = {"compressed-tensors": (self.q_max - self.q_min) / 2, "quarot": self.q_max, "jointquant": -self.q_min}
+        return steps[self.symmetric_scale]
 
     @property
     def has_zero_point(self) -> bool:
@@ -123,7 +140,7 @@ def affine_parameters(low: Tensor, high: Tensor, fmt: IntFormat) -> tuple[Tensor
     if fmt.signed_scale:
         scale = torch.where(high > -low, -high, -low) / -fmt.q_min
         return torch.where(scale.abs() > torch.finfo(scale.dtype).tiny, scale, 1.0), torch.zeros_like(scale)
-    levels = fmt.q_max - fmt.q_min
+    levels = 2 * fmt.half_range if fmt.symmetric else fmt.q_max - fmt.q_min
     span = 2 * torch.maximum(-low, high) if fmt.symmetric else high - low
     tiny = torch.finfo(span.dtype).tiny
     scale = torch.where(span > tiny * levels, span / levels, 1.0)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # settings are read without torch, which takes seconds to imp
     from jointquant.quantization.integer import IntFormat
     from jointquant.quantization.weights import WeightFormat
 
+LATER = "later"
+"""Marks a field that came after artifacts were made without it: ``recorded`` leaves it out at its default."""
+
 NumBits = Annotated[int, Field(description="2 to 8, or 16 for off")]
 NF4_GROUP_SIZE = 64
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -88,6 +91,17 @@ class StoredSettings(QuantizerSettings):
     group_tail: Literal["refuse", "pad"] = "refuse"
     clip: Literal["none", "mse"] = "mse"
     scale_dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    symmetric_scale: Annotated[Literal["compressed-tensors", "quarot", "jointquant"], LATER] = "compressed-tensors"
+
+    @model_validator(mode="after")
+    def _a_symmetric_scale_where_there_is_one(self) -> StoredSettings:
+        plain = self.type == "int" and self.symmetric and not self.signed_scale
+        if self.symmetric_scale != "compressed-tensors" and not plain:
+            raise ValueError(
+                f"symmetric_scale {self.symmetric_scale} is for symmetric integers with scales of one sign: expected "
+                "type int, symmetric true and signed_scale false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nf4_has_one_shape(self) -> StoredSettings:
@@ -120,7 +134,8 @@ class StoredSettings(QuantizerSettings):
         if self.type == "nf4":
             return CodebookFormat(NF4, self.stored_group_size, self.group_tail)
         signed = self.signed_scale and self.symmetric
-        return IntFormat(self.num_bits, self.symmetric, self.group_size, signed, self.group_tail)
+        settings = self.num_bits, self.symmetric, self.group_size, signed, self.group_tail
+        return IntFormat(*settings, symmetric_scale=self.symmetric_scale)
 
 
 class EmbeddingSettings(StoredSettings):
@@ -133,6 +148,16 @@ class WeightSettings(StoredSettings):
     method: Literal["rtn", "gptq"] = "gptq"
     activation_order: bool = True
     damping: float = Field(default=0.01, gt=0, le=1)
+    groups: Annotated[Literal["static", "sequential"], LATER] = "static"
+
+    @model_validator(mode="after")
+    def _groups_in_their_order(self) -> WeightSettings:
+        if self.groups == "sequential":
+            if self.method != "gptq" or self.stored_group_size is None:
+                raise ValueError("groups sequential is for GPTQ with groups: expected method gptq and a group_size")
+            if self.activation_order:
+                raise ValueError("groups sequential needs activation_order false: its groups stand side by side")
+        return self
 
     @property
     def reads_inputs(self) -> bool:

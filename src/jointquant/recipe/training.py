@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jointquant.quantization.ranges import DynamicRange
-from jointquant.recipe.recipe import LearnedRotation
+from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.settings import ActivationSettings
 from jointquant.rotations.learning import Training
 from jointquant.rotations.objectives import OBJECTIVES
@@ -16,7 +16,14 @@ def training_of(settings: LearnedRotation, quantizer: DynamicRange | None) -> Tr
         settings.steps, settings.learning_rate, settings.momentum, settings.tolerance, settings.gradient_clip
     )
     objective = OBJECTIVES[settings.objective](quantizer)
-    return Training(objective, OPTIMIZERS[settings.optimizer], schedule, settings.batch_tokens)
+    return Training(
+        objective,
+        OPTIMIZERS[settings.optimizer],
+        schedule,
+        settings.batch_tokens,
+        settings.accumulation,
+        settings.first_share,
+    )
 
 
 def quantizer_of(settings: ActivationSettings) -> DynamicRange | None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from jointquant.distributed.ranks import ALONE, Ranks
+from jointquant.rotations.accumulation import averaged
 from jointquant.rotations.blocks import block_products, rotate_blocks
 from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.names import InitName
 from jointquant.rotations.objectives import Objective, whip
-from jointquant.rotations.optimizers import Learned, Optimizer, RotationProblem, Schedule, tangent
+from jointquant.rotations.optimizers import Learned, Optimizer, RotationProblem, Schedule
+from jointquant.rotations.orthogonal import orthogonal_factor, tangent
 from jointquant.rotations.shared import agreed, joined_heads, pooled_loss, pooled_turning, sharing
-from jointquant.seeds import rounds
+from jointquant.seeds import growing_rounds, rounds
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,53 @@ class Training:
         objective: what is minimised.
         optimizer: how.
         schedule: steps, rate and momentum. The rate is in units of Whip: see :func:`whip_units`.
-        batch_tokens: tokens a step.
+        batch_tokens: tokens of a batch.
+        accumulation: batches a step, whose gradients are averaged.
+        first_share: the part of the sampled tokens that training begins with; what it knows of them grows evenly.
     """
 
     objective: Objective
     optimizer: Optimizer
     schedule: Schedule
     batch_tokens: int
+    accumulation: int = 1
+    first_share: float = 1.0
+
+    def minimise(self, problem: RotationProblem, start: Tensor) -> Learned:
+        """The rotation that the optimiser finds for a problem whose losses are each of the next batch."""
+        return self.optimizer(averaged(problem, self.accumulation), start, self.schedule)
+
+    def smallest_batch(self, num_tokens: int) -> int:
+        """Tokens of the first batch of a sample."""
+        return min(self.batch_tokens, max(1, round(self.first_share * num_tokens)))
+
+    def batches(self, samples: Tensor, scale: Tensor, generator: torch.Generator) -> Batches:
+        """The batches of a training on samples [..., tokens, n] that are multiplied by ``scale`` [..., 1, 1]."""
+        count, size = samples.shape[-2], self.batch_tokens
+        if self.first_share < 1:
+            draws = self.schedule.steps * self.accumulation
+            return Batches(samples, scale, growing_rounds(count, size, self.first_share, draws, generator))
+        return Batches(samples, scale, rounds(count, size, generator) if count > size else None)
 
 
 def _identity(size: int, generator: torch.Generator) -> Tensor:
     return torch.eye(size, dtype=torch.float64)
 
 
-INITS: dict[InitName, Callable[[int, torch.Generator], Tensor]] = {"hadamard": random_hadamard, "identity": _identity}
+def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
+    """A rotation drawn evenly from all orthogonal matrices (Haar): [n, n] float64.
+
+    Source: Mezzadri, "How to generate random matrices from the classical compact groups" (Notices AMS 54, 2007): the
+    orthogonal factor of a matrix of normal numbers, the triangular one with a positive diagonal.
+    """
+    return orthogonal_factor(torch.randn(size, size, dtype=torch.float64, generator=generator))
+
+
+INITS: dict[InitName, Callable[[int, torch.Generator], Tensor]] = {
+    "hadamard": random_hadamard,
+    "identity": _identity,
+    "random": random_orthogonal,
+}
 """Starting points, [n, n] float64, by name."""
 
 
@@ -60,10 +95,10 @@ def learn(
     """
     scale = unit_scale(samples)
     start = initial.to(samples)
-    batch_tokens, objective = training.batch_tokens, training.objective
-    ranks = sharing(ranks, objective, min(batch_tokens, samples.shape[-2]))
+    objective = training.objective
+    ranks = sharing(ranks, objective, training.smallest_batch(samples.shape[-2]))
 
-    batches = Batches(samples, scale, batch_tokens, generator)
+    batches = training.batches(samples, scale, generator)
 
     def loss(rotation: Tensor, _: int) -> Tensor:
         return pooled_loss(objective, scale * batches.draw(), rotation, ranks)
@@ -75,9 +110,9 @@ def learn(
 
     units = torch.ones(())
     if objective is not whip:
-        few = scale * spread(samples, batch_tokens)
+        few = scale * spread(samples, training.batch_tokens)
         units = whip_units(lambda r: objective(few @ r), lambda r: whip(few @ r), start)
-    return agreed(training.optimizer(RotationProblem(loss, units, closed), start, training.schedule), ranks)
+    return agreed(training.minimise(RotationProblem(loss, units, closed), start), ranks)
 
 
 def learn_heads(
@@ -106,7 +141,7 @@ def learn_blocks(
         ranks: all have the sample, and take every step.
     """
     scale, start, objective = unit_scale(sample), initial.to(sample), training.objective
-    batches = Batches(sample, scale, training.batch_tokens, generator)
+    batches = training.batches(sample, scale, generator)
 
     def loss(rotations: Tensor, _: int) -> Tensor:
         return objective(rotate_blocks(scale * batches.draw(), rotations))
@@ -122,7 +157,7 @@ def learn_blocks(
         few = scale * spread(sample, training.batch_tokens)
         per_block = whip_units(lambda r: objective(rotate_blocks(few, r)), lambda r: whip(rotate_blocks(few, r)), start)
         units = per_block.mean()
-    return agreed(training.optimizer(RotationProblem(loss, units, closed), start, training.schedule), ranks)
+    return agreed(training.minimise(RotationProblem(loss, units, closed), start), ranks)
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
@@ -173,20 +208,17 @@ def _norm_of_any_size(samples: Tensor) -> Tensor:
 
 
 class Batches:
-    """A batch for each step, every token once a round; everything where that is no more than a batch.
+    """Batches of samples, one after the other.
 
     Args:
         samples: [..., tokens, n].
         scale: what they are to be multiplied by, [..., 1, 1].
-        batch_tokens: tokens of a batch.
-        generator: orders the tokens of each round.
+        order: the numbers of each batch's tokens; None: each is everything.
     """
 
-    def __init__(self, samples: Tensor, scale: Tensor, batch_tokens: int, generator: torch.Generator) -> None:
-        self.samples, self.scale = samples, scale
+    def __init__(self, samples: Tensor, scale: Tensor, order: Iterator[Tensor] | None) -> None:
+        self.samples, self.scale, self.order = samples, scale, order
         self.copy: Tensor | None = None
-        num_tokens = samples.shape[-2]
-        self.order = rounds(num_tokens, batch_tokens, generator) if num_tokens > batch_tokens else None
 
     def draw(self) -> Tensor:
         """[..., batch, n] of the samples as they are."""

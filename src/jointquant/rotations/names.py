@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-ObjectiveName = Literal["whip", "swd", "range", "kurtosis", "kl", "quant_error"]
-OptimizerName = Literal["qr", "cayley", "newton_schulz"]
-InitName = Literal["hadamard", "identity"]
+ObjectiveName = Literal[
+    "whip", "swd", "range", "kurtosis", "kl", "quant_error", "swd_pooled", "swd_channel", "swd_normal", "bin_kl"
+]
+OptimizerName = Literal["qr", "cayley", "newton_schulz", "qr_adam"]
+InitName = Literal["hadamard", "identity", "random"]
 StrategyName = Literal["pooled", "greedy", "joint", "independent"]
 WeightingName = Literal["uniform", "normalised", "sensitivity"]
 

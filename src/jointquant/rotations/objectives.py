@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,12 @@ UNIFORM_HALF_WIDTH = math.sqrt(3.0)
 KL_EDGE = 0.05
 """Width of the soft edge of the uniform density that ``kl`` compares with, as a part of its half width b."""
 
+
+LEVELS = 15
+"""Of a symmetric 4-bit grid: the bins of ``bin_kl``."""
+
+SHARPNESS, LEAST_SHARE = 50.0, 1e-8
+"""Of ``bin_kl``: how steep an edge is, in units of 1/RMS; the least share of a bin."""
 
 ObjectiveFactory = Callable[[DynamicRange | None], Objective]
 
@@ -46,10 +53,77 @@ def swd(y: Tensor) -> Tensor:
     b·((2k + 1)/T − 1), k = 0 … T−1; the mean over k of the squared difference, then over j. A rotation leaves the
     RMS over all of y alone, so b is a constant.
     """
-    tokens = y.shape[-2]
-    ranks = torch.arange(tokens, device=y.device, dtype=y.dtype)
-    quantiles = _half_width(y) * ((2 * ranks + 1) / tokens - 1)  # [..., 1, tokens]
-    return (_sorted_channels(y) - quantiles).square().mean(dim=(-2, -1))
+    ordered = _sorted_channels(y)
+    return (ordered - _half_width(y) * _midpoints(ordered)).square().mean(dim=(-2, -1))
+
+
+def swd_pooled(y: Tensor) -> Tensor:
+    """As ``swd`` with all values in one slice: the y of all tokens and channels are sorted together.
+
+    It does not see whether a channel is wide and another narrow, as long as the values of all are spread evenly.
+    """
+    ordered = y.flatten(-2).sort(dim=-1).values
+    return (ordered - _half_width(y).squeeze(-1) * _midpoints(ordered)).square().mean(-1)
+
+
+def swd_channel(y: Tensor) -> Tensor:
+    """As ``swd`` with a uniform distribution for each channel: bⱼ = √3·RMS(yⱼ), which counts as a constant.
+
+    It does not see either how wide channels are, so variance may gather in a few of them.
+    """
+    ordered = _sorted_channels(y)
+    half_widths = UNIFORM_HALF_WIDTH * _channel_rms(y).mT  # [..., n, 1]
+    return (ordered - half_widths * _midpoints(ordered)).square().mean(dim=(-2, -1))
+
+
+def swd_normal(y: Tensor) -> Tensor:
+    """As ``swd`` with the standard normal distribution as the target, for channels in units of their own RMS.
+
+    The RMS of a channel counts as a constant. The target suits a codebook of normal quantiles, such as NF4.
+    """
+    ordered = _sorted_channels(y / _channel_rms(y))
+    quantiles = math.sqrt(2) * torch.erfinv(_midpoints(ordered))
+    return (ordered - quantiles).square().mean(dim=(-2, -1))
+
+
+def bin_kl(y: Tensor) -> Tensor:
+    """KL divergence of each channel's shares of ``LEVELS`` bins from equal shares, mean over channels.
+
+    The bins are those of a symmetric 4-bit grid that ends at ±b, b = √3·RMS(y) over all values and without gradient:
+    edges halfway between its levels, and a step behind the outermost. Edges are soft, so that there is a gradient: a
+    value v lies above an edge e by the part σ(50·(v − e)/RMS(y)). What lies beyond the last edges counts nowhere;
+    the shares are divided by their sum.
+    """
+    half_width = _half_width(y)  # [..., 1, 1]
+    between = torch.arange(1, LEVELS) - LEVELS / 2  # in steps of the grid from 0
+    beyond = torch.tensor([(LEVELS + 1) / 2])
+    edges = half_width * (torch.cat([-beyond, between, beyond]).to(y) * 2 / (LEVELS - 1))  # [..., 1, LEVELS + 1]
+    above: Tensor = _SharesAbove.apply(y, edges, SHARPNESS * UNIFORM_HALF_WIDTH / half_width)
+    shares = (above[..., :-1] - above[..., 1:]).clamp_min(LEAST_SHARE)
+    shares = shares / shares.sum(-1, keepdim=True)
+    return (shares * torch.log(shares * LEVELS)).sum(-1).mean(-1)
+
+
+class _SharesAbove(torch.autograd.Function):
+    """Mean over tokens of σ(s·(y − e)) for each edge e: a graph would keep y once for each of them.
+
+    y [..., tokens, n], e [..., 1, edges], s [..., 1, 1] → [..., n, edges]; the gradient is y's alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, edges: Tensor, sharpness: Tensor) -> Tensor:
+        ctx.save_for_backward(y, edges, sharpness)
+        each = [torch.sigmoid(sharpness * (y - edge)).mean(-2) for edge in edges.split(1, dim=-1)]
+        return torch.stack(each, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        y, edges, sharpness = ctx.saved_tensors
+        total = torch.zeros_like(y)
+        for edge, slope in zip(edges.split(1, dim=-1), gradient.unbind(-1), strict=True):
+            above = torch.sigmoid(sharpness * (y - edge))
+            total.addcmul_(above * (1 - above), slope.unsqueeze(-2) * sharpness / y.shape[-2])
+        return total, None, None
 
 
 def token_range(y: Tensor) -> Tensor:
@@ -135,6 +209,18 @@ def _half_width(y: Tensor) -> Tensor:
     return UNIFORM_HALF_WIDTH * torch.where(rms > 0, rms, torch.ones_like(rms))
 
 
+def _channel_rms(y: Tensor) -> Tensor:
+    """The root mean square of each channel over tokens, [..., tokens, n] → [..., 1, n], without gradient; 1 for 0."""
+    rms = y.detach().square().mean(-2, keepdim=True).sqrt()
+    return torch.where(rms > 0, rms, torch.ones_like(rms))
+
+
+def _midpoints(ordered: Tensor) -> Tensor:
+    """Of T equal parts of [−1, 1], T the size of the last dimension: its uniform quantiles, [T]."""
+    count = ordered.shape[-1]
+    return (2 * torch.arange(count, device=ordered.device, dtype=ordered.dtype) + 1) / count - 1
+
+
 def _sorted_channels(y: Tensor) -> Tensor:
     """Each channel's values in ascending order: [..., tokens, n] → [..., n, tokens]."""
     return y.mT.contiguous().sort(dim=-1).values
@@ -150,7 +236,7 @@ def _quant_error(quantizer: DynamicRange | None) -> Objective:
     return QuantError(quantizer)
 
 
-OF_WHOLE_BATCHES: tuple[Objective, ...] = (swd, kl)
+OF_WHOLE_BATCHES: tuple[Objective, ...] = (swd, kl, swd_pooled, swd_channel, swd_normal, bin_kl)
 """Objectives of which the mean over two batches is not that of both: they compare a batch's tokens with each other."""
 
 OBJECTIVES: dict[ObjectiveName, ObjectiveFactory] = {
@@ -160,4 +246,8 @@ OBJECTIVES: dict[ObjectiveName, ObjectiveFactory] = {
     "kurtosis": _always(kurtosis),
     "kl": _always(kl),
     "quant_error": _quant_error,
+    "swd_pooled": _always(swd_pooled),
+    "swd_channel": _always(swd_channel),
+    "swd_normal": _always(swd_normal),
+    "bin_kl": _always(bin_kl),
 }

@@ -9,9 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointquant.backend.operations import HOST, double, product_dtype, runs_on
+from jointquant.backend.operations import HOST, double, product_dtype
 from jointquant.errors import OverflowedError
 from jointquant.rotations.names import OptimizerName
+from jointquant.rotations.orthogonal import (
+    CLOSELY,
+    EXACTLY,
+    LOOSELY,
+    TINY,
+    angle_of,
+    cayley_transform,
+    fastest_plane,
+    mean_angle,
+    orthogonal_factor,
+    orthogonalized,
+    tangent,
+    turned,
+)
 
 LARGEST_TURN = 0.1
 """Radians that a step of ``cayley`` turns at most at the full rate; the bound decays with the rate."""
@@ -27,15 +41,6 @@ RETRACT_EVERY = 16
 
 PROBES = 4
 """Vectors by which ``newton_schulz`` finds the plane that turns fastest."""
-
-LOOSELY, CLOSELY, EXACTLY = 0.1, 1e-3, 1e-10
-"""‖RᵀR − I‖ that is left between steps, before the change to float64, and of what is returned."""
-
-STRAYED = 10.0
-"""‖RᵀR − I‖ above which Newton–Schulz iterations that do not lower it are given up."""
-
-TINY = 1e-30
-"""Keeps a division by a length from failing where the length is 0."""
 
 SETTLING = 10
 """Steps over which a loss is averaged before its fall is judged."""
@@ -142,12 +147,37 @@ def qr_orth(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Le
     """
     latent = initial.clone().requires_grad_()
     optimizer = torch.optim.SGD([latent], lr=schedule.learning_rate, momentum=schedule.momentum)
+    return _on_latent(problem, latent, optimizer, schedule)
+
+
+def qr_adam(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
+    """As ``qr_orth``, by Adam, whose β₁ is the momentum; β₂ is 0.999 and ε 1e-8, as Adam's authors have them.
+
+    Adam moves every entry of Z by about its rate, whatever the slope. The rate of an entry is ``learning_rate`` over
+    √n, so that ``learning_rate`` is about the angle of the first step, in radians, at every size.
+
+    Source: Kingma and Ba (ICLR 2015), algorithm 1; DartQuant's scripts have it beside SGD.
+    """
+    latent = initial.clone().requires_grad_()
+    rate = schedule.learning_rate / math.sqrt(initial.shape[-1])
+    optimizer = torch.optim.Adam([latent], lr=rate, betas=(schedule.momentum, 0.999), eps=1e-8)
+    return _on_latent(problem, latent, optimizer, schedule)
+
+
+def _on_latent(
+    problem: RotationProblem, latent: Tensor, optimizer: torch.optim.Optimizer, schedule: Schedule
+) -> Learned:
+    """The orthogonal factor of a latent matrix [..., n, n] that an optimiser moves, at the schedule's part of its rate.
+
+    ``latent`` is orthogonal at first.
+    """
+    largest = optimizer.param_groups[0]["lr"] / schedule.learning_rate
     losses: list[Tensor] = []  # on the device until the end: a step does not wait for it
     angles: list[Tensor] = []
-    before = initial
+    before = latent.detach()
     for step in range(schedule.steps):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
+            group["lr"] = schedule.rate(step) * largest
         rotation = orthogonal_factor(latent)
         if step > 0:
             angles.append(turned(before, rotation.detach()))
@@ -255,81 +285,9 @@ def second_order(turn: Tensor, fastest: Tensor) -> Tensor:
     return (turn @ turn).mul_(0.5 * large.to(turn)).sub_(turn)
 
 
-def tangent(rotation: Tensor, gradient: Tensor) -> Tensor:
-    """The skew-symmetric part of RᵀG: where the loss rises fastest among all ways to turn; all [..., n, n]."""
-    product = rotation.mT @ gradient
-    return (product - product.mT) / 2
-
-
 def shortening(skew: Tensor, largest: float) -> Tensor:
     """The factor [..., 1, 1] of at most 1 under which exp(A), A [..., n, n], turns by no more than ``largest``."""
     return (largest / mean_angle(skew).clamp_min(TINY)).clamp_max(1)
-
-
-def mean_angle(skew: Tensor) -> Tensor:
-    """The root mean square over planes of the angles by which exp(A), A [..., n, n] skew-symmetric, turns them."""
-    return torch.linalg.matrix_norm(skew, keepdim=True) / math.sqrt(skew.shape[-1])
-
-
-def fastest_plane(skew: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest angle by which exp(A), A [..., n, n], turns a plane, as [..., 1, 1], and the probe for the next A.
-
-    One step of the power iteration: a vector grows by its plane's angle, so the plane that turns fastest comes out.
-
-    Args:
-        skew: A.
-        probe: [n, k] at first, then [..., n, k] of the step before, whose A was much the same.
-    """
-    image = (skew @ probe.to(skew)).to(probe)
-    length = torch.linalg.vector_norm(image, dim=-2, keepdim=True)  # [..., 1, k]
-    angle = (length / torch.linalg.vector_norm(probe, dim=-2, keepdim=True)).amax(-1, keepdim=True)
-    return angle.clamp_min(TINY), torch.where(length > 0, image / length.clamp_min(TINY), probe)
-
-
-def orthogonalized(matrix: Tensor, tolerance: float, low: torch.dtype | None = None) -> Tensor:
-    """The orthogonal matrix [..., n, n] nearest to one that is nearly orthogonal, by Newton–Schulz iterations.
-
-    R ← R·(3I − RᵀR)/2, until the Frobenius norm of RᵀR − I is below the tolerance or stops falling. Where it does not
-    fall from far out, a singular value was beyond √3, out of the iteration's reach: then a QR factorisation does it.
-
-    Args:
-        matrix: R.
-        tolerance: of each matrix of a stack.
-        low: the dtype in which factors enter products; None: their own.
-
-    Raises:
-        OverflowedError: the matrix is not finite.
-    """
-    last = math.inf
-    while True:
-        factor = matrix.to(low or matrix.dtype)
-        excess = factor.mT @ factor
-        excess.diagonal(dim1=-2, dim2=-1).sub_(1)
-        distance = torch.linalg.matrix_norm(excess, dtype=matrix.dtype).max().item()
-        if not math.isfinite(distance):
-            raise OverflowedError("a rotation is not finite any more: the samples or the objective overflowed")
-        if distance > max(last, STRAYED):
-            return orthogonal_factor(matrix)
-        if distance <= tolerance or distance >= last:
-            return matrix
-        matrix = matrix.sub(factor @ excess, alpha=0.5)
-        if distance**2 <= tolerance:  # of E, a step leaves no more than (3/4)‖E‖² + (1/4)‖E‖³
-            return matrix
-        last = distance
-
-
-def cayley_transform(skew: Tensor) -> Tensor:
-    """(I + A/2)⁻¹(I − A/2) for a skew-symmetric A [..., n, n]: orthogonal, and exp(−A) to second order."""
-    half = (skew / 2).to(runs_on(skew.device, "solve"))
-    identity = torch.eye(half.shape[-1], dtype=half.dtype, device=half.device)
-    return torch.linalg.solve(identity + half, identity - half).to(skew.device)
-
-
-def orthogonal_factor(matrix: Tensor) -> Tensor:
-    """Q of the QR factorisation [..., n, n] whose triangular factor has a positive diagonal, hence unique."""
-    q, r = torch.linalg.qr(matrix.to(runs_on(matrix.device, "qr")))
-    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
-    return (q * signs.unsqueeze(-2)).to(matrix.device)
 
 
 def numbers(found: Sequence[Tensor]) -> tuple[float, ...]:
@@ -337,15 +295,9 @@ def numbers(found: Sequence[Tensor]) -> tuple[float, ...]:
     return tuple(torch.stack(list(found)).tolist()) if found else ()
 
 
-def turned(before: Tensor, after: Tensor) -> Tensor:
-    """The angle between two rotations [..., n, n], in radians (see :class:`Learned`), averaged over the stack."""
-    return angle_of(torch.linalg.matrix_norm(after - before), before.shape[-1])
-
-
-def angle_of(distance: Tensor, size: int) -> Tensor:
-    """The angle whose chord is a Frobenius distance [...] of rotations of ``size`` rows, averaged over the stack."""
-    chord = distance / math.sqrt(size)  # 0 to 2
-    return (2 * torch.asin((chord / 2).clamp_max(1))).mean()
-
-
-OPTIMIZERS: dict[OptimizerName, Optimizer] = {"qr": qr_orth, "cayley": cayley, "newton_schulz": newton_schulz}
+OPTIMIZERS: dict[OptimizerName, Optimizer] = {
+    "qr": qr_orth,
+    "cayley": cayley,
+    "newton_schulz": newton_schulz,
+    "qr_adam": qr_adam,
+}

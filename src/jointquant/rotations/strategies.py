@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import require
-from jointquant.rotations.learning import Batches, Training, learn, spread, unit_scale, whip_units
+from jointquant.rotations.learning import Training, learn, spread, unit_scale, whip_units
 from jointquant.rotations.names import StrategyName, WeightingName
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, RotationProblem
@@ -83,7 +83,7 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
 
     ranks = task.ranks if len(samples) >= task.ranks.size else ALONE  # each takes whole layers
 
-    batches = Batches(samples, scale, share, task.generator)
+    batches = replace(training, batch_tokens=share).batches(samples, scale, task.generator)
 
     def loss(rotation: Tensor, _: int) -> Tensor:
         return joint_loss(training.objective, weights, scale * batches.draw(), rotation, ranks)
@@ -94,7 +94,7 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
         return joint_turning(training.objective, weights, batch, factor, ranks)
 
     units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
-    return (agreed(training.optimizer(RotationProblem(loss, units, closed), start, training.schedule), ranks),)
+    return (agreed(training.minimise(RotationProblem(loss, units, closed), start), ranks),)
 
 
 def independent(task: ResidualTask) -> tuple[Learned, ...]:

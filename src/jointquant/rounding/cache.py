@@ -16,7 +16,8 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import linear_bias, linear_weight, set_bias
 from jointquant.quantization.balancing import BALANCINGS
 from jointquant.quantization.ranges import ChannelMean, DynamicRange
-from jointquant.recipe.recipe import LearnedRotation, Recipe
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.training import training_of
 from jointquant.rotations import merging
 from jointquant.rotations.hadamard import HadamardTransform

@@ -11,7 +11,7 @@ from jointquant.activations.propagation import watching
 from jointquant.activations.routing import opened_experts
 from jointquant.backend.operations import double
 from jointquant.models.transforms import map_weight
-from jointquant.recipe.recipe import LearnedInnerRotation
+from jointquant.recipe.rotations import LearnedInnerRotation
 from jointquant.recipe.training import quantizer_of, training_of
 from jointquant.rotations import merging
 from jointquant.rotations.learning import learn_blocks

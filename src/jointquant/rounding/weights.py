@@ -166,7 +166,9 @@ def round_stack(
     if factor is None:
         rounding = partial(round_to_nearest, fmt=fmt, clip=settings.clip, scale_dtype=scale_dtype)
     else:
-        rounding = partial(gptq, factor=factor, fmt=fmt, clip=settings.clip, scale_dtype=scale_dtype)
+        rounding = partial(
+            gptq, factor=factor, fmt=fmt, clip=settings.clip, scale_dtype=scale_dtype, groups=settings.groups
+        )
     device = next(iter(weights.values())).device
     if sum(weight.numel() for weight in weights.values()) > elements_at_once(device):
         return {name: rounding(weight) for name, weight in weights.items()}

@@ -11,6 +11,7 @@ from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.layer import head_dim_of
 from jointquant.models.scaling import check_scalable
+from jointquant.recipe.epochs import Visits, has_epochs, in_steps
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.runtime.assembly import Assembly
 
@@ -46,18 +47,22 @@ def window_length(config: PretrainedConfig, asked: int | None) -> int:
 
 
 def fitted(recipe: Recipe, config: PretrainedConfig) -> Recipe:
-    """The recipe with what depends on the model as numbers: the length of a calibration window, and a head's channels.
+    """The recipe with what depends on the model as numbers: a window's length, a head's channels, and training steps.
 
     Raises:
         InputError: as ``window_length``.
     """
     recipe = _with_heads_as_groups(recipe, config)
     length = window_length(config, recipe.calibration.seqlen)
-    if length == recipe.calibration.seqlen:
+    if length != recipe.calibration.seqlen:
+        if length < DEFAULT_SEQLEN:
+            LOG.info("calibration windows have %d tokens, all that the model reads (`seqlen`)", length)
+        recipe = recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"seqlen": length})})
+    if not has_epochs(recipe):
         return recipe
-    if length < DEFAULT_SEQLEN:
-        LOG.info("calibration windows have %d tokens, all that the model reads (`seqlen`)", length)
-    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"seqlen": length})})
+    heads = config.num_attention_heads
+    queries = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    return in_steps(recipe, Visits(recipe.calibration.walked, length, config.num_hidden_layers, queries))
 
 
 def _with_heads_as_groups(recipe: Recipe, config: PretrainedConfig) -> Recipe:

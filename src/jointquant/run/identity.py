@@ -16,6 +16,7 @@ from jointquant.distributed.ranks import Ranks
 from jointquant.errors import require
 from jointquant.files.digests import digest_of_bytes, digest_of_tensors, running
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
+from jointquant.recipe.recorded import recorded
 from jointquant.run.journal import differences
 from jointquant.run.opening import Subject
 
@@ -59,7 +60,7 @@ def identity_of(
 
 def _of_recipe(recipe: Recipe, windows: Tensor) -> dict[str, Any]:
     return {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recorded(recipe),
         "windows": {"shape": list(windows.shape), "tokens": digest_of_tensors({"tokens": windows.cpu()})},
     }
 

@@ -13,6 +13,7 @@ from jointquant.errors import InputError, require
 from jointquant.models.registry import ARTIFACT_PREFIX
 from jointquant.recipe.faults import describe
 from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.recorded import recorded
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
 
@@ -128,8 +129,8 @@ def check_facts(facts: dict[str, Any], what: str) -> ArtifactFacts:
 
 
 def digest_of(recipe: Recipe) -> str:
-    """A fingerprint of all settings of a recipe."""
-    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    """A fingerprint of all settings of a recipe; one that came later counts where it is not at its default."""
+    text = json.dumps(recorded(recipe), sort_keys=True)
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
 from jointquant.recipe.recipe import Recipe
-from jointquant.recipe.settings import ActivationSettings, StoredSettings, WeightSettings
+from jointquant.recipe.settings import StoredSettings
 
 
 def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn.Module], head_dim: int) -> None:
@@ -29,7 +29,6 @@ def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn
         weights, activations = recipe.weights_of(name), recipe.activations_of(name)
         _check_weight_group(f"weights of {name}", weights, size)
         _check_group(f"activations of {name}", activations.group_size, size)
-        _check_codebook(name, weights, activations)
     hidden = next(iter(sizes.values()))  # the first linear of a layer reads the residual stream
     _check_weight_group(architecture.head, recipe.head, hidden)
     _check_weight_group("embeddings", recipe.embeddings, hidden)
@@ -55,14 +54,6 @@ def _check_patterns(recipe: Recipe, names: Sequence[str]) -> None:
                 f"overrides: modules {override.modules!r} matches no linear of this model, "
                 f"expected a shell pattern on names like {names[0]}"
             )
-
-
-def _check_codebook(name: str, weights: WeightSettings, activations: ActivationSettings) -> None:
-    if weights.enabled and weights.type != "int" and activations.enabled:
-        raise InputError(
-            f"weights.type {weights.type} is for weights alone, {name} has activations of {activations.num_bits} bits: "
-            "expected activations.num_bits 16"
-        )
 
 
 def _check_weight_group(what: str, weights: StoredSettings, size: int) -> None:

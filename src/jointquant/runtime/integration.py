@@ -30,6 +30,7 @@ from jointquant.models.registry import ARCHITECTURES, architecture_of, artifact_
 from jointquant.models.source import DTYPES, INTEGERS, Checkpoint
 from jointquant.recipe.faults import describe
 from jointquant.recipe.recipe import Recipe, load_recipe
+from jointquant.recipe.recorded import recorded
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
 from jointquant.runtime.artifact_digests import (
     ArtifactDigests,
@@ -257,7 +258,7 @@ def artifact_config(
     """
     facts = facts | {"recipe_digest": digest_of(recipe)}
     version = TIED_VERSION if facts.get(TIED) else FORMAT_VERSION
-    quantization = JointQuantConfig(recipe.model_dump(mode="json"), architecture.model_type, version, **facts)
+    quantization = JointQuantConfig(recorded(recipe), architecture.model_type, version, **facts)
     data: dict[str, Any] = config.to_dict()
     data |= {
         "model_type": artifact_type(architecture.model_type),

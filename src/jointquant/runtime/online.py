@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from transformers import PretrainedConfig
 
 from jointquant.errors import InputError
-from jointquant.recipe.recipe import (
+from jointquant.recipe.recipe import Recipe
+from jointquant.recipe.rotations import (
     BlockHadamardRotation,
     LearnedInnerRotation,
     LearnedResidualRotation,
     NoRotation,
-    Recipe,
 )
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.basis import BasisChanges
