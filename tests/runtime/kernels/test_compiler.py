@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,11 @@ from linears import exact, linear_of, tokens
 
 
 @pytest.fixture
-def asked_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def asked_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As a new process would, with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = compiler._library
     monkeypatch.setattr(compiler, "_library", asked.__wrapped__)
-    yield
 
 
 @pytest.mark.usefixtures("asked_anew")

@@ -19,7 +19,7 @@ from jointquant.runtime.generation import Generation
 from jointquant.runtime.inner_rotation import InnerRotation, as_integers
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.choices import kernel_choices
-from jointquant.runtime.kernels.int4_triton import Int4Triton, token_codes
+from jointquant.runtime.kernels.int4_triton import Int4Triton, halved, token_codes
 from jointquant.runtime.kernels.selection import REFERENCE, choose
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.site import SharedInput, SiteInput
@@ -81,7 +81,7 @@ def check(weight: IntFormat, quantizer: DynamicRange | None, sizes, dtype: torch
     kernel, x = Int4Triton(), tokens(rows, in_features, dtype, seed)
     problem = linear.problem(rows, dtype)
     assert kernel.refusal_of_formats(problem) is None
-    y = kernel.run(SharedInput().read(x, path, {}), kernel.prepare(rounded, quantizer, dtype))
+    y = kernel.run(SharedInput().read(x, path, {}), halved(rounded, quantizer))
     read = x if quantizer is None else quantizer.encode(x.cpu()).dequantize().to(DEVICE)  # a CPU divides exactly
     expected = read.double() @ rounded.dequantize(torch.float64).T
     assert y.dtype == dtype
@@ -232,7 +232,7 @@ def check_path(quantizer: InputRange, rotated: bool, learned: bool, centred: boo
     codes = token_codes(inputs)
     assert codes.zero_point is not None
     agree((codes.integers, codes.scale.flatten(), codes.zero_point), wanted)
-    y = kernel.run(inputs, kernel.prepare(weight, quantizer, x.dtype))
+    y = kernel.run(inputs, halved(weight, quantizer))
     expected = wanted.dequantize().to(DEVICE) @ weight.dequantize().T
     off = (y - expected).abs().max() / expected.abs().max()
     assert off < (3e-3 if quantizer.fmt.num_bits == 8 else 3e-2)  # an integer on a border may be its neighbour

@@ -76,7 +76,8 @@ def second_form_bytes(model: nn.Module) -> int:
 def _second_form_bytes(linear: PackedLinear) -> int:
     stored = {tensor.untyped_storage().data_ptr() for tensor in linear.buffers()}
     kept = {id(tensor): tensor for tensor in _tensors(linear.prepared_weights())}.values()
-    return sum(tensor.nbytes for tensor in kept if not tensor.is_mkldnn and _storage(tensor) not in stored)
+    others = [tensor for tensor in kept if tensor.is_mkldnn or _storage(tensor) not in stored]
+    return sum(tensor.numel() * tensor.element_size() for tensor in others)  # oneDNN's tensors have no nbytes
 
 
 def _storage(tensor: Tensor) -> int:
