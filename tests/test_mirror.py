@@ -126,7 +126,6 @@ COVERED_ELSEWHERE = {
     "runtime/tied_source.py": "tests/runtime/test_tied_ends.py",
     "runtime/kernels/capabilities.py": "tests/rounding/test_layers.py",
     "runtime/kernels/dense.py": "tests/runtime/kernels/test_cpu_kernels.py",
-    "runtime/kernels/packed_product.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/expanded_tiles.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/int4_rows.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/int4_triton.py": "tests/runtime/kernels/test_triton_kernels.py",
