@@ -84,7 +84,8 @@ def one(kernels: str, folder: str) -> dict[str, int]:
     from jointquant import load
     from jointquant.backend.memory import peak_rss_bytes, resident
 
-    assert transformers.generation.utils and modeling_llama  # imported before, not by the first call
+    assert transformers.generation.utils  # imported before, not by the first call
+    assert modeling_llama
     torch.set_grad_enabled(False)
     before = resident()
     if kernels == "unquantized":

@@ -221,8 +221,8 @@ def resident(result: dict[str, Any]) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    words = f"medians of {result['runs']} processes. `{result['command']}`; {result['date']}, {result['machine']}, {versions}."
-    return [*lines, "", words[0].upper() + words[1:]]
+    where = f"`{result['command']}`; {result['date']}, {result['machine']}, {versions}."
+    return [*lines, "", f"Medians of {result['runs']} processes. {where}"]
 
 
 def optimizers(result: dict[str, Any]) -> list[str]:
