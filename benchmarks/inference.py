@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.cache import PackedCache, PackedLayer, cache_paths
-from jointquant.runtime.kernels.choices import packed_linears
+from jointquant.runtime.kernels.choices import packed_linears, second_form_bytes
 from jointquant.runtime.loading import load_tokenizer
 
 RESULT = Path(__file__).parent / "results" / "inference.json"
@@ -208,20 +208,7 @@ def prefill(model: PreTrainedModel, tokens: int) -> float:
 def resident_bytes(model: PreTrainedModel) -> int:
     """Bytes of all tensors that a model holds once it has run, what kernels keep included."""
     stored = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return stored + sum(tensor_bytes(linear.prepared_weights()) for _, linear in packed_linears(model))
-
-
-def tensor_bytes(value: object) -> int:
-    """Of all tensors in dataclasses, tuples and dictionaries."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return sum(map(tensor_bytes, value.values()))
-    if isinstance(value, (tuple, list)):
-        return sum(map(tensor_bytes, value))
-    if is_dataclass(value):
-        return sum(tensor_bytes(getattr(value, field.name)) for field in fields(value))
-    return 0
+    return stored + second_form_bytes(model)
 
 
 def cache_bytes(head_dim: int) -> Row:

@@ -132,7 +132,6 @@ COVERED_ELSEWHERE = {
     "runtime/kernels/int8_product.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/interface.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/launching.py": "tests/runtime/kernels/test_triton_kernels.py",
-    "runtime/kernels/packed_rows.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/reference.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/selection.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/triton_few_rows.py": "tests/runtime/kernels/test_triton_kernels.py",

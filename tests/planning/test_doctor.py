@@ -21,6 +21,7 @@ def test_doctor_measures_the_host() -> None:
     assert all(speed > 0 for speed in host["gflops"].values())
     rows = dict(doctor.in_words(findings))
     assert "works here" in rows["cpu qr"]
+    assert "packed_rows" in rows["integer products on the cpu"]
     assert set(findings["extras"]) == {"lm-eval", "modelscope", "triton", "torch-npu"}
 
 

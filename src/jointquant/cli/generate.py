@@ -59,6 +59,11 @@ def generate(
         print()
     if result.ignored:
         typer.echo(f"of the model's generation settings, {', '.join(result.ignored)} are not used here", err=True)
+    if result.second_form_bytes:
+        megabytes = result.second_form_bytes / 1e6
+        typer.echo(
+            f"kernels keep {megabytes:.0f} MB of weights in forms of their own, besides the artifact's", err=True
+        )
     finish(result.to_dict(), as_json)
 
 

@@ -18,6 +18,7 @@ from jointquant.errors import InputError
 from jointquant.planning.speed import products_speed
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.kernels.capabilities import exact_weight_bits, has_packed_int4, has_vnni
+from jointquant.runtime.kernels.compiler import missing
 
 PACKAGES = ("torch", "transformers", "safetensors", "compressed-tensors", "datasets")
 EXTRAS = {
@@ -48,6 +49,7 @@ def examine() -> Findings:
         "packed_int4": has_packed_int4(HOST),
         "int8_weight_bits": exact_weight_bits(HOST),
         "vnni": has_vnni(),
+        "packed_rows_missing": missing(),
     }
     try:
         devices, findings["device"] = all_devices(), str(resolve_device("auto"))
@@ -103,7 +105,9 @@ def _integers_in_words(found: Findings) -> str:
     bits = found["int8_weight_bits"]
     product = f"8-bit activations with weights of up to {bits} bits" if bits else "none of 8-bit integers"
     packed = "packed 4-bit weights in bfloat16" if found["packed_int4"] else "none of packed 4-bit weights"
-    return f"{product}, {packed}" + (", VNNI" if found["vnni"] else "")
+    why = found["packed_rows_missing"]
+    in_place = "weights of 4 and 8 bits read in place (packed_rows)" if why is None else f"packed_rows {why}"
+    return f"{product}, {packed}" + (", VNNI" if found["vnni"] else "") + f"; {in_place}"
 
 
 def _device_in_words(device: str, found: Findings) -> Iterator[tuple[str, str]]:

@@ -40,8 +40,9 @@ def load(model: str | Path, *, kernels: str | None = None, **options: Unpack[Mod
 
     Args:
         model: the folder or the id.
-        kernels: ``auto`` or ``reference``, for the quantized linears; None: what the environment variable
-            ``JOINTQUANT_KERNELS`` says, else ``auto``.
+        kernels: for the quantized linears: ``auto``, ``repacked``, which keeps second forms of weights,
+            ``integers``, ``dense`` or ``reference``; None: what the environment variable ``JOINTQUANT_KERNELS`` says,
+            else ``auto``.
         **options: ``revision``, ``hub``, ``device``, ``dtype``, ``allow_pickle``, ``digests``, as for ``quantize``.
 
     Raises:

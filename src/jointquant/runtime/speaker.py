@@ -18,6 +18,7 @@ from jointquant.hub import locate
 from jointquant.models.options import ModelOptions, completed, of_folder
 from jointquant.progress import Progress
 from jointquant.runtime.generation_settings import settings_to_generate
+from jointquant.runtime.kernels.choices import second_form_bytes
 from jointquant.runtime.loading import load, load_tokenizer
 from jointquant.text.chats import Turns, as_chat
 from jointquant.text.rows import whole
@@ -59,6 +60,7 @@ class Generation:
         seconds: wall time of adding them.
         ignored: settings of the model's generation_config.json that have no part in it.
         chat: whether the prompt was a turn of the tokenizer's chat template.
+        second_form_bytes: what kernels keep of an artifact's weights besides what is stored.
         failed_launches: programs for GPUs that could not be launched in this process, so that others computed their
             products: ``program``, ``what``, ``reason``.
     """
@@ -68,6 +70,7 @@ class Generation:
     seconds: float
     ignored: tuple[str, ...] = ()
     chat: bool = False
+    second_form_bytes: int = 0
     failed_launches: list[dict[str, str]] = field(default_factory=failed_launches)
 
     def to_dict(self) -> dict[str, object]:
@@ -172,7 +175,8 @@ class Speaker:
             self.model.generation_config = self.settings
         seconds = time.perf_counter() - start
         made = self.tokenizer.decode(tokens[prompt_tokens if chat else 0 :], skip_special_tokens=True)
-        return Generation(str(made), len(tokens) - prompt_tokens, seconds, ignored, chat)
+        kept = second_form_bytes(self.model)
+        return Generation(str(made), len(tokens) - prompt_tokens, seconds, ignored, chat, kept)
 
     def _check(self, ids: torch.Tensor, more: int) -> None:
         """Raises InputError where the model cannot read these ids [1, n] and add so many."""
