@@ -114,7 +114,8 @@ class Variants:
         return (self._each(inputs[0], changes), *inputs[1:])
 
     def _reorder(self, head_dim: int, _: nn.Module, __: object, output: Tensor) -> Tensor:
-        orders = {row: fault.rotary for row, fault in self.rows() if fault.rotary is not None}
+        paired = head_dim % 2 == 0  # heads of an odd size have no rotary pairs
+        orders = {row: fault.rotary for row, fault in self.rows() if fault.rotary is not None and paired}
         changes: dict[int, Change] = {row: partial(_by_head, order, head_dim) for row, order in orders.items()}
         return self._each(output, changes)
 
