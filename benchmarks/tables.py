@@ -200,6 +200,31 @@ def inference(result: dict[str, Any]) -> list[str]:
     return [*lines, f"A 4-bit cache by one in bfloat16: {cache}. {result['date']}, {where}, {versions}."]
 
 
+def resident(result: dict[str, Any]) -> list[str]:
+    """What processes hold, by what a bfloat16 model's does."""
+    lines = [
+        "| artifact | kernels | loaded (MB) | after generating (MB) | × bf16 | peak (MB) | × bf16 |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for name, row in result["rows"].items():
+        artifact, _, kernels = name.partition(", kernels=")
+        sizes = {key: f"{row[f'{key}_bytes'] / 1e6:.0f}" for key in ("loaded", "generated", "peak")}
+        ratios = [f"{row[key]:.2f}" if key in row else "1" for key in ("generated_ratio", "peak_ratio")]
+        cells = [
+            artifact,
+            kernels or "transformers",
+            sizes["loaded"],
+            sizes["generated"],
+            ratios[0],
+            sizes["peak"],
+            ratios[1],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    where = f"`{result['command']}`; {result['date']}, {result['machine']}, {versions}."
+    return [*lines, "", f"Medians of {result['runs']} processes. {where}"]
+
+
 def optimizers(result: dict[str, Any]) -> list[str]:
     """Ratios first, then seconds and losses; below, perplexities."""
     lines = [
@@ -429,6 +454,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "kill_and_resume": kill_and_resume,
     "q4_0": q4_0,
     "inference": inference,
+    "resident": resident,
     "inference_gpu": inference,
     "gpu_products": tables_gpu.products,
     "gpu_orders": tables_gpu.orders,
