@@ -1,7 +1,7 @@
-# JointQuant in a container. Models and artifacts lie in the folder that is mounted at /work; --user makes them yours.
+# JointQuant in a container. Models and artifacts lie in the folder that is mounted at /models; --user makes them yours.
 #
 #   docker build --tag jointquant .
-#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/work" jointquant \
+#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/models" jointquant \
 #       quantize ./Llama-3.2-1B --out ./llama-int4 --for vllm --calib ./calibration.txt
 #
 # With NVIDIA GPUs add --gpus all.
@@ -12,6 +12,6 @@ RUN python -m pip install --no-cache-dir --constraint /source/constraints.txt /s
 
 # Caches of downloads go where any user may write.
 ENV HF_HOME=/tmp/huggingface HOME=/tmp
-WORKDIR /work
+WORKDIR /models
 ENTRYPOINT ["jointquant"]
 CMD ["--help"]

@@ -59,7 +59,7 @@ def test_all_that_do_a_problem_agree(fmt, quantizer, rows, in_features, out_feat
     for kernel in KERNELS:
         if kernel.refusal(problem) is None:
             error = (by_kernel(kernel, linear, x) - expected).abs().max().item() / largest
-            assert error <= max(3 * reference, EPS[dtype] / 2), kernel.name  # sums are in another order
+            assert error <= max(3 * reference, EPS[dtype] / 5), kernel.name
             assert error <= EPS[dtype], kernel.name
 
 

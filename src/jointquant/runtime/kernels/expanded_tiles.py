@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from jointquant.backend.devices import elements_in_cache
-from jointquant.backend.products import linear_product
 from jointquant.quantization.packed_weight import ROW_MULTIPLE, PackedWeight
 from jointquant.runtime.kernels.capabilities import multiplies_bfloat16
 from jointquant.runtime.kernels.interface import Problem
@@ -73,5 +73,5 @@ class ExpandedTiles:
         y = torch.empty(len(values), out_features, dtype=prepared.dtype)
         for start in range(0, out_features, size):
             stop = min(start + size, out_features)
-            y[:, start:stop] = linear_product(values, prepared.tile(start, stop, scratch))
+            y[:, start:stop] = functional.linear(values, prepared.tile(start, stop, scratch))
         return y
