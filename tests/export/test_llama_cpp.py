@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import jointquant
@@ -17,6 +18,7 @@ from export.artifacts import Workshop
 from jointquant import export_artifact
 from jointquant.models.source import Checkpoint
 from jointquant.runtime.loading import PROBE, load_tokenizer
+from jointquant.runtime.tied_ends import NORM_WEIGHT, SHARED_WEIGHT
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install 'jointquant[gguf-test]'")
 from export.llama import Llama, quantize_file
@@ -108,14 +110,19 @@ def unrotated(model: Path, folder: Path, changes: list[str]) -> Path:
     jointquant.quantize(model, folder / "plain", jointquant.load_recipe(recipe, ["calibration.num_samples=1"]))
     source = Checkpoint(model)
     for shard in (folder / "plain").glob("model-*.safetensors"):
-        tied = {"lm_head.weight": "model.embed_tokens.weight"}
-        names = {name: name if name in source.shapes() else tied[name] for name in load_file(shard)}
-        save_file(
-            {name: source.load(stored).clone() for name, stored in names.items()}, shard, metadata={"format": "pt"}
-        )
+        tensors = {name: original_of(name, kept, source) for name, kept in load_file(shard).items()}
+        save_file(tensors, shard, metadata={"format": "pt"})
     export_artifact(folder / "plain", "gguf", folder / "plain.gguf", digests="ignore")
     shutil.rmtree(folder / "plain")
     return folder / "plain.gguf"
+
+
+def original_of(name: str, kept: Tensor, source: Checkpoint) -> Tensor:
+    """What the base model has where an artifact has ``kept``; a gain that would go into the head is one."""
+    module, _, own = name.rpartition(".")
+    if own == NORM_WEIGHT:
+        return torch.ones_like(kept)
+    return source.load(f"{module}.weight" if own == SHARED_WEIGHT else name).clone()
 
 
 def test_a_quantized_head_and_embedding(workshop: Workshop, tmp_path: Path) -> None:
