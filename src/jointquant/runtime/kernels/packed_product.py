@@ -102,6 +102,10 @@ class ArrangedCodes:
     zero_point: Tensor
     scale: Tensor
 
+    def rows(self, start: int, stop: int) -> ArrangedCodes:
+        """Some rows, in the same memory."""
+        return ArrangedCodes(self.integers[start:stop], self.zero_point[start:stop], self.scale[start:stop])
+
 
 def unreadable(problem: Problem) -> str | None:
     """Why the program does not read a weight; None: it does."""

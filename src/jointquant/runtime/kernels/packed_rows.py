@@ -16,9 +16,9 @@ from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.kernels.packed_product import (
     ReadableWeight,
     arranged_floats,
-    arranged_integers,
     unreadable,
 )
+from jointquant.runtime.kernels.quantized_tokens import codes_of
 from jointquant.runtime.site import SiteInput
 
 MOST_ROWS = 16
@@ -66,7 +66,7 @@ class PackedRows:
         if not prepared.integers:
             values = inputs.once(("arranged", bits), lambda: arranged_floats(inputs.values(), bits))
             return readable.product_of_floats(values).to(prepared.dtype)
-        codes = inputs.once(("arranged integers", bits), lambda: arranged_integers(inputs.signed_codes(), bits))
+        codes = inputs.once(("arranged integers", bits), lambda: codes_of(inputs, bits))
         return readable.product_of_integers(codes).to(prepared.dtype)
 
 
