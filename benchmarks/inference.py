@@ -58,6 +58,7 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
     "W4A4 with R4": ("activations.num_bits=4", R4),
     "W4A4 with R4, head W4": ("activations.num_bits=4", R4, HEAD),
     "W4A4 with learned R4": ("activations.num_bits=4", *LEARNED_R4),
+    "W4A4KV4 with R3, R4, head W4": (HEAD, "activations.num_bits=4", "kv_cache.num_bits=4", R4, "rotations.r3.kind=hadamard"),
     "W4A4KV4 with R3, R4": ("activations.num_bits=4", "kv_cache.num_bits=4", R4, "rotations.r3.kind=hadamard"),
 }
 Row = dict[str, Any]

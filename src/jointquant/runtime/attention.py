@@ -22,13 +22,10 @@ from typing_extensions import Unpack
 
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.cached_states import CachedStates, attend_packed, reads_packed
 from jointquant.runtime.key_basis import KeyBasis
 
 ATTENTION_NAME = "jointquant"
-
-
-class CachedStates(Tensor):
-    """Keys or values [batch, KV heads, tokens, head_dim] that a packed cache hands out."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,8 @@ class CachePath:
 
         Keys and values out of a packed cache have passed before they were kept.
         """
-        if isinstance(key, CachedStates):
-            return self.of_query(query, buffers), key.as_subclass(Tensor), value.as_subclass(Tensor)
+        if isinstance(key, CachedStates) and isinstance(value, CachedStates):
+            return self.of_query(query, buffers), key.decoded(), value.decoded()
         query, key, value = self.of_query(query, buffers), self.of_key(key, buffers), self.of_value(value)
         if self.key is not None:
             key = self.key.quantize(key)
@@ -97,7 +94,11 @@ def quantized_attention(
     """Scaled-dot-product attention behind the module's cache path (plain attention where it has none)."""
     path: CachePath | None = getattr(module, "cache_path", None)
     if path is not None:
-        query, key, value = path(query, key, value, dict(module.named_buffers(recurse=False)))
+        buffers = dict(module.named_buffers(recurse=False))
+        if attention_mask is None and reads_packed(query, key, value, kwargs):
+            seen = attend_packed(path.of_query(query, buffers), key, value, kwargs.get("scaling"))
+            return seen.transpose(1, 2).contiguous(), None
+        query, key, value = path(query, key, value, buffers)
     if kwargs.get("softcap") is not None:
         return softcap_attention(module, query, key, value, attention_mask, **kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -14,31 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange, SearchedRange
 from jointquant.rotations.hadamard import HadamardTransform, hadamard_matrix
 from jointquant.runtime.input_path import INPUT_MEAN
 from jointquant.runtime.kernels.compiler import library
 from jointquant.runtime.kernels.packed_product import ArrangedCodes, arranged_integers, padded
+from jointquant.runtime.kernels.rounding import Grid
 from jointquant.runtime.site import SiteInput
 
 MOST_BASE = 64
 """Order of the dense part of a Hadamard matrix that the program multiplies by."""
-
-
-class _Grid(ctypes.Structure):
-    """``Grid`` of quantized_tokens.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_float) for name in ("ratio", "levels", "q_min", "q_max")),
-        ("symmetric", ctypes.c_int32),
-    )
-
-    @classmethod
-    def of(cls, fmt: IntFormat, ratio: float) -> _Grid:
-        """What a token is rounded to."""
-        levels = 2 * fmt.half_range if fmt.symmetric else fmt.q_max - fmt.q_min
-        return cls(ratio, levels, fmt.q_min, fmt.q_max, fmt.symmetric)
 
 
 class _Way(ctypes.Structure):
@@ -79,7 +64,7 @@ def codes_of(inputs: SiteInput, bits: int) -> ArrangedCodes:
     if not dynamic or inputs.rows.dtype == torch.float64:
         return arranged_integers(inputs.signed_codes(), bits)
     assert isinstance(quantizer, DynamicRange | SearchedRange)
-    grid = _Grid.of(quantizer.fmt, quantizer.ratio(inputs.buffers))
+    grid = Grid.of(quantizer.fmt, quantizer.ratio(inputs.buffers))
     codes = ArrangedCodes(
         torch.empty(rows, padded(columns), dtype=torch.uint8),
         torch.empty(rows, dtype=torch.int32),
@@ -111,7 +96,7 @@ def _arriving(inputs: SiteInput, x: Tensor) -> tuple[Tensor, Arrival]:
     return x, Arrival(transform, buffers[INPUT_MEAN].float().contiguous() if path.centred else None)
 
 
-def _encode(x: Tensor, arrival: Arrival, grid: _Grid, bits: int, codes: ArrangedCodes) -> None:
+def _encode(x: Tensor, arrival: Arrival, grid: Grid, bits: int, codes: ArrangedCodes) -> None:
     way = arrival.told()
     left = (x.data_ptr(), *x.shape, ctypes.addressof(way), ctypes.addressof(grid), bits)
     right = (codes.integers.data_ptr(), codes.zero_point.data_ptr(), codes.scale.data_ptr())
