@@ -55,6 +55,9 @@ def appended(kept: Tensor, new: Tensor, room: Room | None) -> tuple[Tensor, Room
 class PackedLayer(DynamicLayer):
     """A layer of the cache whose ``keys`` and ``values`` are records, uint8 [batch, KV heads, tokens, bytes]."""
 
+    keys: Tensor | None
+    values: Tensor | None
+
     def __init__(self, path: CachePath, buffers: Mapping[str, Tensor], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path, self.buffers = path, buffers
@@ -71,7 +74,7 @@ class PackedLayer(DynamicLayer):
 
     def _kept(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """All records, those of the new tokens among them."""
-        if not self.is_initialized or self.keys.numel() == 0:
+        if self.keys is None or self.values is None or self.keys.numel() == 0:
             self.lazy_initialization(keys, values)
             self.keys, self.values = keys[..., :0, :], values[..., :0, :]
         self.keys, self._keys_room = appended(self.keys, keys, self._keys_room)

@@ -118,7 +118,7 @@ class CachedStates(Tensor):
         return states
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """What the operation gives of the vectors."""
         return function(*tree_map(_decoded, args), **tree_map(_decoded, kwargs or {}))
 
