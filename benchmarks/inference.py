@@ -7,8 +7,8 @@ The models have random weights and some layers of real shapes, with as many word
 weights that it has in the whole model: a fifth in Llama 3.2 1B (16 layers, 128,256 words), a sixteenth in TinyLlama
 1.1B (22 layers, 32,000 words). Rounding is to nearest: what the integers are does not matter here. Ratios are medians
 over repetitions of bfloat16's (and float32's) time by the artifact's, run one after the other. Freed memory is kept
-for the next tensors (``memory.keep_freed_memory``): whether the C library would return it, and a model wait for new pages,
-hangs on what was allocated before. Writes benchmarks/results/inference.json.
+for the next tensors (``memory.keep_freed_memory``): whether the C library would return it, and a model wait for new
+pages, hangs on what was allocated before. Writes benchmarks/results/inference.json.
 """
 
 from __future__ import annotations

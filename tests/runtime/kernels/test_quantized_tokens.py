@@ -63,7 +63,7 @@ def test_turned_tokens(size: int, blocks: int) -> None:
     transform = HadamardTransform.of_size(size * blocks, size)
     x = tokens(5, size * blocks, torch.float32)
     expected = transform.apply(x.double())
-    assert (turned(x, transform).double() - expected).abs().max() < 1e-6 * expected.abs().max()
+    assert (turned(transform, x).double() - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def test_r4_and_the_mean_come_before_the_range() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.kernels.compiler import library, missing
-from jointquant.runtime.kernels.rounding import Grid
+from jointquant.runtime.kernels.rounding import grid_of
 
 NUM_BITS = 4
 """Of what the program packs: two integers a byte."""
@@ -52,7 +52,7 @@ def records_of(states: Tensor, quantizer: DynamicRange) -> Tensor:
     x = states.float().contiguous()
     head_dim, size = x.shape[-1], record_bytes(quantizer, x.shape[-1])
     records = torch.empty(*x.shape[:-1], size, dtype=torch.uint8)
-    grid = Grid.of(quantizer.fmt, quantizer.clip_ratio)
+    grid = grid_of(quantizer.fmt, quantizer.clip_ratio)
     rows = x.numel() // head_dim
     _functions().write_records(x.data_ptr(), rows, head_dim, ctypes.addressof(grid), records.data_ptr(), size)
     return records

@@ -6,10 +6,9 @@
    Integers of x are moved up by 128: 255 times |w| <= 8 (15 with a zero point), in pairs, eight (four) times over, is below
    2^15, so sums of integers are exact. */
 
-#include <immintrin.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
+
+#include "values.h"
 
 #define CHUNK 32
 #define TILE 16   /* rows of W that are expanded together; they stay in a core's cache */
@@ -21,19 +20,14 @@ typedef struct {
     const void *scale;         /* [out, groups] */
     const uint32_t *zero;      /* [.., groups], dense along the rows of W; or NULL */
     int64_t out, in, row_bytes, groups, group_chunks; /* a group is so many chunks, the last may have fewer */
-    int32_t bits, scale_kind;  /* scale: 0 float32, 1 bfloat16, 2 float16 */
+    int32_t bits, scale_kind;
 } Weight;
 
 static inline int64_t chunks_of(const Weight *w) { return (w->in + CHUNK - 1) / CHUNK; }
 
 static inline float scale_at(const Weight *w, int64_t i) {
-    if (w->scale_kind == 0) return ((const float *)w->scale)[i];
-    uint16_t half = ((const uint16_t *)w->scale)[i];
-    if (w->scale_kind == 2) return _cvtsh_ss(half);
-    uint32_t whole = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &whole, 4);
-    return value;
+    return w->scale_kind == FLOAT32 ? ((const float *)w->scale)[i]
+                                    : widened(((const uint16_t *)w->scale)[i], w->scale_kind);
 }
 
 /* What is taken off every u of a group: 2^(bits - 1) and the zero point. */
@@ -103,21 +97,19 @@ static inline int64_t float_place_of(int64_t c, int32_t bits) {
     return c / CHUNK * CHUNK + part * 8 + lane;
 }
 
-/* x [rows, in] in the order of the parts: [rows, chunks * 32], zeros behind the end. */
-void arrange_floats(const float *x, int64_t rows, int64_t in, int32_t bits, float *out) {
-    const int64_t columns = (in + CHUNK - 1) / CHUNK * CHUNK;
+/* A row of values in the order of the parts: [chunks * 32], zeros behind the end. */
+static void arrange_row(const void *x, int32_t kind, int64_t row, int64_t in, int32_t bits, float *out) {
     int64_t place[CHUNK];
-    float factor[CHUNK];
+    float factor[CHUNK], part[CHUNK];
     for (int c = 0; c < CHUNK; c++) {
         place[c] = float_place_of(c, bits);
         factor[c] = 1.0f / (float)(1 << shift_of(c % PARTS, bits));
     }
-#pragma omp parallel for if (rows > 1) schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        memset(out + r * columns + columns - CHUNK, 0, CHUNK * sizeof(float));
-        for (int64_t start = 0; start < in; start += CHUNK)
-            for (int64_t c = 0; c < smaller(in - start, CHUNK); c++)
-                out[r * columns + start + place[c]] = x[r * in + start + c] * factor[c];
+    for (int64_t start = 0; start < in; start += CHUNK) {
+        const int64_t count = smaller(in - start, CHUNK);
+        if (count < CHUNK) memset(part, 0, sizeof(part));
+        read_values(x, kind, row * in + start, count, part);
+        for (int64_t c = 0; c < CHUNK; c++) out[start + place[c]] = part[c] * factor[c];
     }
 }
 
@@ -204,17 +196,23 @@ static inline __attribute__((always_inline)) void float_tile(const Weight *w, in
     }
 }
 
-/* y [rows, out] of x [rows, chunks * 32], arranged. W is read once for every four rows. */
-void product_of_floats(const Weight *given, const float *x, int64_t rows, float *y) {
+/* y [rows, out] of x [rows, in]. W is read once for every four rows. 1: out of memory. */
+int product_of_floats(const Weight *given, const void *x, int32_t x_kind, int64_t rows, void *y, int32_t y_kind) {
     const Weight w = *given;
     const int64_t columns = chunks_of(&w) * CHUNK;
+    float *left = malloc(rows * (columns + w.out) * sizeof(float)), *right = left + rows * columns;
+    if (!left) return 1;
+    for (int64_t r = 0; r < rows; r++) arrange_row(x, x_kind, r, w.in, w.bits, left + r * columns);
 #pragma omp parallel for schedule(static)
     for (int64_t start = 0; start < w.out; start += TILE)
         for (int64_t r = 0; r < rows; r += FEW) {
             const int64_t stop = smaller(w.out, start + TILE), count = smaller(rows - r, FEW);
-            if (w.bits == 4) float_tile(&w, start, stop, x + r * columns, count, 4, y + r * w.out);
-            else float_tile(&w, start, stop, x + r * columns, count, 8, y + r * w.out);
+            if (w.bits == 4) float_tile(&w, start, stop, left + r * columns, count, 4, right + r * w.out);
+            else float_tile(&w, start, stop, left + r * columns, count, 8, right + r * w.out);
         }
+    write_values(right, rows * w.out, y, y_kind, 0);
+    free(left);
+    return 0;
 }
 
 /* Rows [start, stop) of W as values [stop - start, in] in the order of their columns. */
@@ -434,30 +432,35 @@ static void direct_tile(const Weight *w, int64_t start, int64_t stop, const Left
 
 /* y [rows, out] of integers q [rows, chunks * 32] less zero [rows], times scale [rows]; 4-bit W. 1: out of memory. */
 int product_of_integers(const Weight *given, const uint8_t *q, const int32_t *zero, const float *scale,
-                        int64_t rows, float *y) {
+                        int64_t rows, void *y, int32_t y_kind) {
     const Weight w = *given;
     const Left x = {q, zero, scale, rows};
     int failed = 0;
-    if (rows <= FEW) {
-#pragma omp parallel for schedule(static)
-        for (int64_t start = 0; start < w.out; start += TILE) direct_tile(&w, start, smaller(w.out, start + TILE), &x, y);
-        return 0;
-    }
+    float *right = y_kind == FLOAT32 ? y : malloc(rows * w.out * sizeof(float));
+    if (!right) return 1;
 #pragma omp parallel
     {
-        Tile tile;
-        tile.w = malloc(TILE * (chunks_of(&w) * CHUNK + w.groups * (sizeof(__m256i) + sizeof(float))));
-        tile.sums = (__m256i *)(tile.w + TILE * chunks_of(&w) * CHUNK);
-        tile.scale = (float *)(tile.sums + TILE * w.groups);
-        if (!tile.w) failed = 1;
+        Tile tile = {NULL, NULL, NULL};
+        if (rows > FEW) {
+            tile.w = malloc(TILE * (chunks_of(&w) * CHUNK + w.groups * (sizeof(__m256i) + sizeof(float))));
+            tile.sums = (__m256i *)(tile.w + TILE * chunks_of(&w) * CHUNK);
+            tile.scale = (float *)(tile.sums + TILE * w.groups);
+            if (!tile.w) failed = 1;
+        }
 #pragma omp for schedule(static)
-        for (int64_t start = 0; start < w.out; start += TILE)
-            if (tile.w) {
-                const int64_t stop = smaller(w.out, start + TILE);
+        for (int64_t start = 0; start < w.out; start += TILE) {
+            const int64_t stop = smaller(w.out, start + TILE);
+            if (rows <= FEW) direct_tile(&w, start, stop, &x, right);
+            else if (tile.w) {
                 expand_tile(&w, start, stop, &tile);
-                integer_tile(&w, &tile, start, stop, &x, y);
+                integer_tile(&w, &tile, start, stop, &x, right);
             }
+        }
         free(tile.w);
+    }
+    if (right != y) {
+        write_values(right, rows * w.out, y, y_kind, 0);
+        free(right);
     }
     return failed;
 }

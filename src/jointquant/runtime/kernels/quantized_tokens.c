@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "rounding.h"
+#include "values.h"
 
 #define CHUNK 32
 #define MIDDLE 128
@@ -62,14 +63,23 @@ static void turn(float *x, int64_t in, const Way *way, float *scratch) {
     }
 }
 
-/* x [rows, in] turned, and no more. */
-void turn_rows(const float *x, int64_t rows, int64_t in, const Way *way, float *out) {
-#pragma omp parallel for if (rows > 1) schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        float scratch[MOST_BASE];
-        memcpy(out + r * in, x + r * in, in * sizeof(float));
-        turn(out + r * in, in, way, scratch);
+/* x [rows, in] turned, and no more; `out` is of the same kind. 1: out of memory. */
+int turn_rows(const void *x, int32_t kind, int64_t rows, int64_t in, const Way *way, void *out) {
+    int failed = 0;
+#pragma omp parallel if (rows * in > 65536)
+    {
+        float *row = malloc((in + MOST_BASE) * sizeof(float));
+        if (!row) failed = 1;
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            if (!row) continue;
+            read_values(x, kind, r * in, in, row);
+            turn(row, in, way, row + in);
+            write_values(row, in, out, kind, r * in);
+        }
+        free(row);
     }
+    return failed;
 }
 
 /* ---- rounding --------------------------------------------------------------------------------------------------- */
@@ -96,7 +106,7 @@ static void round_row(float *x, int64_t in, Range range, const Grid *grid, int32
 
 /* x [rows, in] as integers [rows, chunks * 32], arranged for a weight of `bits`, with zero points and scales [rows].
    1: out of memory. */
-int encode_tokens(const float *x, int64_t rows, int64_t in, const Way *way, const Grid *grid, int32_t bits,
+int encode_tokens(const void *x, int32_t kind, int64_t rows, int64_t in, const Way *way, const Grid *grid, int32_t bits,
                   uint8_t *out, int32_t *zero, float *scale) {
     const int64_t columns = (in + CHUNK - 1) / CHUNK * CHUNK;
     int failed = 0;
@@ -107,7 +117,7 @@ int encode_tokens(const float *x, int64_t rows, int64_t in, const Way *way, cons
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             if (!row) continue;
-            memcpy(row, x + r * in, in * sizeof(float));
+            read_values(x, kind, r * in, in, row);
             if (way->block) turn(row, in, way, row + columns);
             if (way->mean) for (int64_t i = 0; i < in; i++) row[i] -= way->mean[i];
             const Range range = range_of(row, in, grid);

@@ -17,9 +17,9 @@ from torch import Tensor
 from jointquant.quantization.ranges import DynamicRange, SearchedRange
 from jointquant.rotations.hadamard import HadamardTransform, hadamard_matrix
 from jointquant.runtime.input_path import INPUT_MEAN
-from jointquant.runtime.kernels.compiler import library
-from jointquant.runtime.kernels.packed_product import ArrangedCodes, arranged_integers, padded
-from jointquant.runtime.kernels.rounding import Grid
+from jointquant.runtime.kernels.compiler import library, missing
+from jointquant.runtime.kernels.packed_product import KINDS, ArrangedCodes, arranged_integers, padded
+from jointquant.runtime.kernels.rounding import Grid, grid_of
 from jointquant.runtime.site import SiteInput
 
 MOST_BASE = 64
@@ -64,7 +64,7 @@ def codes_of(inputs: SiteInput, bits: int) -> ArrangedCodes:
     if not dynamic or inputs.rows.dtype == torch.float64:
         return arranged_integers(inputs.signed_codes(), bits)
     assert isinstance(quantizer, DynamicRange | SearchedRange)
-    grid = Grid.of(quantizer.fmt, quantizer.ratio(inputs.buffers))
+    grid = grid_of(quantizer.fmt, quantizer.ratio(inputs.buffers))
     codes = ArrangedCodes(
         torch.empty(rows, padded(columns), dtype=torch.uint8),
         torch.empty(rows, dtype=torch.int32),
@@ -73,15 +73,23 @@ def codes_of(inputs: SiteInput, bits: int) -> ArrangedCodes:
     size = inputs.chunk_rows()
     for start in range(0, rows, size):
         x, arrival = _arriving(inputs, inputs.rows[start : start + size])
-        _encode(x.float().contiguous(), arrival, grid, bits, codes.rows(start, start + size))
+        _encode(x.contiguous(), arrival, grid, bits, codes.rows(start, start + size))
     return codes
 
 
-def turned(x: Tensor, transform: HadamardTransform) -> Tensor:
-    """x R of float32 [rows, size], new; ``MOST_BASE`` is the largest base."""
-    out = torch.empty_like(x)
-    way = Arrival(transform).told()
-    _functions().turn_rows(x.data_ptr(), *x.shape, ctypes.addressof(way), out.data_ptr())
+def turned(transform: HadamardTransform, x: Tensor) -> Tensor:
+    """``transform.apply(x)``, by the program where it can: for a packed cache, which no gradient passes.
+
+    Raises:
+        MemoryError: no memory for a row.
+    """
+    if transform.base > MOST_BASE or x.device.type != "cpu" or x.dtype not in KINDS or missing() is not None:
+        return transform.apply(x)
+    x, way = x.contiguous(), Arrival(transform).told()
+    out, size = torch.empty_like(x), x.shape[-1]
+    left = x.data_ptr(), KINDS[x.dtype], x.numel() // size, size
+    if _functions().turn_rows(*left, ctypes.addressof(way), out.data_ptr()):
+        raise MemoryError(f"no memory for a vector of {size} channels")
     return out
 
 
@@ -98,7 +106,7 @@ def _arriving(inputs: SiteInput, x: Tensor) -> tuple[Tensor, Arrival]:
 
 def _encode(x: Tensor, arrival: Arrival, grid: Grid, bits: int, codes: ArrangedCodes) -> None:
     way = arrival.told()
-    left = (x.data_ptr(), *x.shape, ctypes.addressof(way), ctypes.addressof(grid), bits)
+    left = (x.data_ptr(), KINDS[x.dtype], *x.shape, ctypes.addressof(way), ctypes.addressof(grid), bits)
     right = (codes.integers.data_ptr(), codes.zero_point.data_ptr(), codes.scale.data_ptr())
     if _functions().encode_tokens(*left, *right):
         raise MemoryError(f"no memory to round a token of {x.shape[1]} channels")
@@ -114,7 +122,6 @@ def _base(order: int) -> Tensor:
 def _functions() -> Any:
     """The program, with the types of its functions' arguments."""
     found, pointer, size, word = library(), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    found.turn_rows.argtypes = (pointer, size, size, pointer, pointer)
-    found.turn_rows.restype = None
-    found.encode_tokens.argtypes = (pointer, size, size, pointer, pointer, word, pointer, pointer, pointer)
+    found.turn_rows.argtypes = (pointer, word, size, size, pointer, pointer)
+    found.encode_tokens.argtypes = (pointer, word, size, size, pointer, pointer, word, pointer, pointer, pointer)
     return found

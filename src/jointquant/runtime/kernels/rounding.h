@@ -1,6 +1,8 @@
 /* The grid of quantization/integer.py, operation by operation, in float32. A row that is not finite gets the scale NaN, so
    that all that is computed of it is NaN. */
 
+#pragma once
+
 #include <float.h>
 #include <immintrin.h>
 #include <math.h>

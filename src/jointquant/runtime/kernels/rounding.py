@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import lru_cache
 
 from jointquant.quantization.integer import IntFormat
 
@@ -15,8 +16,9 @@ class Grid(ctypes.Structure):
         ("symmetric", ctypes.c_int32),
     )
 
-    @classmethod
-    def of(cls, fmt: IntFormat, ratio: float) -> Grid:
-        """Of an integer grid whose scales have one sign."""
-        levels = 2 * fmt.half_range if fmt.symmetric else fmt.q_max - fmt.q_min
-        return cls(ratio, levels, fmt.q_min, fmt.q_max, fmt.symmetric)
+
+@lru_cache(maxsize=1024)
+def grid_of(fmt: IntFormat, ratio: float) -> Grid:
+    """Of an integer grid whose scales have one sign."""
+    levels = 2 * fmt.half_range if fmt.symmetric else fmt.q_max - fmt.q_min
+    return Grid(ratio, levels, fmt.q_min, fmt.q_max, fmt.symmetric)
