@@ -1,19 +1,20 @@
 """Prefill and decode of artifacts against bfloat16 transformers, side by side in one process.
 
-    python benchmarks/inference.py [--shapes Llama-3.2-1B,TinyLlama-1.1B] [--layers 4] [--repetitions 5]
+    python benchmarks/inference.py [--shapes Llama-3.2-1B,SmolLM2-135M] [--layers 0] [--repetitions 5]
         [--artifacts W4A16,W4A8] [--prefill 512] [--out FILE]
 
 The models have random weights and some layers of real shapes, with as many words as give the head the part of the
 weights that it has in the whole model: a fifth in Llama 3.2 1B (16 layers, 128,256 words), a sixteenth in TinyLlama
 1.1B (22 layers, 32,000 words). Rounding is to nearest: what the integers are does not matter here. Ratios are medians
-over repetitions of bfloat16's time by the artifact's, the two run one after the other. Freed memory is kept for the
-next tensors (``memory.keep_freed_memory``): whether the C library would return it, and a model wait for new pages,
-hangs on what was allocated before. Writes benchmarks/results/inference.json.
+over repetitions of bfloat16's (and float32's) time by the artifact's, run one after the other. Freed memory is kept
+for the next tensors (``memory.keep_freed_memory``): whether the C library would return it, and a model wait for new
+pages, hangs on what was allocated before. Writes benchmarks/results/inference.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -49,6 +50,7 @@ HEAD = "head.num_bits=4"
 R4 = "rotations.r4.kind=hadamard"
 LEARNED_R4 = ("rotations.r4.kind=learned", "rotations.r4.steps=1")
 """One step: what is learned does not change what it costs."""
+FOUR_BITS = ("activations.num_bits=4", "kv_cache.num_bits=4", R4, "rotations.r3.kind=hadamard")
 ARTIFACTS: dict[str, tuple[str, ...]] = {
     "W4A16": (),
     "W4A16, head W4": (HEAD,),
@@ -58,7 +60,8 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
     "W4A4 with R4": ("activations.num_bits=4", R4),
     "W4A4 with R4, head W4": ("activations.num_bits=4", R4, HEAD),
     "W4A4 with learned R4": ("activations.num_bits=4", *LEARNED_R4),
-    "W4A4KV4 with R3, R4": ("activations.num_bits=4", "kv_cache.num_bits=4", R4, "rotations.r3.kind=hadamard"),
+    "W4A4KV4 with R3, R4": FOUR_BITS,
+    "W4A4KV4 with R3, R4, head W4": (*FOUR_BITS, HEAD),
 }
 Row = dict[str, Any]
 
@@ -84,6 +87,7 @@ SHAPES = {
     "Llama-3.2-1B": Shape(2048, 8192, 32, 8, 16, 128256),
     "TinyLlama-1.1B": Shape(2048, 5632, 32, 4, 22, 32000),
     "Llama-2-7B": Shape(4096, 11008, 32, 32, 32, 32000),
+    "SmolLM2-135M": Shape(576, 1536, 9, 3, 30, 49152),
 }
 WORDS, WORDS_MULTIPLE = 2048, 128
 """The embedded tokenizer's, whose ids must exist."""
@@ -93,7 +97,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="Llama-3.2-1B,TinyLlama-1.1B", help=f"some of {', '.join(SHAPES)}")
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=4, help="0: all of the model's")
     parser.add_argument("--repetitions", type=int, default=5)
     every = ";".join(ARTIFACTS)
     parser.add_argument("--artifacts", default=every, help=f"some, between semicolons, of {every}")
@@ -104,12 +108,13 @@ def main() -> None:
     result = described(arguments, device) | {"rows": rows}
     result["cache"] = [cache_bytes(head_dim) for head_dim in (64, 80, 96, 128)]
     for shape in arguments.shapes.split(","):
-        base = generated(SHAPES[shape], arguments.layers, device)
+        base = generated(SHAPES[shape], arguments.layers or SHAPES[shape].num_hidden_layers, device)
+        wide = copy.deepcopy(base).float()
         with tempfile.TemporaryDirectory() as folder:
             for name in arguments.artifacts.split(";"):
                 artifact = artifact_of(base, Path(folder) / "a", ARTIFACTS[name])
                 keep_freed_memory()
-                found = compared(base, artifact, arguments.repetitions, arguments.prefill)
+                found = compared((base, wide), artifact, arguments.repetitions, arguments.prefill)
                 rows.append({"shape": shape, "artifact": name, **found})
                 print(json.dumps(rows[-1]), flush=True)
                 arguments.out.write_text(json.dumps(result, indent=2) + "\n")
@@ -158,18 +163,22 @@ def artifact_of(base: PreTrainedModel, folder: Path, changes: tuple[str, ...]) -
     return jointquant.load(folder, dtype="bfloat16")
 
 
-def compared(base: PreTrainedModel, artifact: PreTrainedModel, repetitions: int, prompt: int) -> Row:
-    """Ratios, tokens per second, and bytes."""
+def compared(
+    bases: tuple[PreTrainedModel, PreTrainedModel], artifact: PreTrainedModel, repetitions: int, prompt: int
+) -> Row:
+    """Ratios to the model in bfloat16 and in float32, tokens per second, and bytes."""
     row: Row = {}
+    base, wide = bases
     for name, measure, tokens in (("decode", decode, STEPS), ("prefill", partial(prefill, tokens=prompt), prompt)):
-        for model in (base, artifact):
+        for model in (base, wide, artifact):
             measure(model)
-        pairs = [(measure(base), measure(artifact)) for _ in range(repetitions)]
-        row[f"{name}_ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
-        row[f"{name}_ratio_min"] = min(theirs / ours for theirs, ours in pairs)
-        row[f"{name}_ratio_max"] = max(theirs / ours for theirs, ours in pairs)
-        row[f"{name}_tokens_per_second"] = tokens / statistics.median(ours for _, ours in pairs)
-        row[f"{name}_tokens_per_second_bf16"] = tokens / statistics.median(theirs for theirs, _ in pairs)
+        times = [(measure(base), measure(wide), measure(artifact)) for _ in range(repetitions)]
+        ratios = [theirs / ours for theirs, _, ours in times]
+        row[f"{name}_ratio"] = statistics.median(ratios)
+        row[f"{name}_ratio_min"], row[f"{name}_ratio_max"] = min(ratios), max(ratios)
+        row[f"{name}_ratio_float32"] = statistics.median(theirs / ours for _, theirs, ours in times)
+        row[f"{name}_tokens_per_second"] = tokens / statistics.median(ours for _, _, ours in times)
+        row[f"{name}_tokens_per_second_bf16"] = tokens / statistics.median(theirs for theirs, _, _ in times)
     row["weight_bytes_ratio"] = resident_bytes(artifact) / resident_bytes(base)
     row["kernels"] = sorted({kernel for _, linear in packed_linears(artifact) for kernel in linear.kernels_used()})
     return row

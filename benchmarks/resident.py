@@ -4,7 +4,7 @@
 
 SmolLM2-135M-Instruct, rounded to nearest (memory does not depend on how well), head and embedding in 4 bits, in
 bfloat16: a prompt of 64 tokens and 32 new ones. Resident memory of the process less what the imports take, mapped files
-counted; each figure is the median of three processes. Writes benchmarks/results/resident.json.
+counted; each figure is the median of five processes. Writes benchmarks/results/resident.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from smollm2 import CACHE, fetch
 
 from report import machine
 
-RUNS = 3
+RUNS = 5
 ENDS = ("head.num_bits=4", "embeddings.num_bits=4")
 PLAIN = ("weights.num_bits=4", "weights.method=rtn", "weights.clip=none", "head.method=rtn", "head.clip=none")
 INPUTS = {"W4A16": (), "W4A8": ("activations.num_bits=8",)}

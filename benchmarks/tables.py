@@ -179,10 +179,12 @@ def q4_0(result: dict[str, Any]) -> list[str]:
 
 
 def inference(result: dict[str, Any]) -> list[str]:
-    """Ratios to bfloat16, then speeds and memory; then the cache's bytes."""
+    """Ratios to bfloat16 (and to float32, where it ran), then speeds and memory; then the cache's bytes."""
+    wide = "prefill_ratio_float32" in result["rows"][0]
+    more = " decode × float32 | prefill × float32 |" if wide else ""
     lines = [
-        "| shape | artifact | decode × bf16 | min – max | prefill × bf16 | min – max | tokens/s | memory |",
-        "|-|-|-|-|-|-|-|-|",
+        f"| shape | artifact | decode × bf16 | min – max | prefill × bf16 | min – max | tokens/s | memory |{more}",
+        f"|-|-|-|-|-|-|-|-|{'-|-|' if wide else ''}",
     ]
     for row in result["rows"]:
         cells = [row["shape"], row["artifact"]]
@@ -190,10 +192,12 @@ def inference(result: dict[str, Any]) -> list[str]:
             low, high = row[f"{name}_ratio_min"], row[f"{name}_ratio_max"]
             cells += [f"{row[f'{name}_ratio']:.2f}", f"{low:.2f} – {high:.2f}"]
         speeds = [f"{row[f'{name}_tokens_per_second']:.0f}" for name in ("decode", "prefill")]
-        lines.append(f"| {' | '.join([*cells, ', '.join(speeds), format(row['weight_bytes_ratio'], '.2f')])} |")
+        cells += [", ".join(speeds), f"{row['weight_bytes_ratio']:.2f}"]
+        cells += [f"{row[f'{name}_ratio_float32']:.2f}" for name in ("decode", "prefill") if wide]
+        lines.append(f"| {' | '.join(cells)} |")
     cache = ", ".join(f"{row['ratio']:.3f} at head_dim {row['head_dim']}" for row in result["cache"])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    model = f"{result['layers']} layers of each shape, batch 1, prefill of {result['prefill']} tokens"
+    model = f"{result['layers'] or 'All'} layers of each shape, batch 1, prefill of {result['prefill']} tokens"
     where = f"{result['machine']}, load {result['load_average'][0]:.1f} at the start"
     words = "tokens/s of decode and prefill; memory: of all weights, by that of bfloat16's"
     lines += ["", f"{model}, medians of {result['repetitions']}; {words}."]
@@ -455,6 +459,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "q4_0": q4_0,
     "inference": inference,
     "resident": resident,
+    "inference_avx2": inference,
     "inference_gpu": inference,
     "gpu_products": tables_gpu.products,
     "gpu_orders": tables_gpu.orders,

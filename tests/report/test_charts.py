@@ -49,6 +49,8 @@ def test_values_of_lines_and_dots_are_told() -> None:
     assert 'data-name="a" data-values="1,0.25 2,0.125"' in line_chart(
         [Series("a", "c0", [1, 2], [0.25, 0.125])], "alt", "step", "loss"
     )
+    for value, shown in ((5205.8, "5,206"), (152811.4, "2·10⁵")):
+        assert f">{shown}</text>" in dot_chart([Interval("rtn", "c0", value, value, value)], "alt", "ppl", 38.8)
     assert "<title>rtn: 9.500 (9 – 10)</title>" in dot_chart([Interval("rtn", "c0", 9.5, 9, 10)], "alt", "ppl", 7.5)
 
 

@@ -181,6 +181,13 @@ def _coincide(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, f
     )
 
 
+def _figure(value: float) -> str:
+    """Of a row: a perplexity, or a divergence."""
+    if value < 1000 or not math.isfinite(value):
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if value < 100_000 else number(value)
+
+
 def dot_chart(rows: Sequence[Interval], alt: str, label: str, reference: float) -> Markup:
     """A row per interval: its name and value, and below them a dot, a bar over its range, a dashed reference line."""
     width, step, margin = SIZE[0], 40, 14
@@ -196,7 +203,7 @@ def dot_chart(rows: Sequence[Interval], alt: str, label: str, reference: float) 
     for index, row in enumerate(rows):
         y = TOP + step * (index + 0.5)
         x, first, last = horizontal(row.value), horizontal(row.low), horizontal(row.high)
-        shown = f"{row.value:.3f}" if row.value < 1000 else f"{row.value:.3g}"
+        shown = _figure(row.value)
         hover = f"{row.name}: {shown} ({row.low:.4g} – {row.high:.4g})"
         parts.append(Markup('<text class="row" x="{}" y="{}">{}</text>').format(margin, y - 4, _cut(row.name)))
         parts.append(Markup('<text class="value" x="{}" y="{}">{}</text>').format(width - margin, y - 4, shown))

@@ -8,7 +8,7 @@ quantizing each once when it is written, which the packed cache does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -22,13 +22,13 @@ from typing_extensions import Unpack
 
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.cached_states import CachedStates, attend_packed, reads_packed
+from jointquant.runtime.kernels.quantized_tokens import turned
 from jointquant.runtime.key_basis import KeyBasis
 
 ATTENTION_NAME = "jointquant"
-
-
-class CachedStates(Tensor):
-    """Keys or values [batch, KV heads, tokens, head_dim] that a packed cache hands out."""
+Turn = Callable[[HadamardTransform, Tensor], Tensor]
+"""x R by one program or another."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,21 @@ class CachePath:
         """Whether keys or values take fewer bits."""
         return self.key is not None or self.value is not None
 
-    def of_query(self, query: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
-        """Queries in the basis in which the keys are quantized; ``buffers`` are the attention module's buffers."""
-        query = query if self.basis is None else self.basis.of_query(query, buffers)
-        return query if self.transform is None else self.transform.apply(query)
+    def of_query(self, query: Tensor, buffers: Mapping[str, Tensor], turn: Turn = HadamardTransform.apply) -> Tensor:
+        """Queries in the basis in which the keys are quantized.
 
-    def of_key(self, key: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
-        """Keys as they are quantized; ``buffers`` as for queries."""
+        Args:
+            query: [batch, heads, tokens, head_dim].
+            buffers: the attention module's.
+            turn: what applies R3.
+        """
+        query = query if self.basis is None else self.basis.of_query(query, buffers)
+        return query if self.transform is None else turn(self.transform, query)
+
+    def of_key(self, key: Tensor, buffers: Mapping[str, Tensor], turn: Turn = HadamardTransform.apply) -> Tensor:
+        """Keys [batch, kv_heads, tokens, head_dim] as they are quantized; the rest as for queries."""
         key = key if self.basis is None else self.basis.of_key(key, buffers)
-        return key if self.transform is None else self.transform.apply(key)
+        return key if self.transform is None else turn(self.transform, key)
 
     def of_value(self, value: Tensor) -> Tensor:
         """Values as they are quantized."""
@@ -76,8 +82,8 @@ class CachePath:
 
         Keys and values out of a packed cache have passed before they were kept.
         """
-        if isinstance(key, CachedStates):
-            return self.of_query(query, buffers), key.as_subclass(Tensor), value.as_subclass(Tensor)
+        if isinstance(key, CachedStates) and isinstance(value, CachedStates):
+            return self.of_query(query, buffers), key.decoded(), value.decoded()
         query, key, value = self.of_query(query, buffers), self.of_key(key, buffers), self.of_value(value)
         if self.key is not None:
             key = self.key.quantize(key)
@@ -97,7 +103,11 @@ def quantized_attention(
     """Scaled-dot-product attention behind the module's cache path (plain attention where it has none)."""
     path: CachePath | None = getattr(module, "cache_path", None)
     if path is not None:
-        query, key, value = path(query, key, value, dict(module.named_buffers(recurse=False)))
+        buffers = dict(module.named_buffers(recurse=False))
+        if attention_mask is None and reads_packed(query, key, value, kwargs):
+            seen = attend_packed(path.of_query(query, buffers, turned), key, value, kwargs.get("scaling"))
+            return seen.transpose(1, 2).contiguous(), None
+        query, key, value = path(query, key, value, buffers)
     if kwargs.get("softcap") is not None:
         return softcap_attention(module, query, key, value, attention_mask, **kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -1,8 +1,8 @@
 """A cache whose keys and values stay in few bits: what a token adds is quantized once, packed, and kept as bytes.
 
 A token and head is a record of bytes: its integers (two a byte up to 4 bits), its scales, its zero points. The layers
-are those of transformers' dynamic cache, which append, cut and reorder records as they do vectors; what attention reads
-is dequantized for it, and is what quantizing everything anew would give, bit for bit.
+are those of transformers' dynamic cache, which cut and reorder records as they do vectors; what attention reads is
+what quantizing everything anew would give, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,100 +11,85 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from jointquant.backend.operations import HOST, supports
-from jointquant.quantization.integer import Codes
-from jointquant.quantization.ranges import DynamicRange
-from jointquant.runtime.attention import CachedStates, CachePath
+from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.attention import CachePath
+from jointquant.runtime.cached_states import CachedStates, Record
+from jointquant.runtime.kernels.quantized_tokens import turned
 
-NIBBLE = 4
+GROWTH, LEAST_ROOM = 8, 16
+"""A cache that is full grows by an eighth of its tokens, or by so many."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """How the vector of a token and head becomes bytes, and comes back.
+@dataclass
+class Room:
+    """Memory for records of tokens to come, so that one more token does not copy all those before it.
 
     Attributes:
-        range: its quantizer; None: the bytes of the vector itself.
-        head_dim: its length.
-        dtype: of the vector that comes back.
-        device: where it is.
+        records: uint8 [batch, KV heads, capacity, bytes].
+        filled: tokens that somebody has written.
     """
 
-    range: DynamicRange | None
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device = HOST
+    records: Tensor
+    filled: int
 
-    @property
-    def nibbles(self) -> bool:
-        """Whether a byte holds two integers: on a device without shifts, none does."""
-        few = self.range is not None and self.range.fmt.num_bits <= NIBBLE
-        return few and self.head_dim % 2 == 0 and supports(self.device, "shift")
 
-    def encode(self, states: Tensor) -> Tensor:
-        """[..., head_dim] → uint8 [..., bytes]."""
-        if self.range is None:
-            return states.contiguous().view(torch.uint8)
-        codes = self.range.encode(states)
-        integers = codes.integers.to(torch.int8).flatten(-2)
-        parts = [self._packed(integers), codes.scale.flatten(-2).contiguous().view(torch.uint8)]
-        if self.range.fmt.has_zero_point:
-            parts.append(codes.zero_point.to(torch.int8).flatten(-2).view(torch.uint8))
-        return torch.cat(parts, dim=-1)
+def appended(kept: Tensor, new: Tensor, room: Room | None) -> tuple[Tensor, Room]:
+    """Records of new tokens behind those that are kept, and the memory where both are.
 
-    def decode(self, record: Tensor) -> Tensor:
-        """The inverse, quantized: [..., head_dim]."""
-        if self.range is None:
-            return record.contiguous().view(self.dtype)
-        work = torch.promote_types(self.dtype, torch.float32)
-        size = self.head_dim // 2 if self.nibbles else self.head_dim
-        groups = self.head_dim // (self.range.fmt.group_size or self.head_dim)
-        integers = self._unpacked(record[..., :size]).to(work).unflatten(-1, (groups, -1))
-        rest = record[..., size:]
-        scale = rest[..., : groups * work.itemsize].contiguous().view(work).unsqueeze(-1)
-        zero_point = torch.zeros((), dtype=work, device=record.device)
-        if self.range.fmt.has_zero_point:
-            zero_point = rest[..., groups * work.itemsize :].view(torch.int8).to(work).unsqueeze(-1)
-        return Codes(integers, scale, zero_point).dequantize().to(self.dtype)
-
-    def _packed(self, integers: Tensor) -> Tensor:
-        """int8 → uint8, the first half of a vector in the low four bits."""
-        if not self.nibbles:
-            return integers.view(torch.uint8)
-        low, high = integers.view(torch.uint8).chunk(2, dim=-1)
-        return (low & 15) | (high << NIBBLE)
-
-    def _unpacked(self, packed: Tensor) -> Tensor:
-        """The inverse, int8."""
-        if not self.nibbles:
-            return packed.view(torch.int8)
-        low, high = (packed << NIBBLE).view(torch.int8) >> NIBBLE, packed.view(torch.int8) >> NIBBLE
-        return torch.cat([low, high], dim=-1)
+    Memory that others have written to since, or that holds other records, is left alone: a copy is made, with room for
+    an eighth more.
+    """
+    count, total = kept.shape[2], kept.shape[2] + new.shape[2]
+    here = room is not None and room.filled == count and room.records.data_ptr() == kept.data_ptr() and count > 0
+    if room is None or not here or room.records.shape[:2] != kept.shape[:2] or room.records.shape[2] < total:
+        capacity = total + max(total // GROWTH, LEAST_ROOM)
+        room = Room(new.new_empty(*new.shape[:2], capacity, new.shape[3]), count)
+        room.records[:, :, :count] = kept
+    room.records[:, :, count:total] = new
+    room.filled = total
+    return room.records[:, :, :total], room
 
 
 class PackedLayer(DynamicLayer):
     """A layer of the cache whose ``keys`` and ``values`` are records, uint8 [batch, KV heads, tokens, bytes]."""
 
+    keys: Tensor | None
+    values: Tensor | None
+
     def __init__(self, path: CachePath, buffers: Mapping[str, Tensor], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path, self.buffers = path, buffers
+        self._keys_room: Room | None = None
+        self._values_room: Room | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append tokens [batch, KV heads, tokens, head_dim]; what attention reads of all tokens kept."""
-        keys, values = self.path.of_key(key_states, self.buffers), self.path.of_value(value_states)
-        key = Record(self.path.key, keys.shape[-1], keys.dtype, keys.device)
-        value = Record(self.path.value, values.shape[-1], values.dtype, values.device)
-        all_keys, all_values = super().update(key.encode(keys), value.encode(values), *args, **kwargs)
-        return key.decode(all_keys).as_subclass(CachedStates), value.decode(all_values).as_subclass(CachedStates)
+        key = Record(self.path.key, key_states.shape[-1], key_states.dtype, key_states.device)
+        value = Record(self.path.value, value_states.shape[-1], value_states.dtype, value_states.device)
+        turn = turned if key.in_place and value.in_place else HadamardTransform.apply
+        keys, values = self.path.of_key(key_states, self.buffers, turn), self.path.of_value(value_states)
+        all_keys, all_values = self._kept(key.encode(keys), value.encode(values), *args, **kwargs)
+        return CachedStates(key, all_keys), CachedStates(value, all_values)
+
+    def _kept(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """All records, those of the new tokens among them."""
+        if self.keys is None or self.values is None or self.keys.numel() == 0:
+            self.lazy_initialization(keys, values)
+            self.keys, self.values = keys[..., :0, :], values[..., :0, :]
+        self.keys, self._keys_room = appended(self.keys, keys, self._keys_room)
+        self.values, self._values_room = appended(self.values, values, self._values_room)
+        return self.keys, self.values
 
 
 class PackedSlidingLayer(PackedLayer, DynamicSlidingWindowLayer):
     """The same where attention looks at a window of tokens: older records are dropped."""
+
+    def _kept(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return DynamicSlidingWindowLayer.update(self, keys, values, *args, **kwargs)
 
 
 class PackedCache(DynamicCache):
@@ -124,7 +109,7 @@ class PackedCache(DynamicCache):
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
         states = [states for layer in self.layers for states in (layer.keys, layer.values)]
-        return sum(tensor.nbytes for tensor in states if tensor is not None)
+        return sum(tensor.untyped_storage().nbytes() for tensor in states if tensor is not None)
 
 
 def packed_layer(layer: Any, path: CachePath, buffers: Mapping[str, Tensor]) -> PackedLayer:

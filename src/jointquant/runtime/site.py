@@ -67,7 +67,7 @@ class SiteInput:
         return self.path(self.rows, self.buffers)
 
     def _in_chunks(self) -> Tensor:
-        size = self._chunk_rows()
+        size = self.chunk_rows()
         if not self.path or size >= len(self.rows):
             return self._whole()
         values = torch.empty_like(self.rows)
@@ -75,7 +75,7 @@ class SiteInput:
             out.copy_(self.path(chunk, self.buffers))
         return values
 
-    def _chunk_rows(self) -> int:
+    def chunk_rows(self) -> int:
         """Rows that are rotated and quantized together, so that their float32 copies stay in a cache."""
         return max(1, elements_in_cache(self.rows.device) // self.rows.shape[1])
 
@@ -154,7 +154,7 @@ class SiteInput:
         assert quantizer is not None
         (count, columns), device = self.rows.shape, self.rows.device
         integers = torch.empty(count, columns + extra, dtype=dtype, device=device)
-        size = self._chunk_rows()
+        size = self.chunk_rows()
         scales = []
         for chunk, out in zip(self.rows.split(size), integers.split(size), strict=True):
             codes = quantizer.encode(self.path.arrive(chunk, self.buffers), self.buffers)

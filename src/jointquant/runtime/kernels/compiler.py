@@ -1,4 +1,4 @@
-"""The program of ``packed_rows.c``: compiled when it is first asked for, kept in the user's cache, loaded by ctypes.
+"""The program of this folder's C files: compiled when first asked for, kept in the user's cache, loaded by ctypes.
 
 Nothing needs it: where there is no compiler, ``library`` says so, and other kernels do the work. The program uses AVX2,
 which ``-mavx2`` names, and threads by OpenMP: the same runtime as torch's, which is loaded under the same name already.
@@ -20,7 +20,7 @@ import torch
 
 from jointquant.backend.devices import X86
 
-SOURCE = Path(__file__).with_name("packed_rows.c")
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
 COMPILERS = ("cc", "gcc", "clang")
 """Asked in this order where the environment variable CC names none."""
 FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-mf16c", "-fopenmp", "-fPIC", "-shared")
@@ -65,15 +65,17 @@ def _library() -> ctypes.CDLL | str:
 
 
 def _compiled(compiler: str) -> Path:
-    """The shared object of this source by this compiler: in the cache, or made now."""
-    name = hashlib.sha256(SOURCE.read_bytes() + repr((_identity(compiler), FLAGS)).encode()).hexdigest()[:32]
+    """The shared object of these sources by this compiler: in the cache, or made now."""
+    text = b"".join(source.read_bytes() for source in SOURCES)
+    name = hashlib.sha256(text + repr((_identity(compiler), FLAGS)).encode()).hexdigest()[:32]
     folder = cache_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"packed_rows-{name}.so"
     if not (path.is_file() and path.stat().st_uid == os.getuid()):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / path.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            programs = [str(source) for source in SOURCES if source.suffix == ".c"]
+            command = [compiler, *FLAGS, *programs, "-o", str(made), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
             made.replace(path)  # whole or not there, whoever else compiles it now
     return path

@@ -18,7 +18,7 @@ from jointquant.runtime.site import TokenCodes
 CHUNK = 32
 """Columns that the program takes at a time: what groups are multiples of."""
 BITS = (4, 8)
-SCALE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class _Weight(ctypes.Structure):
@@ -64,22 +64,23 @@ class ReadableWeight:
             scale.shape[1],
             (weight.fmt.group_size or padded(weight.in_features)) // CHUNK,
             weight.fmt.num_bits,
-            SCALE_KINDS[scale.dtype],
+            KINDS[scale.dtype],
         )
         return cls(held, ctypes.addressof(told), told)
 
-    def product_of_floats(self, arranged: Tensor) -> Tensor:
-        """float32 [rows, out] of what ``arranged_floats`` gives."""
-        y = torch.empty(len(arranged), self.weight.out_features)
-        _functions().product_of_floats(self.address, arranged.data_ptr(), len(arranged), y.data_ptr())
+    def product_of_floats(self, x: Tensor) -> Tensor:
+        """[rows, out] in the dtype of x [rows, in], which has no gaps. Raises MemoryError."""
+        y = x.new_empty(x.shape[0], self.weight.out_features)
+        kind = KINDS[x.dtype]
+        if _functions().product_of_floats(self.address, x.data_ptr(), kind, x.shape[0], y.data_ptr(), kind):
+            raise MemoryError(f"no memory for {x.shape[0]} rows of {self.weight.in_features} columns")
         return y
 
-    def product_of_integers(self, arranged: ArrangedCodes) -> Tensor:
-        """float32 [rows, out]. Raises MemoryError."""
-        y = torch.empty(len(arranged.integers), self.weight.out_features)
-        left = (arranged.integers, arranged.zero_point, arranged.scale)
-        pointers = [tensor.data_ptr() for tensor in left]
-        if _functions().product_of_integers(self.address, *pointers, len(y), y.data_ptr()):
+    def product_of_integers(self, arranged: ArrangedCodes, dtype: torch.dtype) -> Tensor:
+        """[rows, out]. Raises MemoryError."""
+        y = torch.empty(arranged.integers.shape[0], self.weight.out_features, dtype=dtype)
+        left = arranged.integers.data_ptr(), arranged.zero_point.data_ptr(), arranged.scale.data_ptr()
+        if _functions().product_of_integers(self.address, *left, y.shape[0], y.data_ptr(), KINDS[dtype]):
             raise MemoryError(f"no memory to expand some rows of a weight of {self.weight.in_features} columns")
         return y
 
@@ -102,6 +103,10 @@ class ArrangedCodes:
     zero_point: Tensor
     scale: Tensor
 
+    def rows(self, start: int, stop: int) -> ArrangedCodes:
+        """Some rows, in the same memory."""
+        return ArrangedCodes(self.integers[start:stop], self.zero_point[start:stop], self.scale[start:stop])
+
 
 def unreadable(problem: Problem) -> str | None:
     """Why the program does not read a weight; None: it does."""
@@ -122,14 +127,6 @@ def padded(columns: int) -> int:
     return -(-columns // CHUNK) * CHUNK
 
 
-def arranged_floats(x: Tensor, bits: int) -> Tensor:
-    """float32 [rows, columns] of x [rows, in] on its way to a weight of ``bits``."""
-    rows, x = len(x), x.float().contiguous()
-    arranged = torch.empty(rows, padded(x.shape[1]))
-    _functions().arrange_floats(x.data_ptr(), rows, x.shape[1], bits, arranged.data_ptr())
-    return arranged
-
-
 def arranged_integers(codes: TokenCodes, bits: int) -> ArrangedCodes:
     """The same of signed integers with zero points."""
     integers, zero_point = codes.integers, codes.zero_point
@@ -145,11 +142,10 @@ def arranged_integers(codes: TokenCodes, bits: int) -> ArrangedCodes:
 def _functions() -> ctypes.CDLL:
     """The program, with the types of its functions' arguments."""
     found, pointer, size, word = library(), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    found.arrange_floats.argtypes = (pointer, size, size, word, pointer)
     found.arrange_integers.argtypes = (pointer, pointer, size, size, word, pointer)
-    found.product_of_floats.argtypes = (pointer, pointer, size, pointer)
-    found.product_of_integers.argtypes = (*(pointer,) * 4, size, pointer)
+    found.product_of_floats.argtypes = (pointer, pointer, word, size, pointer, word)
+    found.product_of_integers.argtypes = (*(pointer,) * 4, size, pointer, word)
     found.expand.argtypes = (pointer, size, size, pointer)
-    for name in ("arrange_floats", "arrange_integers", "product_of_floats", "expand"):
+    for name in ("arrange_integers", "expand"):
         getattr(found, name).restype = None
     return found

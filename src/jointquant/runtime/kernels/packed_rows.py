@@ -15,10 +15,9 @@ from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.kernels.packed_product import (
     ReadableWeight,
-    arranged_floats,
-    arranged_integers,
     unreadable,
 )
+from jointquant.runtime.kernels.quantized_tokens import codes_of
 from jointquant.runtime.site import SiteInput
 
 MOST_ROWS = 16
@@ -62,12 +61,11 @@ class PackedRows:
     def run(self, inputs: SiteInput, prepared: RowsInPlace) -> Tensor:
         """[rows, out]."""
         readable = prepared.readable
-        bits = readable.weight.fmt.num_bits
         if not prepared.integers:
-            values = inputs.once(("arranged", bits), lambda: arranged_floats(inputs.values(), bits))
-            return readable.product_of_floats(values).to(prepared.dtype)
-        codes = inputs.once(("arranged integers", bits), lambda: arranged_integers(inputs.signed_codes(), bits))
-        return readable.product_of_integers(codes).to(prepared.dtype)
+            return readable.product_of_floats(inputs.values().contiguous())
+        bits = readable.weight.fmt.num_bits
+        codes = inputs.once(("arranged integers", bits), lambda: codes_of(inputs, bits))
+        return readable.product_of_integers(codes, prepared.dtype)
 
 
 def _by_integers(problem: Problem) -> bool:

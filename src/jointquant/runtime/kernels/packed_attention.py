@@ -1,0 +1,99 @@
+"""The compiled program's attention of one new token over keys and values that stay packed, and how they are packed."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jointquant.quantization.ranges import DynamicRange
+from jointquant.runtime.kernels.compiler import library, missing
+from jointquant.runtime.kernels.rounding import grid_of
+
+NUM_BITS = 4
+"""Of what the program packs: two integers a byte."""
+MULTIPLE = 16
+"""Of the length of a vector: halves of whole registers."""
+
+
+class _Kept(ctypes.Structure):
+    """``Kept`` of packed_attention.c."""
+
+    _fields_ = (
+        ("records", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride", "record")),
+        ("has_zero", ctypes.c_int32),
+    )
+
+
+def unreadable(quantizer: DynamicRange | None, head_dim: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the program does not read the records of keys or values; None: it does."""
+    if device.type != "cpu":
+        return "runs on a CPU"
+    if dtype == torch.float64:
+        return "results of 32 bits at most, not torch.float64"
+    if quantizer is None or quantizer.fmt.num_bits > NUM_BITS or quantizer.fmt.signed_scale:
+        return f"vectors of at most {NUM_BITS} bits"
+    if head_dim % MULTIPLE or quantizer.fmt.group_size not in (None, head_dim):
+        return f"vectors that are multiples of {MULTIPLE}, with one scale"
+    return missing()
+
+
+def record_bytes(quantizer: DynamicRange, head_dim: int) -> int:
+    """Of a vector of keys or values: its integers, its scale, its zero point."""
+    return head_dim // 2 + 4 + quantizer.fmt.has_zero_point
+
+
+def records_of(states: Tensor, quantizer: DynamicRange) -> Tensor:
+    """[..., head_dim] as records, uint8 [..., bytes], of which ``unreadable`` has no complaint."""
+    x = states.float().contiguous()
+    head_dim, size = x.shape[-1], record_bytes(quantizer, x.shape[-1])
+    records = torch.empty(*x.shape[:-1], size, dtype=torch.uint8)
+    grid = grid_of(quantizer.fmt, quantizer.clip_ratio)
+    rows = x.numel() // head_dim
+    _functions().write_records(x.data_ptr(), rows, head_dim, ctypes.addressof(grid), records.data_ptr(), size)
+    return records
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, has_zeros: tuple[bool, bool], scaling: float) -> Tensor:
+    """What one new token sees.
+
+    Args:
+        query: [batch, heads, 1, head_dim], in the basis of the keys.
+        keys: records, uint8 [batch, kv_heads, tokens, bytes], the tokens of a head without gaps.
+        values: the same of the values.
+        has_zeros: whether the records of keys, and of values, have zero points.
+        scaling: a factor of the scores.
+
+    Returns:
+        float32 [batch, heads, 1, head_dim].
+
+    Raises:
+        MemoryError: no room for the scores.
+    """
+    (batch, heads, _, head_dim), (_, kv_heads, tokens, _) = query.shape, keys.shape
+    q, out = (query.float() * scaling).contiguous(), torch.empty(query.shape)
+    kept = [_kept(records, zero) for records, zero in zip((keys, values), has_zeros, strict=True)]
+    sizes = batch, kv_heads, heads // kv_heads, tokens, head_dim
+    if _functions().attend(q.data_ptr(), *map(ctypes.addressof, kept), *sizes, out.data_ptr()):
+        raise MemoryError(f"no memory for the scores of {tokens} tokens")
+    return out
+
+
+def _kept(records: Tensor, has_zero: bool) -> _Kept:
+    batch, head, token, byte = records.stride()
+    assert (token, byte) == (records.shape[-1], 1), "tokens lie one behind the other"
+    return _Kept(records.data_ptr(), batch, head, token, has_zero)
+
+
+@cache
+def _functions() -> Any:
+    """The program, with the types of its functions' arguments."""
+    found, pointer, size = library(), ctypes.c_void_p, ctypes.c_int64
+    found.write_records.argtypes = (pointer, size, size, pointer, pointer, size)
+    found.write_records.restype = None
+    found.attend.argtypes = (*(pointer,) * 3, *(size,) * 5, pointer)
+    return found
