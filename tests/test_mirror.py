@@ -50,7 +50,6 @@ WHOLE_SYSTEM = {
 COVERED_ELSEWHERE = {
     "analysis/capture.py": "tests/analysis/test_rotate.py",
     "analysis/rotation_facts.py": "tests/cli/test_rotate.py",
-    "backend/launches.py": "tests/runtime/kernels/test_triton_kernels.py",
     "calibration/capture.py": "tests/analysis/test_rotate.py",
     "calibration/reuse.py": "tests/calibration/test_calibrate.py",
     "calibration/samples.py": "tests/analysis/test_rotate.py",

@@ -16,7 +16,7 @@ from jointquant.backend.operations import MISSING
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.gptq_stack import factorize_stack, gptq_stack
 from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.ranges import DynamicRange
+from jointquant.quantization.ranges import DynamicRange, clip_search
 from jointquant.rotations import optimizers
 from jointquant.rotations.hadamard import random_hadamard
 from jointquant.rotations.learning import Training, learn
@@ -28,7 +28,8 @@ from jointquant.rounding import refinement
 NPU = torch.device("npu:0") if fake_npu.install() is None else None  # torch knows the name now
 QUANTIZER = DynamicRange(IntFormat(4, False))
 STEPS = RETRACT_EVERY + 4
-PAIRS = [("newton_schulz", name) for name in OBJECTIVES] + [(name, "whip") for name in OPTIMIZERS if name != "newton_schulz"]
+PAIRS = [("newton_schulz", name) for name in OBJECTIVES]
+PAIRS += [(name, "whip") for name in OPTIMIZERS if name != "newton_schulz"]
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +160,19 @@ def test_a_stack_waits_as_often_as_one() -> None:
         calls = sum(machine.calls.values())
         gptq(weights[0], factorize(hessians[0]), IntFormat(4, True))
         assert together < 1.5 * (sum(machine.calls.values()) - calls)
+
+
+def test_a_search_for_clip_ratios_waits_once() -> None:
+    def waits(batches: int) -> tuple[int, float]:
+        with fake_npu.present() as machine:
+            search = clip_search(DynamicRange(IntFormat(4, False)), None)
+            for seed in range(batches):
+                search.update(torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)).to(NPU))
+            best = search.best()
+            return sum(machine.waits.values()), best
+
+    assert waits(1)[0] == waits(5)[0] == 1
+    on_host = clip_search(DynamicRange(IntFormat(4, False)), None)
+    for seed in range(5):
+        on_host.update(torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)))
+    assert waits(5)[1] == on_host.best()

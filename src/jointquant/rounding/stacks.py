@@ -50,7 +50,9 @@ def _kind(layer: LayerInWork, site: Site) -> Alike | None:
     return one, torch.Size((sum(rows), shapes[0][1])), rows
 
 
-def round_alike(layer: LayerInWork, sites: Sequence[Site], hessians: Sequence[HessianSum]) -> dict[str, QuantizedWeight]:
+def round_alike(
+    layer: LayerInWork, sites: Sequence[Site], hessians: Sequence[HessianSum]
+) -> dict[str, QuantizedWeight]:
     """The rounded weights of the linears that read at sites of one of ``stacks_of``; the Hessians are let go of."""
     first = sites[0].linears[0]
     settings, scale_dtype = layer.weights_of(first), layer.scale_dtype(first)
