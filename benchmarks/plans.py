@@ -3,7 +3,7 @@
     python benchmarks/plans.py
 
 Writes benchmarks/results/plans.json (70B, in detail), plans_by_size.json, and plans_h100.json: the seconds that
-``jointquant plan --card h100`` predicts for 7B and 70B, by stage.
+``jointquant plan --gpu h100`` predicts for 7B and 70B, by stage.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def main() -> None:
 
 
 def planned(
-    name: str, sizes: dict[str, Any], recipe: str, device: str | None, size: str, card: str | None = None
+    name: str, sizes: dict[str, Any], recipe: str, device: str | None, size: str, gpu: str | None = None
 ) -> dict[str, object]:
     """A model's plan on an accelerator with so much memory, or on a card."""
     with tempfile.TemporaryDirectory() as folder:
         LlamaConfig(**sizes, dtype="bfloat16").save_pretrained(folder)
         settings = jointquant.load_recipe(recipe, size=size)
-        plan = jointquant.dry_run(folder, settings, memory_budget=MEMORY, device_budget=device, card=card)
+        plan = jointquant.dry_run(folder, settings, memory_budget=MEMORY, device_budget=device, gpu=gpu)
     row = {"model": name, "recipe": recipe, "device_budget": device} | plan.to_dict()
     print(row)
     return row

@@ -152,7 +152,8 @@ def plans_h100(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         stages = [f"{row['seconds'][stage]:.0f}" for stage in ("calibrate", "learn", "quantize")]
         whole, peak = f"{sum(row['seconds'].values()) / 60:.1f} min", f"{row['device_peak_bytes'] / 1e9:.0f} GB"
-        lines.append(f"| {' | '.join([row['model'], f'`{row["recipe"]}`', *stages, whole, peak])} |")
+        cells = [row["model"], f"`{row['recipe']}`", *stages, whole, peak]
+        lines.append(f"| {' | '.join(cells)} |")
     row = result["rows"][0]
     about = f"Predictions for {row['predicted_for']}, no measurements. Rates: {row['rates']}."
     return [*lines, "", f"{about} `{result['command']}`; {result['date']}."]

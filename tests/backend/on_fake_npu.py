@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from conftest import DEMO, few_steps, make_model, small
 from jointquant.backend import devices
 from jointquant.backend.operations import MISSING, OPERATIONS, PROBED, passes, supports
 from jointquant.recipe.recipe import Recipe, load_recipe
+from jointquant.rounding import weights
 from jointquant.runtime.loading import load_tokenizer
 
 NPU = torch.device("npu:0") if fake_npu.install() is None else None  # torch knows the name now
@@ -85,7 +86,7 @@ def recipes(names: tuple[str, ...]) -> dict[str, Recipe]:
     ],
 )
 def test_the_whole_pipeline(backend, dtype, probed, model: Path, tmp_path: Path, monkeypatch) -> None:
-    """Each preset is quantized by, evaluated and generates; then two are compared."""
+    """Each preset is quantized by, evaluated and generates; then one is compared with the model."""
     monkeypatch.setitem(MISSING, "npu", MISSING[backend])
     given = recipes(PRESETS)
     with fake_npu.present(lacking(MISSING[backend] | probed)) as machine:
@@ -96,12 +97,30 @@ def test_the_whole_pipeline(backend, dtype, probed, model: Path, tmp_path: Path,
             found = jointquant.evaluate(artifact, (TEXT,), reference=model, seqlen=16, max_tokens=32, device="npu")
             assert all(value > 1 for value in found.perplexity.values())
             assert jointquant.generate_text(artifact, "Once", max_new_tokens=3, device="npu").new_tokens == 3
-        two = {name: given[name] for name in PRESETS[:2]}
+        one = recipes(("dartquant",))
         compared = jointquant.compare(
-            model, two, tmp_path / "c", texts=(TEXT,), eval_seqlen=16, max_tokens=32, device="npu", dtype=dtype
+            model, one, tmp_path / "c", texts=(TEXT,), eval_seqlen=16, max_tokens=32, device="npu", dtype=dtype
         )
-        assert len(compared.rows) == len(two)
+        assert len(compared.rows) == 1
         assert machine.calls["mm"] > 0
+
+
+def test_experts_are_rounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer) -> None:
+    """On an accelerator without Cholesky: of the experts' MLPs both ends, each a stack."""
+    together: list[int] = []
+    round_alike = weights.round_alike
+
+    def note(layer: object, sites: Sized, hessians: object) -> object:
+        together.append(len(sites))
+        return round_alike(layer, sites, hessians)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(weights, "round_alike", note)
+    mixture = make_model("mixtral", num_hidden_layers=1)
+    recipe = load_recipe("fp16", small("weights.num_bits=4", "weights.method=gptq"))
+    with fake_npu.present(lacking(MISSING["npu"] | PROBED)):
+        jointquant.quantize(mixture, tmp_path / "a", recipe, tokenizer=tokenizer, device="npu")
+        assert jointquant.generate_text(tmp_path / "a", "Once", max_new_tokens=2, device="npu").new_tokens == 2
+    assert together == [4, 4]
 
 
 @pytest.mark.parametrize(("backend", "row"), [(name, row) for name, rows in MISSING.items() for row in sorted(rows)])

@@ -22,11 +22,11 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_a_plan_for_a_card_is_labelled(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dry = jointquant.dry_run(config, "dartquant", card="h100")
+    dry = jointquant.dry_run(config, "dartquant", gpu="h100")
     assert dry.assumed
     assert dry.card is CARDS["h100"]
     assert dry.to_dict()["predicted_for"] == "one NVIDIA H100 of 80 GB"
-    assert run("plan", str(config), "--recipe", "dartquant", "--card", "h100", "--json") == 0
+    assert run("plan", str(config), "--recipe", "dartquant", "--gpu", "h100", "--json") == 0
     printed = capsys.readouterr()
     assert "predicted for one NVIDIA H100 of 80 GB" in " ".join(printed.err.split())
     assert '"predicted_for": "one NVIDIA H100 of 80 GB"' in printed.out
@@ -36,16 +36,16 @@ def test_a_plan_for_a_card_is_labelled(config: Path, capsys: pytest.CaptureFixtu
 
 
 def test_other_cards_are_refused(config: Path) -> None:
-    with pytest.raises(InputError, match="unknown card 'tpu': expected one of h100|expected h100"):
-        jointquant.dry_run(config, card="tpu")
+    with pytest.raises(InputError, match=r"unknown gpu 'tpu': expected .*h100"):
+        jointquant.dry_run(config, gpu="tpu")
 
 
 def test_seconds_follow_from_the_rates(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the rates, nearly twice the time: reading files takes as long."""
     fast = CARDS["h100"]
     speed = Speed(fast.speed.products / 2, fast.speed.float32 / 2, fast.speed.bandwidth / 2, fast.speed.column * 2)
-    before = jointquant.dry_run(config, "dartquant", card="h100").seconds
+    before = jointquant.dry_run(config, "dartquant", gpu="h100").seconds
     monkeypatch.setitem(CARDS, "h100", type(fast)(fast.title, fast.memory, speed, fast.rates))
-    after = jointquant.dry_run(config, "dartquant", card="h100").seconds
+    after = jointquant.dry_run(config, "dartquant", gpu="h100").seconds
     assert after["learn"] == pytest.approx(2 * before["learn"])
     assert before["quantize"] < after["quantize"] < 2 * before["quantize"] + 1e-9

@@ -167,8 +167,8 @@ def launches_cost(device: torch.device) -> bool:
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device; the host does not wait until it has arrived, where the backend orders copies
-    and the work after them by itself. What is sent may change at once: it is staged.
+    """A tensor of the host's pageable memory on a device; the host does not wait until it has arrived, where the
+    backend orders copies and the work after them by itself. What is sent may change at once: the backend stages it.
     """
     return x.to(device, non_blocking=device.type in COLLECTIVES)
 

@@ -53,7 +53,7 @@ def show_dry_run(
         verb=verb,
         memory_budget=limits.memory,
         device_budget=limits.device,
-        card=limits.card,
+        gpu=limits.gpu,
         out=output.out,
         overwrite=output.overwrite,
         world_size=world_size,

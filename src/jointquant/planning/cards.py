@@ -36,7 +36,7 @@ CARDS = {
         "(benchmarks/results/gpu_products.json, gpu_calibration.json)",
     ),
 }
-"""By the name that ``jointquant plan --card`` takes.
+"""By the name that ``jointquant plan --gpu`` takes.
 
 H100: NVIDIA's data sheet has 67 teraflops in float32 and 3.35 TB/s. Measured: bfloat16 products of 2048 tokens at the
 shapes of Llama-2-7B, the slowest of them; and a column of GPTQ, q, k and v of a 70B layer.
@@ -47,5 +47,5 @@ def card_named(name: str | None) -> Card:
     """The card of a name; None: whatever accelerator has the memory that is named. Raises InputError for others."""
     if name is None:
         return ASSUMED
-    require(name in CARDS, unknown("card", name, list(CARDS)))
+    require(name in CARDS, unknown("gpu", name, list(CARDS)))
     return CARDS[name]

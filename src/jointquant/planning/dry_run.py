@@ -72,7 +72,7 @@ def dry_run(
     verb: str = "quantize",
     memory_budget: Size = None,
     device_budget: Size = None,
-    card: str | None = None,
+    gpu: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     world_size: int = 1,
@@ -89,7 +89,7 @@ def dry_run(
         verb: ``quantize``, ``compare`` or ``stats``.
         memory_budget: of the process; None: what is free on this machine.
         device_budget: of the accelerator; where there is none, the plan is for one with so much memory.
-        card: predict the seconds for a card that is not here, of a name in ``planning.cards.CARDS``: ``h100``.
+        gpu: predict the seconds for a card that is not here, of a name in ``planning.cards.CARDS``: ``h100``.
         out: where the output would be written; None: on the disk of the working directory.
         overwrite: what is at ``out`` may be replaced.
         world_size: how many ranks would share the run, each on a machine or an accelerator like this one.
@@ -113,8 +113,8 @@ def dry_run(
         check_windows(world_size, settings.calibration)
     shape = shape_of_model(model_without_values, architecture)
     where = resolve_device(given["device"])
-    on_paper = card_named(card)
-    paper = card is not None or (where.type == "cpu" and device_budget is not None)
+    on_paper = card_named(gpu)
+    paper = gpu is not None or (where.type == "cpu" and device_budget is not None)
     where = ON_PAPER_DEVICE if paper else where
     compute = resolve_dtype(given["dtype"], where, shape.dtype)
     works = workloads(verb, recipes, shape, Place(where, compute), base_of(where), world_size)

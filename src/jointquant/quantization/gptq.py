@@ -99,6 +99,7 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
             lower /= lower.diagonal().clone()
             lower.diagonal().zero_()
             return Factor(turn_around_(lower.to(hessian.device)), order, damping, dead)
+        del lower  # before another is made
         damping *= 10
     raise ValueError(f"the Hessian is not positive definite even with damping {damping:g}")
 
