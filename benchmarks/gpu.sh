@@ -27,7 +27,8 @@ stage() {
 
 # The Hadamard programs at all orders; then whole models beside the CPU's figures.
 stage orders 60 python benchmarks/gpu_kernels.py --only orders --out benchmarks/results/gpu_orders.json
-stage model 150 python benchmarks/gpu_model.py
+stage model 115 python benchmarks/gpu_model.py --only embedded
+stage stories 115 python benchmarks/gpu_model.py --only stories260k
 # R1's optimisers at hidden 4096 and 8192; two layers of 70B shape under a 24 GB cap; GPTQ at 7B and 70B layer shapes.
 stage quantize 115 python benchmarks/gpu_calibration.py --only quantize
 stage gptq 60 python benchmarks/gpu_calibration.py --only gptq

@@ -1,11 +1,11 @@
 """Small models quantized, reloaded and evaluated on the GPU, beside the same on the CPU.
 
-    python benchmarks/gpu_model.py [--models FOLDER] [--out FILE]
+    python benchmarks/gpu_model.py [--models FOLDER] [--only embedded,stories260k] [--out FILE]
 
 The embedded model, and stories260k where FOLDER (``../shared/models``) has it. A row is a recipe: perplexities in
 float32 of the artifact that each device made, evaluated on the same device with the kernels that run by themselves and
 with the reference, and of the CPU's artifact on the GPU, where all that differs is who computes. Writes
-benchmarks/results/gpu_model.json.
+benchmarks/results/gpu_model.json, and keeps what it holds of other models from the same machine and versions.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=SHARED)
+    parser.add_argument("--only", default="embedded,stories260k")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     device = str(resolve_device("auto"))
-    models = {"embedded": MODEL}
-    if (arguments.models / "stories260k").is_dir():
-        models["stories260k"] = arguments.models / "stories260k"
+    models = {"embedded": MODEL, "stories260k": arguments.models / "stories260k"}
+    asked = {name: models[name] for name in arguments.only.split(",") if models[name].is_dir()}
     result = Result(arguments.out, "python benchmarks/gpu_model.py", device)
-    for name, model in models.items():
+    result.keep(lambda row: row["model"] not in asked)
+    for name, model in asked.items():
         for recipe in RECIPES:
             for row in measured(model, recipe, device):
                 result.add({"model": name, "recipe": recipe, **row})

@@ -2,7 +2,8 @@
 
     python benchmarks/plans.py
 
-Writes benchmarks/results/plans.json (70B, in detail) and plans_by_size.json.
+Writes benchmarks/results/plans.json (70B, in detail), plans_by_size.json, and plans_h100.json: the seconds that
+``jointquant plan --gpu h100`` predicts for 7B and 70B, by stage.
 """
 
 from __future__ import annotations
@@ -43,6 +44,17 @@ MEMORY, SIZE = "64GB", "70B"
 DEVICES = {"dartquant": "24GB", "w4a4kv4": "80GB"}
 """By recipe: refining a layer's rounding takes gradients, and so more memory."""
 
+CARD = "h100"
+ON_CARD = {
+    "Llama-2-7B": (
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
+        | {"num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096},
+        "8B",
+    ),
+    "Llama-2-70B": (MODELS["Llama-2-70B"], SIZE),
+}
+CARD_RECIPES = ("w4a16", "dartquant", "w4a4kv4", "jointquant")
+
 
 def main() -> None:
     """Plan every model and write the result files."""
@@ -59,14 +71,22 @@ def main() -> None:
         for size, sizes in BY_SIZE.items()
     ]
     write("plans_by_size", by_size)
+    on_card = [
+        planned(name, sizes, recipe, None, size, CARD)
+        for name, (sizes, size) in ON_CARD.items()
+        for recipe in CARD_RECIPES
+    ]
+    write("plans_h100", on_card)
 
 
-def planned(name: str, sizes: dict[str, Any], recipe: str, device: str, size: str) -> dict[str, object]:
-    """A model's plan on an accelerator with so much memory."""
+def planned(
+    name: str, sizes: dict[str, Any], recipe: str, device: str | None, size: str, gpu: str | None = None
+) -> dict[str, object]:
+    """A model's plan on an accelerator with so much memory, or on a card."""
     with tempfile.TemporaryDirectory() as folder:
         LlamaConfig(**sizes, dtype="bfloat16").save_pretrained(folder)
         settings = jointquant.load_recipe(recipe, size=size)
-        plan = jointquant.dry_run(folder, settings, memory_budget=MEMORY, device_budget=device)
+        plan = jointquant.dry_run(folder, settings, memory_budget=MEMORY, device_budget=device, gpu=gpu)
     row = {"model": name, "recipe": recipe, "device_budget": device} | plan.to_dict()
     print(row)
     return row

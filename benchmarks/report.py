@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +48,12 @@ class Result:
 
     def __init__(self, path: Path, command: str, device: str = "cpu", **more: Any) -> None:
         self.path, self.content = path, {"command": command, **machine(device), **more, "rows": []}
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Take over the rows of the file that are wanted, if they come from this machine and these versions."""
+        before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        if all(before.get(name) == self.content[name] for name in ("machine", "versions")):
+            self.content["rows"] = [row for row in before["rows"] if wanted(row)]
 
     def add(self, row: dict[str, Any]) -> None:
         """Print a row and write it."""

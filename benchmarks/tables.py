@@ -146,6 +146,19 @@ def plans_by_size(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"`{result['command']}`; {result['date']}."]
 
 
+def plans_h100(result: dict[str, Any]) -> list[str]:
+    """Seconds that are predicted for one card, by stage."""
+    lines = _headed(["model", "recipe", "calibrate (s)", "learn (s)", "quantize (s)", "in all", "GPU memory"])
+    for row in result["rows"]:
+        stages = [f"{row['seconds'][stage]:.0f}" for stage in ("calibrate", "learn", "quantize")]
+        whole, peak = f"{sum(row['seconds'].values()) / 60:.1f} min", f"{row['device_peak_bytes'] / 1e9:.0f} GB"
+        cells = [row["model"], f"`{row['recipe']}`", *stages, whole, peak]
+        lines.append(f"| {' | '.join(cells)} |")
+    row = result["rows"][0]
+    about = f"Predictions for {row['predicted_for']}, no measurements. Rates: {row['rates']}."
+    return [*lines, "", f"{about} `{result['command']}`; {result['date']}."]
+
+
 def memory(result: dict[str, Any]) -> list[str]:
     """Peak memory by depth, beside the plan's prediction."""
     lines = ["| layers | peak | predicted | bound | hidden states | seconds |", "|-|-|-|-|-|-|"]
@@ -472,6 +485,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "one_capture_stories260k": one_capture,
     "one_capture_smollm2": one_capture,
     "plans_by_size": plans_by_size,
+    "plans_h100": plans_h100,
     "where": where,
     "loss_by_part_smollm2": loss_by_part,
     "mixture_starved": mixture_starved,

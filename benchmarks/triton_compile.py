@@ -3,9 +3,10 @@
     python benchmarks/triton_compile.py [--targets sm_80,sm_90] [--models Llama-2-7B] [--out FILE]
 
 The programs are called as at run time, with tensors that have no memory and a driver that names a target instead of a
-device: each variant that a model would launch is compiled, none is run. A row is a variant: bytes of shared memory,
-bytes of stack for each thread (what did not fit into registers), the tensor cores' instructions in it, and the seconds
-that it took. Writes benchmarks/results/triton_compile.json.
+device: each variant that a model would launch is compiled, none is run. A row is a variant: bytes of shared memory and
+the bound that JointQuant compares with what a device has, bytes of stack for each thread (what did not fit into
+registers), the tensor cores' instructions in it, and the seconds that it took. Writes
+benchmarks/results/triton_compile.json.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRan
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.inner_rotation import InnerRotation
 from jointquant.runtime.input_path import InputPath
+from jointquant.runtime.kernels import triton_few_rows, triton_hadamard, triton_many_rows
 from jointquant.runtime.kernels.int4_triton import Int4Triton, TritonWeight
 from jointquant.runtime.kernels.triton_tokens import rms_norm_integers
 from jointquant.runtime.site import SiteInput
@@ -84,10 +86,27 @@ def compiling(add: Callable[[dict[str, Any]], None]) -> Callable[..., Any]:
         kernel = run(program, *args, grid=grid, warmup=True, **kwargs)
         if id(kernel) not in seen:
             seen[id(kernel)] = kernel
-            add({"program": program.__name__.lstrip("_"), **read(kernel, time.perf_counter() - start)})
+            name = program.__name__.lstrip("_")
+            add({"program": name, **read(kernel, time.perf_counter() - start), "bound_bytes": bound(name, kwargs)})
         return kernel
 
     return compile_only
+
+
+def bound(name: str, given: dict[str, Any]) -> int | None:
+    """The shared memory that JointQuant takes a variant to need at most; None: it does not ask."""
+    if name in ("last_factor", "outer_factor", "blocks"):
+        return triton_hadamard.factor_bytes()
+    if name == "hadamard_integers":
+        return triton_hadamard.token_bytes(given["a"], given["b"])
+    more = given.get("num_warps"), given.get("num_stages")
+    if name == "few_rows":
+        sizes = (given[f"block_{side}"] for side in ("rows", "out", "half"))
+        return triton_few_rows.shared_bytes(triton_few_rows.Tile(*sizes, *more), given["x"].itemsize)
+    if name == "integer_product":
+        sizes = (given[f"block_{side}"] for side in ("rows", "out", "k"))
+        return triton_many_rows.shared_bytes(triton_many_rows.Tile(*sizes, *more))
+    return None
 
 
 def read(kernel: Any, seconds: float) -> dict[str, Any]:
@@ -147,9 +166,10 @@ def model(hidden: int, intermediate: int) -> None:
     multiply(64, hidden, intermediate, InputPath(transform, A8), None, torch.float32)
     x = empty(64, hidden, dtype=torch.bfloat16)
     rms_norm_integers(x, empty(hidden, dtype=torch.bfloat16), 1e-5, IntFormat(8, False), 1.0)
-    columns = [empty(16, hidden, dtype=torch.float32) for _ in range(5)]
-    codes = empty(16, hidden, dtype=torch.int8)
-    round_columns((*columns, codes), empty(16, 16, dtype=torch.float32), IntFormat(4, False))
+    for stack in ((), (8,)):
+        columns = [empty(*stack, 16, hidden, dtype=torch.float32) for _ in range(5)]
+        codes = empty(*stack, 16, hidden, dtype=torch.int8)
+        round_columns((*columns, codes), empty(*stack, 16, 16, dtype=torch.float32), IntFormat(4, False))
 
 
 def supported(target: GPUTarget) -> bool:

@@ -32,6 +32,9 @@ DLPACK_CPU, DLPACK_EXTENSION = 1, 12
 WAITS = ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "equal", "bincount", "is_nonzero")
 """Operations whose result the host needs to go on: its value, or its shape."""
 
+INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
+"""Operations of that kind where an index is a mask: how much of it is true has to be known."""
+
 
 class _Device(ctypes.Structure):
     _fields_ = (("kind", ctypes.c_int32), ("index", ctypes.c_int32))
@@ -78,11 +81,14 @@ class Machine:
         present: whether torch finds it.
         refuses: (operation, its tensors) → why the device cannot do it; None: it can.
         waits: how often the host waited for it, by operation and the line of the project that asked.
+        sent: how often the host waited until its own tensor had arrived there, by the line that sent it.
+        calls: how often each operation was asked for.
     """
 
     present: bool = False
     refuses: Callable[[str, list[Tensor]], str | None] = lambda name, tensors: None
     waits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
 
 
@@ -164,6 +170,11 @@ def _shape_of(operation: Any) -> Shape:
     )
 
 
+def _indices(args: tuple[Any, ...]) -> list[Tensor]:
+    """Those of an operation of ``INDEXED``: its second argument."""
+    return _tensors(args[1:2])
+
+
 def _check(name: str, tensors: list[Tensor]) -> None:
     why = MACHINE.refuses(name, [x for x in tensors if x.device.type == NAME])
     if why is not None:
@@ -182,7 +193,7 @@ def _run(operation: Any, *args: Any, **kwargs: Any) -> Any:
     _check(shape.name, given)
     if shape.is_view:  # the same memory: no work
         return operation.redispatch(HOST_KEYS, *args, **kwargs)
-    if shape.name in WAITS:
+    if shape.name in WAITS or (shape.name in INDEXED and any(x.dtype == torch.bool for x in _indices(args))):
         _note_wait(shape.name)
     lent = {id(x): on_host(x) for x in given}
     args = tuple(  # a number that torch had made a tensor of comes as a number
@@ -217,6 +228,8 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     _check("copy_", [target, source])
     if target.device.type != NAME and not non_blocking:
         _note_wait("copy to the host")
+    if source.device.type != NAME and not non_blocking:
+        MACHINE.sent[_asked_by()] += 1
     on_host(target).copy_(on_host(source))
     return target
 
@@ -241,8 +254,8 @@ def present(refuses: Callable[[str, list[Tensor]], str | None] = lambda name, te
     """While open, torch finds the device."""
     install()
     MACHINE.present, MACHINE.refuses = True, refuses
-    MACHINE.waits.clear()
-    MACHINE.calls.clear()
+    for counted in (MACHINE.waits, MACHINE.sent, MACHINE.calls):
+        counted.clear()
     synchronize = torch.accelerator.synchronize
     torch.accelerator.synchronize = lambda device=None: None  # asks for what only a backend in C++ has
     try:

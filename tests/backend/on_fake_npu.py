@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,8 @@ from backend.test_operations import ROUTED
 from conftest import DEMO, few_steps, make_model, small
 from jointquant.backend import devices
 from jointquant.backend.operations import MISSING, OPERATIONS, PROBED, passes, supports
-from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.ranges import DynamicRange, clip_search
 from jointquant.recipe.recipe import Recipe, load_recipe
-from jointquant.rotations.hadamard import random_hadamard
-from jointquant.rotations.optimizers import RETRACT_EVERY, RotationProblem, Schedule, newton_schulz
+from jointquant.rounding import weights
 from jointquant.runtime.loading import load_tokenizer
 
 NPU = torch.device("npu:0") if fake_npu.install() is None else None  # torch knows the name now
@@ -82,30 +79,48 @@ def recipes(names: tuple[str, ...]) -> dict[str, Recipe]:
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "probed", "names"),
+    ("backend", "dtype", "probed"),
     [
-        pytest.param("npu", "bfloat16", frozenset(), PRESETS, id="an npu that has what is tried"),
-        pytest.param("mps", "auto", PROBED, PRESETS[:1], id="as mps, which has none of it"),
+        pytest.param("npu", "bfloat16", frozenset(), id="an npu that has what is tried"),
+        pytest.param("mps", "auto", PROBED, id="as mps, which has none of it"),
     ],
 )
-def test_the_whole_pipeline(backend, dtype, probed, names, model: Path, tmp_path: Path, monkeypatch) -> None:
-    """compare quantizes by each, as quantize does; what it keeps is evaluated and generates."""
+def test_the_whole_pipeline(backend, dtype, probed, model: Path, tmp_path: Path, monkeypatch) -> None:
+    """Each preset is quantized by, evaluated and generates; then one is compared with the model."""
     monkeypatch.setitem(MISSING, "npu", MISSING[backend])
+    given = recipes(PRESETS)
     with fake_npu.present(lacking(MISSING[backend] | probed)) as machine:
-        compared = jointquant.compare(
-            model, recipes(names), tmp_path / "c", texts=(TEXT,), eval_seqlen=16, max_tokens=32,
-            device="npu", dtype=dtype, keep_artifacts=True,
-        )  # fmt: skip
-        assert len(compared.rows) == len(names)
-        artifacts = sorted(path.parent for path in (tmp_path / "c").rglob("config.json"))
-        assert len(artifacts) == len(names)
-        for artifact in artifacts:
+        for name, recipe in given.items():
+            artifact = tmp_path / name
+            done = jointquant.quantize(model, artifact, recipe, device="auto", dtype=dtype)
+            assert done.quantized_weights == 15360
             found = jointquant.evaluate(artifact, (TEXT,), reference=model, seqlen=16, max_tokens=32, device="npu")
             assert all(value > 1 for value in found.perplexity.values())
             assert jointquant.generate_text(artifact, "Once", max_new_tokens=3, device="npu").new_tokens == 3
-        done = jointquant.quantize(model, tmp_path / "q", recipes(PRESETS)["jointquant"], device="auto", dtype=dtype)
-        assert done.quantized_weights == 15360
+        one = recipes(("dartquant",))
+        compared = jointquant.compare(
+            model, one, tmp_path / "c", texts=(TEXT,), eval_seqlen=16, max_tokens=32, device="npu", dtype=dtype
+        )
+        assert len(compared.rows) == 1
         assert machine.calls["mm"] > 0
+
+
+def test_experts_are_rounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer) -> None:
+    """On an accelerator without Cholesky: of the experts' MLPs both ends, each a stack."""
+    together: list[int] = []
+    round_alike = weights.round_alike
+
+    def note(layer: object, sites: Sized, hessians: object) -> object:
+        together.append(len(sites))
+        return round_alike(layer, sites, hessians)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(weights, "round_alike", note)
+    mixture = make_model("mixtral", num_hidden_layers=1)
+    recipe = load_recipe("fp16", small("weights.num_bits=4", "weights.method=gptq"))
+    with fake_npu.present(lacking(MISSING["npu"] | PROBED)):
+        jointquant.quantize(mixture, tmp_path / "a", recipe, tokenizer=tokenizer, device="npu")
+        assert jointquant.generate_text(tmp_path / "a", "Once", max_new_tokens=2, device="npu").new_tokens == 2
+    assert together == [4, 4]
 
 
 @pytest.mark.parametrize(("backend", "row"), [(name, row) for name, rows in MISSING.items() for row in sorted(rows)])
@@ -127,12 +142,11 @@ def test_what_is_tried_is_found_out(operation: str, monkeypatch: pytest.MonkeyPa
     passes.cache_clear()
     with fake_npu.present(lacking(frozenset({operation}))):
         assert [name for name in PROBED if not supports(NPU, name)] == [operation]
-        if operation in ROUTED:
-            expected = ROUTED[operation](x)
-            assert torch.equal(ROUTED[operation](x.to(NPU)).cpu(), expected)  # type: ignore[attr-defined,arg-type]
-            monkeypatch.setattr("jointquant.backend.operations.PROBED", PROBED - {operation})
-            with pytest.raises(fake_npu.RefusedError, match=operation):
-                ROUTED[operation](x.to(NPU))
+        expected = ROUTED[operation](x)
+        assert torch.equal(ROUTED[operation](x.to(NPU)).cpu(), expected)  # type: ignore[attr-defined,arg-type]
+        monkeypatch.setattr("jointquant.backend.operations.PROBED", PROBED - {operation})
+        with pytest.raises(fake_npu.RefusedError, match=operation):
+            ROUTED[operation](x.to(NPU))
 
 
 def test_the_fake_computes_what_the_host_does() -> None:
@@ -150,38 +164,3 @@ def test_the_fake_computes_what_the_host_does() -> None:
         machine.waits.clear()
         assert bool((leaf > -1000).all())
         assert sum(machine.waits.values()) == 1
-
-
-def test_a_step_of_an_optimiser_does_not_wait_for_the_device() -> None:
-    start = random_hadamard(16, torch.Generator().manual_seed(0)).float()
-    samples = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
-
-    def waits(steps: int) -> int:
-        with fake_npu.present() as machine:
-            x = samples.to(NPU)
-            problem = RotationProblem(lambda r, step: (-(x @ r).abs()).exp().mean(), torch.ones((), device=NPU))
-            learned = newton_schulz(problem, start.to(NPU), Schedule(steps, 0.1, 0.9))
-            assert len(learned.losses) == len(learned.angles) == steps
-            return sum(machine.waits.values())
-
-    few = waits(2)
-    assert waits(RETRACT_EVERY - 1) <= few + 2  # the last return may take another iteration or two
-    assert (
-        waits(4 * RETRACT_EVERY - 1) <= few + 3 * 3
-    )  # as many returns to the orthogonal matrices, of a few iterations
-
-
-def test_a_search_for_clip_ratios_waits_once() -> None:
-    def waits(batches: int) -> tuple[int, float]:
-        with fake_npu.present() as machine:
-            search = clip_search(DynamicRange(IntFormat(4, False)), None)
-            for seed in range(batches):
-                search.update(torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)).to(NPU))
-            best = search.best()
-            return sum(machine.waits.values()), best
-
-    assert waits(1)[0] == waits(5)[0] == 1
-    on_host = clip_search(DynamicRange(IntFormat(4, False)), None)
-    for seed in range(5):
-        on_host.update(torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)))
-    assert waits(5)[1] == on_host.best()

@@ -32,16 +32,17 @@ ROUTED: dict[str, Callable[[torch.Tensor], object]] = {
     "eigh": lambda x: power(x @ x.T, 0.5),
     "wrapping": lambda x: token_keys(x, 3),
     "shift": lambda x: unpack(pack(torch.zeros_like(x, dtype=torch.int8), 4), 4, x.shape),  # type: ignore[arg-type]
+    "bfloat16": lambda x: torch.zeros(1, dtype=resolve_dtype("auto", x.device, torch.bfloat16), device=x.device) + 1,
 }
 """By operation, what asks for it."""
 
 
 def test_on_a_fake_npu() -> None:
     """In a process of its own: torch cannot forget a backend."""
-    cases = Path(__file__).with_name("on_fake_npu.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)]
+    cases = [Path(__file__).with_name(name) for name in ("on_fake_npu.py", "waits_on_fake_npu.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *map(str, cases)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cases.parents[2])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cases[0].parents[2])
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 

@@ -186,14 +186,14 @@ def test_the_lower_factor_of_a_damped_matrix(size: int) -> None:
     x = torch.randn(size + 3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
     hessian, order = x.T @ x, torch.randperm(size, generator=torch.Generator().manual_seed(11))
     before, diagonal = hessian.clone(), hessian.diagonal()[order] + 0.5
-    lower = lower_factor(hessian, order, diagonal)
-    assert lower is not None
+    lower, factored = lower_factor(hessian, order, diagonal)
+    assert factored
     assert torch.equal(lower, lower.tril())
     wanted = hessian[order][:, order]
     wanted.diagonal().add_(0.5)
     torch.testing.assert_close(lower @ lower.T, wanted, rtol=1e-12, atol=1e-12)
     assert torch.equal(hessian, before)
-    assert lower_factor(hessian, order, -diagonal) is None
+    assert not lower_factor(hessian, order, -diagonal)[1]
 
 
 def test_a_released_hessian_is_one_that_has_seen_nothing() -> None:

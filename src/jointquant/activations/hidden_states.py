@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jointquant.activations.stores import Durable, HeldStates, Share, SharedFiles, SpilledStates, Store
-from jointquant.backend.devices import tokens_at_once
+from jointquant.backend.devices import sent, tokens_at_once
 from jointquant.distributed.ranks import ALONE, Ranks
 
 
@@ -87,7 +87,7 @@ class HiddenStates:
         offset = self.share.part().start
         for number, (_, here) in enumerate(self.parts()):
             if here and number % every == 0:
-                yield self.store.read(here.start - offset, here.stop - offset).to(self.device)
+                yield sent(self.store.read(here.start - offset, here.stop - offset), self.device)
 
     def fill(self, batches: Iterator[Tensor]) -> None:
         """States become those of ``batches``, which follow each other from the first window to the last."""
@@ -119,4 +119,4 @@ class HiddenStates:
                 found.append(window)
         if not found:
             return torch.empty(0, *self.store.shape[1:], dtype=self.store.dtype, device=self.device)
-        return torch.cat(found).to(self.device)
+        return sent(torch.cat(found), self.device)

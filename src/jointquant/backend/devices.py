@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from jointquant.backend.operations import HOST, supports
 from jointquant.errors import InputError, printable, require, unknown
@@ -158,6 +159,18 @@ def is_nvidia(device: torch.device) -> bool:
 def has_triton() -> bool:
     """Whether Triton is installed."""
     return find_spec("triton") is not None
+
+
+def launches_cost(device: torch.device) -> bool:
+    """Whether starting an operation may take longer than doing it: many small ones are then done as one."""
+    return device.type != "cpu"
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's pageable memory on a device; the host does not wait until it has arrived, where the
+    backend orders copies and the work after them by itself. What is sent may change at once: the backend stages it.
+    """
+    return x.to(device, non_blocking=device.type in COLLECTIVES)
 
 
 def elements_at_once(device: torch.device) -> int:

@@ -41,6 +41,7 @@ def plan(
     dtype: DtypeOption = "auto",
     memory_budget: MemoryOption = None,
     device_budget: DeviceMemoryOption = None,
+    gpu: Annotated[str | None, typer.Option(help="Predict the time for a GPU that is not here: h100.")] = None,
     world_size: Annotated[int, typer.Option(min=1, help="Ranks that would share the run.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,5 +61,5 @@ def plan(
     from jointquant.planning.budget import Limits
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype)
-    limits = Limits(memory_budget, device_budget)
+    limits = Limits(memory_budget, device_budget, gpu)
     show_dry_run("quantize", config, recipes, Output(None, False, as_json), limits, options, world_size)

@@ -53,13 +53,15 @@ def show_dry_run(
         verb=verb,
         memory_budget=limits.memory,
         device_budget=limits.device,
+        gpu=limits.gpu,
         out=output.out,
         overwrite=output.overwrite,
         world_size=world_size,
         progress=shown_progress(),
         **options,
     )
-    show(plan_table(dry.plan, dry.seconds, dry.assumed, dry.traffic), output.as_json)
+    source = predicted(dry.card.title, dry.card.rates) if dry.assumed else MEASURED
+    show(plan_table(dry.plan, dry.seconds, source, dry.traffic), output.as_json)
     finish(dry.to_dict(), output.as_json)
 
 
@@ -80,16 +82,23 @@ def resumable(out: Path) -> Iterator[None]:
         raise
 
 
+MEASURED = "at the speed measured now"
+
+
+def predicted(title: str, rates: str) -> str:
+    """How seconds are labelled that were not measured."""
+    return f"predicted for {title}, from its rates: {rates}"
+
+
 def plan_table(
-    plan: Plan, seconds: dict[str, float] | None = None, assumed: bool = False, traffic: Bytes | None = None
+    plan: Plan, seconds: dict[str, float] | None = None, source: str = MEASURED, traffic: Bytes | None = None
 ) -> Table:
-    """What a run will need, and how long it will take where that was estimated."""
+    """What a run will need, and how long it will take where that was estimated, from which rates."""
     table = Table(show_header=False, title="plan")
     for what, words in in_words(plan).items():
         table.add_row(what, words)
     if seconds is not None:
         parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items() if value)
-        source = "at the assumed speed of an accelerator that is not here" if assumed else "at the speed measured now"
         table.add_row("time", f"about {sum(seconds.values()) / 60:.0f} min {source} ({parts})")
     if traffic:
         kinds = ", ".join(f"{kind} {in_bytes(size)}" for kind, size in traffic.items())

@@ -33,10 +33,12 @@ class Limits:
     Attributes:
         memory: of the process; None: what is free.
         device: of an accelerator; None: what is free.
+        gpu: the name of one that is not here, for which a plan is made.
     """
 
     memory: Size = None
     device: Size = None
+    gpu: str | None = None
 
 
 def budget_of(limits: Limits, device: torch.device, out: Path, ranks: Ranks = ALONE) -> Budget:

@@ -20,10 +20,11 @@ from jointquant.models.configuration import read_config, read_config_file
 from jointquant.models.layer import Place
 from jointquant.models.options import ModelOptions, completed
 from jointquant.planning.budget import base_of, device_limit, free_disk, plan_runs
+from jointquant.planning.cards import ASSUMED, Card, card_named
 from jointquant.planning.needs import Bytes
 from jointquant.planning.plan import Budget, Plan
 from jointquant.planning.shape import model_of, shape_of_model
-from jointquant.planning.speed import ON_PAPER, measure, seconds_of
+from jointquant.planning.speed import measure, seconds_of
 from jointquant.planning.traffic import seconds_on_links, traffic_of
 from jointquant.planning.workload import workloads
 from jointquant.progress import Progress, shown
@@ -40,9 +41,10 @@ class DryRun:
     Attributes:
         plan: memory and disk.
         seconds: by stage.
-        assumed: whether the speed of the device is an assumption.
+        assumed: whether the speed of the device is an assumption: then the seconds are predictions for ``card``.
         world_size: how many ranks share the run; plan and seconds are of the busiest.
         traffic: bytes that a rank receives, by kind; empty for one alone.
+        card: what a plan on paper is for.
     """
 
     plan: Plan
@@ -50,10 +52,13 @@ class DryRun:
     assumed: bool
     world_size: int = 1
     traffic: Bytes = field(default_factory=dict)
+    card: Card = ASSUMED
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
         found = {**self.plan.to_dict(), "seconds": self.seconds, "assumed": self.assumed}
+        if self.assumed:
+            found |= {"predicted_for": self.card.title, "rates": self.card.rates}
         if self.world_size == 1:
             return found
         seconds = seconds_on_links(self.traffic)
@@ -67,6 +72,7 @@ def dry_run(
     verb: str = "quantize",
     memory_budget: Size = None,
     device_budget: Size = None,
+    gpu: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     world_size: int = 1,
@@ -83,6 +89,7 @@ def dry_run(
         verb: ``quantize``, ``compare`` or ``stats``.
         memory_budget: of the process; None: what is free on this machine.
         device_budget: of the accelerator; where there is none, the plan is for one with so much memory.
+        gpu: predict the seconds for a card that is not here, of a name in ``planning.cards.CARDS``: ``h100``.
         out: where the output would be written; None: on the disk of the working directory.
         overwrite: what is at ``out`` may be replaced.
         world_size: how many ranks would share the run, each on a machine or an accelerator like this one.
@@ -106,20 +113,21 @@ def dry_run(
         check_windows(world_size, settings.calibration)
     shape = shape_of_model(model_without_values, architecture)
     where = resolve_device(given["device"])
-    paper = where.type == "cpu" and device_budget is not None
+    on_paper = card_named(gpu)
+    paper = gpu is not None or (where.type == "cpu" and device_budget is not None)
     where = ON_PAPER_DEVICE if paper else where
     compute = resolve_dtype(given["dtype"], where, shape.dtype)
     works = workloads(verb, recipes, shape, Place(where, compute), base_of(where), world_size)
-    device_bytes = bytes_of_size(device_budget) if paper else device_limit(where, device_budget)
+    device_bytes = bytes_of_size(device_budget) or on_paper.memory if paper else device_limit(where, device_budget)
     disk = None if paper else free_disk(Path(out or "."))
     budget = Budget(bytes_of_size(memory_budget) or available(), device_bytes, disk)
     plan = max(plan_runs(works, budget), key=lambda plan: plan.host_peak)
-    speed = ON_PAPER if paper else measure(where, compute)
+    speed = on_paper.speed if paper else measure(where, compute)
     seconds, traffic = Counter[str](), Counter[str]()
     for work in works:
         seconds.update(seconds_of(work, speed))
         traffic.update(traffic_of(work))
-    return DryRun(plan, dict(seconds), paper, world_size, dict(traffic))
+    return DryRun(plan, dict(seconds), paper, world_size, dict(traffic), on_paper)
 
 
 def _configuration(model: str | Path, options: ModelOptions, progress: Progress) -> PretrainedConfig:

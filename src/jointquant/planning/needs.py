@@ -5,12 +5,14 @@ The factors were fitted to measurements on CPUs (``benchmarks/memory.py`` prints
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from jointquant.backend.devices import elements_at_once
+from jointquant.backend.devices import elements_at_once, launches_cost
 from jointquant.models.architecture import stage_of
 from jointquant.planning.workload import Workload
+from jointquant.quantization.gptq_stack import most_in_stack
 from jointquant.recipe.rotations import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
 from jointquant.text.rows import MAX_TEXT
 
@@ -36,6 +38,8 @@ PROBE_STATES = 4
 """Copies of the states of the tokens that are looked at: the unquantized model's, the quantized one's, what differs."""
 FACTOR_COPIES = 2
 """Matrices of a Hessian's size besides it while its factor is computed: two where the device has no Cholesky."""
+STACK_COPIES = 4
+"""The same for the Hessians of a stack of experts besides themselves: in order, factors, and turned around."""
 
 TEXT_COPIES = 12
 """Bytes a byte of text: in pieces and whole, its tokens as they come and as a tensor (7 to 11.5 were measured)."""
@@ -97,17 +101,29 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
         sums |= {"inputs": kept, "inputs in float32": as_numbers * FLOAT}
     yield Needs("run a layer", layer | {"activations": quantized} | sums | rotation_bytes(work), ahead)
     part = min(elements_at_once(work.device), max(site.in_features * site.out_features for site in shape.sites))
-    rounding = {"rounding": ROUNDING_COPIES * part * FLOAT, "integers": integer_bytes(work)}
+    stacked, squares = stacked_elements(work)
+    rounding = {"rounding": ROUNDING_COPIES * max(part, stacked) * FLOAT, "integers": integer_bytes(work)}
     if hessians:
-        factor = {"Hessians": at_once, "factor": FACTOR_COPIES * largest}
+        factor = {"Hessians": at_once, "factor": max(FACTOR_COPIES * largest, STACK_COPIES * squares * FLOAT)}
         yield Needs("factorise", layer | factor | rotation_bytes(work), ahead)
-        rounding |= {"Hessians": at_once, "factor": largest}
+        rounding |= {"Hessians": at_once, "factor": max(largest, squares * FLOAT)}
     yield Needs("round", layer | rounding | rotation_bytes(work), ahead)
     if work.refined:
         yield Needs("refine", refinement_bytes(work) | rotation_bytes(work), ahead)
     yield Needs("head", {"head": shape.head * width}, {"as stored": 3 * shape.head * stored})
     if work.measured:
         yield Needs("measure", measurement_bytes(work), {"as stored": shape.head * stored})
+
+
+def stacked_elements(work: Workload) -> tuple[int, int]:
+    """The most elements of weights, and of Hessians, that are rounded together: those of several experts."""
+    counts = Counter((stage_of(site.name), site.out_features, site.in_features) for site in work.shape.sites)
+    found = [(0, 0)]
+    for (_, rows, columns), count in counts.items():
+        together = min(count, most_in_stack((rows, columns), work.device))
+        if together > 1 and work.sums_hessians and launches_cost(work.device):
+            found.append((together * rows * columns, together * columns**2))
+    return max(weights for weights, _ in found), max(squares for _, squares in found)
 
 
 def reading_bytes(text: int) -> int:

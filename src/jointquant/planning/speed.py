@@ -42,6 +42,10 @@ ON_PAPER = Speed(products=60e12, float32=15e12, bandwidth=600e9, column=60e-6)
 
 DISK = 1e9
 """Bytes a second read and written."""
+REACHED = 0.5
+"""Of the rate of products in bfloat16, by the steps of ``newton_schulz`` on an accelerator: an H100 took 0.42 s for 100
+steps at hidden size 4096 and 1.7 s at 8192.
+"""
 COLUMN = {True: 25e-6, False: 60e-6}
 """Seconds a column: a few small operations on the host, or as many kernels to launch."""
 
@@ -94,10 +98,14 @@ def _runs(work: Workload) -> float:
 def _learning(work: Workload, speed: Speed) -> float:
     """Products with the batch, forth and back, which ranks share, and a factorisation a step, which they do not."""
     r1, r2, shape = work.recipe.rotations.r1, work.recipe.rotations.r2, work.shape
-    flops = 0.0
+    flops, fast = 0.0, 0.0
     if isinstance(r1, LearnedResidualRotation):
         tokens = min(r1.batch_tokens, 2 * work.all_tokens * shape.num_layers)
-        flops += r1.steps * _step(tokens / work.ranks, shape.hidden_size)
+        of_r1 = r1.steps * _step(tokens / work.ranks, shape.hidden_size)
+        if r1.optimizer == "newton_schulz" and work.device.type != "cpu" and work.dtype.itemsize == 2:
+            fast = of_r1 / (REACHED * speed.products)
+        else:
+            flops += of_r1
     if isinstance(r2, LearnedRotation):
         heads = shape.num_layers * -(-shape.num_key_value_heads // work.ranks)
         flops += heads * r2.steps * _step(min(r2.batch_tokens, work.all_tokens), shape.head_dim)
@@ -105,7 +113,7 @@ def _learning(work: Workload, speed: Speed) -> float:
         downs = sum(site.name.startswith("down_in") for site in shape.sites)
         tokens = downs * min(r4.batch_tokens, work.all_tokens)
         flops += shape.num_layers * r4.steps * 6.0 * tokens * shape.intermediate_size * r4.most
-    return flops / speed.float32
+    return fast + flops / speed.float32
 
 
 def _step(tokens: float, size: int) -> float:

@@ -9,7 +9,7 @@ of each other, so linears that share an input are stacked along the output dimen
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,6 +24,7 @@ from jointquant.quantization.integer import IntFormat, to_groups
 from jointquant.quantization.weights import ClipMethod, QuantizedWeight, WeightFormat, weight_parameters
 
 MAX_DAMPING_TRIES = 8
+NOT_FINITE = "the Hessian of a site's inputs is not finite: the calibration activations overflowed"
 
 BLOCK, SMALL_BLOCK = 128, 16
 """Columns whose errors are carried on by one product; columns that are rounded one by one in between."""
@@ -45,20 +46,28 @@ inputs 57, 53 and 53; 4096 inputs 204, 196 and 201.
 
 @dataclass(frozen=True)
 class Factor:
-    """What rounding needs of a Hessian, shared by all linears that read the same input.
+    """What rounding needs of a Hessian, shared by all linears that read the same input; or of a stack of Hessians.
 
     Attributes:
-        feedback: [in, in] M, strictly upper triangular, columns in ``order``: H + damping = (I + M) D (I + M)ᵀ with D
-            diagonal. Column j is rounded where the errors of the columns before it put it: wⱼ + Σᵢ (wᵢ − ŵᵢ) Mᵢⱼ.
-        order: [in] the order in which columns are rounded.
-        damping: the share of the mean diagonal that was added for the factorisation to succeed.
-        dead: [in] bool, columns whose input was always zero (rounded as zero).
+        feedback: [..., in, in] M, strictly upper triangular, columns in ``order``: H + damping = (I + M) D (I + M)ᵀ
+            with D diagonal. Column j is rounded where the errors of the columns before it put it:
+            wⱼ + Σᵢ (wᵢ − ŵᵢ) Mᵢⱼ.
+        order: [..., in] the order in which columns are rounded.
+        damping: the share of the mean diagonal that was added for the factorisation to succeed, the largest of a stack.
+        dead: [..., in] bool, columns whose input was always zero (rounded as zero).
     """
 
     feedback: Tensor
     order: Tensor
     damping: float
     dead: Tensor
+
+    @property
+    def places(self) -> Tensor | tuple[Tensor, Tensor]:
+        """``order`` as an index of what is [..., in, out]."""
+        if self.order.ndim == 1:
+            return self.order
+        return torch.arange(len(self.order), device=self.order.device).unsqueeze(1), self.order
 
 
 def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = True) -> Factor:
@@ -71,10 +80,9 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
         ValueError: it is not factorisable even when heavily damped.
     """
     diagonal = hessian.diagonal().clone()
-    if not torch.isfinite(hessian.sum()):  # one number, where a mask would be a quarter of the matrix
-        raise OverflowedError("the Hessian of a site's inputs is not finite: the calibration activations overflowed")
+    finite = torch.isfinite(hessian.sum())  # one number, where a mask would be a quarter of the matrix
     dead = diagonal == 0
-    diagonal[dead] = 1.0
+    diagonal.masked_fill_(dead, 1.0)
     order = (
         torch.argsort(diagonal, descending=True, stable=True)
         if activation_order
@@ -83,17 +91,21 @@ def factorize(hessian: Tensor, damping: float = 0.01, activation_order: bool = T
     backwards = order.flip(0)  # H = L Lᵀ with both ends turned is H = V Vᵀ with V upper triangular
     diagonal = diagonal[backwards]
     for _ in range(MAX_DAMPING_TRIES):
-        lower = lower_factor(hessian, backwards, diagonal + damping * diagonal.mean())
-        if lower is not None:
+        lower, factored = lower_factor(hessian, backwards, diagonal + damping * diagonal.mean())
+        sound, found = torch.stack([finite, factored.to(finite.device)]).tolist()  # the host waits once for both
+        if not sound:
+            raise OverflowedError(NOT_FINITE)
+        if found:
             lower /= lower.diagonal().clone()
             lower.diagonal().zero_()
             return Factor(turn_around_(lower.to(hessian.device)), order, damping, dead)
+        del lower  # before another is made
         damping *= 10
     raise ValueError(f"the Hessian is not positive definite even with damping {damping:g}")
 
 
-def lower_factor(hessian: Tensor, order: Tensor, diagonal: Tensor) -> Tensor | None:
-    """L with LLᵀ = H, the rows and columns of H in an order, with another diagonal; None where there is no L.
+def lower_factor(hessian: Tensor, order: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
+    """L with LLᵀ = H, the rows and columns of H in an order, with another diagonal; and whether it is one: a bool.
 
     It takes the place of one copy of H whose columns lie in a row, as LAPACK asks: no other is made.
     """
@@ -101,7 +113,7 @@ def lower_factor(hessian: Tensor, order: Tensor, diagonal: Tensor) -> Tensor | N
     lower.diagonal().copy_(diagonal)
     failed = torch.empty((), dtype=torch.int32, device=lower.device)
     torch.linalg.cholesky_ex(lower, out=(lower, failed))
-    return lower if not failed and torch.isfinite(lower.diagonal().sum()) else None
+    return lower, (failed == 0) & torch.isfinite(lower.diagonal().sum())
 
 
 def turn_around_(matrix: Tensor) -> Tensor:
@@ -147,7 +159,7 @@ def _gptq_rows_by_group(
     weight: Tensor, factor: Factor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype
 ) -> QuantizedWeight:
     work = weight.float().clone()
-    work[:, factor.dead] = 0
+    work.masked_fill_(factor.dead, 0)
     columns = Columns(
         work.t().contiguous(), torch.ones_like(work.t()), torch.zeros_like(work.t()), factor.feedback, fmt
     )
@@ -167,26 +179,38 @@ def _gptq_rows_by_group(
 def _gptq_rows(
     weight: Tensor, factor: Factor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype
 ) -> QuantizedWeight:
-    work = weight.float().clone()
-    work[:, factor.dead] = 0
-    scale, zero_point = weight_parameters(to_groups(work, fmt), fmt, clip, scale_dtype)
-    scale, zero_point = scale.squeeze(-1), zero_point.squeeze(-1)  # [out, groups]
-    group_of = factor.order // (fmt.group_size or work.shape[1])
-    scales, zero_points = (
-        x.t()[group_of] if x.shape[1] > 1 else x.t().expand(work.t().shape) for x in (scale, zero_point)
-    )
-    columns = Columns(work.t()[factor.order].contiguous(), scales, zero_points, factor.feedback, fmt)
-    del work
-    codes = torch.empty_like(weight, dtype=torch.int8)
-    codes[:, factor.order] = columns.round().t()
+    codes, scale, zero_point = rounded_columns(weight, factor, fmt, clip, scale_dtype)
     return QuantizedWeight(codes, scale.to(scale_dtype), zero_point.to(torch.int8), fmt)
 
 
+def rounded_columns(
+    weight: Tensor, factor: Factor, fmt: WeightFormat, clip: ClipMethod, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``gptq`` with static groups of a weight [..., out, in]: int8 [..., out, in], float32 twice [..., out, groups].
+
+    Before ``out`` there is nothing, or one weight for each of a stack of factors.
+    """
+    work = weight.float().clone()
+    work.masked_fill_(factor.dead.unsqueeze(-2), 0)
+    scale, zero_point = weight_parameters(to_groups(work, fmt), fmt, clip, scale_dtype)
+    scale, zero_point = scale.squeeze(-1), zero_point.squeeze(-1)  # [..., out, groups]
+    in_order = replace(factor, order=factor.order // (fmt.group_size or work.shape[-1])).places
+    scales, zero_points = (
+        x.mT[in_order].contiguous() if x.shape[-1] > 1 else x.mT.expand(work.mT.shape) for x in (scale, zero_point)
+    )
+    columns = Columns(work.mT[factor.places].contiguous(), scales, zero_points, factor.feedback, fmt)
+    del work
+    codes = torch.empty_like(weight, dtype=torch.int8, memory_format=torch.contiguous_format)
+    codes.mT[factor.places] = columns.round()
+    return codes, scale, zero_point
+
+
 class Columns:
-    """The columns of a weight in the order of their rounding, as contiguous rows: every tensor is [in, out].
+    """The columns of a weight in the order of their rounding, as contiguous rows: every tensor is [..., in, out].
 
     Columns are rounded in blocks, and in small blocks inside: errors reach what lies behind the block by one product,
     what lies behind the small block inside the block by another, and only the columns of the small block one by one.
+    Weights of a stack, with a ``feedback`` [..., in, in] each, are rounded by the same operations at the same time.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, feedback: Tensor, fmt: WeightFormat) -> None:
@@ -196,22 +220,24 @@ class Columns:
 
     def round(self, block: int = BLOCK, choose: Callable[[Tensor, int, int], None] | None = None) -> Tensor:
         """The codes, int8; ``choose`` is shown each block of columns, where the errors before it would have them."""
-        size = len(self.weight)
+        size = self.weight.shape[-2]
         for start in range(0, size, block):
             stop = min(start + block, size)
-            moved = self._moved(self.weight[start:stop], 0, start, start, stop)
+            moved = self._moved(_between(self.weight, start, stop), 0, start, start, stop)
             if choose is not None:
                 choose(self._settled(moved, start, stop), start, stop)
             for first in range(start, stop, SMALL_BLOCK):
                 last = min(first + SMALL_BLOCK, stop)
-                near = self._moved(moved[first - start : last - start], start, first, first, last)
+                near = self._moved(_between(moved, first - start, last - start), start, first, first, last)
                 self._round_one_by_one(near, first, last)
         return self.codes
 
     def _moved(self, columns: Tensor, start: int, stop: int, first: int, last: int) -> Tensor:
         """``columns``, which are [first, last), where the errors of the columns [start, stop) put them."""
-        moved = columns.clone()
-        feedback, errors = self.feedback[start:stop, first:last].t(), self.errors[start:stop]
+        moved = columns.clone(memory_format=torch.contiguous_format)
+        feedback, errors = self.feedback[..., start:stop, first:last].mT, _between(self.errors, start, stop)
+        if moved.ndim == 3:
+            return moved.baddbmm_(feedback, errors) if start < stop else moved
         return moved.addmm_(feedback, errors) if stop - start < FAR else add_product(moved, feedback, errors.t())
 
     def _settled(self, moved: Tensor, start: int, stop: int) -> Tensor:
@@ -220,24 +246,33 @@ class Columns:
         ``moved`` has each column where it goes when the columns between stay at their weights. Those move too: of the
         moves δ all together, δ(I + M) = moved − weight inside the block.
         """
-        weight, place = self.weight[start:stop], runs_on(moved.device, "solve")
-        inside, moves = (part.to(place) for part in (self.feedback[start:stop, start:stop].t(), moved - weight))
+        weight, place = _between(self.weight, start, stop), runs_on(moved.device, "solve")
+        inside, moves = (part.to(place) for part in (self.feedback[..., start:stop, start:stop].mT, moved - weight))
         return weight + torch.linalg.solve_triangular(inside, moves, upper=False, unitriangular=True).to(weight)
 
     def _round_one_by_one(self, near: Tensor, first: int, last: int) -> None:
         """The columns [first, last), which ``near`` holds as the errors of all others have moved them."""
-        inside = self.feedback[first:last, first:last]
-        parts = (near, *(x[first:last] for x in (self.weight, self.scale, self.zero_point, self.errors, self.codes)))
+        inside = self.feedback[..., first:last, first:last]
+        known = (self.weight, self.scale, self.zero_point, self.errors, self.codes)
+        parts = (near, *(_between(x, first, last) for x in known))
         if isinstance(self.fmt, IntFormat) and has_program(near.device) and launched(parts, inside, self.fmt):
             return
         for index, (column, weight, scale, zero_point, error, codes) in enumerate(
-            zip(*(part.unbind() for part in parts), strict=True)
+            zip(*(part.unbind(-2) for part in parts), strict=True)
         ):
             rounded = self.fmt.encode(column, scale, zero_point)
             codes.copy_(rounded)
             torch.sub(weight, self.fmt.decode(rounded, scale, zero_point), out=error)
-            if index + 1 < len(near):
-                near[index + 1 :].addr_(inside[index, index + 1 :], error)
+            left, reach = _between(near, index + 1, last - first), inside[..., index, index + 1 :]
+            if near.ndim == 3:
+                left.addcmul_(reach.unsqueeze(-1), error.unsqueeze(-2))
+            elif len(left):
+                left.addr_(reach, error)
+
+
+def _between(columns: Tensor, start: int, stop: int) -> Tensor:
+    """The columns [start, stop) of [..., in, out]."""
+    return columns[..., start:stop, :]
 
 
 def has_program(device: torch.device) -> bool:
@@ -255,7 +290,7 @@ def launched(parts: tuple[Tensor, ...], inside: Tensor, fmt: IntFormat) -> bool:
         failed = of_launch(error)
         if failed is None:
             raise
-        remember(PROGRAM, inside.device, f"{len(inside)} columns of {parts[0].shape[1]} rows", failed)
+        remember(PROGRAM, inside.device, f"{inside.shape[-1]} columns of {parts[0].shape[-1]} rows", failed)
         return False
     return True
 

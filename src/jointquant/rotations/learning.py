@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jointquant.backend.devices import sent
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.rotations.accumulation import averaged
 from jointquant.rotations.blocks import block_products, rotate_blocks
@@ -237,7 +238,7 @@ class Batches:
         return self._next_of(self.copy), None
 
     def _next_of(self, samples: Tensor) -> Tensor:
-        return samples if self.order is None else samples.index_select(-2, next(self.order).to(samples.device))
+        return samples if self.order is None else samples.index_select(-2, sent(next(self.order), samples.device))
 
 
 def spread(samples: Tensor, batch_tokens: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jointquant.backend.devices import sent
 from jointquant.quantization.integer import affine_parameters, to_groups
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.names import ObjectiveName
@@ -97,7 +98,8 @@ def bin_kl(y: Tensor) -> Tensor:
     half_width = _half_width(y)  # [..., 1, 1]
     between = torch.arange(1, LEVELS) - LEVELS / 2  # in steps of the grid from 0
     beyond = torch.tensor([(LEVELS + 1) / 2])
-    edges = half_width * (torch.cat([-beyond, between, beyond]).to(y) * 2 / (LEVELS - 1))  # [..., 1, LEVELS + 1]
+    steps = sent(torch.cat([-beyond, between, beyond]).to(y.dtype), y.device)
+    edges = half_width * (steps * 2 / (LEVELS - 1))  # [..., 1, LEVELS + 1]
     above: Tensor = _SharesAbove.apply(y, edges, SHARPNESS * UNIFORM_HALF_WIDTH / half_width)
     shares = (above[..., :-1] - above[..., 1:]).clamp_min(LEAST_SHARE)
     shares = shares / shares.sum(-1, keepdim=True)

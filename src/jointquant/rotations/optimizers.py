@@ -15,9 +15,9 @@ from jointquant.rotations.names import OptimizerName
 from jointquant.rotations.orthogonal import (
     CLOSELY,
     EXACTLY,
-    LOOSELY,
     TINY,
     angle_of,
+    brought_back,
     cayley_transform,
     fastest_plane,
     mean_angle,
@@ -77,8 +77,12 @@ class Schedule:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
     def ends(self, losses: Sequence[Tensor]) -> bool:
-        """Whether training ends behind these losses, numbers on the device that are read only where they matter."""
+        """Whether training ends behind these losses, numbers on the device that are read only where they matter:
+        on an accelerator once in ``SETTLING`` steps.
+        """
         if self.tolerance == 0 or len(losses) < max(2 * SETTLING, self.steps / 2):
+            return False
+        if losses[-1].device != HOST and len(losses) % SETTLING:  # reading them waits for all steps so far
             return False
         return self.settled(numbers(losses[-2 * SETTLING :]))
 
@@ -262,7 +266,7 @@ def newton_schulz(problem: RotationProblem, initial: Tensor, schedule: Schedule)
         update = (factor @ second_order(turn, rate * fastest)).to(rotation)  # sums of two dtypes are slow
         before, rotation = rotation, torch.add(rotation, update, out=before)
         if (step + 1) % RETRACT_EVERY == 0:
-            rotation = orthogonalized(rotation, LOOSELY, low)
+            rotation = brought_back(rotation, low)
         angles.append(angle_of(torch.linalg.matrix_norm(update), rotation.shape[-1]))
         if schedule.ends(losses):
             break

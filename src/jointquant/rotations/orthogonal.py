@@ -7,11 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from jointquant.backend.operations import runs_on
+from jointquant.backend.operations import HOST, runs_on
 from jointquant.errors import OverflowedError
 
 LOOSELY, CLOSELY, EXACTLY = 0.1, 1e-3, 1e-10
 """‖RᵀR − I‖ that is left between steps, before the change to float64, and of what is returned."""
+
+RETURNS = 2
+"""Iterations of a return that nobody waits for: steps between two leave less than one takes away."""
 
 STRAYED = 10.0
 """‖RᵀR − I‖ above which Newton–Schulz iterations that do not lower it are given up."""
@@ -78,11 +81,32 @@ def orthogonalized(matrix: Tensor, tolerance: float, low: torch.dtype | None = N
         last = distance
 
 
+def brought_back(matrix: Tensor, low: torch.dtype | None = None) -> Tensor:
+    """What steps have moved [..., n, n], within ``LOOSELY`` of the orthogonal matrices, or nearer to them.
+
+    On the host as ``orthogonalized``. On an accelerator the same iterations, ``RETURNS`` of them: no one there asks how
+    far the matrix is, for the host would wait for all steps before. What has strayed beyond their reach is shortened
+    into it, by a bound of its largest singular value: the root of the largest sum of |RᵀR| along a row.
+    """
+    if matrix.device == HOST:
+        return orthogonalized(matrix, LOOSELY, low)
+    for _ in range(RETURNS):
+        factor = matrix.to(low or matrix.dtype)
+        excess = factor.mT @ factor
+        bound = excess.abs().sum(-1, dtype=matrix.dtype).amax(-1)[..., None, None].rsqrt()
+        excess.diagonal(dim1=-2, dim2=-1).sub_(1)
+        distance = torch.linalg.matrix_norm(excess, dtype=matrix.dtype, keepdim=True)
+        nearer = matrix - (factor @ excess).to(matrix) * (0.5 * (distance > LOOSELY).to(matrix))
+        matrix = torch.where(distance > STRAYED, matrix * bound, nearer)
+    return matrix
+
+
 def cayley_transform(skew: Tensor) -> Tensor:
     """(I + A/2)⁻¹(I − A/2) for a skew-symmetric A [..., n, n]: orthogonal, and exp(−A) to second order."""
     half = (skew / 2).to(runs_on(skew.device, "solve"))
     identity = torch.eye(half.shape[-1], dtype=half.dtype, device=half.device)
-    return torch.linalg.solve(identity + half, identity - half).to(skew.device)
+    turn, _ = torch.linalg.solve_ex(identity + half, identity - half)  # never singular: nobody waits to see
+    return turn.to(skew.device)
 
 
 def orthogonal_factor(matrix: Tensor) -> Tensor:

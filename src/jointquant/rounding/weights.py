@@ -21,6 +21,7 @@ from jointquant.rounding.hessians import SharedHessian
 from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.refinement import refine
 from jointquant.rounding.site_runs import needed, run_to, stages_of
+from jointquant.rounding.stacks import round_alike, stacks_of
 from jointquant.rounding.stand_ins import as_they_stand
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.selection import Mode, default_mode
@@ -83,10 +84,13 @@ def round_sites(
         if site.name in hessians
     }
     rounded: dict[str, QuantizedWeight] = {}
-    for site, owner in zip(sites, owners, strict=True):
-        hessian = totals.pop(site.name, None)
-        if owner is None or owner == ranks.rank:
-            rounded |= round_site(layer, site, hessian, ALONE if by_site else ranks)
+    mine = [site for site, owner in zip(sites, owners, strict=True) if owner in (None, ranks.rank)]
+    for stack in stacks_of(layer, mine) if by_site else ((site,) for site in mine):
+        found = [totals.pop(site.name, None) for site in stack]
+        if len(stack) > 1:
+            rounded |= round_alike(layer, stack, [hessian for hessian in found if hessian is not None])
+        else:
+            rounded |= round_site(layer, stack[0], found[0], ALONE if by_site else ranks)
     parts: dict[str, list[QuantizedWeight]] = {}
     for rank in range(ranks.size):
         for name, weight in exchanged(rounded, ranks, rank, layer.states.device).items():

@@ -61,6 +61,13 @@ def test_rotations_need_no_more_than_is_there_without_asking(rows: list[dict[str
     assert [row for row in rows if row["program"] in ROTATIONS and row["shared_bytes"] > ROTATION_SHARED_BYTES] == []
 
 
+def test_no_program_takes_more_than_is_asked_for(rows: list[dict[str, Any]]) -> None:
+    """What a device is compared with before a launch is a bound, and fits on the smallest card."""
+    bounded = [row for row in rows if row["bound_bytes"] is not None]
+    assert {row["program"] for row in bounded} >= ROTATIONS - {"outer_factor", "last_factor"} | {"few_rows"}
+    assert [row for row in bounded if not row["shared_bytes"] <= row["bound_bytes"] <= SHARED_BYTES] == []
+
+
 def test_what_is_summed_stays_in_registers(rows: list[dict[str, Any]]) -> None:
     assert [row for row in rows if row.get("stack_bytes", 0) > STACK_BYTES] == []
 

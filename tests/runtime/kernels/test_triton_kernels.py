@@ -14,12 +14,13 @@ from jointquant.evaluation.evaluate import EvaluationResult
 from jointquant.quantization.integer import Codes, IntFormat, encode_rows
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
 from jointquant.quantization.weights import round_to_nearest
+from jointquant.rotations.blocks import rotate_blocks
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.generation import Generation
-from jointquant.runtime.inner_rotation import InnerRotation, as_integers
+from jointquant.runtime.inner_rotation import InnerRotation, as_integers, matrices
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.choices import kernel_choices
-from jointquant.runtime.kernels.int4_triton import Int4Triton, halved, token_codes
+from jointquant.runtime.kernels.int4_triton import Int4Triton, halved, has_programs, token_codes
 from jointquant.runtime.kernels.selection import REFERENCE, choose
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.site import SharedInput, SiteInput
@@ -101,15 +102,33 @@ def agree(found: triton_tokens.Integers, expected: Codes) -> None:
     assert off.mean() < 1e-3
 
 
-ORDERS = (256, 768, 5120, 3584, 5632, 8192, 11008, 13824, 14336, 18944, 28672, 29568)
-"""Of small models, and those of DESIGN.md: 2^k times 1, 12, 20, 28, 44, 108, 148, 172 and 924."""
+ORDERS = (256, 768, 5120, 3584, 5632, 8192, 11008, 12288, 13824, 14336, 18944, 25600, 28672, 29568)
+"""Of small models and of published ones: 2^k times 1, 12, 20, 28, 44, 100, 108, 148, 172 and 924."""
+
+
+@pytest.mark.parametrize("size", ORDERS)
+def test_a_transform_fits_by_the_bytes_of_its_programs(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, device = HadamardTransform.of_size(size), torch.device(DEVICE)
+    assert triton_hadamard.fits(transform, device)
+    monkeypatch.setattr(triton_hadamard, "block_bytes", lambda device: triton_hadamard.factor_bytes() - 1)
+    assert not triton_hadamard.fits(transform, device)
+    assert not has_programs(InputPath(transform, DynamicRange(IntFormat(4, False))), device)
+
+
+def larger_tiles(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For large orders in the interpreter, which takes as long for a tile whatever its size."""
+    if INTERPRETED and size > 6000:
+        monkeypatch.setattr(triton_hadamard, "TILE", (16, 128))
+        monkeypatch.setattr(triton_hadamard, "DEPTH", 128)
+        monkeypatch.setattr(triton_hadamard, "block_bytes", lambda device: 2**20)
+        triton_hadamard.fits_one_program.cache_clear()
 
 
 @pytest.mark.parametrize("size", ORDERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_hadamard_transforms(size: int, dtype: torch.dtype) -> None:
+def test_hadamard_transforms(size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    larger_tiles(size, monkeypatch)
     transform = HadamardTransform.of_size(size)
-    assert triton_hadamard.fits(transform)
     assert not transform.is_block_diagonal
     x = tokens(2, size, dtype)
     found = triton_hadamard.hadamard(x, transform)
@@ -119,20 +138,31 @@ def test_hadamard_transforms(size: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("size", ORDERS)
-@pytest.mark.parametrize("centred", [False, True])
-def test_transformed_and_quantized(size: int, centred: bool) -> None:
+@pytest.mark.parametrize(("centred", "learned"), [(False, False), (True, False), (True, True)])
+def test_transformed_and_quantized(size: int, centred: bool, learned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    larger_tiles(size, monkeypatch)
     transform, quantizer = HadamardTransform.of_size(size), DynamicRange(IntFormat(4, False), 0.9)
+    inner = InnerRotation(128) if learned else None
     known = {"input_mean": torch.linspace(-1, 2, size).to(DEVICE)} if centred else {}
     x = tokens(2, size, torch.float32)
-    codes = token_codes(SiteInput(x, InputPath(transform, quantizer, centred), known))
+    arrived = transform.apply(x.cpu().double())
+    if inner is not None:
+        order = inner.block_size(size)
+        stack = torch.randn(size // order, order, order, generator=torch.Generator().manual_seed(size))
+        known["input_rotation"] = as_integers(torch.linalg.qr(stack)[0]).to(DEVICE)
+        arrived = rotate_blocks(arrived, matrices(known["input_rotation"].cpu(), torch.float64))
+    path = InputPath(transform, quantizer, centred, inner)
+    assert has_programs(path, x.device)
+    codes = token_codes(SiteInput(x, path, known))
     assert codes.zero_point is not None
-    arrived = transform.apply(x.cpu().double()).float() - (known["input_mean"].cpu() if centred else 0)
+    arrived = arrived.float() - (known["input_mean"].cpu() if centred else 0)
     agree((codes.integers, codes.scale.flatten(), codes.zero_point), encode_rows(arrived, quantizer.fmt, 0.9))
 
 
 def test_most_transforms_take_one_program() -> None:
-    one = [size for size in ORDERS if triton_hadamard.fits_one_program(HadamardTransform.of_size(size))]
-    assert one == [256, 768, 5120, 3584, 5632, 8192, 11008, 13824, 14336]
+    device = torch.device(DEVICE)
+    one = [size for size in ORDERS if triton_hadamard.fits_one_program(HadamardTransform.of_size(size), device)]
+    assert one == [256, 768, 5120, 3584, 5632, 8192, 11008, 12288, 13824, 14336]
 
 
 @pytest.fixture
@@ -294,3 +324,24 @@ def test_a_launch_that_fails_leaves_the_product_to_the_reference_and_says_so_onc
 def test_other_errors_are_no_failed_launches() -> None:
     assert launches.of_launch(ValueError("a defect")) is None
     assert launches.of_launch(RuntimeError("Triton Error [CUDA]: invalid argument")) is not None
+
+
+def test_a_device_with_too_little_shared_memory_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(rows: int, dtype: torch.dtype, quantizer: InputRange | None, group_size: int | None) -> str | None:
+        rounded = round_to_nearest(torch.randn(32, 256), IntFormat(4, True, group_size), "none", torch.float32)
+        problem = PackedLinear.of(rounded, None, InputPath(None, quantizer), {}).problem(rows, dtype)
+        return Int4Triton().refusal_of_memory(problem)
+
+    eight = DynamicRange(IntFormat(8, False))
+    cases = [
+        (rows, dtype, quantizer, group)
+        for rows in (1, 16, 64, 2048)
+        for dtype in (torch.bfloat16, torch.float32)
+        for quantizer in (None, eight)
+        for group in (None, 128)
+    ]
+    assert all(refusal(*case) is None for case in cases)  # on the smallest known card
+    monkeypatch.setattr("jointquant.runtime.kernels.shared_memory.block_bytes", lambda device: 64 * 1024)
+    assert refusal(2048, torch.bfloat16, eight, None) == "96 KB of shared memory for a block, where this device has 64"
+    assert refusal(2048, torch.bfloat16, None, None) is None  # torch's library multiplies
+    assert refusal(16, torch.bfloat16, eight, None) is None

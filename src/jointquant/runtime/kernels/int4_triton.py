@@ -72,7 +72,8 @@ class Int4Triton:
             return "runs on NVIDIA GPUs"
         if not has_triton():
             return "needs Triton: pip install triton"
-        return self.refusal_of_formats(problem) or reason(self.name, problem.at_any_length())
+        formats = self.refusal_of_formats(problem)
+        return formats or self.refusal_of_memory(problem) or reason(self.name, problem.at_any_length())
 
     def refusal_of_formats(self, problem: Problem) -> str | None:
         """By format, shape and dtype."""
@@ -90,6 +91,15 @@ class Int4Triton:
         grouped = weight.group_size not in (None, problem.in_features)
         if grouped and (weight.group_size % TILE or half % TILE):  # type: ignore[operator]
             return f"groups (and half of in_features) that are multiples of {TILE}"
+        return None
+
+    def refusal_of_memory(self, problem: Problem) -> str | None:
+        """By the shared memory that a block of the product's program takes, and a block of the device has."""
+        from jointquant.runtime.kernels.shared_memory import KB, block_bytes
+
+        needed, limit = _product_bytes(problem), block_bytes(problem.device)
+        if needed > limit:
+            return f"{needed / KB:.0f} KB of shared memory for a block, where this device has {limit / KB:.0f}"
         return None
 
     def prepare(self, weight: PackedWeight, problem: Problem) -> TritonWeight:
@@ -131,13 +141,13 @@ def _product(inputs: SiteInput, weight: TritonWeight) -> Tensor:
 
     (rows, columns), dtype = inputs.rows.shape, inputs.rows.dtype
     one = 0 < rows <= ONE_ROW and columns % COLUMNS == 0
-    few = 0 < rows <= FEW_ROWS and (weight.quantizer is not None or dtype != torch.float32)
+    few = takes_few_rows(rows, weight.quantizer is not None, dtype)
     multiply = few_rows if few else many_rows
     if weight.quantizer is None:
         values = inputs.values()
         return one_row(values, weight, dtype) if one else multiply(values, weight, dtype, None, None)
     path = inputs.path
-    if one and path.transform is None and has_programs(path):
+    if one and path.transform is None and has_programs(path, inputs.rows.device):
         mean = inputs.buffers[INPUT_MEAN] if path.centred else None
         return one_row(inputs.rows, weight, dtype, mean, weight.quantizer, inputs.buffers)
     codes = token_codes(inputs)
@@ -148,21 +158,41 @@ def _product(inputs: SiteInput, weight: TritonWeight) -> Tensor:
     return multiply(integers, weight, dtype, scale, zero_point)
 
 
-def has_programs(path: InputPath) -> bool:
+def takes_few_rows(rows: int, quantized: bool, dtype: torch.dtype) -> bool:
+    """Whether the program for few rows multiplies."""
+    return 0 < rows <= FEW_ROWS and (quantized or dtype != torch.float32)
+
+
+def _product_bytes(problem: Problem) -> int:
+    """Shared memory of a block of the program that multiplies; 0 where torch's library does."""
+    from jointquant.runtime.kernels import triton_few_rows, triton_many_rows
+
+    assert problem.integer_weight is not None
+    quantized = problem.quantizer is not None
+    grouped = problem.integer_weight.group_size not in (None, problem.in_features)
+    if takes_few_rows(problem.rows, quantized, problem.dtype):
+        size = 1 if quantized else problem.dtype.itemsize
+        return triton_few_rows.shared_bytes(triton_few_rows.tile_for(problem.rows, grouped), size)
+    if quantized and not grouped and problem.rows:
+        return triton_many_rows.shared_bytes(triton_many_rows.tile_for(problem.rows))
+    return 0
+
+
+def has_programs(path: InputPath, device: torch.device) -> bool:
     """Whether programs do all that happens to x on its way to integers."""
-    from jointquant.runtime.kernels.triton_hadamard import fits
+    from jointquant.runtime.kernels.triton_hadamard import fits, is_worthwhile
 
     transform, quantizer = path.transform, path.quantizer
     if quantizer is None or quantizer.fmt.signed_scale:
         return False
     if transform is None:
         return path.inner is None  # else in the dtype of x, as torch does it
-    return fits(transform)
+    return is_worthwhile(transform) and fits(transform, device)
 
 
 def token_codes(inputs: SiteInput) -> TokenCodes:
     """The integers of an input, by programs or, where there are none for its path, by torch's operations."""
-    if not has_programs(inputs.path):
+    if not has_programs(inputs.path, inputs.rows.device):
         return inputs.signed_codes()
 
     def make() -> TokenCodes:
@@ -201,7 +231,7 @@ def _integers(inputs: SiteInput, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     assert path.quantizer is not None
     mean = known[INPUT_MEAN] if path.centred else None
     if path.transform is not None:
-        if path.inner is None and fits_one_program(path.transform):
+        if path.inner is None and fits_one_program(path.transform, x.device):
             return hadamard_integers(x, path.transform, mean, path.quantizer, known)
         x = hadamard(x, path.transform)
     if path.inner is not None:

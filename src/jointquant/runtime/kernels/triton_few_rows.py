@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from jointquant.runtime.kernels.launching import launch, parts
+from jointquant.runtime.kernels.shared_memory import tile_bytes
 
 
 class Tile(NamedTuple):
@@ -132,3 +133,9 @@ def tile_for(rows: int, grouped: bool) -> Tile:
     """The tile for some rows."""
     tile = TILES[next((most for most in TILES if rows <= most), max(TILES))]
     return tile._replace(half=GROUP_HALF) if grouped else tile
+
+
+def shared_bytes(tile: Tile, size: int) -> int:
+    """Shared memory of a block, of numbers of x of ``size`` bytes: W is read packed, and multiplied as x is."""
+    unpacked = 2 * tile.half * tile.out * size
+    return tile_bytes(tile.stages, (2 * tile.rows * size + tile.out) * tile.half, besides=unpacked)

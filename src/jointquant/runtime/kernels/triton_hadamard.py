@@ -24,6 +24,7 @@ from triton.runtime import driver
 from jointquant.quantization.ranges import InputRange
 from jointquant.rotations.hadamard import HadamardTransform, hadamard_matrix
 from jointquant.runtime.kernels.launching import launch, next_power_of_two, parts
+from jointquant.runtime.kernels.shared_memory import block_bytes, tile_bytes
 from jointquant.runtime.kernels.triton_tokens import (
     FUSED,
     Integers,
@@ -42,6 +43,8 @@ FIRST_FACTOR = 64
 TILE, DEPTH = (16, 64), 32
 """Rows of a tile (few, many), its columns the larger of them; and what is summed at a time."""
 WARPS, STAGES = 4, 2
+FLOAT, BFLOAT16 = 4, 2
+"""Bytes of a number."""
 NUMBERS_OF_A_WARP, LARGEST_TOKEN = 1024, 2**14
 """Of a token that one program holds: 32 for each thread, and in all."""
 ELEMENTS = 2**24
@@ -240,21 +243,38 @@ def precise() -> str:
     return "tf32x3" if FUSED.value and driver.active.get_current_target().backend == "cuda" else "ieee"
 
 
-def fits(transform: HadamardTransform) -> bool:
-    """Whether each factor's matrix is small enough to be worth it; what a program needs of a multiprocessor's shared
-    memory is the same for all of them.
-    """
-    return transform.base <= LARGEST_FACTOR and transform.block_size > 1
+def fits(transform: HadamardTransform, device: torch.device) -> bool:
+    """Whether the tiles of a transform fit into a block's shared memory on a device, whatever its order."""
+    return transform.block_size > 1 and factor_bytes() <= block_bytes(device)
+
+
+def is_worthwhile(transform: HadamardTransform) -> bool:
+    """Whether each factor's matrix is small enough to be worth it."""
+    return transform.base <= LARGEST_FACTOR
 
 
 @lru_cache(maxsize=64)
-def fits_one_program(transform: HadamardTransform) -> bool:
-    """Whether a program holds a token: two factors, the first of a size for tensor cores, all of it not too large."""
+def fits_one_program(transform: HadamardTransform, device: torch.device) -> bool:
+    """Whether a program holds a token on a device, in its registers and its shared memory.
+
+    The token is a matrix of two factors' orders, the first of them large enough for tensor cores.
+    """
     orders = factor_orders(transform.block_size, transform.base)
     if transform.is_block_diagonal or len(orders) != 2 or orders[0] < 16:
         return False
-    numbers = orders[0] * next_power_of_two(orders[1])
-    return numbers <= LARGEST_TOKEN
+    a, b = orders[0], next_power_of_two(orders[1])
+    return a * b <= LARGEST_TOKEN and token_bytes(a, b) <= block_bytes(device)
+
+
+def factor_bytes() -> int:
+    """Shared memory of a program for one factor, or for learned blocks: x and the matrix may both be in float32."""
+    side = max(TILE)
+    return tile_bytes(STAGES, 2 * DEPTH * side * FLOAT, side * side * FLOAT)
+
+
+def token_bytes(a: int, b: int) -> int:
+    """Shared memory of a program that holds a token as [b, a]: columns of ±1 in bfloat16, and of x in float32."""
+    return tile_bytes(STAGES, DEPTH * (b * BFLOAT16 + a * FLOAT))
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from triton.runtime import driver
 
 from jointquant.runtime.kernels.launching import launch, parts
+from jointquant.runtime.kernels.shared_memory import tile_bytes
 from jointquant.runtime.kernels.triton_tokens import FUSED
 
 
@@ -155,6 +156,11 @@ def tile_for(rows: int) -> Tile:
     if tile.rows * tile.out // tile.warps > MOST_SUMS and not operands_in_shared_memory():
         tile = tile._replace(warps=2 * tile.warps)
     return tile
+
+
+def shared_bytes(tile: Tile) -> int:
+    """Shared memory of a block: int8 on both sides, and sums of 32 bits."""
+    return tile_bytes(tile.stages, (tile.rows + tile.out) * tile.depth, 4 * tile.rows * tile.out)
 
 
 def operands_in_shared_memory() -> bool:
