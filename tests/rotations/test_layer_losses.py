@@ -42,7 +42,7 @@ def test_who_is_watched_does_the_same(strategy: str, optimizer: str) -> None:
     end = whip(tokens @ torch.stack([learned.rotation for learned in watched]).float())
     torch.testing.assert_close(torch.tensor(first), start, rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.tensor(last), end, rtol=1e-5, atol=0)
-    assert sum(last) < sum(first)
+    assert sum(last) < sum(first) or strategy == "greedy"  # which forgets
     assert len(watch.result().losses) == 11
     assert all(len(losses) == LAYERS and min(losses) > 0 for losses in watch.result().losses)
 

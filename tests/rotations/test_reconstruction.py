@@ -12,7 +12,6 @@ from jointquant.rotations.butterfly_learning import of_output
 from jointquant.rotations.reconstruction import Reconstruction, Rounding
 
 TOKENS, SIZE, OUT, GROUP = 7, 12, 5, 4
-LEVELS = 15
 
 
 def matrix_of(angles: np.ndarray) -> np.ndarray:
@@ -32,7 +31,7 @@ def constants(row: np.ndarray, symmetric: bool) -> tuple[np.ndarray, float, floa
     """A row's integers (less the zero point) beside what they round, its range, and its scale."""
     low, high = min(row.min(), 0.0), max(row.max(), 0.0)
     span = 2 * max(-low, high) if symmetric else high - low
-    scale = span / LEVELS
+    scale = span / (14 if symmetric else 15)  # 15 would put the ends of symmetric groups halfway between two integers
     zero = 0.0 if symmetric else np.clip(np.round(-8 - low / scale), -8, 7)
     return np.clip(np.round(row / scale) + zero, -8, 7) - zero, span, scale
 
@@ -69,7 +68,7 @@ def test_value_and_gradient() -> None:
     site = Reconstruction(
         torch.tensor(weight),
         DynamicRange(IntFormat(4, False)),
-        Rounding(IntFormat(4, True, GROUP), "none", torch.float64),
+        Rounding(IntFormat(4, True, GROUP, symmetric_scale="quarot"), "none", torch.float64),
     )
     tensors = torch.tensor(x), torch.tensor(np.cos(angles)), torch.tensor(np.sin(angles))
     loss, gradient = of_output(site)(*tensors)
