@@ -5,10 +5,10 @@
     python benchmarks/butterflies.py smollm2 MODEL TEXT.txt --windows 16 --seeds 0
 
 R4 is learned as the recipe ``w4a4kv16`` has it, and as a butterfly by two objectives. First at the down projections of
-three layers alone: the squared error of their outputs on text that was not seen, inputs and weights at 4 bits (the range
-of each token, weights to nearest), in parts of the outputs'. Then the whole model by ``w4a4kv16`` without refinement.
-Calibrates on the first 150,000 characters of TEXT and tests on the rest; the embedded model has the demo's texts. Writes
-benchmarks/results/butterflies_<model>.json.
+three layers alone: the squared error of their outputs on text that was not seen, in parts of the outputs', with inputs
+and weights at 4 bits (the range of each token; weights to nearest). Then the whole model by ``w4a4kv16`` without
+refinement. Calibrates on the first 150,000 characters of TEXT and tests on the rest; the embedded model has the demo's
+texts. Writes benchmarks/results/butterflies_<model>.json.
 """
 
 from __future__ import annotations

@@ -75,7 +75,15 @@ def test_rows_and_files(tmp_path: Path, tokenizer) -> None:
     assert fp16["same_top"][TEXT] > 0.99
     assert fp16["perplexity"][TEXT] == pytest.approx(stored["reference"]["perplexity"][TEXT], rel=1e-4)
     assert rtn["bits"] < 16
-    assert set(stored["details"]["quarot"]) == {"traces", "spreads", "errors", "transforms", "generations", "parts", "layer_losses"}
+    assert set(stored["details"]["quarot"]) == {
+        "traces",
+        "spreads",
+        "errors",
+        "transforms",
+        "generations",
+        "parts",
+        "layer_losses",
+    }
 
 
 def test_recipe_files_and_recipes_by_label(tmp_path: Path, tokenizer) -> None:

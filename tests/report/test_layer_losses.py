@@ -26,7 +26,7 @@ ENDS = {"exp-joint": [3.0, 2.0, 1.5], "exp-independent": [2.5, 2.0, 1.0], "exp-g
 def test_sums_and_who_is_who() -> None:
     (found,) = comparison_layer_losses(data(ENDS))
     assert found.by_layer.columns == ("layer", *ENDS)
-    assert [row.cells for row in found.by_layer.rows][0] == ("0", "3", "2.5", "4")
+    assert found.by_layer.rows[0].cells == ("0", "3", "2.5", "4")
     assert found.by_layer.rows[-1].cells == ("all", "6.5", "5.5", "8")
     assert [row.cells[1] for row in found.by_epoch.rows] == ["15 (epoch 0.0)", "6.5 (epoch 20.0)"]
     joint, independent, greedy, bound = found.words

@@ -53,7 +53,7 @@ def test_it_starts_as_the_identity_and_repeats_itself() -> None:
 
 
 def test_it_is_adam() -> None:
-    """Three steps by torch's own gradients of a sum of squares that is no rotation's invariant, and Adam written out."""
+    """Three steps by torch's own gradients of a weighted sum of squares, and Adam written out."""
     weight = torch.logspace(-1, 1, 48)
     objective = lambda y: (y.square() * weight).sum(-1).mean(-1)  # noqa: E731
     found = learn_butterfly(X[:100].double(), of_tokens(objective), Schedule(3, 0.02, 0.9), 200, seeded()).angles

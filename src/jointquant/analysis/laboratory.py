@@ -250,7 +250,7 @@ def _details(calibrated: Calibrated, inspector: Inspector) -> dict[str, Any]:
     traces, losses = calibrated.rotations.traces, calibrated.layer_losses
     return {
         "traces": {n: {"losses": list(t.losses), "angles": list(t.angles)} for n, t in traces.items()},
-        "layer_losses": {} if losses is None else asdict(losses),
+        "layer_losses": {} if losses is None else losses.to_dict(),
         "spreads": [asdict(spread) for spread in inspector.spreads],
         "errors": [asdict(error) for error in inspector.errors],
     }

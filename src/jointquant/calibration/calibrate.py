@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def keep_rotations(job: Job, calibrated: Calibrated) -> None:
     files = [journal.work / ROTATIONS_NAME, journal.work / SCALES_NAME]
     save_tensors(files[1], numbered(rotations.scales))
     written = [path for path in files if path.is_file()]
-    losses = {} if calibrated.layer_losses is None else {"layer_losses": asdict(calibrated.layer_losses)}
+    losses = {} if calibrated.layer_losses is None else {"layer_losses": calibrated.layer_losses.to_dict()}
     journal.record("rotations", 0, written, {"seconds": calibrated.seconds} | losses)
 
 

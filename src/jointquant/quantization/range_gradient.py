@@ -16,8 +16,8 @@ def rounding_gradient(x: Tensor, restored: Tensor, scale: Tensor, slope: Tensor,
     """∂L/∂x for x̂ = s·(q − z), where rounding has the slope 1 and s is in proportion to a group's range.
 
     Within the grid ∂x̂/∂x = 1 and ∂x̂/∂s = (x̂ − x)/s; beyond it they are 0 and x̂/s. The range is that of its largest and
-    smallest value, or the largest magnitude. Without the second term, an objective does not see that smaller ranges have
-    smaller steps: rounding errors are as good as independent of what is rounded. The zero point counts as fixed.
+    smallest value, or the largest magnitude. Without the second term, an objective does not see that smaller ranges
+    have smaller steps: errors of rounding are as good as independent of what is rounded. Zero points count as fixed.
 
     Source: Esser et al., "Learned Step Size Quantization" (ICLR 2020), equation 3, for a scale that is not a parameter
     but follows from x.

@@ -1,4 +1,4 @@
-"""What R1 came to on each layer: tables by layer and by epoch, and what the ways to share it have to do with each other."""
+"""What R1 came to on each layer: tables by layer and by epoch, and what joint and independent R1s can do."""
 
 from __future__ import annotations
 

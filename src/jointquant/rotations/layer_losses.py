@@ -21,6 +21,7 @@ MOMENTS = 10
 TOKENS = 512
 """Of each layer, evenly spaced in its sample."""
 
+
 @dataclass(frozen=True)
 class LayerLosses:
     """The objective on each layer's tokens, scaled to unit RMS, turned by the R1 that the layer has at that time.
@@ -32,6 +33,10 @@ class LayerLosses:
 
     epochs: float
     losses: tuple[tuple[float, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, of the form that JSON gives back."""
+        return {"epochs": self.epochs, "losses": [list(losses) for losses in self.losses]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LayerLosses:
@@ -109,7 +114,7 @@ def _told(problem: RotationProblem, see: Callable[[Tensor, int], None]) -> Rotat
 
 
 def _epochs(training: Training, strategy: StrategyName, layers: int, tokens: int) -> float:
-    """Rounds through a layer's tokens: ``joint`` and ``pooled`` share a batch among the layers, ``greedy`` the steps."""
+    """Rounds through a layer's tokens: ``joint`` and ``pooled`` share out batches among layers, ``greedy`` steps."""
     steps, shared = training.schedule.steps * training.accumulation, strategy in ("joint", "pooled")
     batch = training.batch_tokens / layers if shared else training.batch_tokens
     return steps / (layers if strategy == "greedy" else 1) * min(batch, tokens) / tokens

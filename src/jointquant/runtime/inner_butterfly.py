@@ -1,4 +1,4 @@
-"""A learned butterfly as the second part of R4: plane rotations behind the Hadamard transform, for each down projection.
+"""A learned butterfly as the second part of R4: plane rotations behind the Hadamard transform.
 
 The Hadamard transform mixes all channels, whatever order it has; the butterfly mixes each block of the largest power of
 two that divides it, and is the identity until it is learned. Its angles are kept in 16 bits: whatever they are rounded
@@ -42,7 +42,7 @@ class InnerButterfly:
         return {INPUT_ROTATION: torch.zeros(stages, in_features // 2, dtype=torch.int16, device=device)}
 
     def apply(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
-        """[..., in] → [..., in]; ``buffers`` are the linear's buffers, their integers perhaps made ``ready`` already."""
+        """[..., in] → [..., in]; ``buffers`` are the linear's, their integers perhaps made ``ready`` already."""
         kept = buffers[INPUT_ROTATION]
         cosines, sines = kept.to(x.dtype) if kept.is_floating_point() else self.ready(kept, x.dtype)
         return turn(x, cosines, sines)
