@@ -2,13 +2,13 @@
 
     python benchmarks/butterflies.py demo
     python benchmarks/butterflies.py stories260k MODEL TEXT.txt
-    python benchmarks/butterflies.py smollm2 MODEL TEXT.txt --windows 16 --seeds 0
+    python benchmarks/butterflies.py smollm2 MODEL TEXT.txt --windows 16 --layers-alone
 
 R4 is learned as the recipe ``w4a4kv16`` has it, and as a butterfly by two objectives. First at the down projections of
 three layers alone: the squared error of their outputs on text that was not seen, in parts of the outputs', with inputs
 and weights at 4 bits (the range of each token; weights to nearest). Then the whole model by ``w4a4kv16`` without
-refinement. Calibrates on the first 150,000 characters of TEXT and tests on the rest; the embedded model has the demo's
-texts. Writes benchmarks/results/butterflies_<model>.json.
+refinement, unless ``--layers-alone`` leaves that out. Calibrates on the first 150,000 characters of TEXT and tests on
+the rest; the embedded model has the demo's texts. Writes benchmarks/results/butterflies_<model>.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from inner_rotations import inputs_of
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("text", nargs="?", type=Path)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--layers-alone", action="store_true")
     arguments = parser.parse_args()
     seeds, command = [int(seed) for seed in arguments.seeds.split(",")], f"butterflies.py {arguments.name}"
     with tempfile.TemporaryDirectory() as made:
@@ -140,42 +142,35 @@ def main() -> None:
         changes = [f"calibration.source={calibration}", f"calibration.num_samples={arguments.windows}"]
         changes += [f"calibration.seqlen={SEQLEN}", "refinement.steps=0"]
         recipes = {name: load_recipe("w4a4kv16", [*changes, *own]) for name, own in KINDS.items()}
-        errors, bits, seconds = at_sites(recipes, downs_of(model, calibration, test, arguments.windows))
-        found = jointquant.compare(
-            model,
-            recipes,
-            folder / "out",
-            texts=(str(test),),
-            seeds=seeds,
-            eval_seqlen=SEQLEN,
-            max_tokens=HELD_WINDOWS * 4 * SEQLEN,
-        )
-        facts = {"windows": arguments.windows, "seeds": seeds, "perplexity": found.reference["perplexity"][str(test)]}
+        rows = at_sites(recipes, downs_of(model, calibration, test, arguments.windows))
+        facts: dict[str, Any] = {"model": arguments.name, "windows": arguments.windows}
+        if arguments.layers_alone:
+            command += f" --windows {arguments.windows} --layers-alone"
+        else:
+            measured = {"texts": (str(test),), "eval_seqlen": SEQLEN, "max_tokens": HELD_WINDOWS * 4 * SEQLEN}
+            found = jointquant.compare(model, recipes, folder / "out", seeds=seeds, **measured)
+            facts |= {"seeds": seeds, "perplexity": found.reference["perplexity"][str(test)]}
+            for row in found.rows:
+                figures = {key: row[key][str(test)] for key in ("perplexity", "perplexity_min", "perplexity_max")}
+                figures |= {"kl": row["divergence"][str(test)], "seconds": row["seconds"], "bits": row["bits"]}
+                rows[row["recipe"]] |= figures
         path = RESULTS / f"butterflies_{arguments.name}.json"
-        result = Result(path, f"python benchmarks/{command}", model=arguments.name, **facts)
-        for row in found.rows:
-            name = row["recipe"]
-            figures = {key: row[key][str(test)] for key in ("perplexity", "perplexity_min", "perplexity_max")}
-            figures |= {"kl": row["divergence"][str(test)], "seconds": row["seconds"], "bits": row["bits"]}
-            result.add(
-                {"rotation": name, "errors": errors[name], "stored_bits": bits[name], "training": seconds[name]}
-                | figures
-            )
+        result = Result(path, f"python benchmarks/{command}", **facts)
+        for name, row in rows.items():
+            result.add({"rotation": name} | row)
 
 
-def at_sites(
-    recipes: dict[str, Recipe], downs: dict[int, Down]
-) -> tuple[dict[str, dict[int, float]], dict[str, float], dict[str, float]]:
+def at_sites(recipes: dict[str, Recipe], downs: dict[int, Down]) -> dict[str, dict[str, Any]]:
     """By recipe: the errors by layer, the bits that are stored, and the mean seconds of a training."""
-    errors: dict[str, dict[int, float]] = {}
-    bits, seconds = {}, {}
+    found = {}
     for name, recipe in recipes.items():
         start = time.perf_counter()
-        errors[name] = {layer: error_of(down, recipe, f"r4 {layer}") for layer, down in downs.items()}
-        bits[name] = stored_bits(recipe, next(iter(downs.values())))
-        seconds[name] = (time.perf_counter() - start) / len(downs)
-        print(name, errors[name], f"{seconds[name]:.2f} s", flush=True)
-    return errors, bits, seconds
+        errors = {layer: error_of(down, recipe, f"r4 {layer}") for layer, down in downs.items()}
+        seconds = (time.perf_counter() - start) / len(downs)
+        found[name] = {"errors": errors, "stored_bits": stored_bits(recipe, next(iter(downs.values())))}
+        found[name]["training"] = seconds
+        print(name, found[name], flush=True)
+    return found
 
 
 if __name__ == "__main__":

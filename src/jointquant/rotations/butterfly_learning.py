@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jointquant.backend.operations import double
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.rotations.butterflies import angle_gradient, num_stages, turn
 from jointquant.rotations.gradients import loss_and_gradient
@@ -88,4 +89,4 @@ def learn_butterfly(
         value, angles.grad = loss(scale * batches.draw(), angles.cos(), angles.sin())
         losses.append(value)
         optimizer.step()
-    return LearnedAngles(ranks.broadcast(angles.double().cpu()), numbers(losses))
+    return LearnedAngles(ranks.broadcast(double(angles).cpu()), numbers(losses))
