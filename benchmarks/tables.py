@@ -350,6 +350,7 @@ def butterflies(result: dict[str, Any]) -> list[str]:
         if "kl" in row:
             spread = f"{row['perplexity_min']:.3f} – {row['perplexity_max']:.3f}"
             cells += [f"{row['perplexity']:.3f}", spread, f"{row['kl']:.4f}"]
+        cells += ["–"] * (lines[0].count("|") - 1 - len(cells))
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"{result['model']}; `{result['command']}`; {_made(result)}"]
 
