@@ -118,9 +118,9 @@ def noise(x: Tensor, own_ratios: bool = False) -> float:
     return (least / x.square().sum()).item()
 
 
-def inputs_of(model: Any, text: Path, windows: int, layers: list[int]) -> dict[int, Tensor]:
-    """What the down projections of some layers read: [tokens, n] each."""
-    tokens = AutoTokenizer.from_pretrained(MODEL)(text.read_text(), return_tensors="pt").input_ids[0]
+def inputs_of(model: Any, folder: Path, text: Path, windows: int, layers: list[int]) -> dict[int, Tensor]:
+    """What the down projections of some layers read: [tokens, n] each. ``folder`` has the tokenizer."""
+    tokens = AutoTokenizer.from_pretrained(folder)(text.read_text(), return_tensors="pt").input_ids[0]
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     hooks = [
         model.model.layers[layer].mlp.down_proj.register_forward_pre_hook(
@@ -129,7 +129,7 @@ def inputs_of(model: Any, text: Path, windows: int, layers: list[int]) -> dict[i
         for layer, seen in found.items()
     ]
     with torch.no_grad():
-        model(tokens[: windows * SEQLEN].view(windows, SEQLEN))
+        model.model(tokens[: windows * SEQLEN].view(windows, SEQLEN))
     for hook in hooks:
         hook.remove()
     return {layer: torch.cat(seen) for layer, seen in found.items()}
@@ -143,8 +143,8 @@ def main() -> None:
     arguments = parser.parse_args()
     layers = [int(layer) for layer in arguments.layers.split(",")]
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    seen = inputs_of(model, CALIBRATION_TEXT, NUM_SAMPLES, layers)
-    unseen = inputs_of(model, HELDOUT_TEXT, HELD_WINDOWS, layers)
+    seen = inputs_of(model, MODEL, CALIBRATION_TEXT, NUM_SAMPLES, layers)
+    unseen = inputs_of(model, MODEL, HELDOUT_TEXT, HELD_WINDOWS, layers)
     size = seen[layers[0]].shape[1]
     hadamard = HadamardTransform.of_size(size)
     means = {layer: x.mean(0) for layer, x in seen.items()}

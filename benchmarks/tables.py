@@ -355,6 +355,23 @@ def inner_rotations(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"`{result['command']}`; {_made(result)}"]
 
 
+def butterflies(result: dict[str, Any]) -> list[str]:
+    """Errors of down projections by layer, in parts of the first row's; then whole models, where they were measured."""
+    first = result["rows"][0]
+    heads = ["R4", *(f"layer {layer}" for layer in first["errors"]), "mean", "bits", "seconds"]
+    lines = _headed(heads + (["perplexity", "min – max", "KL divergence"] if "kl" in first else []))
+    for row in result["rows"]:
+        parts = [error / plain for error, plain in zip(row["errors"].values(), first["errors"].values(), strict=True)]
+        cells = [row["rotation"], *(f"{part:.2f}" for part in (*parts, sum(parts) / len(parts)))]
+        cells += [f"{row['stored_bits']:.2f}", f"{row['training']:.1f}"]
+        if "kl" in row:
+            spread = f"{row['perplexity_min']:.3f} – {row['perplexity_max']:.3f}"
+            cells += [f"{row['perplexity']:.3f}", spread, f"{row['kl']:.4f}"]
+        cells += ["–"] * (lines[0].count("|") - 1 - len(cells))
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"{result['model']}; `{result['command']}`; {_made(result)}"]
+
+
 def distributed(result: dict[str, Any]) -> list[str]:
     """What was measured beside what was predicted; then the predictions for large models."""
     lines: list[str] = []
@@ -465,6 +482,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "accuracy_weights": accuracy,
     "accuracy_seen": accuracy_seen,
     "inner_rotations": inner_rotations,
+    "butterflies_demo": butterflies,
+    "butterflies_stories260k": butterflies,
     "plans": plans,
     "distributed": distributed,
     "memory": memory,

@@ -12,6 +12,7 @@ import jointquant.calibration.calibrate
 from conftest import DEMO, make_model, small
 from jointquant.analysis.compare import Comparison
 from jointquant.errors import InputError
+from jointquant.report.layer_losses import layer_loss_sums
 
 QUICK = ("rotations.r1.steps=4", "rotations.r2.steps=4")
 TEXT = str(DEMO / "heldout.txt")
@@ -31,8 +32,15 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_one_walk_and_the_bytes_of_lone_runs(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     walks, walk = [], jointquant.calibration.calibrate.walk
     monkeypatch.setattr(jointquant.calibration.calibrate, "walk", lambda *a: walks.append(1) or walk(*a))
-    compared(tmp_path / "all", tokenizer, LEARNED, *QUICK, keep_artifacts=True)
+    result = compared(tmp_path / "all", tokenizer, LEARNED, *QUICK, keep_artifacts=True)
     assert len(walks) == 1
+    sums = layer_loss_sums(result.to_dict())
+    assert list(sums) == list(LEARNED)
+    joint, independent = sums["exp-joint"], sums["exp-independent"]
+    assert joint["by_epoch"][0] == pytest.approx(independent["by_epoch"][0])  # one start, on the same tokens
+    assert independent["by_epoch"][-1] < joint["by_epoch"][-1] < joint["by_epoch"][0]
+    assert len(joint["by_layer"]) == 3
+    assert "cannot beat independent R1s" in (tmp_path / "all" / "report.html").read_text(encoding="utf-8")
     for name in LEARNED:
         recipe = jointquant.load_recipe(name, [*small(), *QUICK])
         jointquant.quantize(make_model("llama"), tmp_path / name, recipe, tokenizer=tokenizer)
@@ -67,7 +75,15 @@ def test_rows_and_files(tmp_path: Path, tokenizer) -> None:
     assert fp16["same_top"][TEXT] > 0.99
     assert fp16["perplexity"][TEXT] == pytest.approx(stored["reference"]["perplexity"][TEXT], rel=1e-4)
     assert rtn["bits"] < 16
-    assert set(stored["details"]["quarot"]) == {"traces", "spreads", "errors", "transforms", "generations", "parts"}
+    assert set(stored["details"]["quarot"]) == {
+        "traces",
+        "spreads",
+        "errors",
+        "transforms",
+        "generations",
+        "parts",
+        "layer_losses",
+    }
 
 
 def test_recipe_files_and_recipes_by_label(tmp_path: Path, tokenizer) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import jointquant
 from conftest import make_model, small
@@ -21,6 +22,7 @@ from jointquant.rotations.sampling import DrawnTokens
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, InnerRotation
 
 LEARNED = ("rotations.r4.kind=learned", "rotations.r4.steps=10")
+BUTTERFLY = ("rotations.r4.kind=butterfly", "rotations.r4.steps=5")
 FOUR = ("weights.num_bits=4", "activations.num_bits=4", "activations.centring=mean")
 INPUT_IDS = torch.randint(0, 2048, (2, 20), generator=torch.Generator().manual_seed(3))
 
@@ -156,3 +158,55 @@ def test_other_runtimes_refuse_it(tmp_path: Path, tokenizer) -> None:
     jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
     with pytest.raises(InputError, match="R4 is learned"):
         export_artifact(tmp_path / "a", "compressed-tensors", tmp_path / "b")
+
+
+def test_a_butterfly_artifact_is_what_was_quantized(tmp_path: Path, tokenizer, calibration_text) -> None:
+    """All kernels agree, transformers loads it by itself, it is evaluated and generates, and a rerun repeats it."""
+    model = make_model("llama")
+    recipe = jointquant.load_recipe("fp16", small(*FOUR, *BUTTERFLY))
+    result = jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
+    assert "then a butterfly of plane rotations" in result.transforms["r4"]
+    reference = jointquant.load(tmp_path / "a", kernels="reference")
+    turned = [b for n, b in reference.named_buffers() if n.endswith(INPUT_ROTATION)]
+    assert [(b.dtype, b.shape, bool(b.any())) for b in turned] == [(torch.int16, (4, 40), True)] * 3
+    with torch.no_grad():
+        expected = reference(INPUT_IDS).logits
+        actual = jointquant.load(tmp_path / "a", kernels="auto")(INPUT_IDS).logits
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "a")(INPUT_IDS).logits, actual)
+        assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
+        assert reference.generate(INPUT_IDS, max_new_tokens=3, do_sample=False).shape == (2, 23)
+    found = jointquant.evaluate(tmp_path / "a", (calibration_text,), seqlen=32, max_tokens=128)
+    assert 1 < found.perplexity[calibration_text] < 1e6
+    jointquant.quantize(model, tmp_path / "b", recipe, tokenizer=tokenizer)
+    for file in sorted((tmp_path / "a").glob("*.safetensors")):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    with pytest.raises(InputError, match="R4 is learned"):
+        export_artifact(tmp_path / "a", "compressed-tensors", tmp_path / "c")
+
+
+def test_a_butterfly_changes_no_function_and_counts_among_the_bits(tmp_path: Path, tokenizer) -> None:
+    """Experts have their own; where nothing is rounded the logits are the model's."""
+    model = make_model("qwen2_moe")
+    recipe = jointquant.load_recipe("fp16", small(*BUTTERFLY, "rotations.r4.objective=range"))
+    result = jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
+    with torch.no_grad():
+        expected = model(INPUT_IDS).logits
+        loaded = jointquant.load(tmp_path / "a")
+        assert (loaded(INPUT_IDS).logits - expected).abs().max() < 1e-4 * expected.abs().max()
+    stored = sum(b.numel() * 16 for n, b in loaded.named_buffers() if n.endswith(INPUT_ROTATION) and b.any())
+    assert stored
+    assert result.bits_per_weight > 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("rotations.r3.kind=butterfly",), "r3.kind butterfly would store and run what a learned R3 does"),
+        (("rotations.r1.kind=butterfly",), "rotations.r1.kind: expected one of none, hadamard, learned"),
+        (("rotations.r4.kind=butterfly",), "reconstruction needs weights.num_bits or activations.num_bits below 16"),
+        ((*FOUR, *BUTTERFLY, "rotations.r4.most=32"), "unknown key 'rotations.r4.most'"),
+    ],
+)
+def test_what_a_butterfly_is_not_for(changes: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        jointquant.load_recipe("fp16", changes)

@@ -27,7 +27,6 @@ from jointquant.models.source import bytes_of
 from jointquant.pipeline import write_artifact
 from jointquant.progress import Prefixed, Progress
 from jointquant.recipe.recipe import CalibrationSettings
-from jointquant.rotations.bundle import Rotations
 from jointquant.run.job import Job
 
 
@@ -184,7 +183,7 @@ class Laboratory:
         progress = Prefixed(self.progress, f"{len(names)} recipes (seed {seed})")
         jobs = [self.job(name) for name in names]
         workspace = self.opened.shared(names, walk)
-        found = calibrate_together(jobs, workspace, progress)
+        found = calibrate_together(jobs, workspace, progress, watch_layers=True)
         return_freed_memory()  # samples and steps of training lie between what stays
         assert workspace.journal is not None
         self.journal.record(f"{walk}/over", 0, [], {}, [workspace.journal.work])
@@ -210,7 +209,7 @@ class Laboratory:
             written = write_artifact(job, rotations, inspector)
         seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
         peak = max(job.ranks.ask(peak_rss_bytes()))  # asked of all: the artifact is there when they have answered
-        details = {} if inspector is None else _details(rotations, inspector) | {"transforms": written.transforms}
+        details = {} if inspector is None else _details(calibrated, inspector) | {"transforms": written.transforms}
         inspector = None  # it holds the last layer
         return_freed_memory()
         found = self.protocol.measure(job.artifact, reference=self.subject.model, progress=job.progress)
@@ -247,9 +246,11 @@ def _text_digest(source: str) -> str:
     return digest_of_bytes(path.read_bytes()) if path.is_file() else ""
 
 
-def _details(rotations: Rotations, inspector: Inspector) -> dict[str, Any]:
+def _details(calibrated: Calibrated, inspector: Inspector) -> dict[str, Any]:
+    traces, losses = calibrated.rotations.traces, calibrated.layer_losses
     return {
-        "traces": {n: {"losses": list(t.losses), "angles": list(t.angles)} for n, t in rotations.traces.items()},
+        "traces": {n: {"losses": list(t.losses), "angles": list(t.angles)} for n, t in traces.items()},
+        "layer_losses": {} if losses is None else losses.to_dict(),
         "spreads": [asdict(spread) for spread in inspector.spreads],
         "errors": [asdict(error) for error in inspector.errors],
     }

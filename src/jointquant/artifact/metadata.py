@@ -50,7 +50,7 @@ def describe_transforms(
         words |= describe_keys(recipe, online.keys)
     words["r4"] = f"online, {'; '.join(r4.describe() for r4 in online.r4.values())}" if online.r4 else "none"
     if online.inner is not None:
-        words["r4"] += f", then blocks of at most {online.inner.most} channels, learned for each down projection"
+        words["r4"] += f", then {online.inner.describe()}, learned for each down projection"
     if online.basis is not None:
         words["basis_change"] = online.basis.describe(dtype)
     return words

@@ -17,7 +17,7 @@ from jointquant.models.support import GGUF_FAMILIES, lost_norms
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, SymmetricRange
 from jointquant.recipe.recipe import Recipe
-from jointquant.recipe.rotations import LearnedResidualRotation
+from jointquant.recipe.rotations import LearnedResidualRotation, TrainedInnerRotation
 from jointquant.recipe.settings import ActivationSettings, WeightSettings
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.assembly import Assembly
@@ -122,7 +122,7 @@ def online(facts: Facts) -> list[Obstacle]:
     if isinstance(rotations.r1, LearnedResidualRotation) and rotations.r1.per_layer:
         what = f"rotations.r1.strategy {rotations.r1.strategy} changes the basis after each layer"
         found.append(Obstacle(what, "rotations.r1.strategy=pooled"))
-    if rotations.r4.kind == "learned":
+    if isinstance(rotations.r4, TrainedInnerRotation):
         found.append(Obstacle("R4 is learned", "rotations.r4.kind=hadamard"))
     if rotations.r3.kind != "none":
         found.append(Obstacle("R3 is online", "rotations.r3.kind=none"))

@@ -33,6 +33,7 @@ from jointquant.models.transforms import fuse_norms
 from jointquant.progress import Progress, tell
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME, Rotations
+from jointquant.rotations.layer_losses import LayerLosses
 from jointquant.run.entries import CURRENT, Entry
 from jointquant.run.job import Job
 from jointquant.run.journal import Journal
@@ -58,13 +59,22 @@ def calibrate(job: Job) -> Rotations:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The rotations of one recipe, and the seconds that calibrating it alone would take."""
+    """The rotations of one recipe.
+
+    Attributes:
+        rotations: all of them.
+        seconds: that calibrating it alone would take.
+        layer_losses: what R1's objective was on each layer; None where R1 is not learned, or nobody asked.
+    """
 
     rotations: Rotations
     seconds: float
+    layer_losses: LayerLosses | None = None
 
 
-def calibrate_together(jobs: Sequence[Job], workspace: Workspace, progress: Progress) -> list[Calibrated]:
+def calibrate_together(
+    jobs: Sequence[Job], workspace: Workspace, progress: Progress, watch_layers: bool = False
+) -> list[Calibrated]:
     """Calibrate several recipes in one walk through the layers, each as ``calibrate`` does it alone.
 
     Args:
@@ -72,6 +82,7 @@ def calibrate_together(jobs: Sequence[Job], workspace: Workspace, progress: Prog
             first ``rotation_samples``. What each comes to is kept in its own journal.
         workspace: of the walk.
         progress: where the walk is shown.
+        watch_layers: take R1's losses on each layer while it is trained.
 
     Raises:
         InputError: as ``calibrate``.
@@ -90,9 +101,13 @@ def calibrate_together(jobs: Sequence[Job], workspace: Workspace, progress: Prog
     for job, calibration, before in zip(jobs, each, kept, strict=True):
         if before is None:
             start = time.perf_counter()
+            residual = calibration.training.residual
+            if residual is not None:
+                residual.watched = watch_layers
             rotations = calibration.finish(progress)
             alone = sum(spent[learner] for learner in calibration.learners) + (shared if calibration.learners else 0.0)
-            before = Calibrated(rotations, alone + time.perf_counter() - start)
+            alone += time.perf_counter() - start - (residual.besides if residual else 0.0)
+            before = Calibrated(rotations, alone, residual.layer_losses if residual else None)
             keep_rotations(job, before)
             tell_learned(job.progress, rotations, calibration.training.reused)
         results.append(before)
@@ -109,7 +124,9 @@ def kept_rotations(job: Job) -> Calibrated | None:
     rotations = of_leader(job.ranks, lambda: Rotations.load(file) if file.is_file() else Rotations())
     found = job.workspace.load(SCALES_NAME)
     scales = tuple(of_number(found, index) for index in range(job.stream.num_layers if found else 0))
-    return Calibrated(replace(rotations, scales=scales), entries[-1].facts.get("seconds", 0.0))
+    facts = entries[-1].facts
+    losses = LayerLosses.from_dict(facts["layer_losses"]) if facts.get("layer_losses") else None
+    return Calibrated(replace(rotations, scales=scales), facts.get("seconds", 0.0), losses)
 
 
 def keep_rotations(job: Job, calibrated: Calibrated) -> None:
@@ -121,7 +138,8 @@ def keep_rotations(job: Job, calibrated: Calibrated) -> None:
     files = [journal.work / ROTATIONS_NAME, journal.work / SCALES_NAME]
     save_tensors(files[1], numbered(rotations.scales))
     written = [path for path in files if path.is_file()]
-    journal.record("rotations", 0, written, {"seconds": calibrated.seconds})
+    losses = {} if calibrated.layer_losses is None else {"layer_losses": calibrated.layer_losses.to_dict()}
+    journal.record("rotations", 0, written, {"seconds": calibrated.seconds} | losses)
 
 
 def walk(

@@ -16,6 +16,7 @@ from jointquant.recipe.rotations import LearnedResidualRotation, LearnedRotation
 from jointquant.recipe.training import quantizer_of, training_of
 from jointquant.rotations.bundle import Rotations, Trace
 from jointquant.rotations.hadamard import random_hadamard
+from jointquant.rotations.layer_losses import LayerLosses, LayerWatch
 from jointquant.rotations.learning import INITS, head_samples, initial_heads, learn_heads
 from jointquant.rotations.names import InitName
 from jointquant.rotations.optimizers import Learned
@@ -45,13 +46,22 @@ class ModelSizes:
 
 
 class ResidualTraining:
-    """R1, trained once the samples of all layers are there: [layers, tokens, hidden]."""
+    """R1, trained once the samples of all layers are there: [layers, tokens, hidden].
+
+    Attributes:
+        watched: whether the losses of each layer are taken on the way.
+        layer_losses: what they were.
+        besides: seconds that this took.
+    """
 
     def __init__(self, sizes: ModelSizes, recipe: Recipe, ranks: Ranks = ALONE) -> None:
         settings = recipe.rotations.r1
         assert isinstance(settings, LearnedResidualRotation)
         self.sizes, self.recipe, self.settings, self.ranks = sizes, recipe, settings, ranks
         self._samples: Tensor | None = None
+        self.watched = False
+        self.layer_losses: LayerLosses | None = None
+        self.besides = 0.0
 
     @property
     def samples(self) -> Tensor:
@@ -77,7 +87,12 @@ class ResidualTraining:
             sensitivities,
             self.ranks,
         )
-        return STRATEGIES[settings.strategy](task)
+        if not self.watched:
+            return STRATEGIES[settings.strategy](task)
+        watch = LayerWatch(task, settings.strategy)
+        learned = STRATEGIES[settings.strategy](watch.task)
+        self.layer_losses, self.besides = watch.result(), watch.seconds
+        return learned
 
 
 class HeadTraining:

@@ -101,6 +101,7 @@ def compare(
     from jointquant import compare as run
     from jointquant.cli.plan_table import Output, announced, resumable, show_dry_run
     from jointquant.planning.budget import Limits
+    from jointquant.report.layer_losses import layer_loss_sums
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
     if only_plan:
@@ -131,7 +132,8 @@ def compare(
     show(_table(result, f"{model}, report in {out}"), as_json)
     reference = result.reference
     seqlens = {"eval_seqlen": result.about["seqlen"]}
-    finish({"rows": result.rows, "reference": reference, **seqlens, "out": str(out)}, as_json)
+    learned = {"layer_losses": layer_loss_sums(result.to_dict())}
+    finish({"rows": result.rows, "reference": reference, **seqlens, **learned, "out": str(out)}, as_json)
 
 
 def _table(result: Comparison, title: str) -> Table:

@@ -20,7 +20,7 @@ INDEX_NAME, SINGLE_NAME = SAFETENSORS.index, SAFETENSORS.single
 LARGEST = 1e18
 """The square of a larger weight, summed over channels, is more than float32 holds."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-INTEGERS = {"I8": torch.int8, "I32": torch.int32}
+INTEGERS = {"I8": torch.int8, "I16": torch.int16, "I32": torch.int32}
 """What artifacts have besides, as files call them."""
 
 

@@ -13,7 +13,12 @@ from jointquant.backend.devices import elements_at_once, launches_cost
 from jointquant.models.architecture import stage_of
 from jointquant.planning.workload import Workload
 from jointquant.quantization.gptq_stack import most_in_stack
-from jointquant.recipe.rotations import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
+from jointquant.recipe.rotations import (
+    ButterflyInnerRotation,
+    LearnedResidualRotation,
+    LearnedRotation,
+    TrainedInnerRotation,
+)
 from jointquant.text.rows import MAX_TEXT
 
 FLOAT = 4
@@ -164,12 +169,15 @@ def probe_bytes(work: Workload) -> Bytes:
 
 
 def inner_sample_bytes(work: Workload) -> Bytes:
-    """Sampled tokens of one layer's R4, of all its down projections, where blocks of it are learned."""
+    """Sampled tokens of one layer's R4, of all its down projections, where a part of it is learned."""
     r4 = work.recipe.rotations.r4
-    if not isinstance(r4, LearnedInnerRotation):
+    if not isinstance(r4, TrainedInnerRotation):
         return {}
     sampled = min(r4.num_tokens, work.all_tokens) * round(work.shape.inner_channels)
-    training = TRAINED_BATCHES * min(r4.batch_tokens, work.all_tokens) * work.shape.intermediate_size
+    rows = min(r4.batch_tokens, work.all_tokens)
+    if isinstance(r4, ButterflyInnerRotation) and r4.objective == "reconstruction":
+        rows += work.shape.hidden_size  # the weight's
+    training = TRAINED_BATCHES * rows * work.shape.intermediate_size
     return {"samples for R4": SAMPLE_COPIES * sampled * FLOAT, "training": training * FLOAT}
 
 

@@ -11,9 +11,16 @@ import torch
 from jointquant.backend.devices import synchronize
 from jointquant.distributed.ranks import Ranks
 from jointquant.models.architecture import stage_of
+from jointquant.planning.shape import ModelShape
 from jointquant.planning.workload import Workload
 from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
-from jointquant.recipe.rotations import LearnedInnerRotation, LearnedResidualRotation, LearnedRotation
+from jointquant.recipe.rotations import (
+    LearnedInnerRotation,
+    LearnedResidualRotation,
+    LearnedRotation,
+    TrainedInnerRotation,
+)
+from jointquant.rotations.butterflies import num_stages
 
 SECONDS_PER_MEASUREMENT = 0.1
 PASSES_PER_RATIO = 12
@@ -85,7 +92,7 @@ def _runs(work: Workload) -> float:
     """
     recipe, shape = work.recipe, work.shape
     before = [s.share * s.in_features * s.out_features for s in shape.sites if stage_of(s.name) == "mlp_in"]
-    learned = sum(before) / shape.active if isinstance(recipe.rotations.r4, LearnedInnerRotation) else 0.0
+    learned = sum(before) / shape.active if isinstance(recipe.rotations.r4, TrainedInnerRotation) else 0.0
     cache = recipe.kv_cache.centring != "none" or recipe.kv_cache.balancing != "none"
     cache |= isinstance(recipe.rotations.r3, LearnedRotation)
     if recipe.activations.calibrated or cache or recipe.refinement.enabled:
@@ -109,11 +116,20 @@ def _learning(work: Workload, speed: Speed) -> float:
     if isinstance(r2, LearnedRotation):
         heads = shape.num_layers * -(-shape.num_key_value_heads // work.ranks)
         flops += heads * r2.steps * _step(min(r2.batch_tokens, work.all_tokens), shape.head_dim)
-    if isinstance(r4 := work.recipe.rotations.r4, LearnedInnerRotation):
+    if isinstance(r4 := work.recipe.rotations.r4, TrainedInnerRotation):
         downs = sum(site.name.startswith("down_in") for site in shape.sites)
-        tokens = downs * min(r4.batch_tokens, work.all_tokens)
-        flops += shape.num_layers * r4.steps * 6.0 * tokens * shape.intermediate_size * r4.most
+        flops += shape.num_layers * r4.steps * downs * _inner_step(r4, min(r4.batch_tokens, work.all_tokens), shape)
     return fast + flops / speed.float32
+
+
+def _inner_step(r4: TrainedInnerRotation, tokens: int, shape: ModelShape) -> float:
+    """Of a down projection's R4: products with blocks; or the turns of a butterfly, and products with the weight."""
+    size = shape.intermediate_size
+    if isinstance(r4, LearnedInnerRotation):
+        return 6.0 * tokens * size * r4.most
+    products = r4.objective == "reconstruction"
+    rows = tokens + products * shape.hidden_size  # the weight turns too
+    return 12.0 * rows * size * num_stages(size) + products * 8.0 * tokens * size * shape.hidden_size
 
 
 def _step(tokens: float, size: int) -> float:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from jointquant.errors import near, printable, unknown
 
-KINDS = ("none", "hadamard", "learned")
+KINDS = ("none", "hadamard", "learned", "butterfly")
 """Of rotations: what pydantic puts between a rotation's key and the keys below it."""
 
 

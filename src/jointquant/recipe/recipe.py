@@ -122,6 +122,15 @@ class Recipe(Settings):
                     raise ValueError(f"{measure} needs a number as activations.clip_ratio")
         return self
 
+    @model_validator(mode="after")
+    def _reconstructs_what_is_rounded(self) -> Recipe:
+        rounds = self.weights.enabled or self.activations.enabled or self.overrides
+        if getattr(self.rotations.r4, "objective", None) == "reconstruction" and not rounds:
+            raise ValueError(
+                "rotations.r4.objective reconstruction needs weights.num_bits or activations.num_bits below 16"
+            )
+        return self
+
     def _learns_error(self, name: str) -> bool:
         return getattr(getattr(self.rotations, name), "objective", None) == "quant_error"
 

@@ -27,6 +27,8 @@ MEANINGS = {
     "rotations.r4.kind": "the rotation of down_proj's input, online",
     "rotations.r1.strategy": "how the layers share R1",
     "rotations.r1.weights": "what a layer counts in `joint`; null: normalised",
+    "rotations.r4.objective": "what training minimises; of `butterfly` also `reconstruction`, its default",
+    "rotations.r4.learning_rate": "as of R1; of `butterfly` Adam's, in radians (0.02)",
     "rotations.r4.block_size": "order of the Hadamard blocks along the diagonal; null: the largest that the size has",
     "rotations.r4.most": "channels that are turned together behind it: the largest divisor of the size up to this",
     "rotations.r4.num_tokens": "down_proj's inputs sampled in each layer, on average",

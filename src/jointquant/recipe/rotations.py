@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,13 @@ class BlockHadamardRotation(HadamardRotation):
     block_size: int | None = Field(default=None, ge=2)
 
 
+def check_tokens(objective: ObjectiveName, tokens: int) -> None:
+    """Raises ValueError for an objective that takes more tokens than there are."""
+    fewest = FEWEST_TOKENS.get(objective, 1)
+    if tokens < fewest:
+        raise ValueError(f"objective {objective} needs num_tokens and batch_tokens of at least {fewest}")
+
+
 class LearnedRotation(Settings):
     """A rotation trained on a sample of the activations at its sites."""
 
@@ -67,9 +74,7 @@ class LearnedRotation(Settings):
 
     @model_validator(mode="after")
     def _enough_tokens(self) -> LearnedRotation:
-        fewest = FEWEST_TOKENS.get(self.objective, 1)
-        if min(self.num_tokens, self.batch_tokens) < fewest:
-            raise ValueError(f"objective {self.objective} needs num_tokens and batch_tokens of at least {fewest}")
+        check_tokens(self.objective, min(self.num_tokens, self.batch_tokens))
         return self
 
     @model_validator(mode="after")
@@ -136,10 +141,38 @@ class LearnedInnerRotation(LearnedRotation):
     momentum: float = Field(default=0.85, ge=0, lt=1)
 
 
+class ButterflyInnerRotation(Settings):
+    """R4 that is a butterfly of plane rotations behind a plain Hadamard matrix, its angles learned by Adam.
+
+    ``objective``: ``reconstruction`` is the error of the down projection's output with its input and weight rounded;
+    others see the input alone. ``learning_rate`` is in radians. ``block_size`` is that of the Hadamard matrix.
+    """
+
+    kind: Literal["butterfly"] = "butterfly"
+    block_size: int | None = Field(default=None, ge=2)
+    objective: ObjectiveName | Literal["reconstruction"] = "reconstruction"
+    num_tokens: int = Field(default=16384, ge=1, le=1_000_000_000)
+    batch_tokens: int = Field(default=1024, ge=1, le=1_000_000_000)
+    steps: int = Field(default=100, ge=1, le=1_000_000)
+    learning_rate: float = Field(default=0.02, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _enough_tokens(self) -> ButterflyInnerRotation:
+        if self.objective != "reconstruction":
+            check_tokens(self.objective, min(self.num_tokens, self.batch_tokens))
+        return self
+
+
+TrainedInnerRotation = LearnedInnerRotation | ButterflyInnerRotation
+"""R4 of which a part is learned in pass 2."""
+
 Residual = Annotated[NoRotation | MergedHadamardRotation | LearnedResidualRotation, Field(discriminator="kind")]
 Values = Annotated[NoRotation | MergedHadamardRotation | LearnedValueRotation, Field(discriminator="kind")]
 PerHead = Annotated[NoRotation | HadamardRotation | LearnedRotation, Field(discriminator="kind")]
-Inner = Annotated[NoRotation | BlockHadamardRotation | LearnedInnerRotation, Field(discriminator="kind")]
+Inner = Annotated[
+    NoRotation | BlockHadamardRotation | LearnedInnerRotation | ButterflyInnerRotation, Field(discriminator="kind")
+]
 
 
 class RotationSettings(Settings):
@@ -155,3 +188,14 @@ class RotationSettings(Settings):
     r2: Values = NoRotation()
     r3: PerHead = NoRotation()
     r4: Inner = NoRotation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_butterfly_as_r3(cls, data: Any) -> Any:
+        r3 = data.get("r3") if isinstance(data, dict) else None
+        if isinstance(r3, dict) and r3.get("kind") == "butterfly":
+            raise ValueError(
+                "r3.kind butterfly would store and run what a learned R3 does, a matrix of head_dim for each KV head, "
+                "and hold less: expected r3.kind learned"
+            )
+        return data

@@ -34,5 +34,5 @@ def apply_size(data: dict[str, Any], name: str) -> None:
     data["calibration"].update(size["calibration"])
     for rotation, settings in size["rotations"].items():
         asked = data["rotations"].get(rotation)
-        if isinstance(asked, dict) and asked.get("kind") == "learned":
+        if isinstance(asked, dict) and asked.get("kind") in ("learned", "butterfly"):
             asked.update(settings)

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jointquant.report.figures import comparison_figures, statistics_figures, styles
+from jointquant.report.layer_losses import comparison_layer_losses
 from jointquant.report.plain import finite
 from jointquant.report.said import comparison_said
 from jointquant.report.tables import comparison_table, statistics_table
@@ -20,7 +21,8 @@ def comparison_page(data: dict[str, Any]) -> str:
     style = styles([row["recipe"] for row in data["rows"]])
     table, verdict = comparison_table(data, style), comparison_verdict(data)
     shown = {"figures": comparison_figures(data), "said": comparison_said(data), "table": table, "verdict": verdict}
-    return _render("comparison.html.j2", data=data, file="results.json", **shown)
+    learned = comparison_layer_losses(data)
+    return _render("comparison.html.j2", data=data, file="results.json", learned=learned, **shown)
 
 
 def statistics_page(data: dict[str, Any]) -> str:

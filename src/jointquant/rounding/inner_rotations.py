@@ -9,16 +9,18 @@ from torch import Tensor, nn
 
 from jointquant.activations.propagation import watching
 from jointquant.activations.routing import opened_experts
-from jointquant.backend.operations import double
 from jointquant.models.transforms import map_weight
-from jointquant.recipe.rotations import LearnedInnerRotation
+from jointquant.recipe.rotations import ButterflyInnerRotation, LearnedInnerRotation, TrainedInnerRotation
 from jointquant.recipe.training import quantizer_of, training_of
-from jointquant.rotations import merging
+from jointquant.rotations.butterfly_learning import learn_butterfly, of_output, of_tokens
 from jointquant.rotations.learning import learn_blocks
+from jointquant.rotations.objectives import OBJECTIVES
+from jointquant.rotations.optimizers import Schedule
+from jointquant.rotations.reconstruction import Reconstruction, Rounding
 from jointquant.rotations.sampling import DrawnTokens
 from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.stand_ins import plain_inputs, unread
-from jointquant.runtime.inner_rotation import as_integers, matrices
+from jointquant.runtime.inner_rotation import matrices
 from jointquant.runtime.linear import OnlineLinear
 from jointquant.seeds import generator
 
@@ -29,10 +31,10 @@ def learn_inner_rotations(layer: LayerInWork) -> None:
 
     The inputs are those that the quantized layers before this one lead to, not quantized themselves; where inputs are
     centred, so are the tokens that are learned on. A down projection that no token reaches, or one alone, keeps the
-    identities.
+    identity.
     """
     settings, seed, states = layer.recipe.rotations.r4, layer.recipe.calibration.seed, layer.states
-    if not isinstance(settings, LearnedInnerRotation):
+    if not isinstance(settings, TrainedInnerRotation):
         return
     share = min(1.0, settings.num_tokens / (states.num_windows * states.seqlen))
     downs = {name: _online(layer.module, name) for name in layer.architecture.downs}
@@ -47,25 +49,57 @@ def learn_inner_rotations(layer: LayerInWork) -> None:
         sample = samples.pop(name).take(states.ranks, states.device)
         if sample is None or len(sample) == 1:
             continue
-        activations = layer.activations_of(name)
-        if activations.centring != "none":
+        if layer.activations_of(name).centring != "none":
             sample = sample.sub_(sample.mean(0))
         if not sample.any():
             continue
-        training, start = training_of(settings, quantizer_of(activations)), matrices(down.input_rotation, sample.dtype)
-        with torch.enable_grad():
-            batches = generator(seed, f"r4 {layer.full_name(name)} batches")
-            found = learn_blocks(sample, start, training, batches, states.ranks).rotation
-        turn_input(down, found)
+        batches = generator(seed, f"r4 {layer.full_name(name)} batches")
+        if isinstance(settings, LearnedInnerRotation):
+            turn_input(down, _blocks(layer, name, settings, sample, batches))
+        else:
+            turn_input(down, _angles(layer, name, settings, sample, batches))
+
+
+def _blocks(
+    layer: LayerInWork, name: str, settings: LearnedInnerRotation, sample: Tensor, batches: torch.Generator
+) -> Tensor:
+    """Rotations [blocks, b, b] for the sampled inputs [tokens, n] of a down projection."""
+    training = training_of(settings, quantizer_of(layer.activations_of(name)))
+    start = matrices(_online(layer.module, name).input_rotation, sample.dtype)
+    with torch.enable_grad():
+        return learn_blocks(sample, start, training, batches, layer.states.ranks).rotation
+
+
+def _angles(
+    layer: LayerInWork, name: str, settings: ButterflyInnerRotation, sample: Tensor, batches: torch.Generator
+) -> Tensor:
+    """Angles [stages, n/2] of a butterfly for the sampled inputs [tokens, n] of a down projection.
+
+    While they are learned a weight is rounded to nearest, also where GPTQ will round it.
+    """
+    quantizer, weights = quantizer_of(layer.activations_of(name)), layer.weights_of(name)
+    if settings.objective == "reconstruction":
+        fmt = weights.format
+        rounding = None if fmt is None else Rounding(fmt, weights.clip, layer.scale_dtype(name))
+        loss = of_output(Reconstruction(layer.linear(name).weight.to(sample), quantizer, rounding))
+    else:
+        loss = of_tokens(OBJECTIVES[settings.objective](quantizer))
+    schedule = Schedule(settings.steps, settings.learning_rate, settings.momentum)
+    return learn_butterfly(sample, loss, schedule, settings.batch_tokens, batches, layer.states.ranks).angles
 
 
 @torch.no_grad()
-def turn_input(down: OnlineLinear, rotations: Tensor) -> None:
-    """Let a linear read its input turned by rotations [blocks, b, b], as they are kept: the same function."""
-    down.input_rotation = as_integers(rotations).to(down.input_rotation.device)
-    integers = double(down.input_rotation)
-    kept = matrices(integers, integers.dtype)
-    map_weight(down, lambda weight: merging.transform_input_blocks(weight, kept))
+def turn_input(down: OnlineLinear, found: Tensor) -> None:
+    """Let a linear read its input turned by what was found, as it is kept: the same function.
+
+    Args:
+        down: the linear.
+        found: rotations [blocks, b, b], or the angles of a butterfly.
+    """
+    inner = down.path.inner
+    assert inner is not None
+    down.input_rotation = inner.kept(found).to(down.input_rotation.device)
+    map_weight(down, lambda weight: inner.merged(weight, down.input_rotation))
 
 
 def _online(layer: nn.Module, name: str) -> OnlineLinear:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jointquant.backend.operations import double
 from jointquant.rotations.blocks import largest_block, rotate_blocks
+from jointquant.rotations.merging import transform_input_blocks
 
 INPUT_ROTATION = "input_rotation"
 STEPS = 127
@@ -44,6 +46,23 @@ class InnerRotation:
         """[..., in] → [..., in]; ``buffers`` are the linear's buffers, their integers perhaps made matrices already."""
         kept = buffers[INPUT_ROTATION]
         return rotate_blocks(x, kept.to(x.dtype) if kept.is_floating_point() else matrices(kept, x.dtype))
+
+    def kept(self, rotations: Tensor) -> Tensor:
+        """Rotations [blocks, b, b] as they are kept: int8."""
+        return as_integers(rotations)
+
+    def ready(self, integers: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is kept, as it is applied: the matrices [blocks, b, b]."""
+        return matrices(integers, dtype)
+
+    def merged(self, weight: Tensor, integers: Tensor) -> Tensor:
+        """W A⁻ᵀ for an input that arrives turned by what is kept: weight [out, in] → float64 [out, in]."""
+        kept = double(integers)
+        return transform_input_blocks(weight, matrices(kept, kept.dtype))
+
+    def describe(self) -> str:
+        """In words."""
+        return f"blocks of at most {self.most} channels"
 
 
 def as_integers(rotations: Tensor) -> Tensor:

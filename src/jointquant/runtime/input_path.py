@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jointquant.quantization.ranges import InputRange, SearchedRange, StaticRange
 from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.inner_butterfly import InnerButterfly
 from jointquant.runtime.inner_rotation import InnerRotation
 
 INPUT_MEAN = "input_mean"
@@ -23,13 +24,13 @@ class InputPath:
         transform: the online Hadamard transform (R4), or None.
         quantizer: what the activations are quantized with, or None.
         centred: whether the mean input is subtracted before that; the linear's bias makes up for it.
-        inner: the learned rotation of blocks right behind the transform, or None.
+        inner: the learned rotation right behind the transform, or None.
     """
 
     transform: HadamardTransform | None = None
     quantizer: InputRange | None = None
     centred: bool = False
-    inner: InnerRotation | None = None
+    inner: InnerRotation | InnerButterfly | None = None
 
     def __bool__(self) -> bool:
         return self.centred or any(part is not None for part in (self.transform, self.quantizer, self.inner))

@@ -14,7 +14,7 @@ from jointquant.quantization.integer import Codes, num_groups
 from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.quantization.packing import pack, packed_size
 from jointquant.quantization.weights import QuantizedWeight, WeightFormat
-from jointquant.runtime.inner_rotation import INPUT_ROTATION, matrices
+from jointquant.runtime.inner_rotation import INPUT_ROTATION
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.interface import Kernel, Problem
 from jointquant.runtime.kernels.selection import Mode, choose
@@ -215,12 +215,12 @@ class PackedLinear(nn.Module):
         return self._prepared[key]
 
     def _ready(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The buffers of the input path; a learned rotation's as matrices, which all but the reference keep."""
+        """The buffers of the input path; a learned rotation's as it is applied, which all but the reference keep."""
         buffers, exact = self.input_buffers(), torch.promote_types(dtype, torch.float32)
         if self.path.inner is None or self.mode == "reference":
             return buffers
         if exact not in self._matrices:
-            self._matrices[exact] = matrices(buffers[INPUT_ROTATION], exact)
+            self._matrices[exact] = self.path.inner.ready(buffers[INPUT_ROTATION], exact)
         return buffers | {INPUT_ROTATION: self._matrices[exact]}
 
     def release_prepared(self) -> None:

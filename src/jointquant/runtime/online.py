@@ -11,12 +11,14 @@ from jointquant.errors import InputError
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.rotations import (
     BlockHadamardRotation,
+    ButterflyInnerRotation,
     LearnedInnerRotation,
     LearnedResidualRotation,
     NoRotation,
 )
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.basis import BasisChanges
+from jointquant.runtime.inner_butterfly import InnerButterfly
 from jointquant.runtime.inner_rotation import InnerRotation
 from jointquant.runtime.key_basis import KeyBasis
 
@@ -27,12 +29,12 @@ class OnlineTransforms:
 
     Where the keys' basis is dense, it holds R3, and there is no transform besides. R4 is given by the size of the
     input: down projections that read the same size share it, all experts of a layer among them. Where it is learned,
-    each down projection turns blocks of channels behind it (``inner``).
+    each down projection turns channels behind it (``inner``).
     """
 
     r3: HadamardTransform | None = None
     r4: Mapping[int, HadamardTransform] = field(default_factory=dict)
-    inner: InnerRotation | None = None
+    inner: InnerRotation | InnerButterfly | None = None
     basis: BasisChanges | None = None
     keys: KeyBasis | None = None
 
@@ -51,7 +53,7 @@ class OnlineTransforms:
             basis=BasisChanges(config.num_hidden_layers - 1, config.hidden_size) if per_layer else None,
             r3=HadamardTransform.of_size(head_dim) if rotations.r3.kind == "hadamard" and not dense else None,
             r4=inner_transforms(rotations.r4, inner_sizes),
-            inner=InnerRotation(rotations.r4.most) if isinstance(rotations.r4, LearnedInnerRotation) else None,
+            inner=learned_inner(rotations.r4),
             keys=keys if keys.centred or keys.dense else None,
         )
 
@@ -71,9 +73,17 @@ def check_even(recipe: Recipe, hidden_size: int, head_dim: int) -> None:
             )
 
 
-def inner_transforms(
-    settings: NoRotation | BlockHadamardRotation | LearnedInnerRotation, sizes: tuple[int, ...]
-) -> dict[int, HadamardTransform]:
+InnerSettings = NoRotation | BlockHadamardRotation | LearnedInnerRotation | ButterflyInnerRotation
+
+
+def learned_inner(settings: InnerSettings) -> InnerRotation | InnerButterfly | None:
+    """The part of R4 that is learned; None where nothing is."""
+    if isinstance(settings, LearnedInnerRotation):
+        return InnerRotation(settings.most)
+    return InnerButterfly() if isinstance(settings, ButterflyInnerRotation) else None
+
+
+def inner_transforms(settings: InnerSettings, sizes: tuple[int, ...]) -> dict[int, HadamardTransform]:
     """R4 at each size; empty where there is none. Raises InputError for blocks that do not fit."""
     if isinstance(settings, NoRotation):
         return {}

@@ -18,6 +18,7 @@ from jointquant.backend.launches import of_launch, reason
 from jointquant.quantization.packed_weight import PackedWeight
 from jointquant.quantization.ranges import InputRange
 from jointquant.quantization.weights import QuantizedWeight
+from jointquant.runtime.inner_butterfly import InnerButterfly
 from jointquant.runtime.inner_rotation import INPUT_ROTATION, matrices
 from jointquant.runtime.kernels.interface import Problem
 from jointquant.runtime.site import SiteInput, TokenCodes
@@ -183,7 +184,7 @@ def has_programs(path: InputPath, device: torch.device) -> bool:
     from jointquant.runtime.kernels.triton_hadamard import fits, is_worthwhile
 
     transform, quantizer = path.transform, path.quantizer
-    if quantizer is None or quantizer.fmt.signed_scale:
+    if quantizer is None or quantizer.fmt.signed_scale or isinstance(path.inner, InnerButterfly):
         return False
     if transform is None:
         return path.inner is None  # else in the dtype of x, as torch does it
