@@ -41,6 +41,7 @@ WHOLE_SYSTEM = {
     "test_docs.py": "what the pages say of the tree",
     "test_layers.py": "what may import what",
     "test_mirror.py": "this file",
+    "planning/test_published.py": "plans of published configurations",
     "test_notebooks.py": "the notebooks of the documentation",
     "test_mixtures.py": "models with experts through both passes and back",
     "test_real_model.py": "the published figures of a trained model",
@@ -48,6 +49,16 @@ WHOLE_SYSTEM = {
 """Test files that mirror no module, and what they test."""
 
 COVERED_ELSEWHERE = {
+    "probing/data_file.py": "tests/probing/test_probe.py",
+    "probing/findings.py": "tests/probing/test_probe.py",
+    "probing/precision.py": "tests/probing/test_probe.py",
+    "probing/proposal.py": "tests/probing/test_probe.py",
+    "probing/shrink.py": "tests/probing/test_probe.py",
+    "probing/trace.py": "tests/probing/test_probe.py",
+    "probing/trial.py": "tests/probing/test_probe.py",
+    "cli/probe.py": "tests/probing/test_probe.py",
+    "models/recurrence.py": "tests/models/test_families.py",
+    "rounding/towers.py": "tests/models/test_wrapper.py",
     "analysis/capture.py": "tests/analysis/test_rotate.py",
     "analysis/rotation_facts.py": "tests/cli/test_rotate.py",
     "backend/launches.py": "tests/runtime/kernels/test_triton_kernels.py",

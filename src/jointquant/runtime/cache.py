@@ -123,7 +123,9 @@ class PackedCache(DynamicCache):
 
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
-        states = [states for layer in self.layers for states in (layer.keys, layer.values)]
+        states = [
+            states for layer in self.layers for states in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        ]
         return sum(tensor.nbytes for tensor in states if tensor is not None)
 
 
