@@ -88,7 +88,7 @@ def _gemma_norm(self: nn.Module, x: Tensor) -> Tensor:
 
 
 def _delta_net(self: Any, hidden_states: Tensor, **_: object) -> Tensor:
-    """A gated delta net token by token (arXiv 2412.06464, section 3.2), behind a convolution and before a gated norm."""
+    """A gated delta net token by token (arXiv 2412.06464, section 3.2), behind a convolution, before a gated norm."""
     x = hidden_states
     heads, groups = self.num_v_heads, self.num_k_heads
     if hasattr(self, "in_proj_qkvz"):

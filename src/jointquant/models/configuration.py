@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jointquant.errors import InputError, fault_of_machine, printable, require
+from jointquant.models.layer import text_config_of
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.shard_index import SAFETENSORS
@@ -90,6 +91,8 @@ def _read(path: Path, folder: Path) -> PretrainedConfig:
     )
     with blamed(f"{path} is not a configuration"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if config.dtype is None:  # some name it of the text model alone
+        config.dtype = text_config_of(config).dtype
     check_sizes(config.to_dict(), path)
     return config
 

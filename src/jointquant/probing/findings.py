@@ -90,5 +90,5 @@ def logit_map(config: PretrainedConfig, head: Tensor, logits: Tensor) -> LogitMa
             kinds: tuple[Any, ...] = (Multiplied, Divided, Capped)
             found = next((kind(key) for kind in kinds if alike(kind(key).of(config)(head), logits)), None)
             if found is not None:
-                return found  # type: ignore[no-any-return]
+                return found
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 from typing_extensions import Unpack
 
-from jointquant.errors import require
+from jointquant.errors import printable, require
 from jointquant.hub import locate_configuration
 from jointquant.models.configuration import read_config, read_config_file
 from jointquant.models.options import ModelOptions, completed
@@ -70,8 +70,13 @@ def probe_of(config: PretrainedConfig) -> ProbeResult:
     tiny = small_model(small)
     found = proposed(tiny, trace(tiny))
     doubts, measured = list(found.doubts), dict[str, float]()
-    if not any("not described" in doubt or "unknown" in doubt for doubt in doubts):
-        measured = errors(tiny, found.architecture)
+    if not any(doubt.startswith(("Attention and MLP", "No layer", "Some layers", "The experts")) for doubt in doubts):
+        try:
+            measured = errors(tiny, found.architecture)
+        except (AttributeError, AssertionError, RuntimeError) as error:
+            doubts.append(
+                f"The model has no modules as the proposal says, which cannot be tried: {printable(str(error), 200)}."
+            )
     if found.architecture.writer_norms:
         doubts.append("Norms stand behind what layers write, so no R1 is possible: `writer_norms` says so.")
     return ProbeResult(

@@ -45,6 +45,9 @@ def proposed(model: PreTrainedModel, seen: Trace) -> Proposal:
     found = Proposal(Architecture(model_type=model.config.model_type, layers=layers))
     _ends(model, seen, found)
     first = _layer_with_attention(model, seen, layers)
+    own = {name.removeprefix(f"{layers}.").split(".")[0] for name in seen.values}
+    if first is not None and len(own) < model.config.num_hidden_layers:
+        found.doubts.append("Some layers have something else than attention: say what recurrence is.")
     if first is None:
         found.doubts.append("No layer calls transformers' attention interface: where its values are is unknown.")
         return found
@@ -216,6 +219,9 @@ def _mixture(model: PreTrainedModel, seen: Trace, found: Proposal) -> None:
         )
         if fused is None:
             continue
+        if not hasattr(layer.get_submodule(fused), "hidden_dim"):
+            found.doubts.append(f"The experts of {fused} are of another kind than those that can be taken apart.")
+            return
         block = fused.rpartition(".")[0]
         beside = {n: m for n, m in layer.get_submodule(block).named_children() if f"{block}.{n}" != fused}
         shared = next((n for n, m in beside.items() if hasattr(m, "down_proj")), None)

@@ -62,7 +62,7 @@ def trace(model: PreTrainedModel) -> Trace:
         for name, module in model.named_modules():
             hook = partial(_note, found, name)
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-            module.cache_path = partial(_values, found, name)  # type: ignore[assignment]
+            module.cache_path = partial(_values, found, name)
             stack.callback(delattr, module, "cache_path")
         with blamed(f"a small {model.config.model_type} model does not run"), InFloat64(), torch.no_grad():
             found.logits = model(input_ids=ids, use_cache=False).logits

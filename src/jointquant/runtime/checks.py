@@ -61,7 +61,7 @@ def check_values(recipe: Recipe, architecture: Architecture) -> None:
     )
     require(
         not recipe.kv_cache.centres_values,
-        f"kv_cache.centring {centring}: {architecture.model_type} {why}, which no constant passes, expected none or keys",
+        f"kv_cache.centring {centring}: {architecture.model_type} {why}, which no constant passes: expected none, keys",
     )
 
 
