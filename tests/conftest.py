@@ -27,6 +27,7 @@ from jointquant.runtime.loading import load_tokenizer
 DEMO = Path(jointquant.demo.__file__).parent
 SHARED = Path(__file__).parents[2] / "shared"
 ASSEMBLED = (
+    "cohere2",
     "exaone4",
     "glm",
     "glm4",
@@ -87,6 +88,8 @@ SPECIAL: dict[str, dict[str, object]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "qwen2_moe": MOE | {"shared_expert_intermediate_size": 56, "mlp_only_layers": [1], "tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "cohere2": LOCAL_AND_GLOBAL
+    | {"head_dim": 16, "logit_scale": 0.25, "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 2},
     "exaone4": LOCAL_AND_GLOBAL | {"head_dim": 16},
     "glm": {"head_dim": 16, "partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0},
     "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0},

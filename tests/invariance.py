@@ -68,6 +68,8 @@ def exact(model: PreTrainedModel) -> None:
         if name.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm):
             forward = _llama_norm if hasattr(module, "variance_epsilon") else _gemma_norm
             module.forward = forward.__get__(module)  # type: ignore[method-assign]
+        if name.endswith("LayerNorm") and not isinstance(module, nn.LayerNorm):
+            module.forward = _layer_norm.__get__(module)  # type: ignore[method-assign]
         if name.endswith("GatedDeltaNet"):
             module.forward = _delta_net.__get__(module)  # type: ignore[method-assign]
         if name in ROUTERS:
@@ -75,6 +77,12 @@ def exact(model: PreTrainedModel) -> None:
     if any(name.endswith("experts") for name, _ in model.named_modules()):
         model.set_experts_implementation("eager")
     model.set_attn_implementation(ATTENTION_NAME)
+
+
+def _layer_norm(self: Any, x: Tensor) -> Tensor:
+    x = x - x.mean(-1, keepdim=True)
+    scaled: Tensor = self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+    return scaled
 
 
 def _llama_norm(self: nn.Module, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from conftest import COMMON
+from conftest import COMMON, HYBRID, MOE, MROPE
 
 IMAGE, VIDEO, START, END = 2040, 2041, 2042, 2043
 """Tokens that stand for images, videos, and for where one begins and ends."""
@@ -44,6 +44,18 @@ YARN = {
     "llama_4_scaling_beta": 0.1,
 }
 QWEN = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+
+QWEN35_VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "out_hidden_size": 48,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_position_embeddings": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -198,6 +210,20 @@ TINY = {
                 "deepstack_visual_indexes": [0, 1],
             }
         },
+        {"pixel_values": (16, 96), "image_grid_thw": [[1, 4, 4]]},
+    ),
+    "qwen3_5": Tiny(
+        "qwen3_5",
+        HYBRID | {"model_type": "qwen3_5_text", "rope_parameters": MROPE | {"mrope_interleaved": True}},
+        QWEN | {"vision_config": QWEN35_VISION},
+        {"pixel_values": (16, 96), "image_grid_thw": [[1, 4, 4]]},
+    ),
+    "qwen3_5_moe": Tiny(
+        "qwen3_5_moe",
+        HYBRID
+        | MOE
+        | {"model_type": "qwen3_5_moe_text", "rope_parameters": MROPE, "shared_expert_intermediate_size": 56},
+        QWEN | {"vision_config": QWEN35_VISION},
         {"pixel_values": (16, 96), "image_grid_thw": [[1, 4, 4]]},
     ),
 }

@@ -110,3 +110,14 @@ def test_a_folder_and_a_stream_are_the_model(family: str, save_model) -> None:
     with runner.session(INPUT_IDS, "t", Silent()) as session:
         found = torch.cat([session.logits(row[None]) for row in INPUT_IDS])
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["glm4_moe", "qwen3_5_text"])
+def test_a_dense_export_has_what_is_no_weight(family: str, tmp_path: Path, tokenizer) -> None:
+    """The correction of a router and the decay of a recurrence are in it: without them another model would load."""
+    recipe = jointquant.load_recipe("w4a16", small("weights.group_size=8"))
+    jointquant.quantize(make_model(family), tmp_path / "a", recipe, tokenizer=tokenizer)
+    jointquant.export_artifact(tmp_path / "a", "dense", tmp_path / "x")
+    expected = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "a"))
+    found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "x", dtype=torch.float32))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -165,6 +165,11 @@ class Artifact:
         take_apart(model, self.architecture)
         return model
 
+    @cached_property
+    def plain_names(self) -> frozenset[str]:
+        """The names of the plain model's tensors, its experts apart."""
+        return frozenset(self.skeleton.state_dict())
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the tensors that are not integers."""
@@ -192,9 +197,11 @@ class Artifact:
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
-        """Full names of what reads the residual stream and is never quantized: routers, gates of shared experts."""
-        layers = enumerate(self.assembly.layers)
-        return tuple(
+        """Full names of what is never quantized: routers, gates of shared experts, the linears of towers."""
+        layers, wrapper = enumerate(self.assembly.layers), self.architecture.wrapper
+        linears = (name for name, module in self.skeleton.named_modules() if isinstance(module, nn.Linear))
+        towers = tuple(name for name in linears if wrapper is not None and wrapper.holds(name))
+        return towers + tuple(
             self.assembly.full_name(index, name)
             for index, layer in layers
             for site in layer.residual_sites

@@ -6,6 +6,7 @@ import sys
 
 from jointquant.errors import InputError, require, unknown
 from jointquant.models import (
+    cohere2,
     exaone4,
     gemma2,
     gemma3,
@@ -43,6 +44,7 @@ from jointquant.models import (
 from jointquant.models.architecture import Architecture
 
 FAMILIES = (
+    cohere2,
     exaone4,
     gemma2,
     gemma3,

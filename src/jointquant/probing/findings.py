@@ -33,15 +33,18 @@ def norm_kind(norm: nn.Module, size: int) -> NormKind | None:
     if isinstance(norm, nn.LayerNorm):
         return LayerNorm()
     x = 1e3 * torch.randn(4, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # eps is nothing
-    plain = x * x.square().mean(-1, keepdim=True).rsqrt()
+    plain, centred = (y * y.square().mean(-1, keepdim=True).rsqrt() for y in (x, x - x.mean(-1, keepdim=True)))
     weight = getattr(norm, "weight", None)
     if not isinstance(weight, Tensor):
         return None
     with InFloat64(), torch.no_grad():
         found = norm(x)
-    return next(
-        (RMSNorm(offset) for offset in (0.0, 1.0) if (found - plain * (offset + weight)).abs().max() < 1e-6), None
-    )
+    kinds: dict[NormKind, Tensor] = {
+        RMSNorm(): plain * weight,
+        RMSNorm(1.0): plain * (1 + weight),
+        LayerNorm(): centred * weight,
+    }
+    return next((kind for kind, expected in kinds.items() if (found - expected).abs().max() < 1e-6), None)
 
 
 def values_in(linear: str, returned: Tensor, values: Tensor, queries: int) -> LinearSlice | None:

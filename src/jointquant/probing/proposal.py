@@ -108,13 +108,8 @@ def _layer(model: PreTrainedModel, seen: Trace, found: Proposal, prefix: str) ->
     attention = next(name for name in seen.values if name.startswith(f"{prefix}.")).removeprefix(f"{prefix}.")
     readings = list(_readings(layer, calls))
     inside = [each for each in readings if any(name.startswith(f"{attention}.") for name in each.linears)]
-    behind = [each for each in readings if each not in inside]
-    if (
-        len(inside) != 2
-        or inside[1].norm is not None
-        or any(not name.startswith(f"{attention}.") for each in inside for name in each.linears)
-    ):
-        found.doubts.append("Attention and MLP read one input, or attention several: such layers are not described.")
+    if len(inside) != 2 or inside[1].norm is not None:
+        found.doubts.append("Attention does not have one input, and one behind it: such layers are not described.")
         return
     attn_in, o_in = inside
     own = replace(
@@ -130,19 +125,28 @@ def _layer(model: PreTrainedModel, seen: Trace, found: Proposal, prefix: str) ->
     if value is None:
         found.doubts.append("No rows of a linear are the values: say what value is, or why no R2 is possible.")
     sites = [Site("attn_in", attn_in.linears, attn_in.norm), Site("o_in", o_in.linears)]
-    if len(behind) == 2:
-        mlp_in, down_in = behind
-        sites += [Site("mlp_in", mlp_in.linears, mlp_in.norm), Site("down_in", down_in.linears)]
-        up = _up(model, prefix, mlp_in.linears, down_in.linears[0])
-        gated = up is not None and (len(mlp_in.linears) > 1 or len(up.parts) > 1)  # doubling passes a ReLU as well
-        up = up or LinearSlice(mlp_in.linears[0], parts=("up",), part="up")
-        key = None if gated else findings.activation_key(model.config)
-        own = replace(own, down=down_in.linears[0], up=up, up_activation=key)
-    elif not any(parameter.ndim == 3 for parameter in layer.parameters()):
-        found.doubts.append("The MLP is not one input, and one behind it: say what its sites are.")
-    else:
+    behind = [each for each in readings if each not in inside]
+    beside = tuple(name for name in attn_in.linears if not name.startswith(f"{attention}."))
+    if len(behind) == 2 and not beside:
+        sites += [Site("mlp_in", behind[0].linears, behind[0].norm), Site("down_in", behind[1].linears)]
+        own = _with_mlp(model, prefix, own, behind[0].linears, behind[1].linears[0])
+    elif len(behind) == 1 and beside:
+        sites += [Site("down_in", behind[0].linears)]
+        own = _with_mlp(model, prefix, own, beside, behind[0].linears[0])
+    elif any(parameter.ndim == 3 for parameter in layer.parameters()):
         sites += list(own.sites[2:])
+    else:
+        found.doubts.append("The MLP is not one input, and one behind it: such layers are not described.")
     found.architecture = replace(own, sites=tuple(sites), value=value or own.value)
+
+
+def _with_mlp(
+    model: PreTrainedModel, prefix: str, own: Architecture, linears: tuple[str, ...], down: str
+) -> Architecture:
+    up = _up(model, prefix, linears, down)
+    gated = up is not None and (len(linears) > 1 or len(up.parts) > 1)  # doubling passes a ReLU as well
+    up = up or LinearSlice(linears[0], parts=("up",), part="up")
+    return replace(own, down=down, up=up, up_activation=None if gated else findings.activation_key(model.config))
 
 
 def _readings(layer: nn.Module, calls: dict[str, Call]) -> Iterator[Reading]:

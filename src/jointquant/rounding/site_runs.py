@@ -103,9 +103,12 @@ class _Keeping:
 
 def _keeping(stage: SiteStage, layer: LayerInWork) -> _Keeping | None:
     """What a stage's run keeps: of several experts' down projections nothing; the states behind the attention where
-    they are as wide as what the output projection reads, whose place they take, and a norm reads them.
+    they are as wide as what the output projection reads, whose place they take, and a norm reads them; where the MLP
+    reads what the attention reads, nothing.
     """
     room, kept = layer.room, layer.kept
+    if not any(stage_of(site.name) == "mlp_in" for site in layer.architecture.sites):
+        return None
     assert room is not None
     first = stage.sites[0].linears[0]
     norm = next((site.norm for site in reversed(layer.architecture.residual_sites)), None)
