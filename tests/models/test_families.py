@@ -117,7 +117,7 @@ def test_a_dense_export_has_what_is_no_weight(family: str, tmp_path: Path, token
     """The correction of a router and the decay of a recurrence are in it: without them another model would load."""
     recipe = jointquant.load_recipe("w4a16", small("weights.group_size=8"))
     jointquant.quantize(make_model(family), tmp_path / "a", recipe, tokenizer=tokenizer)
-    jointquant.export_artifact(tmp_path / "a", "dense", tmp_path / "x")
+    jointquant.export_artifact(tmp_path / "a", "dense", tmp_path / "x", dequantized=True)
     expected = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "a"))
     found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "x", dtype=torch.float32))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

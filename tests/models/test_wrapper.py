@@ -165,7 +165,7 @@ def test_exports_hold_the_towers_too(export: str, tmp_path: Path, tokenizer) -> 
     changes = ["weights.group_size=8", "rotations.r1.kind=hadamard", "rotations.r2.kind=hadamard"]
     recipe = jointquant.load_recipe("w4a16", small(*changes))
     jointquant.quantize(make_wrapper("llava"), tmp_path / "a", recipe, tokenizer=tokenizer)
-    jointquant.export_artifact(tmp_path / "a", export, tmp_path / "x")
+    jointquant.export_artifact(tmp_path / "a", export, tmp_path / "x", dequantized=export == "dense")
     exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "x", dtype=torch.float32)
     expected = seen(AutoModelForImageTextToText.from_pretrained(tmp_path / "a"), image_of("llava"))
     torch.testing.assert_close(seen(exported, image_of("llava")), expected, rtol=1e-3, atol=1e-3)

@@ -17,7 +17,20 @@ from jointquant.models.registry import ARCHITECTURES
 from jointquant.probing.probe import probe_of
 from jointquant.probing.trial import TOLERANCE
 
-KNOWN = ("cohere2", "gemma2", "glm4", "granite", "llama", "mixtral", "olmo2", "opt", "phi3", "qwen2_moe", "qwen3", "starcoder2")
+KNOWN = (
+    "cohere2",
+    "gemma2",
+    "glm4",
+    "granite",
+    "llama",
+    "mixtral",
+    "olmo2",
+    "opt",
+    "phi3",
+    "qwen2_moe",
+    "qwen3",
+    "starcoder2",
+)
 
 
 def config_of(family: str, **changes: object) -> PretrainedConfig:

@@ -1,4 +1,4 @@
-"""Cohere 2: attention and MLP side by side behind one LayerNorm, local layers with rotary embeddings, others without."""
+"""Cohere 2: attention and MLP side by side behind one LayerNorm; local layers have rotary embeddings, others none."""
 
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.logits import Multiplied

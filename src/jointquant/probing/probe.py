@@ -70,7 +70,9 @@ def probe_of(config: PretrainedConfig) -> ProbeResult:
     tiny = small_model(small)
     found = proposed(tiny, trace(tiny))
     doubts, measured = list(found.doubts), dict[str, float]()
-    if not any("not described" in doubt or doubt.startswith(("No layer", "Some layers", "The experts")) for doubt in doubts):
+    if not any(
+        "not described" in doubt or doubt.startswith(("No layer", "Some layers", "The experts")) for doubt in doubts
+    ):
         try:
             measured = errors(tiny, found.architecture)
         except (AttributeError, AssertionError, RuntimeError) as error:
