@@ -16,6 +16,7 @@ from jointquant.models.layer import head_dim_of
 from jointquant.models.source import InMemory
 from jointquant.models.transforms import centre_rows, fuse_norm, fuse_norms, merge_rotations, rotate_reader
 from jointquant.probing.precision import InFloat64
+from jointquant.rotations.orthogonal import orthogonal_factor
 
 TOLERANCE = 1e-10
 """Of the largest logit: what sums in another order change in float64."""
@@ -87,4 +88,4 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 
 def _orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64)).Q
+    return orthogonal_factor(torch.randn(shape, generator=generator, dtype=torch.float64))
