@@ -4,11 +4,14 @@
 
 Writes benchmarks/results/plans.json (70B, in detail), plans_by_size.json, and plans_h100.json: the seconds that
 ``jointquant plan --gpu h100`` predicts for 7B and 70B, by stage.
+Writes benchmarks/results/plans.json (70B, in detail), plans_by_size.json, and plans_published.json (of published
+configurations, as they are).
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,12 @@ from typing import Any
 from transformers import LlamaConfig
 
 import jointquant
+from jointquant.models.configuration import read_config_file
+from jointquant.models.registry import ARCHITECTURES
 from report import machine
 
 RESULTS = Path(__file__).parent / "results"
+PUBLISHED = Path(__file__).parents[1] / "tests" / "models" / "configs"
 SEVENTY = {
     "hidden_size": 8192,
     "intermediate_size": 28672,
@@ -57,7 +63,10 @@ CARD_RECIPES = ("w4a16", "dartquant", "w4a4kv4", "jointquant")
 
 
 def main() -> None:
-    """Plan every model and write the result files."""
+    """Plan every model and write the result files; with the word ``published`` the last one alone."""
+    if sys.argv[1:] == ["published"]:
+        published()
+        return
     large = [
         planned(name, sizes, recipe, device, SIZE)
         for recipe, device in DEVICES.items()
@@ -77,6 +86,21 @@ def main() -> None:
         for recipe in CARD_RECIPES
     ]
     write("plans_h100", on_card)
+    published()
+
+
+def published() -> None:
+    """The plans of published configurations, by the simplest recipe that rotates, and their result file."""
+    rows = []
+    for path in sorted(PUBLISHED.glob("*.json"), key=lambda path: path.stem.lower()):
+        family = read_config_file(path).model_type
+        changes = ["rotations.r1.kind=none"] if ARCHITECTURES[family].writer_norms else []
+        recipe = jointquant.load_recipe("quarot", changes)
+        plan = jointquant.dry_run(path, recipe, memory_budget=MEMORY, device_budget="80GB").to_dict()
+        kept = {key: plan[key] for key in ("storage", "host_peak_bytes", "device_peak_bytes", "disk", "seconds")}
+        rows.append({"model": path.stem, "family": family} | kept)
+        print(rows[-1])
+    write("plans_published", rows, recipe="quarot", device_budget="80GB")
 
 
 def planned(

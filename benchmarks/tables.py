@@ -135,6 +135,19 @@ def plans(result: dict[str, Any]) -> list[str]:
     return [*lines, "", *peaks, "", about]
 
 
+def plans_published(result: dict[str, Any]) -> list[str]:
+    """What published models need on paper."""
+    lines = ["| model | `model_type` | artifact | hidden states | host | device | time |", "|-|-|-|-|-|-|-|"]
+    for row in result["rows"]:
+        sizes = row["disk"]["artifact"], row["host_peak_bytes"], row["device_peak_bytes"]
+        artifact, host, device = (f"{size / 1e9:.1f} GB" for size in sizes)
+        where = {"device": "on the device", "memory": "in memory", "disk": "in files"}[row["storage"]]
+        minutes = f"{sum(row['seconds'].values()) / 60:.0f} min"
+        lines.append(f"| {row['model']} | `{row['family']}` | {artifact} | {where} | {host} | {device} | {minutes} |")
+    about = f"`--recipe {result['recipe']} --memory-budget {result['memory_budget']} "
+    return [*lines, "", f"{about}--device-budget {result['device_budget']}`; {result['date']}."]
+
+
 def plans_by_size(result: dict[str, Any]) -> list[str]:
     """What models of usual sizes need on paper, in short."""
     lines = _headed(["model", "recipe", "GPU memory", "main memory", "disk", "time"])
@@ -505,6 +518,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "one_capture_smollm2": one_capture,
     "plans_by_size": plans_by_size,
     "plans_h100": plans_h100,
+    "plans_published": plans_published,
     "where": where,
     "loss_by_part_smollm2": loss_by_part,
     "mixture_starved": mixture_starved,

@@ -27,6 +27,7 @@ from jointquant.runtime.loading import load_tokenizer
 DEMO = Path(jointquant.demo.__file__).parent
 SHARED = Path(__file__).parents[2] / "shared"
 ASSEMBLED = (
+    "cohere2",
     "exaone4",
     "glm",
     "glm4",
@@ -36,12 +37,18 @@ ASSEMBLED = (
     "ministral3",
     "olmo2",
     "olmo3",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
     "smollm3",
     "starcoder2",
 )
 """Families whose data are put together of what others have: tests/models/test_families.py goes over them, once each."""
 
-FAMILIES = tuple(sorted(set(ARCHITECTURES) - set(ASSEMBLED)))
+WRAPPED = tuple(sorted(name for name, family in ARCHITECTURES.items() if family.wrapper is not None))
+"""Families with a text model inside: tests/models/test_wrapper.py goes over them."""
+
+FAMILIES = tuple(sorted(set(ARCHITECTURES) - set(ASSEMBLED) - set(WRAPPED)))
 """All others: the tests of every part go over these."""
 
 COMMON = {
@@ -55,6 +62,16 @@ COMMON = {
 }
 LOCAL_AND_GLOBAL = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 8}
 MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+HYBRID = {
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 12,
+}
+MROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
 SPECIAL: dict[str, dict[str, object]] = {
     "gemma2": LOCAL_AND_GLOBAL
     | {"head_dim": 20, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
@@ -71,6 +88,8 @@ SPECIAL: dict[str, dict[str, object]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "qwen2_moe": MOE | {"shared_expert_intermediate_size": 56, "mlp_only_layers": [1], "tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "cohere2": LOCAL_AND_GLOBAL
+    | {"head_dim": 16, "logit_scale": 0.25, "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 2},
     "exaone4": LOCAL_AND_GLOBAL | {"head_dim": 16},
     "glm": {"head_dim": 16, "partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0},
     "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0},
@@ -118,6 +137,18 @@ SPECIAL: dict[str, dict[str, object]] = {
     "olmo3": LOCAL_AND_GLOBAL | {"pad_token_id": 1},
     "smollm3": {"no_rope_layer_interval": 2, "tie_word_embeddings": True, "pad_token_id": 4},
     "starcoder2": {"sliding_window": 8, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    "qwen3_5_text": HYBRID | {"rope_parameters": MROPE | {"mrope_interleaved": True}},
+    "qwen3_5_moe_text": HYBRID
+    | MOE
+    | {"rope_parameters": MROPE, "shared_expert_intermediate_size": 56, "tie_word_embeddings": True},
+    "qwen3_next": HYBRID
+    | MOE
+    | {
+        "norm_topk_prob": True,
+        "partial_rotary_factor": 0.25,
+        "shared_expert_intermediate_size": 56,
+        "mlp_only_layers": [2],
+    },
     "qwen3_moe": MOE | {"head_dim": 16, "norm_topk_prob": True, "decoder_sparse_step": 2},
 }
 WITHOUT_R1 = tuple(family for family in FAMILIES if ARCHITECTURES[family].writer_norms)
@@ -125,8 +156,11 @@ MIXTURES = tuple(family for family in FAMILIES if ARCHITECTURES[family].mixture 
 
 
 def possible(family: str, *changes: str) -> list[str]:
-    """``changes`` of a recipe, with R1 off where the family allows none."""
-    return [*changes, *(["rotations.r1.kind=none"] if ARCHITECTURES[family].writer_norms else [])]
+    """``changes`` of a recipe, with R1 and R2 off where the family allows none."""
+    architecture = ARCHITECTURES[family]
+    r1 = ["rotations.r1.kind=none"] if architecture.writer_norms else []
+    r2 = ["rotations.r2.kind=none"] if architecture.gated_values else []
+    return [*changes, *r1, *r2]
 
 
 def make_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> PreTrainedModel:

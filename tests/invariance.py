@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from jointquant.runtime.attention import ATTENTION_NAME
@@ -65,13 +66,23 @@ def exact(model: PreTrainedModel) -> None:
     for module in model.modules():
         name = type(module).__name__
         if name.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm):
-            forward = _gemma_norm if name.startswith("Gemma") else _llama_norm
+            forward = _llama_norm if hasattr(module, "variance_epsilon") else _gemma_norm
             module.forward = forward.__get__(module)  # type: ignore[method-assign]
+        if name.endswith("LayerNorm") and not isinstance(module, nn.LayerNorm):
+            module.forward = _layer_norm.__get__(module)  # type: ignore[method-assign]
+        if name.endswith("GatedDeltaNet"):
+            module.forward = _delta_net.__get__(module)  # type: ignore[method-assign]
         if name in ROUTERS:
             module.forward = ROUTERS[name].__get__(module)  # type: ignore[method-assign]
     if any(name.endswith("experts") for name, _ in model.named_modules()):
         model.set_experts_implementation("eager")
     model.set_attn_implementation(ATTENTION_NAME)
+
+
+def _layer_norm(self: Any, x: Tensor) -> Tensor:
+    x = x - x.mean(-1, keepdim=True)
+    scaled: Tensor = self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+    return scaled
 
 
 def _llama_norm(self: nn.Module, x: Tensor) -> Tensor:
@@ -82,6 +93,38 @@ def _llama_norm(self: nn.Module, x: Tensor) -> Tensor:
 def _gemma_norm(self: nn.Module, x: Tensor) -> Tensor:
     variance = x.square().mean(-1, keepdim=True)
     return (1 + self.weight) * x * torch.rsqrt(variance + self.eps)  # type: ignore[operator, return-value]
+
+
+def _delta_net(self: Any, hidden_states: Tensor, **_: object) -> Tensor:
+    """A gated delta net token by token (arXiv 2412.06464, section 3.2), behind a convolution, before a gated norm."""
+    x = hidden_states
+    heads, groups = self.num_v_heads, self.num_k_heads
+    if hasattr(self, "in_proj_qkvz"):
+        parts = self.fix_query_key_value_ordering(self.in_proj_qkvz(x), self.in_proj_ba(x))
+        mixed, (z, b, a) = torch.cat([part.flatten(2) for part in parts[:3]], -1), parts[3:]
+    else:
+        mixed, b, a = self.in_proj_qkv(x), self.in_proj_b(x), self.in_proj_a(x)
+        z = self.in_proj_z(x).unflatten(-1, (heads, -1))
+    padded = functional.pad(mixed.transpose(1, 2), (self.conv_kernel_size - 1, 0))
+    mixed = functional.silu(functional.conv1d(padded, self.conv1d.weight, groups=mixed.shape[-1])).transpose(1, 2)
+    q, k, v = mixed.split([self.key_dim, self.key_dim, self.value_dim], -1)
+    q, k = (part.unflatten(-1, (groups, -1)) for part in (q, k))
+    q, k = (part * (part.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for part in (q, k))
+    q, k = (part.repeat_interleave(heads // groups, 2) for part in (q * q.shape[-1] ** -0.5, k))
+    v, beta = v.unflatten(-1, (heads, -1)), b.sigmoid()
+    decay = (-self.A_log.exp() * functional.softplus(a + self.dt_bias)).exp()
+    state = x.new_zeros(len(x), heads, k.shape[-1], v.shape[-1])
+    read = []
+    for token in range(x.shape[1]):
+        key, query = k[:, token, :, :, None], q[:, token, :, :, None]
+        state = state * decay[:, token, :, None, None]
+        new = (v[:, token] - (state * key).sum(-2)) * beta[:, token, :, None]
+        state = state + key * new.unsqueeze(-2)
+        read.append((state * query).sum(-2))
+    out = torch.stack(read, 1)
+    out = out * (out.square().mean(-1, keepdim=True) + self.norm.variance_epsilon).rsqrt() * self.norm.weight
+    output: Tensor = self.out_proj((out * functional.silu(z)).flatten(2))
+    return output
 
 
 def _softmax_router(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +162,8 @@ ROUTERS = {
     "MixtralTopKRouter": _softmax_router,
     "Qwen2MoeTopKRouter": _softmax_router,
     "Qwen3MoeTopKRouter": _softmax_router,
+    "Qwen3NextTopKRouter": _softmax_router,
+    "Qwen3_5MoeTopKRouter": _softmax_router,
     "MiniMaxM2TopKRouter": _sigmoid_router,
     "Glm4MoeTopkRouter": _grouped_router,
 }

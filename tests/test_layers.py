@@ -36,6 +36,7 @@ ORDER = (
     "calibration",
     "rounding",
     "planning",
+    "probing",
     "evaluation",
     "fingerprint",
     "export",

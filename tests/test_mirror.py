@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import jointquant
-from conftest import ASSEMBLED, FAMILIES
+from conftest import ASSEMBLED, FAMILIES, WRAPPED
 from imports import ROOT, files, graph, imports_of, reached
 
 TESTS = Path(__file__).parent
@@ -42,6 +42,7 @@ WHOLE_SYSTEM = {
     "test_docs.py": "what the pages say of the tree",
     "test_layers.py": "what may import what",
     "test_mirror.py": "this file",
+    "planning/test_published.py": "plans of published configurations",
     "test_notebooks.py": "the notebooks of the documentation",
     "test_mixtures.py": "models with experts through both passes and back",
     "test_real_model.py": "the published figures of a trained model",
@@ -49,6 +50,17 @@ WHOLE_SYSTEM = {
 """Test files that mirror no module, and what they test."""
 
 COVERED_ELSEWHERE = {
+    "probing/data_file.py": "tests/probing/test_probe.py",
+    "probing/findings.py": "tests/probing/test_probe.py",
+    "probing/precision.py": "tests/probing/test_probe.py",
+    "probing/proposal.py": "tests/probing/test_probe.py",
+    "probing/shrink.py": "tests/probing/test_probe.py",
+    "probing/trace.py": "tests/probing/test_probe.py",
+    "probing/trial.py": "tests/probing/test_probe.py",
+    "cli/probe.py": "tests/probing/test_probe.py",
+    "models/recurrence.py": "tests/models/test_families.py",
+    "models/requirements.py": "tests/models/test_registry.py",
+    "rounding/towers.py": "tests/models/test_wrapper.py",
     "analysis/capture.py": "tests/analysis/test_rotate.py",
     "analysis/rotation_facts.py": "tests/cli/test_rotate.py",
     "calibration/capture.py": "tests/analysis/test_rotate.py",
@@ -147,6 +159,7 @@ COVERED_ELSEWHERE = {
     "trust/folder.py": "tests/hub/test_location.py",
     **{f"models/{family}.py": "tests/models/test_registry.py" for family in FAMILIES},
     **{f"models/{family}.py": "tests/models/test_families.py" for family in ASSEMBLED},
+    **{f"models/{family}.py": "tests/models/test_wrapper.py" for family in WRAPPED},
 }
 """Modules without a test file of their own, and the one that tests them. Where a module gets its own, its row goes."""
 

@@ -42,7 +42,8 @@ def first_mixture(model, recipe) -> LayerInWork:  # type: ignore[no-untyped-def]
     arguments = frontend.layer_arguments(WINDOWS)[index]
     embed(frontend, WINDOWS, states)
     module = stream.layer(index, PLACE)
-    room = Room(Workspace(PLACE).states(WINDOWS, module.get_submodule("self_attn.o_proj").in_features))
+    width = module.get_submodule("self_attn.o_proj").in_features
+    room = Room({"self_attn.o_proj": Workspace(PLACE).states(WINDOWS, width)})
     layer = LayerInWork(module, index, assembly, states, arguments, torch.float32, room)
     prepare(layer, Rotations())
     return layer

@@ -97,7 +97,7 @@ def prepared(family: str, *changes: str) -> tuple[ModelStream, LayerInWork]:
     embed(frontend, WINDOWS, states)
     module = stream.layer(0, PLACE)
     width = module.get_submodule("self_attn.o_proj").in_features
-    room = Room(workspace.states(WINDOWS, width))  # type: ignore[arg-type]
+    room = Room({"self_attn.o_proj": workspace.states(WINDOWS, width)})  # type: ignore[arg-type]
     arguments = frontend.layer_arguments(WINDOWS)[0]
     layer = LayerInWork(module, 0, assembly, states, arguments, torch.float32, room)
     prepare(layer, Rotations())
@@ -126,7 +126,7 @@ def rounded_of(layer: LayerInWork) -> dict[str, Any]:
 
 def kept_of(layer: LayerInWork) -> KeptActivations:
     assert layer.room is not None
-    return KeptActivations(attended=layer.room.attended)
+    return KeptActivations(attended=layer.room.attended[layer.architecture.output])
 
 
 MANAGERS: dict[str, Callable[[LayerInWork], AbstractContextManager[Any]]] = {

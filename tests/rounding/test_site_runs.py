@@ -37,8 +37,10 @@ def prepared(family: str, *changes: str) -> LayerInWork:
     frontend, states = stream.frontend(PLACE), workspace.states(WINDOWS, stream.config.hidden_size)
     embed(frontend, WINDOWS, states)
     module = stream.layer(index, PLACE)
-    linears = (assembly.architecture.output, assembly.layers[index].downs[0])
-    room = Room(*(workspace.states(WINDOWS, module.get_submodule(n).in_features, aside=n) for n in linears))  # type: ignore[arg-type]
+    output, down = assembly.architecture.output, assembly.layers[index].downs[0]
+    widths = {name: module.get_submodule(name).in_features for name in (output, down)}
+    attended, inner = (workspace.states(WINDOWS, width, aside=name) for name, width in widths.items())  # type: ignore[arg-type]
+    room = Room({output: attended}, inner)
     arguments = frontend.layer_arguments(WINDOWS)[index]
     layer = LayerInWork(module, index, assembly, states, arguments, torch.float32, room)
     prepare(layer, Rotations())
@@ -85,7 +87,7 @@ def test_a_layer_that_is_replayed_gives_the_same(family: str) -> None:
     architecture = case.architecture
     round_weights(case)
     assert case.room is not None
-    kept, attended = case.kept, case.room.attended
+    kept, attended = case.kept, case.room.attended[case.architecture.output]
     inner = None if architecture.experts else case.room.inner
     alike = attended.width == case.states.width
     assert kept == (

@@ -211,7 +211,7 @@ def _over_seeds(key: str, runs: list[dict[str, float]]) -> dict[str, dict[str, f
 
 def _about(subject: Subject) -> dict[str, Any]:
     return {
-        **base_facts(subject.stream.config.name_or_path, subject.origin),
+        **base_facts(subject.stream.skeleton.config.name_or_path, subject.origin),
         "layers": subject.stream.num_layers,
         "device": str(subject.place.device),
         "dtype": str(subject.place.dtype).removeprefix("torch."),

@@ -95,7 +95,7 @@ class Probe:
 
         places = {site.readers[0]: observer(site.name) for site in stream.architecture_of(index).whole_sites}
         cache = CacheObserver(*(observer(name) for name in CACHES))
-        with watching(layer, places), seen_by(layer, stream.architecture, cache):
+        with watching(layer, places), seen_by(layer, stream.architecture_of(index), cache):
             self.model.advance(layer)
         return [SiteSpread(index, site, a.tokens, a.result(), b.result()) for site, (a, b) in sums.items() if a.tokens]
 

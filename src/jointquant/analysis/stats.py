@@ -115,7 +115,7 @@ def measured(job: Job, rotations: Rotations, recipe: str) -> Statistics:
     online = job.assembly.online
     spreads = inspect_activations(job.stream, job.windows, job.place, rotations, online, job.progress)
     about = {
-        **base_facts(job.stream.config.name_or_path, job.subject.origin),
+        **base_facts(job.stream.skeleton.config.name_or_path, job.subject.origin),
         "layers": job.stream.num_layers,
         "recipe": recipe,
         "calibration": job.recipe.calibration.model_dump(mode="json"),

@@ -25,6 +25,9 @@ LEFT = "linear that the recipe leaves in floating point"
 EMBEDDING = "embedding that the recipe leaves in floating point"
 NORM = "norm that nothing can be merged with"
 SCALES = "norm that divides by the scales of smoothing"
+TOWER = "of what reads images, passed through"
+TOWER_WRITER = "of what reads images, passed through but for R1, where it writes to the residual stream"
+RECURRENCE = "of a recurrence: its convolution, gates and decay"
 BASIS = "change of the residual stream's basis between layers"
 OTHER = "no linear of the decoder"
 
@@ -121,6 +124,10 @@ def inventory_of(module: nn.Module, prefix: str, architecture: Architecture) -> 
     return Inventory.joined([Inventory(quantized), *kept])
 
 
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
 def _weights(packed: PackedLinear | PackedEmbedding) -> int:
     if isinstance(packed, PackedLinear):
         return packed.in_features * packed.out_features
@@ -131,6 +138,8 @@ def _reason(owner: nn.Module, name: str, full_name: str, architecture: Architect
     """Why a parameter is kept; ``name`` is its module's in the layer."""
     if full_name.endswith(".bias"):
         return BIAS
+    if architecture.value is None and name not in architecture.linears and _inside(name, architecture.attention):
+        return RECURRENCE
     if any(name in site.kept for site in architecture.residual_sites):
         return SHARED_GATE if isinstance(owner, nn.Linear) else ROUTER
     if name == "basis_change":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from jointquant._version import __version__
 from jointquant.artifact.card import write_card
@@ -23,7 +24,8 @@ from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.loading import save_tokenizer
 from jointquant.runtime.online import OnlineTransforms
 from jointquant.runtime.tied_ends import stores_once
-from jointquant.trust.folder import GENERATION_NAME
+from jointquant.trust.folder import GENERATION_NAME, PROCESSOR_FILES
+from jointquant.trust.strict_json import read_object
 
 
 def describe_transforms(
@@ -73,16 +75,28 @@ def write_metadata(job: Job, about: dict[str, object], digests: Mapping[str, str
         digests: of its tensors, by name.
     """
     stream, folder = job.stream, job.artifact
-    facts = {**base_facts(stream.config.name_or_path, job.subject.origin), **about, "jointquant_version": __version__}
+    base = base_facts(stream.skeleton.config.name_or_path, job.subject.origin)
+    facts = {**base, **about, "jointquant_version": __version__}
     if stores_once(stream, job.recipe):
         facts[TIED] = str(job.place.dtype).removeprefix("torch.")
-    config = artifact_config(stream.config, stream.architecture, job.recipe, stream.stored_dtype, facts)
+    config = artifact_config(stream.skeleton.config, stream.architecture, job.recipe, stream.stored_dtype, facts)
     generation = generation_settings_of(job.subject.model)
     if generation is not None:
         save_json(folder / GENERATION_NAME, generation)
     save_tokenizer(job.subject.tokenizer, folder)
+    if stream.architecture.wrapper is not None:
+        copy_processor(job.subject.model, folder)
     write_digests(folder, config, digests, files_to_vouch_for(folder))
     write_card(folder, config["quantization_config"], "native")
+
+
+def copy_processor(model: str | Path | PreTrainedModel, folder: Path) -> None:
+    """Take the files along that say how images become numbers, where the model has a folder and they are in it."""
+    if isinstance(model, PreTrainedModel):
+        return
+    for name in PROCESSOR_FILES:
+        if (Path(model) / name).is_file():
+            save_json(folder / name, read_object(Path(model) / name))
 
 
 def base_facts(name_or_path: str, origin: Location | None) -> dict[str, str]:

@@ -58,7 +58,7 @@ def capture_samples(job: Job) -> Samples:
             for index in range(stream.num_layers)
         )
 
-    model = base_facts(stream.config.name_or_path, job.subject.origin)
+    model = base_facts(stream.skeleton.config.name_or_path, job.subject.origin)
     digests = of_leader(ranks, write)
     samples = Samples(job.artifact, model, ModelSizes.of(stream), recipe, measured, digests)
     if ranks.leads:

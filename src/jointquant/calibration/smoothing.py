@@ -56,7 +56,9 @@ class Smoother:
     ) -> AbstractContextManager[object]:
         """Forget the last layer; experts that see too few tokens read all of them until this one has run."""
         self.layer, counts = layer, routed_tokens(layer, states, arguments)
-        fed = [(self.architecture.value, self.architecture.output), *((m.up, m.down) for m in self.architecture.mlps)]
+        fed = [(m.up, m.down) for m in self.architecture.mlps]
+        if self.architecture.value is not None:
+            fed.insert(0, (self.architecture.value, self.architecture.output))
         names = {linear: site.name for site in self.architecture.inner_sites for linear in site.linears}
         self.fed: dict[str, list[tuple[LinearSlice, str]]] = {}
         for part, reader in fed:
@@ -70,7 +72,7 @@ class Smoother:
         for site in sorted(self.sites, key=lambda site: site.norm is not None):
             self.sizes[site.name].share(self.ranks)
             activations, weights = self.sizes[site.name].sizes().cpu(), self.weights_of(site, scales).cpu()
-            if self.stream.architecture.output in site.linears:
+            if self.architecture.value is not None and self.architecture.output in site.linears:
                 groups = self.stream.num_key_value_heads, -1, self.stream.head_dim
                 activations, weights = (self.measure.norm(x.unflatten(0, groups), 1) for x in (activations, weights))
             scales[site.name] = smoothing_scales(activations, weights, self.alpha)

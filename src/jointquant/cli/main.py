@@ -26,6 +26,7 @@ from jointquant.cli.generate import generate
 from jointquant.cli.hub import download, push
 from jointquant.cli.output import INTERRUPTED
 from jointquant.cli.plan import plan
+from jointquant.cli.probe import probe
 from jointquant.cli.quantize import quantize
 from jointquant.cli.rotate import rotate
 from jointquant.cli.rotations import rotations
@@ -57,6 +58,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "push": push,
     "recipes": recipes,
     "models": models,
+    "probe": probe,
     "doctor": doctor,
 }
 """By name, in the order of ``--help``; each is a function of its own file (or of ``about.py``, ``hub.py``)."""

@@ -28,7 +28,7 @@ from jointquant.backend.memory import (
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.evaluation.perplexity import Logits
 from jointquant.evaluation.streaming import streamed_logits
-from jointquant.models.layer import Place
+from jointquant.models.layer import Place, text_config_of
 from jointquant.models.options import ModelOptions, completed, of_folder
 from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress
@@ -62,7 +62,7 @@ class Runner(Protocol):
 
     @property
     def config(self) -> PretrainedConfig:
-        """The model's."""
+        """The text model's."""
 
     def session(self, windows: Tensor, name: str, progress: Progress) -> AbstractContextManager[Session]:
         """Ready for windows [n, T], while open; ``name`` is of what progress shows."""
@@ -77,8 +77,8 @@ class Loaded:
 
     @property
     def config(self) -> PretrainedConfig:
-        """The model's."""
-        return self.model.config
+        """The text model's."""
+        return text_config_of(self.model.config)
 
     @contextmanager
     def session(self, windows: Tensor, name: str, progress: Progress) -> Iterator[Session]:
@@ -101,7 +101,7 @@ class Streamed:
 
     @property
     def config(self) -> PretrainedConfig:
-        """The model's."""
+        """The text model's."""
         return self.stream.config
 
     @contextmanager

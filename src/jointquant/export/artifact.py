@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from jointquant.artifact.tiers import Facts, facts_of
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
-from jointquant.models.configuration import blamed, read_config
+from jointquant.models.configuration import blamed, model_class_of, opener_of, read_config
 from jointquant.models.experts import take_apart
 from jointquant.models.options import DigestMode
 from jointquant.models.registry import architecture_of
@@ -48,7 +47,7 @@ PACKED = ("weight_packed", "weight_scale", "weight_zero_point")
 def plain_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device."""
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = opener_of(config.model_type).from_config(config)
     return model
 
 
@@ -150,7 +149,7 @@ class Artifact:
         """config.json of the same model as a plain one of its family: head untied, nothing of ours in it."""
         model_type = self.architecture.model_type
         data = {key: value for key, value in self.data.items() if key != "quantization_config"}
-        name = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]].__name__
+        name = model_class_of(model_type).__name__
         return data | {"model_type": model_type, "architectures": [name]}
 
     @cached_property
@@ -165,6 +164,11 @@ class Artifact:
         model = plain_model(self.config)
         take_apart(model, self.architecture)
         return model
+
+    @cached_property
+    def plain_names(self) -> frozenset[str]:
+        """The names of the plain model's tensors, its experts apart."""
+        return frozenset(self.skeleton.state_dict())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -193,9 +197,11 @@ class Artifact:
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
-        """Full names of what reads the residual stream and is never quantized: routers, gates of shared experts."""
-        layers = enumerate(self.assembly.layers)
-        return tuple(
+        """Full names of what is never quantized: routers, gates of shared experts, the linears of towers."""
+        layers, wrapper = enumerate(self.assembly.layers), self.architecture.wrapper
+        linears = (name for name, module in self.skeleton.named_modules() if isinstance(module, nn.Linear))
+        towers = tuple(name for name in linears if wrapper is not None and wrapper.holds(name))
+        return towers + tuple(
             self.assembly.full_name(index, name)
             for index, layer in layers
             for site in layer.residual_sites

@@ -18,6 +18,7 @@ from jointquant.models.overflow import narrowed
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norm, fuse_norms, linear_weight, merge_rotations, rotate_reader
 from jointquant.rotations.bundle import Rotations
+from jointquant.rounding.towers import Towers
 
 CPU = torch.device("cpu")
 LEAST_SIMILAR = 0.5
@@ -32,7 +33,7 @@ def dequantized_shards(artifact: Artifact, dtype: torch.dtype) -> Iterator[dict[
             for name, full_name in artifact.tensors_of(module).items():
                 if name == "weight_packed":
                     shard[f"{module}.weight"] = _dequantized(artifact, module, dtype)
-                elif name in ("weight", "bias"):
+                elif name in ("weight", "bias") or full_name in artifact.plain_names:
                     shard[full_name] = narrowed(full_name, artifact.load(full_name), dtype)
         yield as_stored(shard, artifact.architecture)
 
@@ -57,6 +58,7 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
     if (first := rotations.r1_of(0)) is not None:
         rotate_embeddings(frontend, architecture, first)
     shard = _tensors(frontend.backbone, frontend.root, dtype)
+    shard |= {n: narrowed(n, tensor, dtype) for n, tensor in Towers.of(base, rotations).tensors.items()}
     _check_base(artifact, shard)
     del frontend
     yield shard

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from jointquant.errors import require
 from jointquant.models.logits import LogitMap, Unchanged
 from jointquant.models.norms import NormKind, RMSNorm
+from jointquant.models.recurrence import Recurrence
+from jointquant.models.requirements import AbsoluteScores, Fixed, Same
+from jointquant.models.wrapper import Wrapper
 
 if TYPE_CHECKING:  # the table of families is read without torch, which takes seconds to import
     from torch import nn
@@ -136,68 +138,19 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
-class AbsoluteScores:
-    """Attention whose scores count beyond their differences, so that no constant may be added to all of a query's.
-
-    Attributes:
-        why: what the family does with its scores, in words that follow its name.
-        key: the key of the configuration without whose number it does not; None: it always does.
-    """
-
-    why: str
-    key: str | None = None
-
-    def holds(self, config: PretrainedConfig) -> bool:
-        """Whether a model of this configuration does so."""
-        return self.key is None or getattr(config, self.key, None) is not None
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """A setting of the configuration that must have one of some values; an absent setting is None."""
-
-    key: str
-    values: tuple[object, ...]
-    reason: str
-
-    def check(self, config: PretrainedConfig) -> None:
-        """Raises InputError for another value, with the reason."""
-        value = getattr(config, self.key, None)
-        expected = " or ".join(str(v) for v in self.values)
-        require(value in self.values, f"{self.key} is {value} in this model: {self.reason}, expected {expected}")
-
-
-@dataclass(frozen=True)
-class Same:
-    """Two settings of the configuration that must be equal."""
-
-    key: str
-    other: str
-    reason: str
-
-    def check(self, config: PretrainedConfig) -> None:
-        """Raises InputError where they differ, with the reason."""
-        value, expected = getattr(config, self.key), getattr(config, self.other)
-        require(
-            value == expected,
-            f"{self.key} is {value} in this model: {self.reason}, expected {expected} (its {self.other})",
-        )
-
-
-@dataclass(frozen=True)
 class Architecture:
     """A decoder-only family. Names are module paths: of the model, or relative to a decoder layer.
 
     Attributes:
         model_type: the ``model_type`` of its transformers configuration.
         sites: the sites of a layer in the order in which the forward pass reaches them.
-        value: the rows, of one of a layer's linears, that produce the values.
+        value: the rows, of one of a layer's linears, that produce the values; None in a layer without attention.
         up: the rows, of one of a layer's linears, whose outputs reach the down projection channel by channel.
         up_activation: the key of the configuration that names the function those outputs pass; None where they are
             multiplied by what passed one.
         output: the attention's output projection (reads the values' heads, writes to the residual stream).
         down: the MLP's output projection (writes to the residual stream).
-        attention: the attention module.
+        attention: the attention module, or what a layer has instead.
         embeddings: modules of the model whose rows are written to the residual stream.
         layers: the list of decoder layers.
         final_norm: the norm before the head.
@@ -205,11 +158,14 @@ class Architecture:
         norm: what the norms before the sites and the head compute.
         writer_norms: norms of a layer on what its writers write, where there are any: no R1 passes them.
         absolute_scores: why the keys cannot be centred, where they cannot.
+        gated_values: what happens to the values behind attention, where no R2 passes it and no mean is taken of them.
         logits: what the model makes of its head's output.
         requirements: what the configuration must say for all this to hold.
         mixture: where layers have experts; ``of_layer`` fills ``sites``, ``residual`` and ``experts`` from it.
         residual: the sites of a layer of experts that read the residual stream, each with all that reads there.
         experts: the MLPs of such a layer.
+        recurrence: what some layers have instead of attention; ``of_layer`` fills the rest from it.
+        wrapper: what stands around the text model, in a model that reads images as well.
     """
 
     model_type: str
@@ -219,7 +175,7 @@ class Architecture:
         Site("mlp_in", ("mlp.gate_proj", "mlp.up_proj"), norm="post_attention_layernorm"),
         Site("down_in", ("mlp.down_proj",)),
     )
-    value: LinearSlice = LinearSlice("self_attn.v_proj")
+    value: LinearSlice | None = LinearSlice("self_attn.v_proj")
     up: LinearSlice = LinearSlice("mlp.up_proj", parts=("up",), part="up")
     up_activation: str | None = None
     output: str = "self_attn.o_proj"
@@ -232,11 +188,14 @@ class Architecture:
     norm: NormKind = field(default_factory=RMSNorm)
     writer_norms: tuple[str, ...] = ()
     absolute_scores: AbsoluteScores | None = None
+    gated_values: str | None = None
     logits: LogitMap = field(default_factory=Unchanged)
     requirements: tuple[Fixed | Same, ...] = ()
     mixture: Mixture | None = None
     residual: tuple[Site, ...] = ()
     experts: tuple[Mlp, ...] = ()
+    recurrence: Recurrence | None = None
+    wrapper: Wrapper | None = None
 
     def check(self, config: PretrainedConfig) -> None:
         """Refuse variants of the family that this data does not describe.
@@ -244,13 +203,30 @@ class Architecture:
         Raises:
             InputError: names the setting, its value, why it matters and what was expected.
         """
+        text = config.get_text_config(decoder=True)
+        if self.wrapper is not None:
+            self.wrapper.check(text, self.model_type)
         for requirement in self.requirements:
-            requirement.check(config)
+            requirement.check(text)
+
+    def within(self, model_type: str, wrapper: Wrapper) -> Architecture:
+        """The same of a model that has this one inside."""
+        return replace(
+            self,
+            model_type=model_type,
+            embeddings=tuple(map(wrapper.named, self.embeddings)),
+            layers=wrapper.named(self.layers),
+            final_norm=wrapper.named(self.final_norm),
+            head=wrapper.named(self.head),
+            wrapper=wrapper,
+        )
 
     def of_layer(self, layer: nn.Module) -> Architecture:
-        """The same for one layer: where it has experts, their sites are named one by one."""
+        """The same for one layer: one that has attention or none; its experts' sites are named one by one."""
         count = 0 if self.mixture is None else self.mixture.count(layer)
-        return _with_experts(self, count) if count else self
+        recurrent = self.recurrence is not None and hasattr(layer, self.recurrence.module)
+        own = _with_recurrence(self) if recurrent else self
+        return _with_experts(own, count) if count else own
 
     @property
     def residual_sites(self) -> tuple[Site, ...]:
@@ -270,7 +246,7 @@ class Architecture:
     @property
     def scalable_sites(self) -> tuple[Site, ...]:
         """The sites whose input something divides channel by channel: a norm, or the rows of a linear."""
-        fed = {self.output, *self.downs}
+        fed = {*self.downs} if self.value is None else {self.output, *self.downs}
         return tuple(site for site in self.whole_sites if site.norm is not None or fed & set(site.linears))
 
     @property
@@ -296,6 +272,15 @@ class Architecture:
     def layer_prefix(self, index: int) -> str:
         """Full name of decoder layer ``index``."""
         return f"{self.layers}.{index}"
+
+
+@cache
+def _with_recurrence(architecture: Architecture) -> Architecture:
+    own = architecture.recurrence
+    assert own is not None
+    mlp = (site for site in architecture.sites if site.name not in ("attn_in", "o_in"))
+    before = Site("attn_in", own.inputs, own.norm, own.kept), Site("o_in", (own.output,))
+    return replace(architecture, sites=(*before, *mlp), value=None, attention=own.module, output=own.output)
 
 
 @cache

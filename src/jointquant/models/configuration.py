@@ -10,10 +10,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jointquant.errors import InputError, fault_of_machine, printable, require
+from jointquant.models.layer import text_config_of
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.shard_index import SAFETENSORS
@@ -22,6 +29,7 @@ from jointquant.trust.strict_json import read_object
 # The largest dense models have 126 layers, hidden_size 16384 and a vocabulary of 256000.
 MAX_SIZES: dict[str, int] = {
     "num_hidden_layers": 1 << 12,
+    "depth": 1 << 12,
     "hidden_size": 1 << 18,
     "intermediate_size": 1 << 20,
     "ffn_dim": 1 << 20,
@@ -31,6 +39,7 @@ MAX_SIZES: dict[str, int] = {
     "head_dim": 1 << 14,
     "num_experts": 1 << 12,
     "num_local_experts": 1 << 12,
+    "n_routed_experts": 1 << 12,
     "num_experts_per_tok": 1 << 12,
     "moe_intermediate_size": 1 << 20,
     "shared_expert_intermediate_size": 1 << 20,
@@ -82,18 +91,25 @@ def _read(path: Path, folder: Path) -> PretrainedConfig:
     )
     with blamed(f"{path} is not a configuration"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if config.dtype is None:  # some name it of the text model alone
+        config.dtype = text_config_of(config).dtype
     check_sizes(config.to_dict(), path)
     return config
 
 
 def check_sizes(data: dict[str, Any], path: Path) -> None:
-    """Raises InputError when a size in the plain data of a configuration is none, or none that a model has."""
+    """Raises InputError when a size in the plain data of a configuration is none, or none that a model has.
+
+    Configurations inside it count, too: of a text model, of what reads images.
+    """
+    for inside in (value for key, value in data.items() if key.endswith("_config") and isinstance(value, dict)):
+        check_sizes(inside, path)
     for key, limit in MAX_SIZES.items():
         value = data.get(key)
         if value is not None:
             whole = type(value) is int and 1 <= value <= limit
             require(whole, f"{path}: {key} is {str(value)[:60]!r}, expected a whole number from 1 to {limit}")
-    experts = max(data.get(key) or 0 for key in ("num_experts", "num_local_experts"))
+    experts = max(data.get(key) or 0 for key in ("num_experts", "num_local_experts", "n_routed_experts"))
     layers = data.get("num_hidden_layers") or 1
     require(
         experts * layers <= MAX_EXPERTS, f"{path}: {experts} experts in {layers} layers, expected {MAX_EXPERTS} at most"
@@ -105,13 +121,25 @@ def check_sizes(data: dict[str, Any], path: Path) -> None:
             require(positive, f"{path}: {key} is {str(value)[:60]!r}, expected a positive number")
 
 
+def opener_of(model_type: str) -> Any:
+    """The class of transformers that opens models of a ``model_type``: another one where they read images as well."""
+    family = ARCHITECTURES.get(model_type)
+    return AutoModelForCausalLM if family is None or family.wrapper is None else AutoModelForImageTextToText
+
+
+def model_class_of(model_type: str) -> type[PreTrainedModel]:
+    """The class of transformers of a family's models."""
+    found: type[PreTrainedModel] = opener_of(model_type)._model_mapping[CONFIG_MAPPING[model_type]]
+    return found
+
+
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device. Raises InputError when none can be built."""
     with (
         blamed(f"no {config.model_type} model has this configuration"),
         init_empty_weights(include_buffers=False),
     ):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = opener_of(config.model_type).from_config(config, trust_remote_code=False)
     return model.eval()
 
 

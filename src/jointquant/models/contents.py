@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from jointquant.distributed.launch import leads
 from jointquant.errors import require
@@ -45,11 +48,9 @@ class AsNamed:
     def __init__(self, source: TensorSource, skeleton: PreTrainedModel, architecture: Architecture) -> None:
         self.source = source
         self._stored: dict[str, str] = {}
-        prefix = skeleton.base_model_prefix
-        whole = {name for name, _ in skeleton.named_children()}
-        inside = {name for name, _ in skeleton.get_submodule(prefix).named_children()}
+        named = _names_in(skeleton, architecture)
         for stored in source.shapes():
-            name = _named(stored, prefix, whole, inside)
+            name = named(stored)
             before = self._stored.get(name)
             require(before is None, f"tensor {name} is there twice: as {before} and as {stored}")
             self._stored[name] = stored
@@ -69,6 +70,18 @@ class AsNamed:
     def load(self, name: str) -> Tensor:
         """A tensor."""
         return self.source.load(self._stored[name])
+
+
+def _names_in(skeleton: PreTrainedModel, architecture: Architecture) -> Callable[[str], str]:
+    """What a model calls a stored tensor. Those around a text model were renamed often: transformers knows how."""
+    prefix = skeleton.base_model_prefix
+    if architecture.wrapper is None:
+        whole = {name for name, _ in skeleton.named_children()}
+        inside = {name for name, _ in skeleton.get_submodule(prefix).named_children()}
+        return lambda stored: _named(stored, prefix, whole, inside)
+    renamings = [each for each in get_model_conversion_mapping(skeleton) if isinstance(each, WeightRenaming)]
+    tensors = skeleton.state_dict()
+    return lambda stored: rename_source_key(stored, renamings, [], prefix, tensors)[0]
 
 
 def _named(stored: str, prefix: str, whole: set[str], inside: set[str]) -> str:
@@ -95,19 +108,18 @@ def own_head(source: TensorSource, architecture: Architecture, config: Pretraine
     return not (same_place or torch.equal(one, other.to(one.dtype)))
 
 
-def check_contents(source: TensorSource, skeleton: nn.Module, architecture: Architecture, family: str) -> None:
+def check_contents(source: TensorSource, skeleton: nn.Module, architecture: Architecture) -> None:
     """Refuse tensors that are missing, misshapen or of no use; those that transformers would leave aside too are named.
 
     Args:
         source: the tensors under the model's names.
         skeleton: the model, its experts apart; a head that is tied may be missing from ``source``.
         architecture: its family.
-        family: what that is called.
 
     Raises:
         InputError: names the tensor.
     """
-    have = source.shapes()
+    have, family = source.shapes(), architecture.model_type
     want = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     tied = getattr(skeleton.config, "tie_word_embeddings", False)
     for name, shape in want.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jointquant.models.architecture import Architecture
-from jointquant.models.layer import LayerArguments, Place
+from jointquant.models.layer import LayerArguments, Place, text_config_of
 from jointquant.models.transforms import centre_rows, rotate_reader
 
 
@@ -18,8 +18,9 @@ class Frontend:
     """The model's own forward up to the first decoder layer: embeddings, positions, masks.
 
     The decoder layers are stand-ins that record what the model hands to each of them, so families whose layers
-    differ (sliding windows, several rotary embeddings) need no code here. Where the family's norms subtract the mean,
-    the embeddings are mean-centred: the norms see no difference, fused or not.
+    differ (sliding windows, several rotary embeddings) need no code here. Towers are left out:
+    texts hold no images. Where the family's norms subtract the mean, the embeddings are mean-centred: the norms see no
+    difference, fused or not.
 
     Args:
         model: without values.
@@ -32,7 +33,9 @@ class Frontend:
         skeleton = model.get_submodule(root)
         layers = _relative(architecture.layers, root)
         norm = _relative(architecture.final_norm, root)
-        memo: dict[int, Any] = {id(model.config): model.config}
+        memo: dict[int, Any] = {id(each): each for each in (model.config, text_config_of(model.config))}
+        towers = () if architecture.wrapper is None else architecture.wrapper.towers
+        memo |= {id(model.get_submodule(tower)): nn.Identity() for tower in towers}
         memo[id(skeleton.get_submodule(layers))] = nn.ModuleList(
             Recorder(layer) for layer in skeleton.get_submodule(layers)
         )

@@ -1,8 +1,9 @@
 """Gemma 2: norms that scale by 1 + weight, scores and logits capped, and norms on what layers write: no R1."""
 
-from jointquant.models.architecture import AbsoluteScores, Architecture, Fixed, Site
+from jointquant.models.architecture import Architecture, Site
 from jointquant.models.logits import Capped
 from jointquant.models.norms import RMSNorm
+from jointquant.models.requirements import AbsoluteScores, Fixed
 
 ARCHITECTURE = Architecture(
     model_type="gemma2",

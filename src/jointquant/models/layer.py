@@ -28,8 +28,15 @@ def run_layer(layer: nn.Module, hidden_states: Tensor, arguments: LayerArguments
     return output[0] if isinstance(output, tuple) else output
 
 
+def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
+    """That of the text model: the configuration itself, but where one is inside another model."""
+    text: PretrainedConfig = config.get_text_config(decoder=True)
+    return text
+
+
 def head_dim_of(config: PretrainedConfig) -> int:
     """Size of one attention head."""
+    config = text_config_of(config)
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 

@@ -67,7 +67,7 @@ class LayerNorm:
 
     def shift(self, norm: nn.Module) -> Tensor | None:
         """What the norm adds at last: [hidden], float64; None where it has no bias."""
-        return None if norm.bias is None else _double(_parameter(norm, "bias"))
+        return None if getattr(norm, "bias", None) is None else _double(_parameter(norm, "bias"))
 
     def weight_of(self, gain: Tensor) -> Tensor:
         """The weight that a fused norm has for another gain than 1: the gain."""
@@ -77,9 +77,11 @@ class LayerNorm:
         """An RMSNorm with the same eps, its weight 1 (none where the norm had none)."""
         from torch import nn
 
-        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(norm, nn.LayerNorm) or norm.weight is not None
         like = {} if norm.weight is None else {"device": norm.weight.device, "dtype": norm.weight.dtype}
-        new = nn.RMSNorm(norm.normalized_shape, norm.eps, norm.elementwise_affine, **like)
+        shape = norm.normalized_shape if isinstance(norm, nn.LayerNorm) else _parameter(norm, "weight").shape
+        eps = norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon  # Cohere has a class of its own
+        new = nn.RMSNorm(shape, eps, norm.weight is not None, **like)
         return new.train(norm.training).requires_grad_(False)
 
 

@@ -1,7 +1,8 @@
 """OPT: LayerNorms (mean and bias fused away, RMSNorms remain), biases everywhere, learned positions, fc1 and fc2."""
 
-from jointquant.models.architecture import Architecture, Fixed, LinearSlice, Same, Site
+from jointquant.models.architecture import Architecture, LinearSlice, Site
 from jointquant.models.norms import LayerNorm
+from jointquant.models.requirements import Fixed, Same
 
 ARCHITECTURE = Architecture(
     model_type="opt",

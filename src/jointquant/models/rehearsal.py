@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import blamed
+from jointquant.models.layer import text_config_of
 
 NUM_LAYERS = 8
 """Layers that are rehearsed: families that mix kinds of attention repeat after six at most."""
@@ -26,7 +27,7 @@ def rehearse(skeleton: PreTrainedModel, architecture: Architecture) -> None:
     """
     layers = skeleton.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList)
-    count = kinds_within(layers, getattr(skeleton.config, "layer_types", None) or ())
+    count = kinds_within(layers, getattr(text_config_of(skeleton.config), "layer_types", None) or ())
     first: dict[int, Any] = {id(layers): nn.ModuleList(copy.deepcopy(layer) for layer in layers[:count])}
     model = copy.deepcopy(skeleton, first).to("meta")
     _fix_frequencies(model)

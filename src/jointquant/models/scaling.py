@@ -50,7 +50,7 @@ def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) ->
         if site.norm is not None:
             scale_norm(layer.get_submodule(site.norm), architecture, scale)
             columns = scale
-        elif architecture.output in site.linears:
+        elif architecture.value is not None and architecture.output in site.linears:
             output = linear_weight(layer.get_submodule(architecture.output))
             rows = architecture.value.rows(output.shape[1], scale.numel())
             scale_outputs(layer.get_submodule(architecture.value.linear), rows, scale.flatten())

@@ -19,7 +19,7 @@ from jointquant.models.contents import AsNamed, check_contents, own_head
 from jointquant.models.expert_tensors import ExpertTensors
 from jointquant.models.experts import take_apart
 from jointquant.models.frontend import Frontend, centre_embeddings
-from jointquant.models.layer import Place, head_dim_of
+from jointquant.models.layer import Place, head_dim_of, text_config_of
 from jointquant.models.pickles import PickleCheckpoint
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint, InMemory, StoredTensors, TensorSource
@@ -41,6 +41,7 @@ class ModelStream:
     Attributes:
         stored: the tensors as they are stored.
         source: the tensors under the names that the model has for them, its experts apart.
+        config: of the text model.
         own_head: whether the output head is a matrix of its own, and not the token embedding.
     """
 
@@ -50,18 +51,18 @@ class ModelStream:
         self.stored = source
         self.architecture: Architecture = architecture_of(config.model_type)
         self.architecture.check(config)
-        self.config = copy.deepcopy(config)
-        self.config._attn_implementation = attn_implementation
-        self.skeleton: PreTrainedModel = empty_model(self.config)
+        config = copy.deepcopy(config)
+        config._attn_implementation = attn_implementation
+        self.skeleton: PreTrainedModel = empty_model(config)
         named, apart = AsNamed(source, self.skeleton, self.architecture), self.architecture.mixture is not None
         self.source: TensorSource = ExpertTensors(named, self.architecture) if apart else named
         take_apart(self.skeleton, self.architecture)
         hasten(self.skeleton)
-        self.config = self.skeleton.config
+        self.config = text_config_of(self.skeleton.config)
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         self._check_heads()
-        check_contents(self.source, self.skeleton, self.architecture, self.config.model_type)
-        self.own_head = own_head(self.source, self.architecture, self.config)
+        check_contents(self.source, self.skeleton, self.architecture)
+        self.own_head = own_head(self.source, self.architecture, self.skeleton.config)
 
     def _check_heads(self) -> None:
         """R2 acts on the values' rows head by head, so the head counts read off the configuration must be right."""
@@ -73,7 +74,11 @@ class ModelStream:
             "number",
         )
         value = self.architecture.value
-        linear = self.skeleton.get_submodule(f"{self.architecture.layer_prefix(0)}.{value.linear}")
+        attends = (index for index in range(self.num_layers) if self.architecture_of(index).value is not None)
+        first = next(attends, None)
+        if value is None or first is None:
+            return
+        linear = self.skeleton.get_submodule(f"{self.architecture.layer_prefix(first)}.{value.linear}")
         assert isinstance(linear, nn.Linear)
         heads, kv_heads = int(self.config.num_attention_heads), self.num_key_value_heads
         want = value.out_features(heads * self.head_dim, kv_heads * self.head_dim)
@@ -160,7 +165,8 @@ class ModelStream:
 
     def _filled(self, name: str, tensors: dict[str, Tensor], place: Place) -> nn.Module:
         """The module called ``name`` with ``tensors``, which are used up."""
-        fresh = copy.deepcopy(self.skeleton.get_submodule(name), {id(self.config): self.config})
+        configs = {id(each): each for each in (self.skeleton.config, self.config)}
+        fresh = copy.deepcopy(self.skeleton.get_submodule(name), configs)
         placed = {key: self.cast(key, tensors.pop(key), place) for key in list(tensors)}
         fresh.load_state_dict(placed, assign=True)
         return fresh.to(place.device).eval().requires_grad_(False)

@@ -36,14 +36,22 @@ def _r1(family: Architecture) -> Support:
     return Support(False, f"what layers add to the residual stream is scaled channel by channel ({norms}); use R2 - R4")
 
 
+def _r2(family: Architecture) -> Support:
+    if family.gated_values is None:
+        return Support(True)
+    return Support(False, f"the family {family.gated_values}; use R1, R3 and R4")
+
+
 def _always(_: Architecture) -> Support:
     return Support(True)
 
 
 def _centring(family: Architecture) -> Support:
-    if family.absolute_scores is None:
-        return Support(True)
     absolute = family.absolute_scores
+    if family.gated_values is not None:
+        return Support(True, f"inputs and keys; not values, for the family {family.gated_values}")
+    if absolute is None:
+        return Support(True)
     where = f", where {absolute.key} is set" if absolute.key else ""
     return Support(True, f"inputs and values; not keys, for the family {absolute.why}{where}")
 
@@ -68,7 +76,7 @@ def _vllm(family: Architecture) -> Support:
 
 COLUMNS: dict[str, Callable[[Architecture], Support]] = {
     "R1": _r1,
-    "R2": _always,
+    "R2": _r2,
     "R3": _always,
     "R4": _always,
     "centring": _centring,

@@ -117,6 +117,7 @@ def merge_rotations(
 @torch.no_grad()
 def rotate_heads(layer: nn.Module, architecture: Architecture, r2: Tensor) -> None:
     """Merge R2 [kv_heads, head_dim, head_dim]: into the rows that produce the values, and the output projection."""
+    assert architecture.value is not None
     value = layer.get_submodule(architecture.value.linear)
     output = layer.get_submodule(architecture.output)
     rows = architecture.value.rows(linear_weight(output).shape[1], r2.shape[0] * r2.shape[1])

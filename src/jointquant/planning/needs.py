@@ -73,7 +73,10 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
     layer, ahead = {"layer": shape.layer * width}, {"next layer": shape.layer * stored}
     samples = sample_bytes(work)
     yield Needs("read the text", {}, {"text and its tokens": reading_bytes(work.text)})
-    yield Needs("embeddings", {"embeddings": shape.embeddings * width}, {"as stored": 3 * shape.embeddings * stored})
+    towers = {"towers": 2 * shape.towers * stored} if shape.towers else {}
+    yield Needs(
+        "embeddings", {"embeddings": shape.embeddings * width}, {"as stored": 3 * shape.embeddings * stored} | towers
+    )
     if samples:  # of all recipes that learn together; they train one after another
         yield Needs("calibrate a layer", layer | {"activations": LAYER_ACTIVATIONS * activation} | samples, ahead)
         if not work.kept_samples:
@@ -266,4 +269,4 @@ def artifact_bytes(work: Workload) -> int:
     bits = work.recipe.weights.num_bits if work.recipe.weights.enabled else 8 * stored
     once = shape.tied and not work.recipe.head.enabled and not work.recipe.embeddings.enabled
     ends = shape.embeddings + (0 if once else shape.head)
-    return shape.num_layers * shape.linears * bits // 8 + ends * stored
+    return shape.num_layers * shape.linears * bits // 8 + (ends + shape.towers) * stored

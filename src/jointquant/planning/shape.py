@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.configuration import empty_model
 from jointquant.models.experts import take_apart
-from jointquant.models.layer import head_dim_of, inner_sizes_of
+from jointquant.models.layer import head_dim_of, inner_sizes_of, text_config_of
 from jointquant.models.registry import architecture_of
 from jointquant.models.transforms import linear_weight
 
@@ -46,6 +46,7 @@ class ModelShape:
         sites: of a layer (of the largest); of each expert its own.
         dtype: the weights are stored in.
         tied: whether the head is the token embedding.
+        towers: elements of what reads images.
     """
 
     num_layers: int
@@ -59,6 +60,7 @@ class ModelShape:
     sites: tuple[SiteShape, ...]
     dtype: torch.dtype
     tied: bool = False
+    towers: int = 0
 
     @property
     def linears(self) -> int:
@@ -84,7 +86,7 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """Of the whole model, the head untied."""
-        return self.embeddings + self.num_layers * self.layer + self.head
+        return self.embeddings + self.num_layers * self.layer + self.head + self.towers
 
 
 def model_of(config: PretrainedConfig) -> tuple[PreTrainedModel, Architecture]:
@@ -105,10 +107,10 @@ def shape_of_model(model: PreTrainedModel, architecture: Architecture, dtype: to
 
     ``dtype`` is what the weights are stored in; None: what the configuration says (float32 where it says nothing).
     """
-    config, layers = model.config, model.get_submodule(architecture.layers)
+    config, layers = text_config_of(model.config), model.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList)
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
-    stored = dtype or config.dtype or torch.float32
+    stored = dtype or model.config.dtype or config.dtype or torch.float32
     largest = layers[sizes.index(max(sizes))]
     return ModelShape(
         num_layers=len(layers),
@@ -129,7 +131,8 @@ def shape_of_model(model: PreTrainedModel, architecture: Architecture, dtype: to
             for site in architecture.of_layer(largest).sites
         ),
         dtype=stored,
-        tied=bool(config.tie_word_embeddings),
+        tied=bool(model.config.tie_word_embeddings),
+        towers=_elements(model, () if architecture.wrapper is None else architecture.wrapper.towers),
     )
 
 
@@ -137,6 +140,10 @@ def _share(site: Site, layer: nn.Module, architecture: Architecture, config: Pre
     mixture = architecture.mixture
     routed = mixture is not None and site.linears[0].startswith(f"{mixture.experts}.")
     return mixture.routed_share(layer, config) if routed and mixture is not None else 1.0
+
+
+def _elements(model: nn.Module, modules: tuple[str, ...]) -> int:
+    return sum(parameter.numel() for name in modules for parameter in model.get_submodule(name).parameters())
 
 
 def _weight(module: nn.Module, name: str) -> torch.Tensor:

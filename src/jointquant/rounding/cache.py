@@ -38,14 +38,15 @@ def calibrate_cache(layer: LayerInWork) -> None:
     unquantized meanwhile.
     """
     recipe, states, basis = layer.recipe, layer.states, layer.assembly.online.keys
-    if not calibrates_cache(layer.assembly):
+    value = layer.architecture.value
+    if value is None or not calibrates_cache(layer.assembly):
         return
-    attention, value = layer.module.get_submodule(layer.architecture.attention), layer.architecture.value.linear
+    attention = layer.module.get_submodule(layer.architecture.attention)
     r3, tokens = recipe.rotations.r3, states.num_windows * states.seqlen
     share = r3.num_tokens / tokens if isinstance(r3, LearnedRotation) else 0.0
     seen = CacheSums(share, generator(recipe.calibration.seed, f"r3 sample {layer.index}"), states.ranks)
     seen.sample.expect(states.token_parts())
-    behind = [site.linears for site in layer.architecture.sites if value not in site.linears]
+    behind = [site.linears for site in layer.architecture.sites if value.linear not in site.linears]
     unused = unread(layer.module, layer.architecture, chain.from_iterable(behind))
     with unused, plain_inputs(layer.module), seen_by(layer.module, layer.architecture, seen):
         layer.observe()
@@ -161,6 +162,7 @@ def centre_values(layer: nn.Module, architecture: Architecture, mean: Tensor) ->
         architecture: its family.
         mean: c [kv_heads, head_dim].
     """
+    assert architecture.value is not None
     value, output = layer.get_submodule(architecture.value.linear), layer.get_submodule(architecture.output)
     queries = linear_weight(output).shape[1]
     bias = double(linear_bias(value))

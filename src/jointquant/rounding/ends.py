@@ -16,6 +16,7 @@ from jointquant.recipe.settings import EmbeddingSettings, WeightSettings
 from jointquant.rotations.bundle import Rotations
 from jointquant.rounding.hessians import SharedHessian
 from jointquant.rounding.shards import Shards, Shared
+from jointquant.rounding.towers import Towers
 from jointquant.rounding.weights import factor_of, round_stack, store_rest
 from jointquant.run.job import Job
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
@@ -47,7 +48,7 @@ def quantize_embeddings(job: Job, rotations: Rotations, states: HiddenStates, sh
     store_rest(frontend.backbone, job.stream.stored_dtype)
     if shards.last >= 0:
         embed(frontend, job.windows, states)
-    shards.write_embeddings(frontend, shared_embedding(job))
+    shards.write_embeddings(frontend, shared_embedding(job), Towers.of(job.stream, rotations))
     shards.ledger.settle()  # its tensors are large: let them go before the first layer
     return arguments
 

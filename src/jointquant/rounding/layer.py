@@ -174,4 +174,5 @@ def room_between_runs(job: Job) -> Room | None:
 
     dense = (index for index, layer in enumerate(assembly.layers) if workspace.keep_inner and not layer.experts)
     inner = next((inputs_of(index, stream.architecture.down) for index in dense), None)
-    return Room(inputs_of(0, stream.architecture.output), inner)
+    outputs = {layer.output: index for index, layer in enumerate(assembly.layers)}
+    return Room({output: inputs_of(index, output) for output, index in outputs.items()}, inner)

@@ -14,6 +14,7 @@ from jointquant.artifact.inventory import Inventory, Starved, inventory_of
 from jointquant.models.frontend import Frontend
 from jointquant.models.writer import ShardWriter, check_held
 from jointquant.rounding.layer import LayerInWork
+from jointquant.rounding.towers import Towers
 from jointquant.run.job import Job
 from jointquant.run.workspace import Ledger
 from jointquant.runtime.inner_rotation import INPUT_ROTATION
@@ -75,10 +76,11 @@ class Shards:
         """How many layers a run before has written."""
         return len(self.witnessed)
 
-    def write_embeddings(self, frontend: Frontend, shared: Shared) -> None:
+    def write_embeddings(self, frontend: Frontend, shared: Shared, towers: Towers) -> None:
         """The first shard, and the states before the first layer; ``shared`` is what stands for tensors of it."""
-        tensors = stored_tensors(frontend.backbone, frontend.root, self.dtype)
+        tensors = stored_tensors(frontend.backbone, frontend.root, self.dtype) | dict(towers.tensors)
         inventory = inventory_of(frontend.backbone, frontend.root, self.architecture)
+        inventory = Inventory.joined([inventory, towers.inventory])
         self._write(0, replaced(tensors, shared), inventory, {}, self.last >= 0)
 
     def write(self, layer: LayerInWork, facts: dict[str, Any]) -> None:

@@ -103,16 +103,20 @@ class _Keeping:
 
 def _keeping(stage: SiteStage, layer: LayerInWork) -> _Keeping | None:
     """What a stage's run keeps: of several experts' down projections nothing; the states behind the attention where
-    they are as wide as what the output projection reads, whose place they take, and a norm reads them.
+    they are as wide as what the output projection reads, whose place they take, and a norm reads them; where the MLP
+    reads what the attention reads, nothing.
     """
     room, kept = layer.room, layer.kept
+    if not any(stage_of(site.name) == "mlp_in" for site in layer.architecture.sites):
+        return None
     assert room is not None
     first = stage.sites[0].linears[0]
     norm = next((site.norm for site in reversed(layer.architecture.residual_sites)), None)
+    attended = room.attended[layer.architecture.output]
     if stage.name == "o_in":
-        return _Keeping(first, room.attended, KeptActivations(attended=room.attended))
-    if stage.name == "mlp_in" and norm is not None and room.attended.width == layer.states.width:
-        return _Keeping(norm, room.attended, KeptActivations(middle=room.attended))
+        return _Keeping(first, attended, KeptActivations(attended=attended))
+    if stage.name == "mlp_in" and norm is not None and attended.width == layer.states.width:
+        return _Keeping(norm, attended, KeptActivations(middle=attended))
     if stage.name == "down_in" and len(stage.sites) == 1 and room.inner is not None and kept is not None:
         return _Keeping(first, room.inner, replace(kept, inner=room.inner))
     return None

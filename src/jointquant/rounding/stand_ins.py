@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,11 +71,11 @@ class Room:
     """Where runs of a layer can keep something.
 
     Attributes:
-        attended: as wide as the inputs of the attention's output projection.
+        attended: by the name of an output projection, as wide as its inputs.
         inner: as wide as those of the down projection; None: they are not kept.
     """
 
-    attended: HiddenStates
+    attended: Mapping[str, HiddenStates]
     inner: HiddenStates | None = None
 
 
@@ -97,12 +97,28 @@ class Replayed(nn.Module):
         return output.view(*x.shape[:-1], output.shape[-1])
 
 
+class ReplayedRecurrence(Replayed):
+    """The same for what a layer has instead of attention, of which only the output projection runs."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:  # type: ignore[override]
+        """What it gives for the next batch."""
+        return super().forward(hidden_states)
+
+
 class ReplayedAttention(Replayed):
-    """The same for a layer's attention, of which only the output projection runs."""
+    """The same for a layer's attention, which also returns its weights."""
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:  # type: ignore[override]
         """What the attention gives for the next batch."""
         return super().forward(hidden_states), None
+
+
+class PassedRecurrence(nn.Module):
+    """Stands for what a layer has instead of attention where the layer starts behind it: it adds nothing."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Zeros."""
+        return hidden_states.new_zeros(()).expand_as(hidden_states)
 
 
 class PassedAttention(nn.Module):
@@ -137,11 +153,13 @@ def replayed(
     if kept.inner is not None:
         modules |= {name: Unread(0) for site in passed[1:] for name in site.linears}
         modules[architecture.down] = Replayed(layer.get_submodule(architecture.down), kept.inner)
+    attends = architecture.value is not None
     if kept.middle is not None:
-        modules[architecture.attention] = PassedAttention()
+        modules[architecture.attention] = PassedAttention() if attends else PassedRecurrence()
     elif kept.attended is not None:
         output = layer.get_submodule(architecture.output)
-        modules[architecture.attention] = ReplayedAttention(output, kept.attended)
+        kind = ReplayedAttention if attends else ReplayedRecurrence
+        modules[architecture.attention] = kind(output, kept.attended)
     with substituted(layer, modules):
         yield states if kept.middle is None else kept.middle
 

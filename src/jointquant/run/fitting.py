@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from jointquant.distributed.ranks import check_size
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
-from jointquant.models.layer import head_dim_of
+from jointquant.models.layer import head_dim_of, text_config_of
 from jointquant.models.scaling import check_scalable
 from jointquant.recipe.epochs import Visits, has_epochs, in_steps
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
@@ -28,9 +28,9 @@ def assemble(model: PreTrainedModel, architecture: Architecture, recipe: Recipe)
         InputError: the recipe does not fit the family or the model's sizes; names the setting.
     """
     if recipe.smoothing.alpha is not None:
-        check_scalable(architecture, model.config)
+        check_scalable(architecture, text_config_of(model.config))
     assembly = Assembly.of(model, architecture, recipe)
-    _check_centring(model.config, architecture, recipe)
+    _check_centring(text_config_of(model.config), architecture, recipe)
     return assembly
 
 
@@ -40,7 +40,7 @@ def window_length(config: PretrainedConfig, asked: int | None) -> int:
     Raises:
         InputError: more are asked for than the model reads.
     """
-    limit = getattr(config, "max_position_embeddings", None) or max(DEFAULT_SEQLEN, asked or 0)
+    limit = getattr(text_config_of(config), "max_position_embeddings", None) or max(DEFAULT_SEQLEN, asked or 0)
     length = min(DEFAULT_SEQLEN, limit) if asked is None else asked
     require(length <= limit, f"seqlen {length} is longer than the model's {limit} positions: pass a smaller `seqlen`")
     return length
@@ -52,6 +52,7 @@ def fitted(recipe: Recipe, config: PretrainedConfig) -> Recipe:
     Raises:
         InputError: as ``window_length``.
     """
+    config = text_config_of(config)
     recipe = _with_heads_as_groups(recipe, config)
     length = window_length(config, recipe.calibration.seqlen)
     if length != recipe.calibration.seqlen:

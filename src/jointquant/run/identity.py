@@ -40,7 +40,7 @@ def identity_of(
         batch_tokens: how many tokens run at once: the last digits of sums depend on it.
         besides: what else makes the run what it is; empty where one recipe becomes an artifact.
     """
-    config = subject.stream.config.to_dict()
+    config = subject.stream.skeleton.config.to_dict()
     config.pop("_name_or_path", None)  # where it lies does not matter
     each = {label: _of_recipe(recipe, windows[recipe.calibration]) for label, recipe in recipes.items()}
     return {

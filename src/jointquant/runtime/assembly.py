@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jointquant.models.architecture import Architecture
-from jointquant.models.layer import head_dim_of, inner_sizes_of
+from jointquant.models.layer import head_dim_of, inner_sizes_of, text_config_of
 from jointquant.models.transforms import give_bias, shape_as_fused
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
 from jointquant.recipe.recipe import Recipe
@@ -50,10 +50,11 @@ class Assembly:
         Raises:
             InputError: the recipe does not fit the family or the model's sizes.
         """
-        head_dim, layers = head_dim_of(model.config), list(model.get_submodule(architecture.layers).children())
-        online = OnlineTransforms.of(recipe, model.config, head_dim, inner_sizes_of(model, architecture))
+        config, layers = text_config_of(model.config), list(model.get_submodule(architecture.layers).children())
+        head_dim = head_dim_of(config)
+        online = OnlineTransforms.of(recipe, config, head_dim, inner_sizes_of(model, architecture))
         mixture = architecture.mixture
-        routed = tuple(1.0 if mixture is None else mixture.routed_share(layer, model.config) for layer in layers)
+        routed = tuple(1.0 if mixture is None else mixture.routed_share(layer, config) for layer in layers)
         check_recipe(recipe, architecture, layers, head_dim)
         return cls(architecture, recipe, online, tuple(architecture.of_layer(layer) for layer in layers), routed)
 
@@ -78,8 +79,8 @@ class Assembly:
             shared = SharedInput(len(place.linears))
             for linear in place.linears:
                 self._install_path(layer, index, linear, shared)
-        if self.cache_path():
-            attention = layer.get_submodule(self.architecture.attention)
+        if self.cache_path() and self.layers[index].value is not None:
+            attention = layer.get_submodule(self.layers[index].attention)
             attention.cache_path = self.cache_path()  # type: ignore[assignment]
             if self.online.keys is not None:
                 reference = next(layer.parameters())
@@ -101,7 +102,9 @@ class Assembly:
         centred = [
             n for n in architecture.linears if recipe.activations_of(self.full_name(index, n)).centring != "none"
         ]
-        values = [architecture.value.linear, architecture.output] if recipe.kv_cache.centres_values else []
+        values = []
+        if recipe.kv_cache.centres_values and architecture.value is not None:
+            values = [architecture.value.linear, architecture.output]
         for linear in (*centred, *values):
             module = layer.get_submodule(linear)
             if isinstance(module, nn.Linear):

@@ -108,7 +108,9 @@ class PackedCache(DynamicCache):
 
     def nbytes(self) -> int:
         """Bytes of all that is kept."""
-        states = [states for layer in self.layers for states in (layer.keys, layer.values)]
+        states = [
+            states for layer in self.layers for states in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        ]
         return sum(tensor.untyped_storage().nbytes() for tensor in states if tensor is not None)
 
 

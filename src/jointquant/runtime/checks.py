@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from jointquant.errors import InputError
+from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.settings import StoredSettings
@@ -19,6 +19,7 @@ def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn
         InputError: an R1 that would have to pass a norm; a group size that does not divide what it groups.
     """
     check_r1(recipe, architecture)
+    check_values(recipe, architecture)
     sizes = {
         f"{architecture.layer_prefix(index)}.{linear}": _in_features(layer.get_submodule(linear))
         for index, layer in enumerate(layers)
@@ -45,6 +46,23 @@ def check_r1(recipe: Recipe, architecture: Architecture) -> None:
             f"to the residual stream ({', '.join(norms)}), and no R1 passes through that, "
             "expected `rotations.r1.kind=none` (r2, r3 and r4 are possible)"
         )
+
+
+def check_values(recipe: Recipe, architecture: Architecture) -> None:
+    """Raises InputError where R2, or a mean of the values, would have to pass what happens to them behind attention."""
+    why = architecture.gated_values
+    if why is None:
+        return
+    kind, centring = recipe.rotations.r2.kind, recipe.kv_cache.centring
+    require(
+        kind == "none",
+        f"rotations.r2 is {kind}: {architecture.model_type} {why}, and no R2 passes through that, "
+        "expected `rotations.r2.kind=none` (r1, r3 and r4 are possible)",
+    )
+    require(
+        not recipe.kv_cache.centres_values,
+        f"kv_cache.centring {centring}: {architecture.model_type} {why}, which no constant passes: expected none, keys",
+    )
 
 
 def _check_patterns(recipe: Recipe, names: Sequence[str]) -> None:

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from jointquant.errors import InputError, require
 from jointquant.models.architecture import Architecture
+from jointquant.models.configuration import model_class_of, opener_of
 from jointquant.models.experts import take_apart
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.registry import ARCHITECTURES, architecture_of, artifact_type
@@ -267,6 +267,8 @@ def artifact_config(
         "dtype": str(dtype).removeprefix("torch."),
         "quantization_config": quantization.to_dict(),
     }
+    if architecture.wrapper is not None:  # transformers looks there, too
+        data["text_config"] = data["text_config"] | {"tie_word_embeddings": False}
     for key in ("_name_or_path", "auto_map"):  # auto_map names code beside the base model, which stays there
         data.pop(key, None)
     return data
@@ -284,7 +286,7 @@ def _register_families() -> None:
     for model_type in ARCHITECTURES:
         described = {"__module__": __name__, "__doc__": f"{model_type}, quantized."}
         base_config = CONFIG_MAPPING[model_type]
-        base_model = MODEL_FOR_CAUSAL_LM_MAPPING[base_config]
+        base_model = model_class_of(model_type)
         name = f"JointQuant{base_model.__name__}"
         config_class = type(
             f"JointQuant{base_config.__name__}",
@@ -297,7 +299,8 @@ def _register_families() -> None:
             described | {"config_class": config_class},
         )
         AutoConfig.register(artifact_type(model_type), config_class)
-        AutoModelForCausalLM.register(config_class, model_class)
+        for opener in {AutoModelForCausalLM, opener_of(model_type)}:
+            opener.register(config_class, model_class)
         _CLASSES[model_type] = (config_class, model_class)
         for made in (config_class, model_class):  # where pickles look for them
             globals()[made.__name__] = made

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,7 +17,7 @@ from jointquant.backend.devices import resolve_device, resolve_dtype
 from jointquant.errors import InputError, fault_of_machine, printable, require
 from jointquant.files.durable import room_needed
 from jointquant.hub import locate
-from jointquant.models.configuration import blamed, read_config
+from jointquant.models.configuration import blamed, opener_of, read_config
 from jointquant.models.options import DigestMode, ModelOptions, completed, digests_named
 from jointquant.models.source import check_finite
 from jointquant.models.stream import open_stream
@@ -63,7 +62,7 @@ def load(model: str | Path, *, kernels: str | None = None, **options: Unpack[Mod
         stored = open_stream(folder, allow_pickle=given["allow_pickle"]).stored_dtype
     computed = resolve_dtype(given["dtype"], where, stored)
     with blamed(f"{folder} cannot be loaded"), handed_over(digests):
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded: PreTrainedModel = opener_of(config.model_type).from_pretrained(
             folder, dtype=computed, local_files_only=True, trust_remote_code=False
         )
     for name, tensor in loaded.state_dict().items():

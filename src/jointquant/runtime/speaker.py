@@ -15,6 +15,7 @@ from typing_extensions import Self, Unpack
 from jointquant.backend.launches import failed_launches
 from jointquant.errors import require
 from jointquant.hub import locate
+from jointquant.models.layer import text_config_of
 from jointquant.models.options import ModelOptions, completed, of_folder
 from jointquant.progress import Progress
 from jointquant.runtime.generation_settings import settings_to_generate
@@ -182,8 +183,9 @@ class Speaker:
         """Raises InputError where the model cannot read these ids [1, n] and add so many."""
         count = ids.shape[1]
         require(count > 0, "the prompt has no tokens: expected some text")
-        check_vocabulary(ids, self.model.config.vocab_size)
-        limit = getattr(self.model.config, "max_position_embeddings", None) or count + more
+        config = text_config_of(self.model.config)
+        check_vocabulary(ids, config.vocab_size)
+        limit = getattr(config, "max_position_embeddings", None) or count + more
         require(
             count + more <= limit,
             f"{count} tokens of prompt and {more} new ones are more than the model's {limit} positions: "

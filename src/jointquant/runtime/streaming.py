@@ -11,7 +11,7 @@ from torch import Tensor
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model, read_config
 from jointquant.models.frontend import Frontend
-from jointquant.models.layer import Place
+from jointquant.models.layer import Place, text_config_of
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.rehearsal import rehearse
 from jointquant.models.source import Checkpoint
@@ -46,14 +46,14 @@ class ArtifactStream(ModelStream):
         config = read_config(folder)
         digests = check_artifact(folder, config, mode)
         quantization = JointQuantConfig(**config.quantization_config)
-        self.config = copy.deepcopy(config)
-        self.config._attn_implementation = ATTENTION_NAME
-        self.skeleton = empty_model(self.config)
+        config = copy.deepcopy(config)
+        config._attn_implementation = ATTENTION_NAME
+        self.skeleton = empty_model(config)
         assembly = assembly_of(self.skeleton, quantization)
         self.try_out(assembly.architecture)
         with torch.device("meta"):
             assembly.install_model(self.skeleton)
-        self.config = self.skeleton.config
+        self.config = text_config_of(self.skeleton.config)
         self.architecture, self.r4 = assembly.architecture, bool(assembly.online.r4)
         stored = Checkpoint(folder, digests.tensors)
         check_stored(self.skeleton, quantization, stored)
@@ -68,7 +68,7 @@ class ArtifactStream(ModelStream):
     @property
     def stored_dtype(self) -> torch.dtype:
         """Of what is not packed."""
-        dtype = self.config.dtype
+        dtype = self.skeleton.config.dtype
         assert isinstance(dtype, torch.dtype)
         return dtype
 

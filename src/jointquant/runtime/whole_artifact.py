@@ -81,6 +81,7 @@ class WholeArtifact:
             check_digest(ROTATIONS_NAME, file.parent, digest_of_file(file), self.rotations_digest)
         pushed = kwargs.get("push_to_hub", False)
         require(not pushed, "save_pretrained(push_to_hub=True) uploads half an artifact: expected push_to_hub(ID)")
+        kwargs.setdefault("save_original_format", False)  # an artifact has the names of its modules
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_main_process", True):
             if file is not None and not (

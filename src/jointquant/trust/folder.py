@@ -23,6 +23,9 @@ OBJECTS = (CONFIG_NAME, GENERATION_NAME, TOKENIZER_CONFIG_NAME)
 LARGEST_SMALL_FILE = 1 << 28
 """Bytes of a vocabulary, merges or a template: the largest known tokenizer.json has an eighth of it."""
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+"""How images and videos become numbers."""
+
 # What a model needs besides its weights, at the top of its folder.
 SMALL_FILES = (
     CONFIG_NAME,
@@ -40,6 +43,7 @@ SMALL_FILES = (
     "added_tokens.json",
     "spiece.model",
     "chat_template.*",
+    *PROCESSOR_FILES,
 )
 
 
