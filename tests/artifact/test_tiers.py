@@ -81,15 +81,13 @@ def test_a_head_that_is_the_embedding_stays_in_16_bits() -> None:
     facts = facts_of("gguf", "head.num_bits=8", "head.group_size=32", model_type="gemma2")
     (found,) = (each for each in OBSTACLES["gguf"](facts) if "one matrix" in str(each))
     assert found.change == "head.num_bits=16"
-    assert not [each for each in OBSTACLES["gguf"](facts_of("gguf", model_type="gemma2"))]
+    assert not OBSTACLES["gguf"](facts_of("gguf", model_type="gemma2"))
 
 
 def test_a_family_that_vllm_refuses_is_said_to_run_elsewhere() -> None:
-    named = reach(
-        facts_of("w4a16", "weights.group_size=32", "weights.scale_dtype=float16", model_type="gemma2")
-    ).runtimes
+    named = reach(facts_of("w4a16", "weights.group_size=32", model_type="gemma2")).runtimes
     assert not any("vLLM" in words or "any runtime" in words for words in named)
-    assert exports_among(named) == ("dense", "compressed-tensors", "gguf")
+    assert set(exports_among(named)) == {"dense", "compressed-tensors", "gguf"}
     assert not in_vllm(named)
     (found,) = OBSTACLES["compressed-tensors"](facts_of("w4a16", "rotations.r4.kind=hadamard", model_type="gemma2"))
     assert found.change == "rotations.r4.kind=none"

@@ -21,6 +21,7 @@ def test_the_table_of_support_has_the_same_families() -> None:
     ("family", "changes", "words"),
     [
         ("exaone4", {}, "sliding windows"),
+        ("glm", {"head_dim": 16}, "attention that is 64 wide in this family: expected the hidden size, 48"),
         ("gemma2", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar 24: llama.cpp computes with 20"),
         ("gemma2", {"query_pre_attn_scalar": 20, "layer_types": ["full_attention"] + ["sliding_attention"] * 2}, "nth"),
         ("gemma3_text", {"final_logit_softcapping": 5.0}, "capped scores or logits"),

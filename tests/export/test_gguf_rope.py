@@ -37,10 +37,9 @@ def test_stretched_positions_are_those_of_transformers() -> None:
 
 @pytest.mark.parametrize("change", [{}, {"factor": 8.0}, {"attention_factor": 1.25}])
 def test_longrope_is_that_of_transformers(change: dict[str, float]) -> None:
-    rope = LONG | {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 64} | change
-    config = Phi3Config(
-        hidden_size=32, num_attention_heads=4, max_position_embeddings=512, rope_parameters=rope, pad_token_id=0
-    )
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 512, "pad_token_id": 0}
+    rope = LONG | {"partial_rotary_factor": 0.5} | change
+    config = Phi3Config(**sizes, original_max_position_embeddings=64, rope_parameters=rope)
     inverse, factor = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=100)
     assert longrope_attention_factor(config) == pytest.approx(factor)
     tensors = rope_tensors(config)

@@ -58,7 +58,7 @@ def in_go(template: str, turns: list[dict[str, str]]) -> str:
                 out, at = out + "".join(text for text, _ in found), found[0][1] + 1
             elif action.startswith("if"):
                 done = False
-                while not words[at].strip("{} ") == "end":
+                while words[at].strip("{} ") != "end":
                     condition = words[at].strip("{} ").removeprefix("else").strip().removeprefix("if").strip()
                     holds = {"": True, ".System": bool(system)}.get(condition)
                     holds = condition == f'eq .Role "{turn.get("role")}"' if holds is None else holds

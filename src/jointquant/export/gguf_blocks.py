@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jointquant.backend.operations import double
 from jointquant.errors import require
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import QuantizedWeight
@@ -81,7 +82,7 @@ def half_scales(scale: Tensor, name: str) -> Tensor:
 
 def half_minima(weight: QuantizedWeight, name: str) -> Tensor:
     """What the integer −8 stands for in each group, float16 [out, groups]. Raises InputError beyond its range."""
-    minima = (weight.scale.double() * (-8 - weight.zero_point.double())).to(torch.float16)
+    minima = (double(weight.scale) * (-8 - double(weight.zero_point))).to(torch.float16)
     require(bool(minima.isfinite().all()), f"weights of {name} lie beyond float16's range: expected |w| < 65520")
     return minima
 

@@ -134,6 +134,13 @@ def every_fourth_without_rope(_: GGUFWriter, config: PretrainedConfig) -> None:
     require(rotary == expected, "no GGUF export of this no_rope_layers: llama.cpp leaves out each fourth layer's alone")
 
 
+def heads_fill_hidden(_: GGUFWriter, config: PretrainedConfig) -> None:
+    """Raises InputError for heads that are together wider or narrower than the residual stream."""
+    wide = config.num_attention_heads * head_dim_of(config)
+    words = f"no GGUF export of attention that is {wide} wide in this family: expected the hidden size"
+    require(wide == config.hidden_size, f"{words}, {config.hidden_size}")
+
+
 def no_windows(_: GGUFWriter, config: PretrainedConfig) -> None:
     """Raises InputError for a model whose layers have windows."""
     windows = config.sliding_window is not None or any(kind != "full_attention" for kind in config.layer_types)
@@ -144,7 +151,7 @@ LLAMA_ROPE = (*PLAIN, "llama3")
 NORMALIZED, AS_CHOSEN = partial(add_expert_sizes, normalized=True), partial(add_expert_sizes, normalized=False)
 
 FAMILIES = {
-    "exaone4": Family(MODEL_ARCH.EXAONE4, rope=LLAMA_ROPE, further=(no_windows,)),
+    "exaone4": Family(MODEL_ARCH.EXAONE4, rope=LLAMA_ROPE, further=(no_windows, heads_fill_hidden)),
     "gemma2": Family(
         MODEL_ARCH.GEMMA2,
         activation="gelu_pytorch_tanh",
@@ -158,7 +165,7 @@ FAMILIES = {
         rope=("default", "linear"),
         further=(no_caps, add_windows, partial(scores_by_head, largest=62)),
     ),
-    "glm": Family(MODEL_ARCH.CHATGLM, rope=("default",)),
+    "glm": Family(MODEL_ARCH.CHATGLM, rope=("default",), further=(heads_fill_hidden,)),
     "glm4": Family(MODEL_ARCH.GLM4, rope=("default",)),
     "granite": Family(MODEL_ARCH.GRANITE, interleaved=True, rope=LLAMA_ROPE, further=(add_factors,)),
     "llama": Family(MODEL_ARCH.LLAMA, interleaved=True, rope=LLAMA_ROPE),

@@ -20,13 +20,15 @@ YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0}
 def rope_of(config: PretrainedConfig) -> dict[str, Any]:
     """The rotary embeddings of a model: of the layers with full attention, where others have their own."""
     rope: dict[str, Any] = config.rope_parameters
-    return rope["full_attention"] if "full_attention" in rope else rope
+    own: dict[str, Any] = rope.get("full_attention", rope)
+    return own
 
 
 def local_rope(config: PretrainedConfig) -> dict[str, Any]:
     """Those of the layers with a sliding window."""
     rope: dict[str, Any] = config.rope_parameters
-    return rope["sliding_attention"] if "sliding_attention" in rope else rope
+    own: dict[str, Any] = rope.get("sliding_attention", rope)
+    return own
 
 
 def rotary_size(config: PretrainedConfig) -> int:
