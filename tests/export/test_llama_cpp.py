@@ -194,3 +194,26 @@ def test_a_quantized_head_and_embedding(workshop: Workshop, tmp_path: Path) -> N
             actual = llama.logits(ids)
         # llama.cpp also quantizes the inputs of the head to 8 bits, and some values round the other way.
         assert (actual - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_asymmetric_weights(workshop: Workshop, tmp_path: Path, family: str) -> None:
+    """Q4_1, also in experts: closer to what its artifact computes than another rounding of the same model is."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    sizes |= {"moe_intermediate_size": 32, "decoder_sparse_step": 1} if family == "qwen3_moe" else {}
+    quick = (*QUIET, "weights.method=rtn")
+    artifact = workshop.tiny(family, "gguf", *quick, "weights.symmetric=false", **sizes)
+    symmetric = workshop.tiny(family, "gguf", *quick, **sizes)
+    export_artifact(artifact, "gguf", tmp_path / "a.gguf")
+    ids = list(range(100, 140))
+    with torch.no_grad():
+        expected, other = (
+            AutoModelForCausalLM.from_pretrained(each)(input_ids=torch.tensor([ids])).logits[0]
+            for each in (artifact, symmetric)
+        )
+    with Llama(tmp_path / "a.gguf", 40) as llama:
+        actual = llama.logits(ids)
+    off = ((actual - expected).norm(dim=-1) / expected.norm(dim=-1)).median()
+    apart = ((other - expected).norm(dim=-1) / expected.norm(dim=-1)).median()
+    assert off < 0.1
+    assert off < apart / 3
