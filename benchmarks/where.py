@@ -2,6 +2,7 @@
 
     python benchmarks/where.py                    # the embedded model; llama-cpp-python and `vllm` where they are found
     python benchmarks/where.py --only w4a16,gguf
+    python benchmarks/where.py --only w4a4kv4 --steps 20    # whatever it learns for 20 steps at most: rows say so
 
 Writes benchmarks/results/where.json, a preset at a time: rows of presets that are not run again stay. Perplexity on the
 first 16 windows of 128 tokens of the embedded held-out text, from what each runtime says of each token.
@@ -15,6 +16,7 @@ import json
 import math
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -55,13 +57,15 @@ def main() -> None:
     """Measure, and write the result file after each preset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="presets, separated by commas")
-    chosen = parser.parse_args().only
+    parser.add_argument("--steps", type=int, help="the most that rotations and rounding are learned for")
+    given = parser.parse_args()
+    chosen = given.only
     presets = chosen.split(",") if chosen else [name for name in preset_names() if "70b" not in name]
     old = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
     rows = [row for row in old["rows"] if row["recipe"] not in presets]
     for preset in presets:
         with tempfile.TemporaryDirectory() as folder:
-            for row in measured(preset, Path(folder)):
+            for row in measured(preset, Path(folder), given.steps):
                 rows.append({"recipe": preset} | row)
                 print(rows[-1], flush=True)
         result = {
@@ -76,23 +80,27 @@ def main() -> None:
 
 def others() -> dict[str, str]:
     """Versions of the runtimes that are here."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        return {}
-    import llama_cpp
+    found = {}
+    if importlib.util.find_spec("llama_cpp") is not None:
+        import llama_cpp
 
-    return {"llama-cpp-python": llama_cpp.__version__}
+        found["llama-cpp-python"] = llama_cpp.__version__
+    if command := shutil.which("vllm"):
+        said = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+        found["vLLM"] = said.stdout.split()[-1]
+    return found
 
 
-def measured(preset: str, folder: Path) -> Iterator[dict[str, object]]:
+def measured(preset: str, folder: Path, steps: int | None) -> Iterator[dict[str, object]]:
     """Rows of one preset: the artifact, then each export, in each runtime that is here."""
     artifact = folder / "artifact"
+    changes = [] if steps is None else fewer_steps(preset, steps)
     try:
-        quantize(DEMO / "model", artifact, load_recipe(preset, CALIBRATION))
-        changes: tuple[str, ...] = ()
+        quantize(DEMO / "model", artifact, load_recipe(preset, [*CALIBRATION, *changes]))
     except InputError:
-        quantize(DEMO / "model", artifact, load_recipe(preset, [*CALIBRATION, *GROUPS]))
-        changes = GROUPS
-    about: dict[str, object] = {"changes": list(changes)}
+        changes = [*changes, *GROUPS]
+        quantize(DEMO / "model", artifact, load_recipe(preset, [*CALIBRATION, *changes]))
+    about: dict[str, object] = {"changes": changes}
     for dtype in ("float32", "bfloat16"):
         yield about | row("artifact", artifact, "transformers", dtype, partial_transformers(artifact, dtype))
     for form in ("dense", "compressed-tensors", "gguf"):
@@ -109,6 +117,16 @@ def measured(preset: str, folder: Path) -> Iterator[dict[str, object]]:
                 arithmetic = "int8" if quantizes_inputs(out) else "float32"
                 serve = lambda out=out, arithmetic=arithmetic: vllm_at(out, arithmetic, "float32")  # noqa: E731
                 yield about | row(form, out, "vLLM", "float32", serve)
+
+
+def fewer_steps(preset: str, steps: int) -> list[str]:
+    """Changes of a preset that let it learn for so many steps at most."""
+    recipe = load_recipe(preset)
+    rotations = {f"rotations.{name}": getattr(recipe.rotations, name) for name in ("r1", "r2", "r3", "r4")}
+    learned = {name: kind.steps for name, kind in rotations.items() if getattr(kind, "steps", None) is not None}
+    if recipe.refinement.enabled:
+        learned["refinement"] = recipe.refinement.steps
+    return [f"{name}.steps={steps}" for name, count in learned.items() if count > steps]
 
 
 def partial_transformers(folder: Path, dtype: str) -> Callable[[], Opened]:

@@ -10,7 +10,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from jointquant import load_recipe
-from jointquant.artifact.tiers import FORMATS, OBSTACLES, Facts, reach
+from jointquant.artifact.tiers import FORMATS, OBSTACLES, Facts, exports_among, in_vllm, reach
 from jointquant.errors import InputError
 from jointquant.recipe.catalogue import preset_names
 from jointquant.rotations.hadamard import HadamardTransform
@@ -75,7 +75,23 @@ def test_what_transformers_would_read_wrongly_into_experts_is_refused(
     found = [str(obstacle) for obstacle in OBSTACLES["compressed-tensors"](facts)]
     assert any(why in words for words in found)
     assert not OBSTACLES["compressed-tensors"](replace(facts, recipe=load_recipe("w4a16"), r4=()))
-    assert any("no GGUF export of mixtral" in str(obstacle) for obstacle in OBSTACLES["gguf"](facts))
+
+
+def test_a_head_that_is_the_embedding_stays_in_16_bits() -> None:
+    facts = facts_of("gguf", "head.num_bits=8", "head.group_size=32", model_type="gemma2")
+    (found,) = (each for each in OBSTACLES["gguf"](facts) if "one matrix" in str(each))
+    assert found.change == "head.num_bits=16"
+    assert not OBSTACLES["gguf"](facts_of("gguf", model_type="gemma2"))
+
+
+def test_a_family_that_vllm_refuses_is_said_to_run_elsewhere() -> None:
+    named = reach(facts_of("w4a16", "weights.group_size=32", model_type="gemma2")).runtimes
+    assert not any("vLLM" in words or "any runtime" in words for words in named)
+    assert set(exports_among(named)) == {"dense", "compressed-tensors", "gguf"}
+    assert not in_vllm(named)
+    (found,) = OBSTACLES["compressed-tensors"](facts_of("w4a16", "rotations.r4.kind=hadamard", model_type="gemma2"))
+    assert found.change == "rotations.r4.kind=none"
+    assert reach(facts_of("w4a16", "rotations.r4.kind=hadamard", model_type="gemma2")).tier == 3
 
 
 def test_a_family_whose_norms_changed_runs_here_only() -> None:

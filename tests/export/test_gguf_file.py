@@ -14,7 +14,8 @@ from jointquant import InputError, export_artifact
 from jointquant.errors import ResumableError
 from jointquant.export.artifact import Artifact
 from jointquant.export.gguf_blocks import integers_of
-from jointquant.export.gguf_metadata import interleave
+from jointquant.export.gguf_rope import interleave
+from jointquant.quantization.integer import IntFormat
 from jointquant.runtime.loading import load_tokenizer
 
 
@@ -41,12 +42,13 @@ def test_the_file_holds_the_artifacts_integers(exported: tuple[Artifact, GGUFRea
                 artifact.quantized_weight(f"model.layers.{index}.{linear}"),
             )
             assert tensor.tensor_type == GGMLQuantizationType.Q4_0
-            codes, scales = integers_of(tensor.data, 4)
-            order = torch.arange(len(codes))
+            assert isinstance(weight.fmt, IntFormat)
+            found = integers_of(tensor.data, weight.fmt)
+            order = torch.arange(len(found.codes))
             if name in heads:
                 order = interleave(order[:, None], heads[name])[:, 0]
-            assert numpy.array_equal(codes, weight.codes[order].numpy())
-            assert numpy.array_equal(scales, weight.scale[order].numpy())
+            assert numpy.array_equal(found.codes, weight.codes[order].numpy())
+            assert numpy.array_equal(found.scales, weight.scale[order].numpy())
     assert len(stored) == 7 * 9 + 3
 
 
@@ -74,7 +76,7 @@ def test_same_artifact_same_bytes(workshop: Workshop, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "preset", "changes", "words"),
     [
-        ("phi3", "gguf", ("weights.group_size=16", "activations.group_size=16"), "no GGUF export of phi3"),
+        ("opt", "gguf", ("weights.group_size=16", "activations.group_size=16"), "no GGUF export of opt"),
         ("llama", "quarot", (), r"R4 is online \(`rotations.r4.kind=none`\)"),
         ("llama", "w4a16", ("weights.group_size=16",), "`weights.group_size=32`"),
         ("qwen3", "w4a8", ("rotations.r1.kind=none", "rotations.r2.kind=none"), "`activations.num_bits=16`"),

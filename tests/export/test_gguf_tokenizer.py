@@ -40,6 +40,20 @@ def tokenizer_of(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> o
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
+def test_a_split_at_spaces_where_none_are_left() -> None:
+    """Gemma's: what is cut there has become ▁ before."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    tokenizer = tokenizer_of({"<unk>": 0, "<s>": 1, "</s>": 2, "<0x41>": 3, "▁": 4, "a": 5}, [])
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    assert not read_vocabulary(tokenizer, 6).add_space_prefix
+    backend.normalizer = normalizers.Sequence([])
+    with pytest.raises(InputError, match="splits by Split"):
+        read_vocabulary(tokenizer, 6)
+
+
 @pytest.mark.parametrize(
     ("part", "value", "words"),
     [

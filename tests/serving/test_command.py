@@ -17,7 +17,7 @@ from jointquant.serving.command import server_for
 
 @pytest.fixture
 def things(tmp_path: Path) -> dict[str, Path]:
-    found = {name: tmp_path / name for name in ("artifact", "export", "online", "gguf", "text")}
+    found = {name: tmp_path / name for name in ("artifact", "export", "online", "untied", "gguf", "text")}
     settings = {"artifact": {"quant_method": QUANT_METHOD, "format_version": 1}, "export": {}, "online": {}}
     settings["online"] = {"transform_config": {"config_groups": {"R4": {}}}}
     for name, quantization in settings.items():
@@ -25,6 +25,9 @@ def things(tmp_path: Path) -> dict[str, Path]:
         model_type = f"{ARTIFACT_PREFIX}llama" if name == "artifact" else "llama"
         data = {"model_type": model_type, "quantization_config": quantization}
         (found[name] / "config.json").write_text(json.dumps(data))
+    untied = {"model_type": "gemma2", "quantization_config": {}, "tie_word_embeddings": False}
+    found["untied"].mkdir()
+    (found["untied"] / "config.json").write_text(json.dumps(untied))
     found["gguf"].write_bytes(b"GGUF")
     found["text"].write_bytes(b"GONE")
     return found
@@ -34,7 +37,13 @@ def test_each_thing_has_its_server(things: dict[str, Path], monkeypatch: pytest.
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     names = {name: server_for(path, None, "127.0.0.1", 8000).name for name, path in things.items() if name != "text"}
-    assert names == {"artifact": "transformers", "export": "vllm", "online": "vllm", "gguf": "llama.cpp"}
+    assert names == {
+        "artifact": "transformers",
+        "export": "vllm",
+        "online": "vllm",
+        "untied": "transformers",
+        "gguf": "llama.cpp",
+    }
     server = server_for(things["export"], None, "127.0.0.1", 8123)
     assert server.command == ("/bin/vllm", "serve", str(things["export"]), "--host", "127.0.0.1", "--port", "8123")
     assert server.url == "http://127.0.0.1:8123/v1"

@@ -104,3 +104,11 @@ def damaged(source: Path, out: Path, fault: str, artifact: Path) -> Path:
 def without_r4(export: Path) -> None:
     """What transformers makes of an export with R4 that does not refuse it: R4 is dropped without a word."""
     settings(export, attn_implementation=None, experts_implementation=None)
+
+
+def without_transforms(source: Path, out: Path) -> Path:
+    """A copy of an export with R4 whose configuration has lost its transforms: R4 is dropped in any runtime."""
+    shutil.copytree(source, out)
+    quantization = json.loads((out / "config.json").read_text())["quantization_config"]
+    settings(out, quantization_config=quantization | {"transform_config": {}})
+    return out

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import jointquant
 from jointquant import export_artifact, verify
 from jointquant.artifact.tiers import OBSTACLES
-from jointquant.export import gguf_file
+from jointquant.export import gguf_tensors
 from jointquant.trust.folder import FINGERPRINT_NAME
 from verification.damage import DAMAGE, TURNED, damaged, tiny, without_r4
 from verification.server import served
@@ -83,7 +83,7 @@ def test_llama_cpp(plain: Path, online: Path, tmp_path: Path, fault: str, monkey
     if fault == "r4_dropped":
         monkeypatch.setitem(OBSTACLES, "gguf", lambda facts: [])
     if fault == "rotary_halves":
-        monkeypatch.setattr(gguf_file, "interleave", lambda rows, heads: rows)
+        monkeypatch.setattr(gguf_tensors, "interleave", lambda rows, heads: rows)
     export_artifact(source, "gguf", tmp_path / "a.gguf", digests="ignore")
     found = verify(tmp_path / "a.gguf")
     assert found.faults == ((fault,) if fault else ()), found

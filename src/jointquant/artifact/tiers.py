@@ -13,7 +13,7 @@ from typing import get_args
 
 import torch
 
-from jointquant.models.support import GGUF_FAMILIES, lost_norms
+from jointquant.models.support import GGUF_FAMILIES, GGUF_TIED, VLLM_REFUSES, lost_norms
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, SymmetricRange
 from jointquant.recipe.recipe import Recipe
@@ -23,7 +23,7 @@ from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.assembly import Assembly
 
 GGUF_GROUP = 32
-"""Weights (and activations) that share a scale in llama.cpp's Q4_0 and Q8_0."""
+"""Weights (and activations) that share a scale in llama.cpp's Q4_0, Q4_1 and Q8_0."""
 
 FORMATS = ("dense", "compressed-tensors", "gguf")
 
@@ -32,6 +32,12 @@ RUNTIMES = {
     "compressed-tensors": "transformers and vLLM (export --format compressed-tensors)",
     "gguf": "llama.cpp (export --format gguf)",
 }
+WITHOUT_VLLM = {
+    "dense": "transformers (export --format dense --dequantized)",
+    "compressed-tensors": "transformers (export --format compressed-tensors)",
+    "gguf": RUNTIMES["gguf"],
+}
+"""The same for families that vLLM refuses."""
 NATIVE = "transformers after `import jointquant`"
 WITH_R4 = "vLLM (export --format compressed-tensors, R4 online)"
 
@@ -113,7 +119,8 @@ def reach(facts: Facts) -> Reach:
         return Reach(3, (NATIVE,))
     if facts.r4:
         return Reach(2, (WITH_R4, NATIVE))
-    return Reach(1, (*(RUNTIMES[name] for name in FORMATS if held[name]), NATIVE))
+    runtimes = WITHOUT_VLLM if facts.model_type in VLLM_REFUSES else RUNTIMES
+    return Reach(1, (*(runtimes[name] for name in FORMATS if held[name]), NATIVE))
 
 
 def online(facts: Facts) -> list[Obstacle]:
@@ -151,6 +158,9 @@ def r4_not_expressible(facts: Facts) -> list[Obstacle]:
     """R4 where it is no Sylvester matrix, for transforms of type hadamard have orders 2^n; or where experts read it."""
     if facts.experts and facts.r4:
         return [Obstacle("R4 is online in experts, whose inputs no other runtime transforms", "rotations.r4.kind=none")]
+    if facts.r4 and facts.model_type in VLLM_REFUSES:
+        why = VLLM_REFUSES[facts.model_type]
+        return [Obstacle(f"R4 is online, which vLLM alone computes, and {why}", "rotations.r4.kind=none")]
     odd = [transform for transform in facts.r4 if transform.base != 1]
     if not odd:
         return []
@@ -244,6 +254,9 @@ def _activation_obstacles(settings: ActivationSettings) -> list[Obstacle]:
     return found
 
 
+GGUF_GRIDS = ((4, True), (4, False), (8, True))
+"""Width and symmetry of the grids of Q4_0, Q4_1 and Q8_0."""
+
 GGUF_INPUTS = tuple(
     IntFormat(8, True, GGUF_GROUP, symmetric_range=symmetric_range) for symmetric_range in get_args(SymmetricRange)
 )
@@ -251,17 +264,18 @@ GGUF_INPUTS = tuple(
 
 
 def gguf_obstacles(facts: Facts) -> list[Obstacle]:
-    """What a GGUF file of Q4_0, Q8_0 and F16 tensors cannot hold."""
-    found = [*online(facts), *r4_online(facts)]
+    """What a GGUF file of Q4_0, Q4_1, Q8_0 and F16 tensors cannot hold."""
+    found = [*online(facts), *r4_online(facts), *_tied_in_gguf(facts)]
     if facts.model_type not in GGUF_FAMILIES:
         found.append(Obstacle(f"no GGUF export of {facts.model_type} (there is one of {', '.join(GGUF_FAMILIES)})"))
     recipe = facts.recipe
     stored = [("weights", settings) for settings in facts.weights()]
     for name, settings in [*stored, ("head", recipe.head), ("embeddings", recipe.embeddings)]:
         if settings.format is not None and not gguf_holds(settings.format):
-            what = f"{name} are not symmetric integers of 4 or 8 bits in groups of {GGUF_GROUP}"
+            what = f"{name} are not integers of 4 bits, or symmetric ones of 8, in groups of {GGUF_GROUP}"
             bits = settings.num_bits if settings.num_bits in (4, 8) else 8
-            needed = {"type": "int", "num_bits": bits, "symmetric": "true", "group_size": GGUF_GROUP}
+            needed = {"type": "int", "num_bits": bits, "group_size": GGUF_GROUP}
+            needed |= {"symmetric": "true"} if bits == 8 else {}
             needed |= {"group_tail": "refuse"} if settings.group_tail == "pad" else {}
             found.append(Obstacle(what, " ".join(f"{name}.{key}={value}" for key, value in needed.items())))
         elif settings.format is not None and settings.scales(facts.dtype) == torch.float32:
@@ -277,10 +291,19 @@ def gguf_obstacles(facts: Facts) -> list[Obstacle]:
     return found
 
 
+def _tied_in_gguf(facts: Facts) -> list[Obstacle]:
+    """A head or an embedding of few bits, where llama.cpp has one matrix for both."""
+    ends = {"head": facts.recipe.head.enabled, "embeddings": facts.recipe.embeddings.enabled}
+    if facts.model_type not in GGUF_TIED or not any(ends.values()):
+        return []
+    what = f"llama.cpp's {facts.model_type} has one matrix for head and embedding, which stays in 16 bits"
+    return [Obstacle(what, " ".join(f"{name}.num_bits=16" for name, enabled in ends.items() if enabled))]
+
+
 def gguf_holds(fmt: object) -> bool:
-    """Whether a grid is Q4_0's or Q8_0's."""
+    """Whether a grid is Q4_0's, Q4_1's or Q8_0's."""
     groups = isinstance(fmt, IntFormat) and (fmt.group_size, fmt.tail) == (GGUF_GROUP, "refuse")
-    return groups and isinstance(fmt, IntFormat) and fmt.num_bits in (4, 8) and fmt.symmetric
+    return groups and isinstance(fmt, IntFormat) and (fmt.num_bits, fmt.symmetric) in GGUF_GRIDS
 
 
 OBSTACLES = {"dense": dense_obstacles, "compressed-tensors": compressed_obstacles, "gguf": gguf_obstacles}
@@ -294,9 +317,14 @@ def words(obstacles: Iterable[Obstacle]) -> str:
 
 def exports_among(runtimes: Iterable[str]) -> tuple[str, ...]:
     """The formats that ``Reach.runtimes`` names."""
-    named = RUNTIMES | {"compressed-tensors, R4 online": WITH_R4}
-    found = (name for name, said in named.items() if said in set(runtimes))
-    return tuple(name.partition(",")[0] for name in found)
+    named = [*RUNTIMES.items(), *WITHOUT_VLLM.items(), ("compressed-tensors", WITH_R4)]
+    said = set(runtimes)
+    return tuple(dict.fromkeys(name for name, words in named if words in said))
+
+
+def in_vllm(runtimes: Iterable[str]) -> bool:
+    """Whether vLLM loads what ``Reach.runtimes`` names as compressed-tensors."""
+    return bool({RUNTIMES["compressed-tensors"], WITH_R4} & set(runtimes))
 
 
 def facts_of(assembly: Assembly, dtype: torch.dtype) -> Facts:

@@ -38,7 +38,8 @@ def export(
     [bold]compressed-tensors[/bold]: for transformers and vLLM. Integers and scales as they are; W4A16 and the like are
     pack-quantized, W4A8 and W8A8 int-quantized, and an online R4 becomes a transform (for vLLM alone).
 
-    [bold]gguf[/bold]: for llama.cpp. Weights of 4 or 8 bits in groups of 32 become Q4_0 and Q8_0, the rest is F16.
+    [bold]gguf[/bold]: for llama.cpp. Weights of 4 or 8 bits in groups of 32 become Q4_0, Q4_1 or Q8_0, the rest is F16.
+    A Modelfile for Ollama lies beside it.
 
     [bold]native[/bold]: back from a compressed-tensors export.
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from jointquant.artifact.result import QuantizeResult
-from jointquant.artifact.tiers import exports_among
+from jointquant.artifact.tiers import exports_among, in_vllm
 from jointquant.evaluation.check import Quality
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.targets import TARGETS
@@ -71,7 +71,7 @@ def following(out: Path, result: QuantizeResult) -> list[str]:
         "  import jointquant, transformers",
         f"  model = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})",
     ]
-    if "compressed-tensors" in formats:
+    if in_vllm(result.runtimes):
         lines += ["in vLLM:", f"  {_export(out, 'compressed-tensors', f'{out}-vllm')}", f"  vllm serve {out}-vllm"]
     if "gguf" in formats:
         lines += ["in llama.cpp:", f"  {_export(out, 'gguf', f'{out}.gguf')}", f"  llama-cli -m {out}.gguf"]

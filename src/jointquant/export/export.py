@@ -21,8 +21,9 @@ from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
 from jointquant.export.fingerprints import fingerprint_of_export, fingerprint_of_rotated
-from jointquant.export.formats import check_format, users
+from jointquant.export.formats import check_format, modelfile_path, users
 from jointquant.export.gguf_file import write_gguf
+from jointquant.export.modelfile import modelfile_of
 from jointquant.export.native import CompressedExport
 from jointquant.files.durable import room_needed, save_json
 from jointquant.files.output import check_output, output_file, output_folder
@@ -31,6 +32,7 @@ from jointquant.hub import locate
 from jointquant.models.configuration import blamed
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.stream import open_stream
+from jointquant.models.support import VLLM_REFUSES
 from jointquant.models.writer import ShardWriter
 from jointquant.progress import Progress
 from jointquant.rotations.bundle import ROTATIONS_NAME
@@ -130,18 +132,24 @@ def export_artifact(
         f"{words(obstacles)}",
     )
     if format == "gguf":
-        with output_file(target, overwrite) as file:
-            size = write_gguf(opened, file, progress)
+        size = _write_gguf(opened, target, overwrite, progress)
     else:
         check_output(target, overwrite)
         kind: Kind = "compressed-tensors" if format == "compressed-tensors" else "dense" if whole else "rotated"
         folder = _base_folder(opened, base, progress) if kind == "rotated" else None
         size = _write_folder(opened, _contents(opened, kind, folder, dtype), target, overwrite, progress)
     seconds = time.perf_counter() - start
-    kind_of_use = f"{format} with R4" if format == "compressed-tensors" and opened.facts.r4 else format
-    runs_in = users(kind_of_use if whole or format != "dense" else "rotated", out)
+    runs_in = users(_use(opened, format) if whole or format != "dense" else "rotated", out)
     runtimes, untied = list(reached.runtimes), _untied_bytes(opened, format, dtype)
     return ExportResult(str(out), format, reached.tier, runtimes, runs_in, size, seconds, untied)
+
+
+def _use(artifact: Artifact, format: str) -> str:
+    """The kind of export, by which ``USERS`` has its runtimes."""
+    if format == "compressed-tensors" and artifact.facts.r4:
+        return f"{format} with R4"
+    refused = artifact.architecture.model_type in VLLM_REFUSES and format != "gguf"
+    return f"{format} without vLLM" if refused else format
 
 
 def _untied_bytes(artifact: Artifact, format: str, dtype: str) -> int:
@@ -189,6 +197,16 @@ def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> 
     exact = as_dtype == DTYPES["float32"]  # what `eval` computes with
     fingerprint = own if base is None else partial(fingerprint_of_rotated, artifact, base)
     return _Contents(kind, shards, artifact.plain_config | about, fingerprint, exact)
+
+
+def _write_gguf(artifact: Artifact, out: Path, overwrite: bool, progress: Progress) -> int:
+    """A GGUF file, and Ollama's Modelfile beside it; bytes of its tensors."""
+    with output_file(out, overwrite) as file, output_file(modelfile_path(out), overwrite) as beside:
+        size = write_gguf(artifact, file, progress)
+        words = modelfile_of(artifact, out)
+        with room_needed(beside, len(words.encode())):
+            beside.write_text(words, encoding="utf-8")
+    return size
 
 
 def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite: bool, progress: Progress) -> int:

@@ -22,7 +22,9 @@ USERS = {
     "rotated": (TRANSFORMERS, "other quantizers, which read it as a model"),
     "compressed-tensors": ("vLLM: vllm serve {out}", f"{TRANSFORMERS}, with compressed-tensors installed"),
     "compressed-tensors with R4": ("vLLM: vllm serve {out}",),
-    "gguf": ("llama.cpp: llama-cli -m {out}", "Ollama: a Modelfile that says FROM {out}"),
+    "dense without vLLM": (TRANSFORMERS,),
+    "compressed-tensors without vLLM": (f"{TRANSFORMERS}, with compressed-tensors installed",),
+    "gguf": ("llama.cpp: llama-cli -m {out}", "Ollama: ollama create NAME -f {modelfile}"),
     "native": (f"{TRANSFORMERS}, after import jointquant",),
 }
 """By kind of export: who runs it, each with the line that does."""
@@ -30,4 +32,10 @@ USERS = {
 
 def users(kind: str, out: str | Path) -> list[str]:
     """Who runs an export of one of the kinds of ``USERS`` that lies at ``out``."""
-    return [line.replace("{out}", str(out)) for line in USERS[kind]]
+    beside = str(modelfile_path(Path(out)))
+    return [line.replace("{out}", str(out)).replace("{modelfile}", beside) for line in USERS[kind]]
+
+
+def modelfile_path(file: Path) -> Path:
+    """Where Ollama's description of a GGUF file lies: ``llama.gguf`` has ``llama.Modelfile``."""
+    return file.with_name(f"{file.name.removesuffix('.gguf')}.Modelfile")

@@ -140,9 +140,12 @@ def _sentencepiece(data: dict[str, Any], size: int) -> Vocabulary:
     """BPE over characters with a byte for each unknown one; llama.cpp merges the pair with the highest score."""
     _check_normalizers(data, SPACES)
     _check_merges(data, "default")
+    normalizers = _steps(data["normalizer"], "normalizers")
     for step in _steps(data["pre_tokenizer"], "pretokenizers"):
+        nothing = step["type"] == "Split" and step.get("pattern") == {"String": " "} and SPACES[1] in normalizers
         require(
-            step["type"] == "Metaspace", f"no GGUF export of a tokenizer of this kind that splits by {step['type']}"
+            step["type"] == "Metaspace" or nothing,
+            f"no GGUF export of a tokenizer of this kind that splits by {step['type']}",
         )
     tokens, types = _tokens(data, size)
     ranks: dict[str, int] = {}

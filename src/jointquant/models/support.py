@@ -7,8 +7,34 @@ from dataclasses import dataclass
 
 from jointquant.models.architecture import Architecture
 
-GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Families that GGUF export knows the tensors and hyperparameters of."""
+NO_WINDOWS = "models without sliding windows"
+EXPERTS_EVERYWHERE = "models whose layers all have experts"
+
+GGUF_FAMILIES = {
+    "exaone4": NO_WINDOWS,
+    "gemma2": "head and embedding in 16 bits, for they are one matrix there",
+    "gemma3_text": "",
+    "glm": "",
+    "glm4": "",
+    "granite": "",
+    "llama": "",
+    "mistral": "",
+    "mixtral": "",
+    "olmo2": "",
+    "phi3": "",
+    "qwen2": "",
+    "qwen2_moe": EXPERTS_EVERYWHERE,
+    "qwen3": "",
+    "qwen3_moe": EXPERTS_EVERYWHERE,
+    "smollm3": "",
+}
+"""Families that GGUF export knows the tensors and hyperparameters of, each with what it is limited to."""
+
+GGUF_TIED = ("gemma2",)
+"""Those of them whose head is the embedding in llama.cpp."""
+
+VLLM_REFUSES = {"gemma2": "vLLM's class of the family has no head apart from the embedding, and norm fusion makes one"}
+"""Families whose exports vLLM does not load, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +83,10 @@ def _centring(family: Architecture) -> Support:
 
 
 def _gguf(family: Architecture) -> Support:
-    known = family.model_type in GGUF_FAMILIES
-    return Support(known, "" if known else f"export knows the tensors of {', '.join(GGUF_FAMILIES)} alone")
+    if family.norm.subtracts_mean:
+        return Support(False, lost_norms(family.model_type))
+    limits = GGUF_FAMILIES.get(family.model_type)
+    return Support(False, "export does not know its tensors") if limits is None else Support(True, limits)
 
 
 def _compressed(family: Architecture) -> Support:
@@ -66,10 +94,14 @@ def _compressed(family: Architecture) -> Support:
         return Support(False, lost_norms(family.model_type))
     if family.mixture is not None:
         return Support(True, "weights alone, symmetric: experts' inputs stay in 16 bits, so no R4")
+    if family.model_type in VLLM_REFUSES:
+        return Support(True, "no R4, which vLLM alone computes")
     return Support(True)
 
 
 def _vllm(family: Architecture) -> Support:
+    if family.model_type in VLLM_REFUSES:
+        return Support(False, VLLM_REFUSES[family.model_type])
     found = _compressed(family)
     return Support(found.works, "as compressed-tensors, which it reads") if found.why else found
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jointquant.errors import InputError, require, unknown
+from jointquant.models.support import VLLM_REFUSES
 from jointquant.runtime.artifact_facts import is_artifact
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
@@ -72,9 +73,12 @@ def kind_of(path: Path) -> str:
     require((path / CONFIG_NAME).is_file(), f"no {CONFIG_NAME} in {path}: expected an artifact or an export")
     if is_artifact(path):
         return "an artifact"
-    settings = read_object(path / CONFIG_NAME).get("quantization_config")
-    online = isinstance(settings, dict) and bool(settings.get("transform_config"))
-    return "an export with R4 online" if online else "an export"
+    data = read_object(path / CONFIG_NAME)
+    settings = data.get("quantization_config")
+    if isinstance(settings, dict) and settings.get("transform_config"):
+        return "an export with R4 online"
+    refused = data.get("model_type") in VLLM_REFUSES and data.get("tie_word_embeddings") is False
+    return "an export that vLLM does not load" if refused else "an export"
 
 
 FITTING = {
@@ -82,6 +86,7 @@ FITTING = {
     "an artifact": ("transformers",),
     "an export": ("vllm", "transformers"),
     "an export with R4 online": ("vllm",),
+    "an export that vLLM does not load": ("transformers",),
 }
 """By kind: who serves it, the best first."""
 
@@ -90,6 +95,7 @@ ADVICE = {
     "an artifact": "expected transformers, or an export: jointquant export --format compressed-tensors (vLLM), or gguf",
     "an export": "expected vllm or transformers",
     "an export with R4 online": "expected vllm, which alone runs its transforms",
+    "an export that vLLM does not load": "expected transformers",
 }
 
 Found = tuple[tuple[str, ...], str]
