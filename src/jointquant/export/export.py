@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jointquant.artifact.advice import advice
 from jointquant.artifact.card import Kind, write_card
-from jointquant.artifact.tiers import OBSTACLES, Obstacle, online, reach, words
+from jointquant.artifact.tiers import OBSTACLES, Facts, Obstacle, few_bits_in_vllm, online, reach, words
 from jointquant.errors import InputError, require, unknown
 from jointquant.events import OnEvent, reported
 from jointquant.export.artifact import DTYPES, Artifact
@@ -138,10 +138,18 @@ def export_artifact(
         folder = _base_folder(opened, base, progress) if kind == "rotated" else None
         size = _write_folder(opened, _contents(opened, kind, folder, dtype), target, overwrite, progress)
     seconds = time.perf_counter() - start
-    kind_of_use = f"{format} with R4" if format == "compressed-tensors" and opened.facts.r4 else format
-    runs_in = users(kind_of_use if whole or format != "dense" else "rotated", out)
+    runs_in = users(_kind_of_use(format, opened.facts) if whole or format != "dense" else "rotated", out)
     runtimes, untied = list(reached.runtimes), _untied_bytes(opened, format, dtype)
     return ExportResult(str(out), format, reached.tier, runtimes, runs_in, size, seconds, untied)
+
+
+def _kind_of_use(format: str, facts: Facts) -> str:
+    """By what decides who runs an export; a key of ``USERS``."""
+    if format != "compressed-tensors":
+        return format
+    if facts.recipe.kv_cache.is_vllms:
+        return f"{format} with a cache of 4 bits"
+    return f"{format} with 4 bits" if few_bits_in_vllm(facts) else f"{format} with R4" if facts.r4 else format
 
 
 def _untied_bytes(artifact: Artifact, format: str, dtype: str) -> int:

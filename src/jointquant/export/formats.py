@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from jointquant.errors import require, unknown
+from jointquant.recipe.targets import INT4_IN_VLLM, VLLM_CACHE
 
 Format = Literal["dense", "compressed-tensors", "gguf", "native"]
 EXPORTS: tuple[Format, ...] = get_args(Format)
@@ -22,6 +23,8 @@ USERS = {
     "rotated": (TRANSFORMERS, "other quantizers, which read it as a model"),
     "compressed-tensors": ("vLLM: vllm serve {out}", f"{TRANSFORMERS}, with compressed-tensors installed"),
     "compressed-tensors with R4": ("vLLM: vllm serve {out}",),
+    "compressed-tensors with 4 bits": (f"{INT4_IN_VLLM}: vllm serve {{out}}",),
+    "compressed-tensors with a cache of 4 bits": (f"{INT4_IN_VLLM}: vllm serve {{out}} {VLLM_CACHE}",),
     "gguf": ("llama.cpp: llama-cli -m {out}", "Ollama: a Modelfile that says FROM {out}"),
     "native": (f"{TRANSFORMERS}, after import jointquant",),
 }

@@ -18,8 +18,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from jointquant.backend.operations import HOST, supports
 from jointquant.quantization.integer import Codes
-from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.attention import CachedStates, CachePath
+from jointquant.runtime.per_token_head import CacheRange
 
 NIBBLE = 4
 
@@ -35,7 +35,7 @@ class Record:
         device: where it is.
     """
 
-    range: DynamicRange | None
+    range: CacheRange | None
     head_dim: int
     dtype: torch.dtype
     device: torch.device = HOST
@@ -70,7 +70,7 @@ class Record:
         zero_point = torch.zeros((), dtype=work, device=record.device)
         if self.range.fmt.has_zero_point:
             zero_point = rest[..., groups * work.itemsize :].view(torch.int8).to(work).unsqueeze(-1)
-        return Codes(integers, scale, zero_point).dequantize().to(self.dtype)
+        return self.range.restored(Codes(integers, scale, zero_point)).to(self.dtype)
 
     def _packed(self, integers: Tensor) -> Tensor:
         """int8 → uint8, the first half of a vector in the low four bits."""

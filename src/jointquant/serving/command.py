@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jointquant.errors import InputError, require, unknown
+from jointquant.export.vllm_options import is_for_vllm_alone, vllm_options
 from jointquant.runtime.artifact_facts import is_artifact
 from jointquant.trust.folder import CONFIG_NAME
-from jointquant.trust.strict_json import read_object
 
 TRANSFORMERS_SERVE = "import jointquant; from transformers.cli.transformers import main; main()"
 """transformers' own command, in a process that knows our artifacts."""
@@ -72,16 +72,14 @@ def kind_of(path: Path) -> str:
     require((path / CONFIG_NAME).is_file(), f"no {CONFIG_NAME} in {path}: expected an artifact or an export")
     if is_artifact(path):
         return "an artifact"
-    settings = read_object(path / CONFIG_NAME).get("quantization_config")
-    online = isinstance(settings, dict) and bool(settings.get("transform_config"))
-    return "an export with R4 online" if online else "an export"
+    return "an export for vLLM alone" if is_for_vllm_alone(path) else "an export"
 
 
 FITTING = {
     "a GGUF file": ("llama.cpp",),
     "an artifact": ("transformers",),
     "an export": ("vllm", "transformers"),
-    "an export with R4 online": ("vllm",),
+    "an export for vLLM alone": ("vllm",),
 }
 """By kind: who serves it, the best first."""
 
@@ -89,7 +87,7 @@ ADVICE = {
     "a GGUF file": "expected llama.cpp",
     "an artifact": "expected transformers, or an export: jointquant export --format compressed-tensors (vLLM), or gguf",
     "an export": "expected vllm or transformers",
-    "an export with R4 online": "expected vllm, which alone runs its transforms",
+    "an export for vLLM alone": "expected vllm, which alone runs its transforms and its inputs of 4 bits",
 }
 
 Found = tuple[tuple[str, ...], str]
@@ -121,7 +119,7 @@ SERVERS: dict[str, Callable[[], Found]] = {"transformers": _transformers, "vllm"
 
 ARGUMENTS: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "transformers": lambda path: (str(path.resolve()),),
-    "vllm": lambda path: (str(path),),
+    "vllm": lambda path: (str(path), *vllm_options(path)),
     "llama.cpp": lambda path: ("--model", str(path)),
 }
 """By name: how each is told what to serve."""
