@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+Inputs = Literal["multiplied", "divided", "exact"]
 NAME = "vllm arithmetic"
 ONLY_JOINTQUANT = ("quantization_config", "jointquant", "attn_implementation", "experts_implementation")
 MOST, LEAST = 7, -8
@@ -38,29 +39,29 @@ def unpacked(words: Tensor, columns: int) -> Tensor:
     return nibbles.flatten(-2)[:, :columns] - 8
 
 
-def rounded_input(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers and the scale of each token; 1 / scale is multiplied by, as in humming's kernel."""
+def rounded_input(x: Tensor, divides: bool) -> tuple[Tensor, Tensor]:
+    """Integers and the scale of each token; humming's kernel multiplies by 1 / scale, and does not divide by it."""
     scale = (x.abs().amax(-1, keepdim=True) / MOST).clamp(min=TINY_SCALE)
-    return (x * (1 / scale)).round().clamp(LEAST, MOST), scale
+    return (x / scale if divides else x * (1 / scale)).round().clamp(LEAST, MOST), scale
 
 
 class Int4Linear(nn.Module):
     """``CompressedTensorsWNA4Int`` behind a transform of its input, where there is one."""
 
-    def __init__(self, tensors: dict[str, Tensor], block: int | None, rounds: bool, dtype: torch.dtype) -> None:
+    def __init__(self, tensors: dict[str, Tensor], block: int | None, inputs: Inputs, dtype: torch.dtype) -> None:
         super().__init__()
         rows, columns = tensors["weight_shape"].tolist()
         self.codes = unpacked(tensors["weight_packed"], columns).to(dtype)
         assert len(self.codes) == rows
         self.scale, self.bias = tensors["weight_scale"].to(dtype).T, tensors.get("bias")
         assert self.scale.shape == (1, rows), "one scale a channel"
-        self.block, self.rounds = block, rounds
+        self.block, self.inputs = block, inputs
 
     def forward(self, x: Tensor) -> Tensor:
         if self.block is not None:
             matrix = sylvester(self.block).to(x) / math.sqrt(self.block)
             x = (x.unflatten(-1, (-1, self.block)) @ matrix).flatten(-2)
-        integers, scale = rounded_input(x) if self.rounds else (x, 1.0)
+        integers, scale = (x, 1.0) if self.inputs == "exact" else rounded_input(x, self.inputs == "divided")
         product = (integers @ self.codes.T) * scale * self.scale
         return product if self.bias is None else product + self.bias.to(x)
 
@@ -113,22 +114,23 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def emulated(
-    folder: Path, dtype: torch.dtype, *, rounds_inputs: bool = True, keeps_int4: bool = True
+    folder: Path, dtype: torch.dtype, *, inputs: Inputs = "multiplied", keeps_int4: bool = True
 ) -> PreTrainedModel:
     """A model that computes from an export's files what vLLM would.
 
     Args:
         folder: a compressed-tensors export with packed weights of 4 bits, one scale a channel.
         dtype: to compute in.
-        rounds_inputs: whether inputs of linears are integers, as on a GPU.
+        inputs: of linears: integers as on a GPU (``multiplied``), with a division in the place of the product with
+            1 / scale (``divided``), or as they are (``exact``).
         keeps_int4: whether the cache has 4 bits, which is an option of ``vllm serve``.
     """
     data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings, plain = data["quantization_config"], {k: v for k, v in data.items() if k not in ONLY_JOINTQUANT}
     (group,) = settings["config_groups"].values()
-    inputs = {key: group["input_activations"][key] for key in ("num_bits", "symmetric", "dynamic", "strategy")}
+    said = {key: group["input_activations"][key] for key in ("num_bits", "symmetric", "dynamic", "strategy")}
     assert group["format"] == "pack-quantized", group
-    assert inputs == {"num_bits": 4, "symmetric": True, "dynamic": True, "strategy": "token"}, inputs
+    assert said == {"num_bits": 4, "symmetric": True, "dynamic": True, "strategy": "token"}, said
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file) if file.name != "rotations.safetensors" else {}
@@ -143,7 +145,7 @@ def emulated(
             (transform,) = transforms.values()
             assert transform["type"] == "hadamard", transform
             block = transform["head_dim"] or own["weight_shape"].tolist()[1]
-        model.set_submodule(name, Int4Linear(own, block, rounds_inputs, dtype))
+        model.set_submodule(name, Int4Linear(own, block, inputs, dtype))
     model.load_state_dict(tensors, strict=True)
     for module in model.modules():
         module.keeps_int4 = keeps_int4  # type: ignore[assignment]

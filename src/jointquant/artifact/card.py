@@ -81,6 +81,9 @@ vllm serve FOLDER_OR_ID
 ```"""
 
 
+TRANSFORMS = ("r1", "r2", "smoothing", "r3", "keys", "r4", "basis_change")
+"""In the order of the card; a configuration that was written and read has them in that of the alphabet."""
+
 INT4_LOADING = """\
 {runtime} computes this: packed integer weights, symmetric inputs of 4 bits, R4 as a transform
 where there is one (without tensor parallelism). GPUs before Hopper multiply 4-bit integers; on later ones vLLM takes
@@ -246,7 +249,8 @@ def _rows(recipe: dict[str, Any], quantization: dict[str, Any], kind: Kind) -> l
         merged = {key: quantization["transforms"][key] for key in ("r1", "r2")}
         return [("weights", "rotated, not rounded"), *((key.upper(), words) for key, words in merged.items())]
     rows = [(part.replace("_", " "), _bits(recipe[part])) for part in ("weights", "activations", "kv_cache")]
-    rows += [(key.upper(), words) for key, words in quantization["transforms"].items()]
+    transforms = sorted(quantization["transforms"].items(), key=lambda pair: TRANSFORMS.index(pair[0]))
+    rows += [(key.upper(), words) for key, words in transforms]
     return rows + list(_inventory(quantization))
 
 
