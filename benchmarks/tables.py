@@ -435,7 +435,7 @@ def vllm_price(result: dict[str, Any]) -> list[str]:
     """What each part of vLLM's arithmetic costs, model by model."""
     lines = _headed(["model (unquantized)", "4 bits everywhere", "perplexity", "KL divergence", "same top token"])
     for row in result["rows"]:
-        what = "; ".join([row["what"], *(f"`{change}`" for change in row["common"])])
+        what = "; ".join([row["what"], *(f"`{change}`" for change in row.get("common", []))])
         kl = f"{row['kl']:.4f} ± {row['kl_stderr']:.4f}"
         cells = (
             f"{row['model']} ({row['unquantized']:.3f})",
