@@ -23,7 +23,7 @@ from jointquant.recipe.reference_table import key_table, size_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "guides" / "vllm.md")
 
 
 def demo(result: dict[str, Any]) -> list[str]:
@@ -478,6 +478,24 @@ def where(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"On a CPU. `{result['command']}`; {_made(result)}"]
 
 
+def vllm_price(result: dict[str, Any]) -> list[str]:
+    """What each part of vLLM's arithmetic costs, model by model."""
+    lines = _headed(["model (unquantized)", "4 bits everywhere", "perplexity", "KL divergence", "same top token"])
+    for row in result["rows"]:
+        what = "; ".join([row["what"], *(f"`{change}`" for change in row.get("common", []))])
+        kl = f"{row['kl']:.4f} ± {row['kl_stderr']:.4f}"
+        cells = (
+            f"{row['model']} ({row['unquantized']:.3f})",
+            what,
+            f"{row['perplexity']:.3f}",
+            kl,
+            f"{row['top1']:.1%}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    said = "One seed: small differences may be chance."
+    return [*lines, "", f"`{result['command']}`; {result['rows'][0]['date']}, {result['rows'][0]['machine']}. {said}"]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "demo": demo,
     "stories260k": stories260k,
@@ -520,6 +538,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "plans_h100": plans_h100,
     "plans_published": plans_published,
     "where": where,
+    "vllm_price": vllm_price,
     "loss_by_part_smollm2": loss_by_part,
     "mixture_starved": mixture_starved,
 }

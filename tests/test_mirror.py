@@ -33,6 +33,7 @@ WHOLE_SYSTEM = {
     "analysis/test_resumed_inspection.py": "what is measured beside pass 2, when a run is stopped and goes on",
     "export/test_llama_cpp.py": "what llama.cpp computes from our files",
     "export/test_vllm.py": "what vLLM computes from our exports",
+    "export/test_vllm_arithmetic.py": "exports for vLLM's integers of 4 bits, against its arithmetic in plain torch",
     "hostile/test_hostile.py": "input that nobody vouches for, through the command line",
     "runtime/kernels/test_cpu_kernels.py": "every product that a processor computes, against one reference",
     "runtime/kernels/test_triton_kernels.py": "every program for GPUs, against the same",

@@ -13,7 +13,7 @@ from jointquant import load_recipe
 from jointquant.artifact.tiers import FORMATS, OBSTACLES, Facts, exports_among, in_vllm, reach
 from jointquant.errors import InputError
 from jointquant.recipe.catalogue import preset_names
-from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.runtime.online import inner_transforms
 
 LINEARS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj")
 SIZE = 14336  # 2^9 · 28: the intermediate size of Llama 3 8B
@@ -22,7 +22,7 @@ SIZE = 14336  # 2^9 · 28: the intermediate size of Llama 3 8B
 def facts_of(preset: str, *changes: str, model_type: str = "llama", plain_norms: bool = True) -> Facts:
     recipe = load_recipe(preset, changes)
     r4 = recipe.rotations.r4
-    transforms = () if r4.kind == "none" else (HadamardTransform.of_size(SIZE, r4.block_size),)
+    transforms = () if r4.kind == "none" else tuple(inner_transforms(r4, (SIZE,)).values())
     return Facts(recipe, LINEARS, model_type, plain_norms, transforms, torch.bfloat16)
 
 
@@ -42,6 +42,11 @@ def facts_of(preset: str, *changes: str, model_type: str = "llama", plain_norms:
         ("w4a8", ("rotations.r4.kind=hadamard", "rotations.r4.block_size=512"), 2, ("vLLM", "import jointquant")),
         ("w4a8", ("rotations.r4.kind=hadamard",), 3, ("import jointquant",)),
         ("w4a4kv16", (), 3, ("import jointquant",)),
+        ("vllm-w4a4kv4", (), 2, ("vllm serve … --kv-cache-dtype int4_per_token_head", "import jointquant")),
+        ("vllm-w4a4kv4", ("kv_cache.num_bits=16",), 2, ("inputs of 4 bits", "import jointquant")),
+        ("vllm-w4a4kv4", ("activations.num_bits=16",), 2, ("--kv-cache-dtype", "import jointquant")),
+        ("vllm-w4a4kv4", ("kv_cache.scheme=affine",), 3, ("import jointquant",)),
+        ("vllm-w4a4kv4", ("rotations.r4.block_size=null",), 3, ("import jointquant",)),
         ("w4a8kv8", (), 3, ("import jointquant",)),
         ("exp-independent", (), 3, ("import jointquant",)),
     ],

@@ -16,7 +16,7 @@ from conftest import DEMO
 from export.artifacts import Workshop
 from jointquant import InputError, export_artifact
 from jointquant.export.artifact import Artifact
-from jointquant.export.compressed import GUARDS
+from jointquant.export.vllm_options import GUARDS
 from jointquant.runtime.streaming import open_any_stream
 
 INPUT_IDS = torch.randint(0, 2048, (2, 24), generator=torch.Generator().manual_seed(1))

@@ -1,22 +1,29 @@
-"""Exports run by the real vLLM, token by token against our own evaluation; skipped where its environment is missing."""
+"""Exports run by the real vLLM, token by token against our own evaluation; skipped where its environment is missing.
+
+``VLLM_CASES=few`` leaves a case for each scheme and way to read a folder, which take a quarter of the time.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 import jointquant
 from conftest import DEMO, make_model, possible, small
 from export.artifacts import HELDOUT, Workshop
-from export.vllm_runtime import Job, in_vllm, vllm_python
+from export.vllm_arithmetic import emulated
+from export.vllm_runtime import CACHE, Job, in_vllm, run_in_vllm, vllm_python
 from jointquant import export_artifact
 from jointquant.runtime.loading import load_tokenizer
+from jointquant.runtime.per_token_head import PerTokenHead
 
 SEQLEN, WINDOWS = 64, 4
 QUIET = ("rotations.r1.kind=hadamard", "rotations.r2.kind=hadamard", "refinement.steps=0", "weights.signed_scale=false")
@@ -75,12 +82,30 @@ FULL = "W8A8, full range"
 """Whose symmetric grid of inputs has one step more than vLLM's."""
 UNTIED = {"gemma2": compressed(*GROUPED, family="gemma2")}
 """Whose class in vLLM has no head apart from the embedding."""
-CASES = {
+INT4 = {"W4A4KV4": Case("compressed-tensors", "vllm-w4a4kv4", ("rotations.r1.kind=hadamard", "refinement.steps=0"))}
+"""Whose inputs and cache vLLM leaves as they are on a CPU: folder, scheme, weights and R4 are what is run."""
+EVERY = {
     **FAITHFUL,
     **INTEGER_INPUTS,
     FULL: compressed(*PLAIN, "weights.num_bits=8", *INT8_INPUTS[:2], **ONE_LAYER),
     **UNTIED,
+    **INT4,
 }
+FEW = (
+    "dense",
+    "W4A16, group 32, scales of either sign",
+    "W4A16, asymmetric",
+    "W4A16, R4 in blocks",
+    "qwen2",
+    "W8A8",
+    "W4A4KV4",
+)
+CASES = {name: case for name, case in EVERY.items() if os.environ.get("VLLM_CASES") != "few" or name in FEW}
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """Those of the names whose cases are run."""
+    return [name for name in names if name in CASES]
 
 
 def tokens(model: Path) -> Tensor:
@@ -94,9 +119,9 @@ def tokenizer_of(family: str | None) -> PreTrainedTokenizerBase:
 
 
 @torch.no_grad()
-def our_log_probabilities(artifact: Path, windows: Tensor) -> Tensor:
-    """[n, T − 1], of the native artifact in float32."""
-    scores = jointquant.load(artifact, dtype="float32")(input_ids=windows).logits[:, :-1].double().log_softmax(-1)
+def our_log_probabilities(model: nn.Module, windows: Tensor) -> Tensor:
+    """[n, T − 1]."""
+    scores = model(input_ids=windows).logits[:, :-1].double().log_softmax(-1)
     return scores.gather(-1, windows[:, 1:, None])[..., 0]
 
 
@@ -131,21 +156,25 @@ def outcomes(workshop: Workshop) -> dict[str, Outcome]:
         model = DEMO / "model" if case.family is None else make_model(case.family, **SIZES | case.sizes)
         jointquant.quantize(model, artifact, recipe, tokenizer=tokenizer_of(case.family))
         export_artifact(artifact, case.format, out)  # type: ignore[arg-type]
-        ours[name], jobs[name] = our_log_probabilities(artifact, windows), Job(out, windows)
+        if name in INT4:
+            oracle = emulated(out, torch.float32, inputs="exact", keeps_int4=False)
+        else:
+            oracle = jointquant.load(artifact, dtype="float32")
+        ours[name], jobs[name] = our_log_probabilities(oracle, windows), Job(out, windows)
 
     found = in_vllm(jobs, workshop.folder)
     return {name: Outcome(ours[name], found[name]) for name in jobs}
 
 
-@pytest.mark.parametrize("name", FAITHFUL)
+@pytest.mark.parametrize("name", chosen([*FAITHFUL, *INT4]))
 def test_vllm_computes_what_eval_does(outcomes: dict[str, Outcome], name: str) -> None:
-    """Perplexity, and the log-probability of each token."""
+    """Perplexity, and the log-probability of each token; of 4-bit inputs those of plain torch that leaves them be."""
     ours, theirs = outcomes[name].perplexities
     assert theirs == pytest.approx(ours, rel=1e-3)
     assert outcomes[name].difference.max() < 1e-3
 
 
-@pytest.mark.parametrize("name", INTEGER_INPUTS)
+@pytest.mark.parametrize("name", chosen(INTEGER_INPUTS))
 def test_vllm_rounds_inputs_as_eval_does(outcomes: dict[str, Outcome], name: str) -> None:
     """All but a few tokens, an input of which lies between two steps."""
     ours, theirs = outcomes[name].perplexities
@@ -153,11 +182,24 @@ def test_vllm_rounds_inputs_as_eval_does(outcomes: dict[str, Outcome], name: str
     assert outcomes[name].difference.quantile(0.9) < 1e-4
 
 
+@pytest.mark.skipif(FULL not in CASES, reason="not among the few cases of VLLM_CASES=few")
 def test_a_grid_with_one_step_more_is_not_vllms(outcomes: dict[str, Outcome]) -> None:
     """What the restricted range is for: so the comparison above can fail."""
     assert outcomes[FULL].difference.median() > 1e-3
 
 
-@pytest.mark.parametrize("name", UNTIED)
+@pytest.mark.parametrize("name", chosen(UNTIED))
 def test_a_family_whose_head_is_tied_in_vllm_is_refused_there(outcomes: dict[str, Outcome], name: str) -> None:
     assert "lm_head" in str(outcomes[name].vllm)
+
+
+@pytest.mark.parametrize("head_dim", [24, 64])
+def test_our_cache_holds_what_vllms_kernel_writes(tmp_path: Path, head_dim: int) -> None:
+    """Integers, zero points and steps, bit for bit but for what a last digit of a sum turns."""
+    keys = torch.randn(20, 2, head_dim, generator=torch.Generator().manual_seed(head_dim)) + 0.5
+    written = run_in_vllm(CACHE, keys.tolist(), tmp_path)
+    ours = PerTokenHead().encode(keys)
+    bits = torch.tensor(written["bits"], dtype=torch.int32)
+    assert (torch.tensor(written["codes"]) == ours.integers.squeeze(-2) + 8).float().mean() > 0.999
+    assert torch.equal(bits & 15, (ours.zero_point + 8).int().flatten(-2).squeeze(-1))
+    assert torch.allclose((bits & -16).view(torch.float32), ours.scale.flatten(-2).squeeze(-1), rtol=1e-5)

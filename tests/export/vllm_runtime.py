@@ -17,7 +17,7 @@ from torch import Tensor
 
 VARIABLE = "VLLM_PYTHON"
 """The environment variable that names the Python of vLLM's environment."""
-PROCESS = Path(__file__).with_name("vllm_process.py")
+PROCESS, CACHE = (Path(__file__).with_name(name) for name in ("vllm_process.py", "vllm_cache.py"))
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def vllm_python() -> str:
     return python
 
 
-def in_vllm(jobs: Mapping[str, Job], scratch: Path, **environment: str) -> dict[str, Tensor | str]:
-    """Log-probabilities [n, T − 1] by vLLM, float64, of each job by its name; a refusal is the reason in words."""
-    command = [vllm_python(), str(PROCESS), str(scratch / "vllm.json")]
+def run_in_vllm(program: Path, question: Any, scratch: Path, **environment: str) -> Any:
+    """What a program of vLLM's environment makes of a question; both are plain data."""
+    command = [vllm_python(), str(program), str(scratch / "vllm.json")]
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
     process = subprocess.run(
         command,
-        input=json.dumps([job.to_dict() for job in jobs.values()]),
+        input=json.dumps(question),
         cwd=scratch,
         env=kept | environment,
         capture_output=True,
@@ -56,6 +56,11 @@ def in_vllm(jobs: Mapping[str, Job], scratch: Path, **environment: str) -> dict[
         timeout=900,
     )
     assert process.returncode == 0, process.stderr[-4000:]
-    answer = json.loads((scratch / "vllm.json").read_text())
+    return json.loads((scratch / "vllm.json").read_text())
+
+
+def in_vllm(jobs: Mapping[str, Job], scratch: Path, **environment: str) -> dict[str, Tensor | str]:
+    """Log-probabilities [n, T − 1] by vLLM, float64, of each job by its name; a refusal is the reason in words."""
+    answer = run_in_vllm(PROCESS, [job.to_dict() for job in jobs.values()], scratch, **environment)
     found = zip(jobs, answer["found"], strict=True)
     return {name: x if isinstance(x, str) else torch.tensor(x, dtype=torch.float64) for name, x in found}

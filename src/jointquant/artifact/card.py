@@ -15,11 +15,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pydantic import ValidationError
 
+from jointquant.artifact.tiers import WITH_INT4_CACHE, WITH_R4
 from jointquant.errors import InputError, printable, require
 from jointquant.files.durable import save_text
 from jointquant.recipe.faults import describe
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.recorded import recorded
+from jointquant.recipe.targets import INT4_IN_VLLM, VLLM_CACHE
 from jointquant.runtime.artifact_facts import check_facts
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.model_name import may_be_id
@@ -76,6 +78,19 @@ transformers does not apply it, and refuses this folder.
 
 ```
 vllm serve FOLDER_OR_ID
+```"""
+
+
+TRANSFORMS = ("r1", "r2", "smoothing", "r3", "keys", "r4", "basis_change")
+"""In the order of the card; a configuration that was written and read has them in that of the alphabet."""
+
+INT4_LOADING = """\
+{runtime} computes this: packed integer weights, symmetric inputs of 4 bits, R4 as a transform
+where there is one (without tensor parallelism). GPUs before Hopper multiply 4-bit integers; on later ones vLLM takes
+inputs of more bits. transformers does none of it, and refuses this folder.
+
+```
+vllm serve FOLDER_OR_ID{options}
 ```"""
 
 
@@ -234,7 +249,8 @@ def _rows(recipe: dict[str, Any], quantization: dict[str, Any], kind: Kind) -> l
         merged = {key: quantization["transforms"][key] for key in ("r1", "r2")}
         return [("weights", "rotated, not rounded"), *((key.upper(), words) for key, words in merged.items())]
     rows = [(part.replace("_", " "), _bits(recipe[part])) for part in ("weights", "activations", "kv_cache")]
-    rows += [(key.upper(), words) for key, words in quantization["transforms"].items()]
+    transforms = sorted(quantization["transforms"].items(), key=lambda pair: TRANSFORMS.index(pair[0]))
+    rows += [(key.upper(), words) for key, words in transforms]
     return rows + list(_inventory(quantization))
 
 
@@ -268,6 +284,10 @@ def _loading(kind: Kind, tier: int, runtimes: list[str]) -> str:
     if kind == "native":
         others = [inline(words) for words in runtimes if "import jointquant" not in words]
         return NATIVE_LOADING.format(runtimes="; ".join(others) or "none")
+    if kind == "compressed-tensors" and tier == 2 and WITH_R4 not in runtimes:
+        return INT4_LOADING.format(
+            runtime=INT4_IN_VLLM, options=f" {VLLM_CACHE}" if WITH_INT4_CACHE in runtimes else ""
+        )
     if kind == "compressed-tensors":
         return ONLINE_LOADING if tier == 2 else COMPRESSED_LOADING
     return PLAIN_LOADING

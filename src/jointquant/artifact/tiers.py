@@ -1,8 +1,9 @@
 """Where the result of a recipe loads, and which change of the recipe would let it load in more places.
 
-Tier 1 has nothing online: every runtime loads its exports. Tier 2 adds R4, for runtimes that apply the transforms of
-compressed-tensors. Tier 3 is everything else: R3, a quantized cache, a basis change after each layer, activations of
-few bits; it runs as the native artifact, with this package.
+Tier 1 has nothing online: every runtime loads its exports. Tier 2 adds what vLLM alone runs: R4, as a transform of
+compressed-tensors; activations of 4 bits on vLLM's symmetric grid; vLLM's own cache of 4 bits. Tier 3 is everything
+else: R3, another quantized cache, a basis change after each layer, activations of few bits on other grids; it runs as
+the native artifact, with this package.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from jointquant.quantization.integer import IntFormat, SymmetricRange
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.rotations import LearnedResidualRotation, TrainedInnerRotation
 from jointquant.recipe.settings import ActivationSettings, WeightSettings
+from jointquant.recipe.targets import INT4_IN_VLLM, VLLM_CACHE
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.assembly import Assembly
 
 GGUF_GROUP = 32
 """Weights (and activations) that share a scale in llama.cpp's Q4_0, Q4_1 and Q8_0."""
+
+INT4 = 4
+"""Bits of the activations that vLLM multiplies as such."""
 
 FORMATS = ("dense", "compressed-tensors", "gguf")
 
@@ -40,6 +45,8 @@ WITHOUT_VLLM = {
 """The same for families that vLLM refuses."""
 NATIVE = "transformers after `import jointquant`"
 WITH_R4 = "vLLM (export --format compressed-tensors, R4 online)"
+WITH_INT4 = f"{INT4_IN_VLLM} (export --format compressed-tensors, inputs of 4 bits)"
+WITH_INT4_CACHE = f"{INT4_IN_VLLM} (export --format compressed-tensors; vllm serve … {VLLM_CACHE})"
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,8 @@ def reach(facts: Facts) -> Reach:
     held = {name: not OBSTACLES[name](facts) for name in FORMATS}
     if not held["compressed-tensors"] and not held["dense"] and not held["gguf"]:
         return Reach(3, (NATIVE,))
+    if few_bits_in_vllm(facts):
+        return Reach(2, (WITH_INT4_CACHE if facts.recipe.kv_cache.is_vllms else WITH_INT4, NATIVE))
     if facts.r4:
         return Reach(2, (WITH_R4, NATIVE))
     runtimes = WITHOUT_VLLM if facts.model_type in VLLM_REFUSES else RUNTIMES
@@ -141,12 +150,23 @@ def online(facts: Facts) -> list[Obstacle]:
         )
     if any(settings.centring != "none" for settings in facts.activations()):
         found.append(Obstacle("inputs are centred online", "activations.centring=none"))
-    if cache.of_keys.enabled or cache.of_values.enabled:
-        own = [f" kv_cache.{part}={{}}" for part in ("keys", "values") if getattr(cache, part)]
-        found.append(Obstacle("the KV cache is quantized", "kv_cache.num_bits=16" + "".join(own)))
     if not facts.plain_norms:
         found.append(Obstacle(lost_norms(facts.model_type)))
     return found
+
+
+def few_bits_in_vllm(facts: Facts) -> bool:
+    """Whether vLLM has to quantize inputs or the cache to 4 bits, by what no other runtime has."""
+    return facts.recipe.kv_cache.is_vllms or any(settings.num_bits == INT4 for settings in facts.activations())
+
+
+def cache_lost(facts: Facts) -> list[Obstacle]:
+    """A quantized cache, which is no part of a checkpoint."""
+    cache = facts.recipe.kv_cache
+    if not (cache.of_keys.enabled or cache.of_values.enabled):
+        return []
+    own = [f" kv_cache.{part}={{}}" for part in ("keys", "values") if getattr(cache, part)]
+    return [Obstacle("the KV cache is quantized", "kv_cache.num_bits=16" + "".join(own))]
 
 
 def r4_online(facts: Facts) -> list[Obstacle]:
@@ -184,14 +204,16 @@ def activations_lost(facts: Facts) -> list[Obstacle]:
 
 def dense_obstacles(facts: Facts) -> list[Obstacle]:
     """What a dense checkpoint with the quantized values cannot hold."""
-    return [*online(facts), *r4_online(facts), *activations_lost(facts)]
+    return [*online(facts), *cache_lost(facts), *r4_online(facts), *activations_lost(facts)]
 
 
 def compressed_obstacles(facts: Facts) -> list[Obstacle]:
     """What compressed-tensors (pack-quantized, int-quantized, transforms) cannot hold, or nobody runs."""
-    found = [*online(facts), *r4_not_expressible(facts), *_expert_obstacles(facts)]
+    found = [*online(facts), *([] if facts.recipe.kv_cache.is_vllms else cache_lost(facts))]
+    found += [*r4_not_expressible(facts), *_expert_obstacles(facts)]
     for settings in facts.activations():
         found += _activation_obstacles(settings)
+    found += _int4_weight_obstacles(facts)
     for name, weights in (*(("weights", each) for each in facts.weights()), ("head", facts.recipe.head)):
         if isinstance(weights.format, CodebookFormat):
             found.append(Obstacle(f"weights.type is {weights.type}", "weights.type=int"))
@@ -239,18 +261,39 @@ CLIPPED = Obstacle("the activations' range is clipped", "activations.clip_ratio=
 
 
 def _activation_obstacles(settings: ActivationSettings) -> list[Obstacle]:
-    """Activations have 8 bits and the range of each token, or are not quantized."""
+    """Activations have 8 bits, or 4 on vLLM's grid, and the range of each token; or are not quantized."""
     if not settings.enabled:
         return []
     found = []
-    if settings.num_bits != 8:
-        what = f"activations have {settings.num_bits} bits, and runtimes of compressed-tensors compute with 8 or 16"
+    if settings.num_bits not in (INT4, 8):
+        what = f"activations have {settings.num_bits} bits, and runtimes of compressed-tensors compute with 4, 8 or 16"
         found.append(Obstacle(what, "activations.num_bits=8"))
+    if settings.num_bits == INT4 and settings.symmetric_range != "restricted":
+        what = "activations of 4 bits are not on vLLM's grid, max|x| / 7 a step"
+        found.append(Obstacle(what, "activations.symmetric=true activations.symmetric_range=restricted"))
     if settings.strategy != "token" or settings.group_size is not None:
         what = "activations have other ranges than one a token"
         found.append(Obstacle(what, "activations.strategy=token activations.group_size=null"))
     elif settings.clip_ratio != 1.0:
         found.append(CLIPPED)
+    return found
+
+
+def _int4_weight_obstacles(facts: Facts) -> list[Obstacle]:
+    """Beside activations of 4 bits vLLM has symmetric weights of at most 4, and rounds scales of groups to integers."""
+    formats = {
+        facts.recipe.weights_of(name).format
+        for name in facts.linears
+        if facts.recipe.activations_of(name).num_bits == INT4
+    }
+    found = []
+    for fmt in formats:
+        if isinstance(fmt, IntFormat) and (fmt.num_bits > INT4 or not fmt.symmetric):
+            what = "beside activations of 4 bits vLLM has no weights but symmetric ones of at most 4"
+            found.append(Obstacle(what, f"weights.num_bits={min(fmt.num_bits, INT4)} weights.symmetric=true"))
+        if isinstance(fmt, IntFormat) and fmt.group_size is not None:
+            what = "beside activations of 4 bits vLLM rounds the scales of groups of weights"
+            found.append(Obstacle(what, "weights.group_size=null"))
     return found
 
 
@@ -265,7 +308,7 @@ GGUF_INPUTS = tuple(
 
 def gguf_obstacles(facts: Facts) -> list[Obstacle]:
     """What a GGUF file of Q4_0, Q4_1, Q8_0 and F16 tensors cannot hold."""
-    found = [*online(facts), *r4_online(facts), *_tied_in_gguf(facts)]
+    found = [*online(facts), *cache_lost(facts), *r4_online(facts), *_tied_in_gguf(facts)]
     if facts.model_type not in GGUF_FAMILIES:
         found.append(Obstacle(f"no GGUF export of {facts.model_type} (there is one of {', '.join(GGUF_FAMILIES)})"))
     recipe = facts.recipe
@@ -317,14 +360,14 @@ def words(obstacles: Iterable[Obstacle]) -> str:
 
 def exports_among(runtimes: Iterable[str]) -> tuple[str, ...]:
     """The formats that ``Reach.runtimes`` names."""
-    named = [*RUNTIMES.items(), *WITHOUT_VLLM.items(), ("compressed-tensors", WITH_R4)]
-    said = set(runtimes)
-    return tuple(dict.fromkeys(name for name, words in named if words in said))
+    named = {said: name for table in (WITHOUT_VLLM, RUNTIMES) for name, said in table.items()}
+    named |= dict.fromkeys((WITH_R4, WITH_INT4, WITH_INT4_CACHE), "compressed-tensors")
+    return tuple(dict.fromkeys(named[said] for said in runtimes if said in named))
 
 
 def in_vllm(runtimes: Iterable[str]) -> bool:
     """Whether vLLM loads what ``Reach.runtimes`` names as compressed-tensors."""
-    return bool({RUNTIMES["compressed-tensors"], WITH_R4} & set(runtimes))
+    return bool({RUNTIMES["compressed-tensors"], WITH_R4, WITH_INT4, WITH_INT4_CACHE} & set(runtimes))
 
 
 def facts_of(assembly: Assembly, dtype: torch.dtype) -> Facts:

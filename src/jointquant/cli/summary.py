@@ -11,7 +11,7 @@ from jointquant.artifact.result import QuantizeResult
 from jointquant.artifact.tiers import exports_among, in_vllm
 from jointquant.evaluation.check import Quality
 from jointquant.recipe.recipe import Recipe
-from jointquant.recipe.targets import TARGETS
+from jointquant.recipe.targets import TARGETS, VLLM_CACHE
 
 SMALL = 0.01
 """Parts of a model's parameters that are not worth a word."""
@@ -72,7 +72,9 @@ def following(out: Path, result: QuantizeResult) -> list[str]:
         f"  model = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})",
     ]
     if in_vllm(result.runtimes):
-        lines += ["in vLLM:", f"  {_export(out, 'compressed-tensors', f'{out}-vllm')}", f"  vllm serve {out}-vllm"]
+        cache = f" {VLLM_CACHE}" if any(VLLM_CACHE in words for words in result.runtimes) else ""
+        export = _export(out, "compressed-tensors", f"{out}-vllm")
+        lines += ["in vLLM:", f"  {export}", f"  vllm serve {out}-vllm{cache}"]
     if "gguf" in formats:
         lines += ["in llama.cpp:", f"  {_export(out, 'gguf', f'{out}.gguf')}", f"  llama-cli -m {out}.gguf"]
     if formats == ("dense",):

@@ -26,6 +26,7 @@ from jointquant.run.fitting import window_length
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 from jointquant.runtime.loading import load_tokenizer
+from jointquant.runtime.per_token_head import PerTokenHead
 from jointquant.text.sources import load_text
 from jointquant.text.tokens import tokenize
 from jointquant.text.windows import check_vocabulary, evaluation_windows
@@ -137,6 +138,10 @@ def loss_by_part(
     return Losses(text, windows.numel(), length, found, remedies, time.perf_counter() - start)
 
 
+REMEDY = "--set kv_cache.num_bits=8"
+AFFINE_REMEDY = f"--set kv_cache.scheme=affine {REMEDY}"
+"""Of a cache that has 4 bits and no others."""
+
 Places = Sequence[tuple[nn.Module, Architecture]]
 """The layers of an artifact in memory, and how each is built."""
 
@@ -144,7 +149,7 @@ Places = Sequence[tuple[nn.Module, Architecture]]
 def parts_of(places: Places) -> list[Part]:
     """What can be left unquantized in an artifact, from nothing to all but the weights."""
     sites: dict[str, set[str]] = {}
-    key = value = False
+    key, value, remedy = False, False, REMEDY
     for layer, architecture in places:
         for site in architecture.sites:
             names = [name for name in site.linears if _quantizes(layer.get_submodule(name))]
@@ -152,13 +157,14 @@ def parts_of(places: Places) -> list[Part]:
                 sites.setdefault(_family(site.name), set()).update(name.rpartition(".")[2] for name in names)
         if (cache := _cache(layer, architecture)) is not None:
             key, value = key or cache.key is not None, value or cache.value is not None
+            remedy = AFFINE_REMEDY if isinstance(cache.key, PerTokenHead) else REMEDY
     parts = [Part(NOTHING)]
     parts += [Part(f"inputs of {site}", _eight_bits(names), frozenset({site})) for site, names in sites.items()]
     if sites:
         parts.append(Part(INPUTS, "--set activations.num_bits=8", frozenset(sites)))
     parts += [Part("keys", key=True)] * key + [Part("values", value=True)] * value
     if key or value:
-        parts.append(Part(CACHE, "--set kv_cache.num_bits=8", key=True, value=True))
+        parts.append(Part(CACHE, remedy, key=True, value=True))
     if sites and (key or value):
         parts.append(Part(f"{INPUTS}, {CACHE}", "", frozenset(sites), key=True, value=True))
     return parts

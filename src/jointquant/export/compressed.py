@@ -10,21 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jointquant.artifact.tiers import INT4, few_bits_in_vllm
 from jointquant.export.artifact import PACKED, Artifact
+from jointquant.export.vllm_options import GUARDS
 from jointquant.models.expert_tensors import stored_name
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.packing import pack
 
 INT_QUANTIZED, PACK_QUANTIZED, MIXED = "int-quantized", "pack-quantized", "mixed-precision"
-REFUSED_BY_TRANSFORMERS = "none: R4 is online here; run it in vLLM, or the native artifact after pip install jointquant"
+ELSEWHERE = "run it in vLLM, or the native artifact after pip install jointquant"
+REFUSED_BY_TRANSFORMERS = f"none: R4 is online here; {ELSEWHERE}"
+COMPUTED_BY_VLLM = f"none: its inputs or its cache have vLLM's 4 bits; {ELSEWHERE}"
 EXPERTS = r"re:.*\.experts\.\d+\..*"
 """Target of all experts' linears."""
-GUARDS = ("attn_implementation", "experts_implementation")
-"""Keys of config.json that transformers checks when it builds a model, and that no other runtime reads.
-
-transformers drops the transforms of compressed-tensors without a word, and the model then computes nonsense. With a
-value that it does not know in these keys it refuses to build the model, and shows the value.
-"""
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Scheme:
 
     @property
     def format(self) -> str:
-        """Runtimes that compute with integers take a plain int8 weight; the others unpack as they go."""
-        return PACK_QUANTIZED if self.inputs is None else INT_QUANTIZED
+        """Beside inputs of 8 bits runtimes take a plain int8 weight; others unpack as they go, or multiply 4 bits."""
+        return INT_QUANTIZED if self.inputs is not None and self.inputs.num_bits > INT4 else PACK_QUANTIZED
 
     @property
     def dequantizes(self) -> bool:
@@ -155,7 +153,10 @@ def transform_config(artifact: Artifact) -> dict[str, Any]:
 
 def compressed_config(artifact: Artifact) -> dict[str, Any]:
     """config.json of the export; its key ``jointquant`` keeps what ``--format native`` needs to undo it."""
-    guards = dict.fromkeys(GUARDS, REFUSED_BY_TRANSFORMERS) if artifact.facts.r4 else {}
+    why = (
+        REFUSED_BY_TRANSFORMERS if artifact.facts.r4 else COMPUTED_BY_VLLM if few_bits_in_vllm(artifact.facts) else None
+    )
+    guards = dict.fromkeys(GUARDS, why) if why else {}
     data = artifact.plain_config | guards | {"jointquant": artifact.described}
     if any(artifact.format_of(name) is not None for name in (*artifact.linears, artifact.architecture.head)):
         data["quantization_config"] = quantization_config(artifact)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jointquant.artifact.advice import advice
 from jointquant.artifact.card import Kind, write_card
-from jointquant.artifact.tiers import OBSTACLES, Obstacle, online, reach, words
+from jointquant.artifact.tiers import OBSTACLES, Obstacle, few_bits_in_vllm, online, reach, words
 from jointquant.errors import InputError, require, unknown
 from jointquant.events import OnEvent, reported
 from jointquant.export.artifact import DTYPES, Artifact
@@ -145,8 +145,13 @@ def export_artifact(
 
 
 def _use(artifact: Artifact, format: str) -> str:
-    """The kind of export, by which ``USERS`` has its runtimes."""
-    if format == "compressed-tensors" and artifact.facts.r4:
+    """By what decides who runs an export; a key of ``USERS``."""
+    facts = artifact.facts
+    if format == "compressed-tensors" and facts.recipe.kv_cache.is_vllms:
+        return f"{format} with a cache of 4 bits"
+    if format == "compressed-tensors" and few_bits_in_vllm(facts):
+        return f"{format} with 4 bits"
+    if format == "compressed-tensors" and facts.r4:
         return f"{format} with R4"
     refused = artifact.architecture.model_type in VLLM_REFUSES and format != "gguf"
     return f"{format} without vLLM" if refused else format

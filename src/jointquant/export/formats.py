@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from jointquant.errors import require, unknown
+from jointquant.recipe.targets import INT4_IN_VLLM, VLLM_CACHE
 
 Format = Literal["dense", "compressed-tensors", "gguf", "native"]
 EXPORTS: tuple[Format, ...] = get_args(Format)
@@ -25,6 +26,8 @@ USERS = {
     "dense without vLLM": (TRANSFORMERS,),
     "compressed-tensors without vLLM": (f"{TRANSFORMERS}, with compressed-tensors installed",),
     "gguf": ("llama.cpp: llama-cli -m {out}", "Ollama: ollama create NAME -f {modelfile}"),
+    "compressed-tensors with 4 bits": (f"{INT4_IN_VLLM}: vllm serve {{out}}",),
+    "compressed-tensors with a cache of 4 bits": (f"{INT4_IN_VLLM}: vllm serve {{out}} {VLLM_CACHE}",),
     "native": (f"{TRANSFORMERS}, after import jointquant",),
 }
 """By kind of export: who runs it, each with the line that does."""

@@ -12,7 +12,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from jointquant.errors import require
 from jointquant.export.artifact import stored_dtype
-from jointquant.export.compressed import GUARDS, native_tensors
+from jointquant.export.compressed import native_tensors
+from jointquant.export.vllm_options import GUARDS
 from jointquant.models.expert_tensors import our_name
 from jointquant.models.registry import architecture_of
 from jointquant.models.source import Checkpoint

@@ -50,9 +50,13 @@ class DynamicRange:
         """[..., n] → integers [..., groups, group_size]."""
         return encode_rows(x, self.fmt, self.clip_ratio)
 
+    def restored(self, codes: Codes) -> Tensor:
+        """[..., n] of what ``encode`` made of it, in the dtype of the integers."""
+        return codes.dequantize()
+
     def quantize(self, x: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
-        return self.encode(x, buffers).dequantize().to(x.dtype)
+        return self.restored(self.encode(x, buffers)).to(x.dtype)
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from jointquant.quantization.integer import IntFormat, affine_parameters, at_least_float, to_groups
-from jointquant.quantization.ranges import CLIP_RATIO, DynamicRange, InputRange, SearchedRange, StaticRange
+from jointquant.quantization.ranges import CLIP_RATIO, SearchedRange
+
+
+class Range(Protocol):
+    """A quantizer that finds its range, or knows it from calibration."""
+
+    def quantize(self, x: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """[..., n] → [..., n], quantized and dequantized."""
 
 
 @dataclass(frozen=True)
 class StraightThrough:
     """Another range: the same values, the gradient of the identity."""
 
-    inner: DynamicRange | StaticRange
+    inner: Range
 
     def quantize(self, x: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
         """[..., n] → [..., n], quantized and dequantized."""
@@ -71,6 +78,6 @@ class LearnedClip:
         return restored.flatten(-2).to(x.dtype)
 
 
-def passable(quantizer: InputRange) -> StraightThrough | LearnedClip:
+def passable(quantizer: Range) -> StraightThrough | LearnedClip:
     """A quantizer with the same values, which gradients pass."""
     return LearnedClip(quantizer.fmt) if isinstance(quantizer, SearchedRange) else StraightThrough(quantizer)

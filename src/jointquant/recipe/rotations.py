@@ -17,6 +17,8 @@ from jointquant.rotations.names import (
     WeightingName,
 )
 
+BlockSize = Annotated[int, Field(ge=2)] | Literal["power_of_two"] | None
+
 
 class FromFile(Settings):
     """A rotation that may be taken from a file, whatever else would make it; null: from ``rotations.from``, if any."""
@@ -41,9 +43,12 @@ class MergedHadamardRotation(HadamardRotation, FromFile):
 
 
 class BlockHadamardRotation(HadamardRotation):
-    """A plain Hadamard matrix, or ``block_size`` rows of it repeated along the diagonal; null: as large as there is."""
+    """A plain Hadamard matrix, or one of order ``block_size`` repeated along the diagonal; null: as large as there is.
 
-    block_size: int | None = Field(default=None, ge=2)
+    ``power_of_two``: as large as there is among the orders 2^n, which are the ones that other runtimes apply.
+    """
+
+    block_size: BlockSize = None
 
 
 def check_tokens(objective: ObjectiveName, tokens: int) -> None:
@@ -130,7 +135,7 @@ class LearnedInnerRotation(LearnedRotation):
     ``block_size`` is that of the Hadamard matrix, as where it is not learned.
     """
 
-    block_size: int | None = Field(default=None, ge=2)
+    block_size: BlockSize = None
     most: int = Field(default=64, ge=2, le=1024)
     objective: ObjectiveName = "range"
     optimizer: OptimizerName = "newton_schulz"

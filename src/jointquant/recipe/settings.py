@@ -219,12 +219,32 @@ class CacheSettings(RangeSettings):
 
     ``centring`` takes the calibrated mean from keys (softmax does not see it) or values (it joins o_proj's bias);
     ``balancing`` gives queries and keys alike channels (diagonal) or covariances (full) by a change of basis.
+    ``scheme`` says whose arithmetic it is: ``affine``, this package's own; or ``int4_per_token_head``, vLLM's.
     """
 
     centring: Literal["none", "keys", "values", "both"] = "none"
     balancing: Literal["none", "diagonal", "full"] = "none"
     keys: dict[str, Any] = Field(default_factory=dict)
     values: dict[str, Any] = Field(default_factory=dict)
+    scheme: Annotated[Literal["affine", "int4_per_token_head"], LATER] = "affine"
+
+    @model_validator(mode="after")
+    def _vllms_cache_has_one_shape(self) -> CacheSettings:
+        if self.scheme == "affine" or not self.enabled:
+            return self
+        plain = not self.symmetric and self.group_size is None and self.clip_ratio == 1
+        alone = self.centring == "none" and self.balancing == "none" and not self.keys and not self.values
+        if self.num_bits != 4 or not plain or not alone:
+            raise ValueError(
+                "scheme int4_per_token_head is vLLM's own and has no other settings: expected num_bits 4 (or 16), and "
+                "symmetric, group_size, clip_ratio, centring, balancing, keys and values at their defaults"
+            )
+        return self
+
+    @property
+    def is_vllms(self) -> bool:
+        """Whether keys and values are quantized as vLLM's own cache of 4 bits does it."""
+        return self.enabled and self.scheme == "int4_per_token_head"
 
     @property
     def centres_keys(self) -> bool:

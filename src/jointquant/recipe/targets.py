@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from jointquant.errors import require, unknown
 
+INT4_IN_VLLM = "vLLM 0.32 or later on an NVIDIA GPU"
+"""Who multiplies integers of 4 bits, and keeps a cache of them."""
+VLLM_CACHE = "--kv-cache-dtype int4_per_token_head"
+"""What vLLM has to be told of its cache: config.json has no place for it."""
+
 
 @dataclass(frozen=True)
 class Target:

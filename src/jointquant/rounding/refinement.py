@@ -21,8 +21,8 @@ from jointquant.distributed.ranks import Ranks
 from jointquant.models.architecture import Architecture
 from jointquant.models.layer import run_layer
 from jointquant.quantization.learned_rounding import LearnedRounding
-from jointquant.quantization.ranges import CLIP_RATIO, InputRange
-from jointquant.quantization.straight_through import passable
+from jointquant.quantization.ranges import CLIP_RATIO
+from jointquant.quantization.straight_through import Range, passable
 from jointquant.quantization.weights import QuantizedWeight
 from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.teacher import Loss
@@ -179,5 +179,5 @@ def training(layer: nn.Module, architecture: Architecture, rounded: dict[str, Qu
             setattr(old, CLIP_RATIO, clip.detach().clone())
 
 
-def _passable(quantizer: InputRange | None) -> Any:
+def _passable(quantizer: Range | None) -> Any:
     return None if quantizer is None else passable(quantizer)

@@ -22,6 +22,7 @@ from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.selection import default_mode
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 from jointquant.runtime.online import OnlineTransforms
+from jointquant.runtime.per_token_head import PerTokenHead
 from jointquant.runtime.site import SharedInput
 
 
@@ -69,6 +70,8 @@ class Assembly:
     def cache_path(self) -> CachePath:
         """The attention's cache path, the same in all layers."""
         settings = self.recipe.kv_cache
+        if settings.is_vllms:
+            return CachePath(self.online.r3, PerTokenHead(), PerTokenHead(), self.online.keys)
         key, value = cache_range(settings.of_keys), cache_range(settings.of_values)
         return CachePath(self.online.r3, key, value, self.online.keys)
 

@@ -20,11 +20,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from typing_extensions import Unpack
 
-from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.cached_states import CachedStates, attend_packed, reads_packed
 from jointquant.runtime.kernels.quantized_tokens import turned
 from jointquant.runtime.key_basis import KeyBasis
+from jointquant.runtime.per_token_head import CacheRange
 
 ATTENTION_NAME = "jointquant"
 Turn = Callable[[HadamardTransform, Tensor], Tensor]
@@ -43,8 +43,8 @@ class CachePath:
     """
 
     transform: HadamardTransform | None = None
-    key: DynamicRange | None = None
-    value: DynamicRange | None = None
+    key: CacheRange | None = None
+    value: CacheRange | None = None
     basis: KeyBasis | None = None
 
     def __bool__(self) -> bool:

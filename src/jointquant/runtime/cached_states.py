@@ -17,6 +17,7 @@ from jointquant.backend.operations import HOST, supports
 from jointquant.quantization.integer import Codes
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.kernels.packed_attention import NUM_BITS, attend, records_of, unreadable
+from jointquant.runtime.per_token_head import CacheRange
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Record:
         device: where it is.
     """
 
-    range: DynamicRange | None
+    range: CacheRange | None
     head_dim: int
     dtype: torch.dtype
     device: torch.device = HOST
@@ -55,7 +56,7 @@ class Record:
         """[..., head_dim] → uint8 [..., bytes]."""
         if self.range is None:
             return states.contiguous().view(torch.uint8)
-        if self.in_place and states.numel():
+        if isinstance(self.range, DynamicRange) and self.in_place and states.numel():
             return records_of(states, self.range)
         codes = self.range.encode(states)
         integers = codes.integers.to(torch.int8).flatten(-2)
@@ -80,7 +81,7 @@ class Record:
         zero_point = torch.zeros((), dtype=work, device=record.device)
         if self.range.fmt.has_zero_point:
             zero_point = rest[..., groups * work.itemsize :].view(torch.int8).to(work).unsqueeze(-1)
-        return Codes(integers, scale, zero_point).dequantize().to(self.dtype)
+        return self.range.restored(Codes(integers, scale, zero_point)).to(self.dtype)
 
     def _packed(self, integers: Tensor) -> Tensor:
         """int8 → uint8, the first half of a vector in the low four bits."""

@@ -33,6 +33,11 @@ def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn
     hidden = next(iter(sizes.values()))  # the first linear of a layer reads the residual stream
     _check_weight_group(architecture.head, recipe.head, hidden)
     _check_weight_group("embeddings", recipe.embeddings, hidden)
+    if recipe.kv_cache.is_vllms and head_dim % 2:
+        raise InputError(
+            f"kv_cache.scheme int4_per_token_head: the model's head_dim is {head_dim}, and vLLM keeps two numbers a "
+            "byte, expected `kv_cache.scheme=affine`"
+        )
     for what, ranges in (("keys", recipe.kv_cache.of_keys), ("values", recipe.kv_cache.of_values)):
         _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
 

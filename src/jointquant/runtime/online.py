@@ -88,12 +88,17 @@ def inner_transforms(settings: InnerSettings, sizes: tuple[int, ...]) -> dict[in
     if isinstance(settings, NoRotation):
         return {}
     odd = [size for size in sizes if size % 2]
-    if odd and settings.block_size is None:
+    if odd and (settings.block_size is None or settings.block_size == "power_of_two"):
         raise InputError(
             f"rotations.r4 is {settings.kind}: the model's down projections read {odd[0]} channels, and no Hadamard "
             "matrix has an odd order, expected `rotations.r4.kind=none`"
         )
     try:
-        return {size: HadamardTransform.of_size(size, settings.block_size) for size in sizes}
+        return {size: HadamardTransform.of_size(size, _block_size(settings.block_size, size)) for size in sizes}
     except ValueError as error:
         raise InputError(f"rotations.r4.block_size {settings.block_size}: {error}") from None
+
+
+def _block_size(setting: int | str | None, size: int) -> int | None:
+    """The order of the blocks; None: the largest that there is."""
+    return size & -size if setting == "power_of_two" else setting  # type: ignore[return-value]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jointquant.errors import InputError, require, unknown
+from jointquant.export.vllm_options import is_for_vllm_alone, vllm_options
 from jointquant.models.support import VLLM_REFUSES
 from jointquant.runtime.artifact_facts import is_artifact
 from jointquant.trust.folder import CONFIG_NAME
@@ -73,10 +74,9 @@ def kind_of(path: Path) -> str:
     require((path / CONFIG_NAME).is_file(), f"no {CONFIG_NAME} in {path}: expected an artifact or an export")
     if is_artifact(path):
         return "an artifact"
+    if is_for_vllm_alone(path):
+        return "an export for vLLM alone"
     data = read_object(path / CONFIG_NAME)
-    settings = data.get("quantization_config")
-    if isinstance(settings, dict) and settings.get("transform_config"):
-        return "an export with R4 online"
     refused = data.get("model_type") in VLLM_REFUSES and data.get("tie_word_embeddings") is False
     return "an export that vLLM does not load" if refused else "an export"
 
@@ -85,7 +85,7 @@ FITTING = {
     "a GGUF file": ("llama.cpp",),
     "an artifact": ("transformers",),
     "an export": ("vllm", "transformers"),
-    "an export with R4 online": ("vllm",),
+    "an export for vLLM alone": ("vllm",),
     "an export that vLLM does not load": ("transformers",),
 }
 """By kind: who serves it, the best first."""
@@ -94,7 +94,7 @@ ADVICE = {
     "a GGUF file": "expected llama.cpp",
     "an artifact": "expected transformers, or an export: jointquant export --format compressed-tensors (vLLM), or gguf",
     "an export": "expected vllm or transformers",
-    "an export with R4 online": "expected vllm, which alone runs its transforms",
+    "an export for vLLM alone": "expected vllm, which alone runs its transforms and its inputs of 4 bits",
     "an export that vLLM does not load": "expected transformers",
 }
 
@@ -127,7 +127,7 @@ SERVERS: dict[str, Callable[[], Found]] = {"transformers": _transformers, "vllm"
 
 ARGUMENTS: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "transformers": lambda path: (str(path.resolve()),),
-    "vllm": lambda path: (str(path),),
+    "vllm": lambda path: (str(path), *vllm_options(path)),
     "llama.cpp": lambda path: ("--model", str(path)),
 }
 """By name: how each is told what to serve."""

@@ -15,6 +15,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from jointquant.errors import InputError, require
+from jointquant.export.vllm_options import vllm_options
 from jointquant.verification.at_server import AtServer
 
 START = 600
@@ -39,7 +40,7 @@ def vllm_at(folder: Path, arithmetic: str, dtype: str) -> Iterator[AtServer]:
     require(program is not None, "vLLM is not here: expected its command `vllm` on the PATH (pip install vllm)")
     port = free_port()
     command = [str(program), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
-    command += ["--enforce-eager", "--max-logprobs", "1"]
+    command += ["--enforce-eager", "--max-logprobs", "1", *vllm_options(folder)]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.kernels.compiler import library, missing
 from jointquant.runtime.kernels.rounding import grid_of
+from jointquant.runtime.per_token_head import CacheRange
 
 NUM_BITS = 4
 """Of what the program packs: two integers a byte."""
@@ -29,13 +30,13 @@ class _Kept(ctypes.Structure):
     )
 
 
-def unreadable(quantizer: DynamicRange | None, head_dim: int, dtype: torch.dtype, device: torch.device) -> str | None:
+def unreadable(quantizer: CacheRange | None, head_dim: int, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the program does not read the records of keys or values; None: it does."""
     if device.type != "cpu":
         return "runs on a CPU"
     if dtype == torch.float64:
         return "results of 32 bits at most, not torch.float64"
-    if quantizer is None or quantizer.fmt.num_bits > NUM_BITS or quantizer.fmt.signed_scale:
+    if not isinstance(quantizer, DynamicRange) or quantizer.fmt.num_bits > NUM_BITS or quantizer.fmt.signed_scale:
         return f"vectors of at most {NUM_BITS} bits"
     if head_dim % MULTIPLE or quantizer.fmt.group_size not in (None, head_dim):
         return f"vectors that are multiples of {MULTIPLE}, with one scale"
