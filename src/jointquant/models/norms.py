@@ -6,7 +6,7 @@ Both kinds end as an RMSNorm of weight 1, x ↦ x / RMS(x), with which every rot
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:  # the table of families is read without torch, which takes seconds to import
     from torch import Tensor, nn
@@ -80,7 +80,9 @@ class LayerNorm:
         assert isinstance(norm, nn.LayerNorm) or norm.weight is not None
         like = {} if norm.weight is None else {"device": norm.weight.device, "dtype": norm.weight.dtype}
         shape = norm.normalized_shape if isinstance(norm, nn.LayerNorm) else _parameter(norm, "weight").shape
-        eps = norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon  # Cohere has a class of its own
+        eps: Any = (
+            norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
+        )  # Cohere has a class of its own
         new = nn.RMSNorm(shape, eps, norm.weight is not None, **like)
         return new.train(norm.training).requires_grad_(False)
 
