@@ -108,7 +108,7 @@ class CachedStates(Tensor):
 
     record: Record
     stored: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, record: Record, stored: Tensor) -> CachedStates:
