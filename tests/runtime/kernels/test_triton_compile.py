@@ -29,7 +29,7 @@ PROGRAMS = ROTATIONS - {"last_factor", "outer_factor"} | {"one_row", "few_rows",
 STACK_BYTES = 256
 """Of a thread, for what did not fit into registers: a few numbers that are seldom read."""
 SECONDS = 60
-"""To compile one variant on a machine that others use too; by itself it takes a few."""
+"""Of a processor, to compile one variant; most take a few."""
 
 
 @pytest.fixture(scope="module")
