@@ -44,6 +44,14 @@ def test_what_is_right_passes(plain: Path, dense: Path, online: Path) -> None:
             assert found.difference < (1e-3 if dtype == "float32" else found.tolerance / 2)
 
 
+def test_weights_that_were_rounded_once_more(plain: Path, tmp_path: Path) -> None:
+    """float32 computes what is stored; what is stored is in bfloat16."""
+    export_artifact(plain, "dense", tmp_path / "d", dtype="bfloat16")
+    found, exact = verify(tmp_path / "d", dtype="float32"), verify(plain, dtype="float32")
+    assert found.passed
+    assert found.tolerance > exact.tolerance
+
+
 @pytest.mark.parametrize("fault", DAMAGE)
 def test_transformers(dense: Path, plain: Path, tmp_path: Path, fault: str) -> None:
     found = verify(damaged(dense, tmp_path / "d", fault, plain))

@@ -20,7 +20,7 @@ from jointquant.events import OnEvent, reported
 from jointquant.export.artifact import DTYPES, Artifact
 from jointquant.export.compressed import compressed_config, compressed_shards
 from jointquant.export.dense import dequantized_shards, is_plain, rotated_shards
-from jointquant.export.fingerprints import fingerprint_of_export, fingerprint_of_rotated
+from jointquant.export.fingerprints import fingerprint_of_export, fingerprint_of_rotated, with_rounded_weights
 from jointquant.export.formats import check_format, modelfile_path, users
 from jointquant.export.gguf_file import write_gguf
 from jointquant.export.modelfile import modelfile_of
@@ -200,7 +200,8 @@ def _contents(artifact: Artifact, kind: Kind, base: Path | None, dtype: str) -> 
         else rotated_shards(artifact, open_stream(base), as_dtype)
     )
     exact = as_dtype == DTYPES["float32"]  # what `eval` computes with
-    fingerprint = own if base is None else partial(fingerprint_of_rotated, artifact, base)
+    whole = own if base is None else partial(fingerprint_of_rotated, artifact, base)
+    fingerprint = whole if exact else lambda tokenizer: with_rounded_weights(whole(tokenizer))
     return _Contents(kind, shards, artifact.plain_config | about, fingerprint, exact)
 
 

@@ -25,6 +25,13 @@ def fingerprint_of_export(artifact: Artifact, tokenizer: PreTrainedTokenizerBase
     return load_fingerprint(path) if path.is_file() else fingerprint_of_artifact(artifact.folder, tokenizer)
 
 
+def with_rounded_weights(fingerprint: Fingerprint) -> Fingerprint:
+    """Of an export whose weights were rounded once more, to 16 bits: no arithmetic is closer than such values are."""
+    noise = fingerprint.noise
+    coarse = max(noise.get("float32", 0.0), noise.get("bfloat16", 0.0))
+    return fingerprint.model_copy(update={"noise": noise | {"float32": coarse}})
+
+
 def fingerprint_of_rotated(artifact: Artifact, base: Path, tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
     """What the base model predicts, and what a rotated one would with each fault of rotations."""
     path = artifact.rotations()
