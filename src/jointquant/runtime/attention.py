@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from typing_extensions import Unpack
 
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.runtime.cached_states import CachedStates, attend_packed, reads_packed
+from jointquant.runtime.cached_states import CachedStates, Record, attend_packed, reads_packed
 from jointquant.runtime.kernels.quantized_tokens import turned
 from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.per_token_head import CacheRange
@@ -83,13 +83,18 @@ class CachePath:
         Keys and values out of a packed cache have passed before they were kept.
         """
         if isinstance(key, CachedStates) and isinstance(value, CachedStates):
-            return self.of_query(query, buffers), key.decoded(), value.decoded()
+            return self.of_query(query, buffers, turn_of(key.record, value.record)), key.decoded(), value.decoded()
         query, key, value = self.of_query(query, buffers), self.of_key(key, buffers), self.of_value(value)
         if self.key is not None:
             key = self.key.quantize(key)
         if self.value is not None:
             value = self.value.quantize(value)
         return query, key, value
+
+
+def turn_of(key: Record, value: Record) -> Turn:
+    """What applies R3 to what a packed cache keeps, and to the queries that look at it."""
+    return turned if key.in_place and value.in_place else HadamardTransform.apply
 
 
 def quantized_attention(

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.runtime.attention import CachePath
+from jointquant.runtime.attention import CachePath, turn_of
 from jointquant.runtime.cached_states import CachedStates, Record
-from jointquant.runtime.kernels.quantized_tokens import turned
 
 GROWTH, LEAST_ROOM = 8, 16
 """A cache that is full grows by an eighth of its tokens, or by so many."""
@@ -70,8 +68,7 @@ class PackedLayer(DynamicLayer):
         """Append tokens [batch, KV heads, tokens, head_dim]; what attention reads of all tokens kept."""
         key = Record(self.path.key, key_states.shape[-1], key_states.dtype, key_states.device)
         value = Record(self.path.value, value_states.shape[-1], value_states.dtype, value_states.device)
-        turn = turned if key.in_place and value.in_place else HadamardTransform.apply
-        keys, values = self.path.of_key(key_states, self.buffers, turn), self.path.of_value(value_states)
+        keys, values = self.path.of_key(key_states, self.buffers, turn_of(key, value)), self.path.of_value(value_states)
         all_keys, all_values = self._kept(key.encode(keys), value.encode(values), *args, **kwargs)
         return CachedStates(key, all_keys), CachedStates(value, all_values)
 
