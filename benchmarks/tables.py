@@ -515,6 +515,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "inner_rotations": inner_rotations,
     "butterflies_demo": butterflies,
     "butterflies_stories260k": butterflies,
+    "butterflies_smollm2": butterflies,
     "plans": plans,
     "distributed": distributed,
     "memory": memory,

@@ -140,7 +140,7 @@ COVERED_ELSEWHERE = {
     "analysis/kept.py": "tests/analysis/test_compare.py",
     "runtime/tied_source.py": "tests/runtime/test_tied_ends.py",
     "runtime/kernels/capabilities.py": "tests/rounding/test_layers.py",
-    "runtime/kernels/rounding.py": "tests/runtime/kernels/test_quantized_tokens.py",
+    "runtime/kernels/grids.py": "tests/runtime/kernels/test_quantized_tokens.py",
     "runtime/kernels/dense.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/expanded_tiles.py": "tests/runtime/kernels/test_cpu_kernels.py",
     "runtime/kernels/int4_rows.py": "tests/runtime/kernels/test_cpu_kernels.py",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import pytest
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PretrainedConfig
 
 import jointquant
 from jointquant.errors import InputError
@@ -25,7 +24,7 @@ from jointquant.run.fitting import fitted, window_length
     ],
 )
 def test_the_length_of_a_window(positions: int | None, asked: int | None, length: int) -> None:
-    config = SimpleNamespace(max_position_embeddings=positions)
+    config = PretrainedConfig(max_position_embeddings=positions)
     assert window_length(config, asked) == length
     recipe = jointquant.load_recipe("rtn", [] if asked is None else [f"calibration.seqlen={asked}"])
     assert fitted(recipe, config).calibration.window == length

@@ -33,6 +33,10 @@ def test_it_is_started_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pass
     (tmp_path / "vllm").write_text(PROGRAM.format(python=sys.executable))
     (tmp_path / "vllm").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder", "broken"):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text("{}")
     with vllm_at(Path("folder"), "float32", "float32") as server:
         assert (server.name, server.model) == ("vLLM", "serve folder --dtype float32")
         root = server.root

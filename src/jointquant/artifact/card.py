@@ -249,7 +249,8 @@ def _rows(recipe: dict[str, Any], quantization: dict[str, Any], kind: Kind) -> l
         merged = {key: quantization["transforms"][key] for key in ("r1", "r2")}
         return [("weights", "rotated, not rounded"), *((key.upper(), words) for key, words in merged.items())]
     rows = [(part.replace("_", " "), _bits(recipe[part])) for part in ("weights", "activations", "kv_cache")]
-    transforms = sorted(quantization["transforms"].items(), key=lambda pair: TRANSFORMS.index(pair[0]))
+    order = {name: place for place, name in enumerate(TRANSFORMS)}
+    transforms = sorted(quantization["transforms"].items(), key=lambda pair: order.get(pair[0], len(order)))
     rows += [(key.upper(), words) for key, words in transforms]
     return rows + list(_inventory(quantization))
 

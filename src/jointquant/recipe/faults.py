@@ -12,6 +12,8 @@ from jointquant.errors import near, printable, unknown
 
 KINDS = ("none", "hadamard", "learned", "butterfly")
 """Of rotations: what pydantic puts between a rotation's key and the keys below it."""
+ALONE = {"butterfly": "rotations.r4"}
+"""Kinds that one rotation has, and no other."""
 
 
 def describe(error: ValidationError) -> str:
@@ -36,9 +38,8 @@ def _words(fault: Any, keys: Sequence[str]) -> str:
         names = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
         message = f"expected one of {', '.join(names)}{near(str(got), names)}"
     if fault["type"] == "union_tag_not_found":
-        message = (
-            f"a rotation's settings need its kind beside them, expected {key}.kind to be one of {', '.join(KINDS)}"
-        )
+        own = ", ".join(kind for kind in KINDS if ALONE.get(kind, key) == key)
+        message = f"a rotation's settings need its kind beside them, expected {key}.kind to be one of {own}"
     return printable(
         f"{key}: {message}" if isinstance(got, (dict, BaseModel)) else f"{key}: {message}, got {got!r}", 300
     )

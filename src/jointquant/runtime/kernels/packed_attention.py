@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.kernels.compiler import library, missing
-from jointquant.runtime.kernels.rounding import grid_of
+from jointquant.runtime.kernels.grids import grid_of
 from jointquant.runtime.per_token_head import CacheRange
 
 NUM_BITS = 4

@@ -18,8 +18,8 @@ from jointquant.quantization.ranges import DynamicRange, SearchedRange
 from jointquant.rotations.hadamard import HadamardTransform, hadamard_matrix
 from jointquant.runtime.input_path import INPUT_MEAN
 from jointquant.runtime.kernels.compiler import library, missing
+from jointquant.runtime.kernels.grids import Grid, grid_of
 from jointquant.runtime.kernels.packed_product import KINDS, ArrangedCodes, arranged_integers, padded
-from jointquant.runtime.kernels.rounding import Grid, grid_of
 from jointquant.runtime.site import SiteInput
 
 MOST_BASE = 64
