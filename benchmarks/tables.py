@@ -481,7 +481,7 @@ def where(result: dict[str, Any]) -> list[str]:
 def vllm_price(result: dict[str, Any]) -> list[str]:
     """What each part of vLLM's arithmetic costs, model by model."""
     lines = _headed(["model (unquantized)", "4 bits everywhere", "perplexity", "KL divergence", "same top token"])
-    for row in result["rows"]:
+    for row in sorted(result["rows"], key=lambda row: str(row["model"])):
         what = "; ".join([row["what"], *(f"`{change}`" for change in row.get("common", []))])
         kl = f"{row['kl']:.4f} ± {row['kl_stderr']:.4f}"
         cells = (
