@@ -60,6 +60,17 @@ COMMON = {
     "vocab_size": 2048,
     "max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.1,
+}
 LOCAL_AND_GLOBAL = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 8}
 MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 HYBRID = {
@@ -121,17 +132,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     },
     "ministral3": {
         "head_dim": 16,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 1e6,
-            "factor": 4.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "mscale": 1.0,
-            "mscale_all_dim": 1.0,
-            "original_max_position_embeddings": 16,
-            "llama_4_scaling_beta": 0.1,
-        },
+        "rope_parameters": YARN,
     },
     "olmo2": {"num_key_value_heads": 4, "pad_token_id": 1},
     "olmo3": LOCAL_AND_GLOBAL | {"pad_token_id": 1},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from conftest import COMMON, HYBRID, MOE, MROPE
+from conftest import COMMON, HYBRID, MOE, MROPE, YARN
 
 IMAGE, VIDEO, START, END = 2040, 2041, 2042, 2043
 """Tokens that stand for images, videos, and for where one begins and ends."""
@@ -32,20 +32,9 @@ MISTRAL3 = {
     "vision_feature_layer": -1,
     "vision_config": PIXTRAL,
 }
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 1e6,
-    "factor": 4.0,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "original_max_position_embeddings": 16,
-    "llama_4_scaling_beta": 0.1,
-}
 QWEN = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 
-QWEN35_VISION = {
+TOWER: dict[str, object] = {
     "depth": 2,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -54,8 +43,9 @@ QWEN35_VISION = {
     "patch_size": 4,
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
-    "num_position_embeddings": 16,
 }
+"""A tower of two layers, of which a merger makes vectors of the text model."""
+QWEN35_VISION = TOWER | {"num_position_embeddings": 16}
 
 
 @dataclass(frozen=True)
@@ -168,15 +158,8 @@ TINY = {
         QWEN
         | {
             "tie_word_embeddings": True,
-            "vision_config": {
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "out_hidden_size": 48,
-                "num_heads": 2,
-                "patch_size": 4,
-                "spatial_merge_size": 2,
-                "temporal_patch_size": 2,
+            "vision_config": TOWER
+            | {
                 "window_size": 8,
                 "fullatt_block_indexes": [1],
             },

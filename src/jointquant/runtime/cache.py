@@ -1,8 +1,8 @@
 """A cache whose keys and values stay in few bits: what a token adds is quantized once, packed, and kept as bytes.
 
 A token and head is a record of bytes: its integers (two a byte up to 4 bits), its scales, its zero points. The layers
-are those of transformers' dynamic cache, which cut and reorder records as they do vectors; what attention reads is
-what quantizing everything anew would give, bit for bit.
+are those of transformers' dynamic cache, which cut and reorder records as they do vectors; the vectors that attention
+asks for are what quantizing everything anew would give, bit for bit.
 """
 
 from __future__ import annotations

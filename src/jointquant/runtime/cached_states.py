@@ -74,10 +74,8 @@ class Record:
         groups = self.head_dim // (self.range.fmt.group_size or self.head_dim)
         integers = self._unpacked(record[..., :size]).to(work).unflatten(-1, (groups, -1))
         rest = record[..., size:]
-        scale = rest[..., : groups * work.itemsize].clone(
-            memory_format=torch.contiguous_format
-        )  # one record alone may lie anywhere
-        scale = scale.view(work).unsqueeze(-1)
+        here = rest[..., : groups * work.itemsize].clone(memory_format=torch.contiguous_format)
+        scale = here.view(work).unsqueeze(-1)  # of a copy: a record alone may lie at any byte
         zero_point = torch.zeros((), dtype=work, device=record.device)
         if self.range.fmt.has_zero_point:
             zero_point = rest[..., groups * work.itemsize :].view(torch.int8).to(work).unsqueeze(-1)

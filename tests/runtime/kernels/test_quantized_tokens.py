@@ -66,6 +66,13 @@ def test_turned_tokens(size: int, blocks: int) -> None:
     assert (turned(transform, x).double() - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
+def test_a_gradient_passes_the_transform() -> None:
+    """A program hands none on: torch's products do the work where one is wanted."""
+    transform, x = HadamardTransform.of_size(96), tokens(2, 96, torch.float32).requires_grad_()
+    turned(transform, x).sum().backward()
+    torch.testing.assert_close(x.grad, transform.apply(torch.ones(2, 96), inverse=True))
+
+
 def test_r4_and_the_mean_come_before_the_range() -> None:
     """Of float32 and of bfloat16; a value at the middle of a step may fall to either side."""
     transform, fmt = HadamardTransform.of_size(192), IntFormat(4, False)

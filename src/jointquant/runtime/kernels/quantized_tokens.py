@@ -78,12 +78,13 @@ def codes_of(inputs: SiteInput, bits: int) -> ArrangedCodes:
 
 
 def turned(transform: HadamardTransform, x: Tensor) -> Tensor:
-    """``transform.apply(x)``, by the program where it can: for a packed cache, which no gradient passes.
+    """``transform.apply(x)``, by the program where it can and no gradient is wanted: for what a packed cache keeps.
 
     Raises:
         MemoryError: no memory for a row.
     """
-    if transform.base > MOST_BASE or x.device.type != "cpu" or x.dtype not in KINDS or missing() is not None:
+    known = x.device.type == "cpu" and x.dtype in KINDS and transform.base <= MOST_BASE
+    if not known or x.requires_grad or missing() is not None:
         return transform.apply(x)
     x, way = x.contiguous(), Arrival(transform).told()
     out, size = torch.empty_like(x), x.shape[-1]
