@@ -10,6 +10,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import jointquant.demo
@@ -23,6 +24,10 @@ from jointquant.run.job import Job
 from jointquant.run.opening import Subject
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.loading import load_tokenizer
+
+settings.register_profile("repeatable", derandomize=True)  # the same examples every time: a red run is the change's
+settings.register_profile("explore", derandomize=False, print_blob=True)  # others: --hypothesis-profile=explore
+settings.load_profile("repeatable")
 
 DEMO = Path(jointquant.demo.__file__).parent
 SHARED = Path(__file__).parents[2] / "shared"

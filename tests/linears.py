@@ -33,13 +33,24 @@ def tokens(rows: int, in_features: int, dtype: torch.dtype, seed: int = 0) -> Te
     return (x + 0.7 * torch.arange(rows)[:, None]).to(dtype)
 
 
-def exact(linear: PackedLinear, x: Tensor) -> Tensor:
-    """The product in float64, of the same integers."""
+def rounded_inputs(linear: PackedLinear, x: Tensor) -> Tensor:
+    """What the weight is multiplied with, in float64."""
     values = linear.arriving(x)
     if linear.path.quantizer is not None:
         values = linear.path.quantizer.encode(values, linear.input_buffers()).dequantize()
-    y = values.double() @ linear.quantized_weight().dequantize(torch.float64).T
+    return values.double()
+
+
+def exact(linear: PackedLinear, x: Tensor) -> Tensor:
+    """The product in float64, of the same integers."""
+    y = rounded_inputs(linear, x) @ linear.quantized_weight().dequantize(torch.float64).T
     return y if linear.bias is None else y + linear.bias.double()
+
+
+def rounding_bound(linear: PackedLinear, x: Tensor) -> Tensor:
+    """What float32 may be wrong by in each sum: four roundings of the sum of its terms' sizes, which cancel in the sum."""
+    sizes = rounded_inputs(linear, x).abs() @ linear.quantized_weight().dequantize(torch.float64).abs().T
+    return 2**-22 * (sizes if linear.bias is None else sizes + linear.bias.double().abs())
 
 
 def by_kernel(kernel: Kernel, linear: PackedLinear, x: Tensor) -> Tensor:
