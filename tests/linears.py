@@ -48,7 +48,7 @@ def exact(linear: PackedLinear, x: Tensor) -> Tensor:
 
 
 def rounding_bound(linear: PackedLinear, x: Tensor) -> Tensor:
-    """What float32 may be wrong by in each sum: four roundings of the sum of its terms' sizes, which cancel in the sum."""
+    """What float32 may be wrong by in each sum: four roundings of its terms' sizes summed (terms cancel)."""
     sizes = rounded_inputs(linear, x).abs() @ linear.quantized_weight().dequantize(torch.float64).abs().T
     return 2**-22 * (sizes if linear.bias is None else sizes + linear.bias.double().abs())
 
