@@ -1,0 +1,173 @@
+"""Small models of several kinds, trained in minutes: whether the methods come in the order that they have on Llamas.
+
+    python benchmarks/trained.py train KIND MODEL
+    python benchmarks/trained.py measure KIND MODEL [--seeds 3]
+
+KIND is a row of ``KINDS``. ``train`` trains it on the text of the embedded model, with its tokenizer, by the same
+script; the folder MODEL is what it writes. ``measure`` quantizes it to W4A4KV4 per channel on 64 windows of 256 tokens
+and measures the reloaded artifacts on the held-out text, beside the unquantized model, over seeds. Writes
+benchmarks/results/trained_KIND.json after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import jointquant
+from jointquant.demo import corpus, train
+from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT
+from jointquant.demo.story import MODEL as EMBEDDED
+from report import machine
+
+RESULTS = Path(__file__).parent / "results"
+WINDOWS = 64
+WIDTHS = ("weights.group_size=null", "activations.num_bits=4", "kv_cache.num_bits=4")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family's configuration, and what is changed of every preset because the family allows no other."""
+
+    model_type: str
+    config: dict[str, Any]
+    changes: tuple[str, ...] = ()
+    presets: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(PRESETS))
+
+
+PRESETS: dict[str, tuple[str, ...]] = {"rtn": (), "quarot": (), "dartquant": (), "w4a4kv4": ()}
+COMMON = {"max_position_embeddings": 512, "tie_word_embeddings": True}
+KINDS = {
+    "qwen2": Kind(
+        "qwen2",
+        {
+            "hidden_size": 224,
+            "intermediate_size": 608,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 7,
+            "num_key_value_heads": 1,
+        },
+    ),
+    "gemma3": Kind(
+        "gemma3_text",
+        {
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "sliding_window": 128,
+            "query_pre_attn_scalar": 32,
+        },
+        ("rotations.r1.kind=none",),
+    ),
+    "hybrid": Kind(
+        "qwen3_5_text",
+        {
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "linear_num_key_heads": 4,
+            "linear_num_value_heads": 8,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
+        },
+        ("rotations.r2.kind=none",),
+    ),
+}
+"""Gemma 3's norms behind each part allow no R1; a gate behind attention allows no R2 (docs/families.md)."""
+
+
+def main() -> None:
+    """Train, or measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("train", "measure"))
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--minutes", type=float, default=15.0, help="training ends then, its schedule with it")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="rows to measure again")
+    arguments = parser.parse_args()
+    {"train": train_model, "measure": measure}[arguments.part](arguments)
+
+
+def train_model(arguments: argparse.Namespace) -> None:
+    """Train a model of the kind."""
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    kind = KINDS[arguments.kind]
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    parts = corpus.split(corpus.python_documents(), train.TEXT_CHARACTERS, 0)
+    ids = train.encode(tokenizer, corpus.join(parts.train))
+    heldout = train.encode(tokenizer, HELDOUT_TEXT.read_text())
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = AutoConfig.for_model(kind.model_type, vocab_size=train.VOCABULARY, **special, **COMMON, **kind.config)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
+    given = {"out": arguments.model, "steps": arguments.steps, "minutes": arguments.minutes}
+    options = train.parse([word for name, value in given.items() for word in (f"--{name}", str(value))])
+    history = train.fit(model, ids, heldout[: 64 * train.WINDOW], options)
+    train.save(model, tokenizer, arguments.model)
+    figures = {"steps": history[-1]["step"], "history": history, **machine()}
+    (arguments.model / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Every preset over its seeds."""
+    kind, path = KINDS[arguments.kind], RESULTS / f"trained_{arguments.kind}.json"
+    result = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    result |= {"command": f"python benchmarks/trained.py measure {arguments.kind} MODEL", "config": kind.config}
+    result |= {"training": json.loads((arguments.model / "training.json").read_text())["steps"], "windows": WINDOWS}
+    result["unquantized"] = found(arguments.model, arguments.model)["perplexity"]
+    for name in arguments.only or [name for name in kind.presets if name not in result["rows"]]:
+        seeds = 1 if name == "rtn" else arguments.seeds
+        rows = [quantized(arguments.model, kind, name, seed) for seed in range(seeds)]
+        result["rows"][name] = {
+            "changes": [*kind.changes, *kind.presets[name]],
+            **{key: {"mean": mean(each), "min": min(each), "max": max(each)} for key, each in columns(rows).items()},
+            "seeds": seeds,
+            **machine(),
+        }
+        print(name, result["rows"][name], flush=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    """One list a figure."""
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def quantized(model: Path, kind: Kind, preset: str, seed: int) -> dict[str, float]:
+    """Quantize at W4A4KV4, reload, measure."""
+    chosen = {"source": CALIBRATION_TEXT, "num_samples": WINDOWS, "seqlen": train.WINDOW, "seed": seed}
+    calibration = [f"calibration.{key}={value}" for key, value in chosen.items()]
+    recipe = jointquant.load_recipe(preset, [*calibration, *WIDTHS, *kind.changes, *kind.presets[preset]])
+    with tempfile.TemporaryDirectory() as name:
+        made = jointquant.quantize(model, Path(name) / "artifact", recipe)
+        return found(Path(name) / "artifact", model) | {"seconds": made.seconds}
+
+
+def found(artifact: Path, model: Path) -> dict[str, float]:
+    """Perplexity and divergence on the held-out text."""
+    text = str(HELDOUT_TEXT)
+    measured = jointquant.evaluate(artifact, (text,), reference=model, seqlen=train.WINDOW)
+    divergence = measured.divergence[text]
+    return {"perplexity": measured.perplexity[text], "kl": divergence.mean, "top1": divergence.same_top}
+
+
+if __name__ == "__main__":
+    main()
