@@ -35,21 +35,27 @@ class Room:
     filled: int
 
 
-def appended(kept: Tensor, new: Tensor, room: Room | None) -> tuple[Tensor, Room]:
-    """Records of new tokens behind those that are kept, and the memory where both are.
+def extended(kept: Tensor, more: int, room: Room | None) -> tuple[Tensor, Room]:
+    """Records that are kept, and behind them memory for those of more tokens, which the caller writes at once.
 
     Memory that others have written to since, or that holds other records, is left alone: a copy is made, with room for
     an eighth more.
     """
-    count, total = kept.shape[2], kept.shape[2] + new.shape[2]
+    count, total = kept.shape[2], kept.shape[2] + more
     here = room is not None and room.filled == count and room.records.data_ptr() == kept.data_ptr() and count > 0
     if room is None or not here or room.records.shape[:2] != kept.shape[:2] or room.records.shape[2] < total:
         capacity = total + max(total // GROWTH, LEAST_ROOM)
-        room = Room(new.new_empty(*new.shape[:2], capacity, new.shape[3]), count)
+        room = Room(kept.new_empty(*kept.shape[:2], capacity, kept.shape[3]), count)
         room.records[:, :, :count] = kept
-    room.records[:, :, count:total] = new
     room.filled = total
     return room.records[:, :, :total], room
+
+
+def appended(kept: Tensor, new: Tensor, room: Room | None) -> tuple[Tensor, Room]:
+    """Records of new tokens behind those that are kept, and the memory where both are."""
+    records, room = extended(kept, new.shape[2], room)
+    records[:, :, kept.shape[2] :] = new
+    return records, room
 
 
 class PackedLayer(DynamicLayer):
@@ -71,6 +77,18 @@ class PackedLayer(DynamicLayer):
         keys, values = self.path.of_key(key_states, self.buffers, turn_of(key, value)), self.path.of_value(value_states)
         all_keys, all_values = self._kept(key.encode(keys), value.encode(values), *args, **kwargs)
         return CachedStates(key, all_keys), CachedStates(value, all_values)
+
+    def holds_tokens(self) -> bool:
+        """Whether there are records already, which say how many bytes one has."""
+        return self.keys is not None and self.keys.numel() > 0
+
+    def with_room_for_one(self) -> tuple[Tensor, Tensor]:
+        """All records of keys and of values, where there are some, and one more of each head that the caller writes."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys, self._keys_room = extended(self.keys, 1, self._keys_room)
+        self.values, self._values_room = extended(self.values, 1, self._values_room)
+        return self.keys, self.values
 
     def _kept(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """All records, those of the new tokens among them."""

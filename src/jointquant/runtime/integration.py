@@ -52,6 +52,7 @@ from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.cache import PackedGeneration
 from jointquant.runtime.tied_ends import NORM_WEIGHT, SHARED_WEIGHT, TiedEnds
+from jointquant.runtime.token_layers import take_tokens_in_steps
 from jointquant.runtime.whole_artifact import WholeArtifact, rotations_file
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.safetensors_header import HeaderEntry, read_header
@@ -158,6 +159,7 @@ class JointQuantHfQuantizer(HfQuantizer):
         if self._tied is not None:
             self._tied.settle(model, rotations_in(model.rotations_file))
             self.quantization_config.hold_both_ends()
+        take_tokens_in_steps(model)
 
     def is_serializable(self) -> bool:
         """A loaded artifact can be saved again."""

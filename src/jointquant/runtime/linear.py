@@ -17,6 +17,8 @@ from jointquant.quantization.weights import QuantizedWeight, WeightFormat
 from jointquant.runtime.inner_rotation import INPUT_ROTATION
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.interface import Kernel, Problem
+from jointquant.runtime.kernels.packed_product import ReadableWeight
+from jointquant.runtime.kernels.packed_rows import PackedRows
 from jointquant.runtime.kernels.selection import Mode, choose
 from jointquant.runtime.site import SharedInput, SiteInput
 
@@ -78,6 +80,7 @@ class PackedLinear(nn.Module):
     Attributes:
         shared: with the linears that read the same input.
         mode: which kernels may run.
+        epoch: grows whenever the packed tensors, or the path to them, have changed or moved.
     """
 
     weight_packed: Tensor
@@ -97,6 +100,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self._path, self.fmt = in_features, out_features, path, fmt
         self.shared, self.mode = shared or SharedInput(), mode
+        self.epoch = 0
         self._prepared: dict[tuple[str, torch.dtype], Any] = {}
         self._matrices: dict[torch.dtype, Tensor] = {}
         self._chosen: dict[tuple[Mode, int, torch.dtype, bool], Kernel] = {}
@@ -166,6 +170,16 @@ class PackedLinear(nn.Module):
         """The input [..., in] as the reference's product sees it."""
         return self.path(x, self.input_buffers())
 
+    def read_in_place(self, dtype: torch.dtype) -> ReadableWeight | None:
+        """The weight as the compiled program reads it for one token of a dtype; None where another kernel is chosen, or
+        the program would need the input in another form.
+        """
+        kernel = self._kernel(torch.empty(1, self.in_features, dtype=dtype, device=self.weight_packed.device))
+        if not isinstance(kernel, PackedRows):
+            return None
+        prepared = self._weight_for(kernel, 1, dtype)
+        return prepared.readable if prepared.integers == (self.path.quantizer is not None) else None
+
     def problem(self, rows: int, dtype: torch.dtype, differentiable: bool = False) -> Problem:
         """What a kernel is asked for an input of some rows and a dtype."""
         quantizer, device = self.path.quantizer, self.weight_packed.device
@@ -182,9 +196,10 @@ class PackedLinear(nn.Module):
 
     def _product(self, inputs: SiteInput) -> Tensor:
         """[rows, out] by the chosen kernel; where its program cannot be launched, by the next that does it."""
-        kernel = self._kernel(inputs)
+        rows = inputs.rows
+        kernel = self._kernel(rows)
         try:
-            return kernel.run(inputs, self._weight_for(kernel, inputs))
+            return kernel.run(inputs, self._weight_for(kernel, len(rows), rows.dtype))
         except LaunchError as error:
             problem = self.problem(len(inputs.rows), inputs.rows.dtype).at_any_length()
             remember(kernel.name, problem, f"a weight [{self.out_features}, {self.in_features}]", error)
@@ -199,19 +214,18 @@ class PackedLinear(nn.Module):
         """What kernels keep of the weight, by kernel and dtype of the input."""
         return dict(self._prepared)
 
-    def _kernel(self, inputs: SiteInput) -> Kernel:
-        x = inputs.rows
+    def _kernel(self, x: Tensor) -> Kernel:
+        """For rows x [rows, in]."""
         key = self.mode, len(x), x.dtype, torch.is_grad_enabled() and x.requires_grad
         if key not in self._chosen:
             self._chosen[key] = choose(self.problem(*key[1:]), self.mode)
         return self._chosen[key]
 
-    def _weight_for(self, kernel: Kernel, inputs: SiteInput) -> Any:
+    def _weight_for(self, kernel: Kernel, rows: int, dtype: torch.dtype) -> Any:
         """The weight as a kernel reads it."""
-        key = kernel.name, inputs.rows.dtype
+        key = kernel.name, dtype
         if key not in self._prepared:
-            problem = self.problem(len(inputs.rows), inputs.rows.dtype)
-            self._prepared[key] = kernel.prepare(self.packed_weight(), problem)
+            self._prepared[key] = kernel.prepare(self.packed_weight(), self.problem(rows, dtype))
         return self._prepared[key]
 
     def _ready(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -230,6 +244,7 @@ class PackedLinear(nn.Module):
 
     def _forget(self) -> None:
         """The packed tensors have changed or moved, or another path leads to them."""
+        self.epoch += 1
         self.release_prepared()
         self._chosen.clear()
 

@@ -1,4 +1,5 @@
-/* Attention of one new token over keys and values that stay in 4 bits: a record is expanded in registers, never all.
+/* Attention of one new token over keys and values that stay in 4 bits, or are values of a dtype: a vector is expanded in
+   registers, never all.
 
    A record is a vector's integers (two's complement, the first half of the vector in the low four bits of its bytes), its
    scale (float32), and its zero point (int8) where the grid has one. */
@@ -6,15 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "records.h"
 #include "rounding.h"
+#include "values.h"
+#include "vectors.h"
 
 #define MIDDLE 8
-
-typedef struct {
-    const uint8_t *records;                  /* [batch, heads, tokens, record], the tokens without gaps */
-    int64_t batch_stride, head_stride, record; /* in bytes */
-    int32_t has_zero;
-} Kept;
 
 /* ---- records ---------------------------------------------------------------------------------------------------- */
 
@@ -60,33 +58,14 @@ static inline float read_record(const uint8_t *from, int64_t size, int32_t has_z
     return scale;
 }
 
+/* The vector of a token, or its integers less their zero point, [size]; what it is to be multiplied by is returned. */
+static inline float read_vector(const uint8_t *from, int64_t size, const Kept *kept, float *out) {
+    if (kept->kind == PACKED) return read_record(from, size, kept->has_zero, out);
+    read_values(from, kept->kind, 0, size, out);
+    return 1;
+}
+
 /* ---- attention -------------------------------------------------------------------------------------------------- */
-
-static inline float sum_of_lanes(__m256 v) {
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
-}
-
-static inline float product(const float *a, const float *b, int64_t size) {
-    __m256 sum = _mm256_setzero_ps();
-    for (int64_t i = 0; i < size; i += LANES) sum = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), sum);
-    return sum_of_lanes(sum);
-}
-
-/* e^x of x <= 0, to a unit or two in the last place: 2^n times a polynomial of what is left of x, |x| <= ln(2) / 2. */
-static inline __m256 exponential(__m256 x) {
-    x = _mm256_max_ps(x, _mm256_set1_ps(-87.0f));
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
-                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    x = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x); /* ln(2), its first bits and the others */
-    x = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), x);
-    __m256 y = _mm256_set1_ps(1.0f / 5040);
-    const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-    for (int i = 0; i < 7; i++) y = _mm256_fmadd_ps(y, x, _mm256_set1_ps(taylor[i]));
-    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
-}
 
 /* Scores become weights that are not yet divided by their sum, which is returned. NaN stays. */
 static float weigh(float *scores, int64_t tokens) {
@@ -109,13 +88,13 @@ static void attend_head(const float *query, const uint8_t *keys, const uint8_t *
                         const Kept *value, int64_t group, int64_t tokens, int64_t size, float *scores, float *out) {
     float *vector = scores + group * tokens;
     for (int64_t t = 0; t < tokens; t++) {
-        const float scale = read_record(keys + t * key->record, size, key->has_zero, vector);
+        const float scale = read_vector(keys + t * key->record, size, key, vector);
         for (int64_t h = 0; h < group; h++) scores[h * tokens + t] = scale * product(query + h * size, vector, size);
     }
     memset(out, 0, group * size * sizeof(float));
     for (int64_t h = 0; h < group; h++) vector[size + h] = weigh(scores + h * tokens, tokens);
     for (int64_t t = 0; t < tokens; t++) {
-        const float scale = read_record(values + t * value->record, size, value->has_zero, vector);
+        const float scale = read_vector(values + t * value->record, size, value, vector);
         for (int64_t h = 0; h < group; h++) {
             const __m256 weight = _mm256_set1_ps(scale * scores[h * tokens + t]);
             float *to = out + h * size;

@@ -12,21 +12,25 @@ from torch import Tensor
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.kernels.compiler import library, missing
 from jointquant.runtime.kernels.grids import grid_of
+from jointquant.runtime.kernels.packed_product import KINDS
 from jointquant.runtime.per_token_head import CacheRange
 
 NUM_BITS = 4
 """Of what the program packs: two integers a byte."""
+PACKED = -1
+"""What the program calls a record, beside the kinds of values."""
 MULTIPLE = 16
 """Of the length of a vector: halves of whole registers."""
 
 
-class _Kept(ctypes.Structure):
-    """``Kept`` of packed_attention.c."""
+class Kept(ctypes.Structure):
+    """``Kept`` of records.h."""
 
     _fields_ = (
         ("records", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride", "record")),
         ("has_zero", ctypes.c_int32),
+        ("kind", ctypes.c_int32),
     )
 
 
@@ -77,17 +81,25 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, has_zeros: tuple[bool, b
     """
     (batch, heads, _, head_dim), (_, kv_heads, tokens, _) = query.shape, keys.shape
     q, out = (query.float() * scaling).contiguous(), torch.empty(query.shape)
-    kept = [_kept(records, zero) for records, zero in zip((keys, values), has_zeros, strict=True)]
+    kept = [kept_records(records, zero) for records, zero in zip((keys, values), has_zeros, strict=True)]
     sizes = batch, kv_heads, heads // kv_heads, tokens, head_dim
     if _functions().attend(q.data_ptr(), *map(ctypes.addressof, kept), *sizes, out.data_ptr()):
         raise MemoryError(f"no memory for the scores of {tokens} tokens")
     return out
 
 
-def _kept(records: Tensor, has_zero: bool) -> _Kept:
+def kept_records(records: Tensor, has_zero: bool) -> Kept:
+    """Records [batch, kv_heads, tokens, bytes] for the program."""
     batch, head, token, byte = records.stride()
     assert (token, byte) == (records.shape[-1], 1), "tokens lie one behind the other"
-    return _Kept(records.data_ptr(), batch, head, token, has_zero)
+    return Kept(records.data_ptr(), batch, head, token, has_zero, PACKED)
+
+
+def kept_values(states: Tensor) -> Kept:
+    """Keys or values [batch, kv_heads, tokens, head_dim] that are no records, for the program."""
+    *strides, one = states.stride()
+    assert one == 1, "the channels of a vector lie one behind the other"
+    return Kept(states.data_ptr(), *(each * states.itemsize for each in strides), False, KINDS[states.dtype])
 
 
 @cache

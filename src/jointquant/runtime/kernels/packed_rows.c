@@ -9,19 +9,12 @@
 #include <stdlib.h>
 
 #include "values.h"
+#include "weight.h"
 
 #define CHUNK 32
 #define TILE 16   /* rows of W that are expanded together; they stay in a core's cache */
 #define MIDDLE 128
 #define FEW 4     /* rows of x that are multiplied together */
-
-typedef struct {
-    const uint8_t *words;      /* [out, row_bytes] */
-    const void *scale;         /* [out, groups] */
-    const uint32_t *zero;      /* [.., groups], dense along the rows of W; or NULL */
-    int64_t out, in, row_bytes, groups, group_chunks; /* a group is so many chunks, the last may have fewer */
-    int32_t bits, scale_kind;
-} Weight;
 
 static inline int64_t chunks_of(const Weight *w) { return (w->in + CHUNK - 1) / CHUNK; }
 

@@ -6,17 +6,11 @@
 #include <string.h>
 
 #include "rounding.h"
+#include "tokens.h"
 #include "values.h"
 
 #define CHUNK 32
 #define MIDDLE 128
-#define MOST_BASE 64
-
-typedef struct {
-    int64_t block, base;  /* H is of order `block`: Sylvester's of block / base, times `matrix` [base, base]; 0: none */
-    const float *matrix;
-    const float *mean;    /* [in], or NULL */
-} Way;
 
 /* ---- x H / sqrt(n) ---------------------------------------------------------------------------------------------- */
 
@@ -61,6 +55,27 @@ static void turn(float *x, int64_t in, const Way *way, float *scratch) {
         for (; stride < way->block; stride *= 2) butterflies(row, way->block, stride);
         for (int64_t i = 0; i < way->block; i++) row[i] *= scale;
     }
+}
+
+/* In place, each block of a row by a matrix of its own. */
+static void turn_blocks(float *x, int64_t in, const Way *way, float *scratch) {
+    const int64_t size = way->inner_size;
+    for (int64_t at = 0; at < in; at += size) {
+        const int8_t *matrix = way->inner + at * size;
+        for (int64_t j = 0; j < size; j++) scratch[j] = 0;
+        for (int64_t i = 0; i < size; i++) {
+            const float value = x[at + i] * (1.0f / 127);
+            for (int64_t j = 0; j < size; j++) scratch[j] += value * (float)matrix[i * size + j];
+        }
+        memcpy(x + at, scratch, size * sizeof(float));
+    }
+}
+
+/* A row on its way to its product, in place: all but the rounding. */
+void pass(float *row, int64_t in, const Way *way, float *scratch) {
+    if (way->block) turn(row, in, way, scratch);
+    if (way->inner_size) turn_blocks(row, in, way, scratch);
+    if (way->mean) for (int64_t i = 0; i < in; i++) row[i] -= way->mean[i];
 }
 
 /* x [rows, in] turned, and no more; `out` is of the same kind. 1: out of memory. */
@@ -112,14 +127,13 @@ int encode_tokens(const void *x, int32_t kind, int64_t rows, int64_t in, const W
     int failed = 0;
 #pragma omp parallel if (rows > 1)
     {
-        float *row = malloc((columns + MOST_BASE) * sizeof(float));
+        float *row = malloc((columns + room_of(way)) * sizeof(float));
         if (!row) failed = 1;
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             if (!row) continue;
             read_values(x, kind, r * in, in, row);
-            if (way->block) turn(row, in, way, row + columns);
-            if (way->mean) for (int64_t i = 0; i < in; i++) row[i] -= way->mean[i];
+            pass(row, in, way, row + columns);
             const Range range = range_of(row, in, grid);
             scale[r] = range.scale;
             zero[r] = (int32_t)range.zero;

@@ -26,13 +26,15 @@ MOST_BASE = 64
 """Order of the dense part of a Hadamard matrix that the program multiplies by."""
 
 
-class _Way(ctypes.Structure):
-    """``Way`` of quantized_tokens.c."""
+class Way(ctypes.Structure):
+    """``Way`` of tokens.h."""
 
     _fields_ = (
         ("block", ctypes.c_int64),
         ("base", ctypes.c_int64),
         ("matrix", ctypes.c_void_p),
+        ("inner_size", ctypes.c_int64),
+        ("inner", ctypes.c_void_p),
         ("mean", ctypes.c_void_p),
     )
 
@@ -44,17 +46,21 @@ class Arrival:
     Attributes:
         transform: R4, or None where x has passed it.
         mean: float32 [in], or None where there is none, or x has lost it.
+        inner: int8 [blocks, b, b], the learned blocks behind R4, or None where there are none, or x has passed them.
     """
 
     transform: HadamardTransform | None = None
     mean: Tensor | None = None
+    inner: Tensor | None = None
 
-    def told(self) -> _Way:
+    def told(self) -> Way:
         """The same for the program; the tensors stay this object's, or a cache's."""
-        transform, mean = self.transform, None if self.mean is None else self.mean.data_ptr()
-        if transform is None:
-            return _Way(0, 0, None, mean)
-        return _Way(transform.block_size, transform.base, _base(transform.base).data_ptr(), mean)
+        transform, inner = self.transform, self.inner
+        hadamard: tuple[int, int, int | None] = (0, 0, None)
+        if transform is not None:
+            hadamard = transform.block_size, transform.base, _base(transform.base).data_ptr()
+        blocks = (0, None) if inner is None else (inner.shape[-1], inner.data_ptr())
+        return Way(*hadamard, *blocks, None if self.mean is None else self.mean.data_ptr())
 
 
 def codes_of(inputs: SiteInput, bits: int) -> ArrangedCodes:
