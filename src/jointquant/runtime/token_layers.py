@@ -110,6 +110,12 @@ class TokenLayer(nn.Module):
                 self.prepared = Prepared(None, str(error), state)
         return self.prepared.step
 
+    def extra_repr(self) -> str:
+        """Shown by print(model)."""
+        if self.prepared is None:
+            return ""
+        return "one token: one step" if self.prepared.step else f"one token: its modules, for {self.prepared.why}"
+
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: all but what is made anew."""
         return {**self.__dict__, "prepared": None}
