@@ -33,10 +33,13 @@ DEMO = Path(jointquant.demo.__file__).parent
 SHARED = Path(__file__).parents[2] / "shared"
 ASSEMBLED = (
     "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
     "exaone4",
     "glm",
     "glm4",
     "glm4_moe",
+    "glm4_moe_lite",
     "granite",
     "minimax_m2",
     "ministral3",
@@ -88,6 +91,21 @@ HYBRID = {
     "linear_value_head_dim": 12,
 }
 MROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+LATENTS = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+    "pad_token_id": 0,
+}
 SPECIAL: dict[str, dict[str, object]] = {
     "gemma2": LOCAL_AND_GLOBAL
     | {"head_dim": 20, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
@@ -121,6 +139,9 @@ SPECIAL: dict[str, dict[str, object]] = {
         "routed_scaling_factor": 2.5,
         "pad_token_id": 0,
     },
+    "deepseek_v2": LATENTS | {"q_lora_rank": None, "n_shared_experts": 2, "topk_method": "group_limited_greedy"},
+    "deepseek_v3": LATENTS | {"attention_bias": True, "rope_parameters": YARN},
+    "glm4_moe_lite": LATENTS | {"rope_interleave": False},
     "granite": {
         "embedding_multiplier": 12.0,
         "attention_multiplier": 0.2,
@@ -172,8 +193,9 @@ def possible(family: str, *changes: str) -> list[str]:
 def make_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A tiny model with random weights, norms and biases included."""
     generator = torch.Generator().manual_seed(seed)
-    settings = COMMON | SPECIAL[family] | changes  # None: not a setting of this family
-    config = AutoConfig.for_model(family, **{key: value for key, value in settings.items() if value is not None})
+    settings = COMMON | SPECIAL[family] | changes  # None: a common setting that this family does not have
+    given = {key: value for key, value in settings.items() if value is not None or key not in COMMON}
+    config = AutoConfig.for_model(family, **given)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(dtype).eval()
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

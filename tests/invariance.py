@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.models.deepseek_v2 import modeling_deepseek_v2
 
 from jointquant.runtime.attention import ATTENTION_NAME
 
@@ -72,11 +74,21 @@ def exact(model: PreTrainedModel) -> None:
             module.forward = _layer_norm.__get__(module)  # type: ignore[method-assign]
         if name.endswith("GatedDeltaNet"):
             module.forward = _delta_net.__get__(module)  # type: ignore[method-assign]
+        if name == "DeepseekV2Attention":
+            module.forward = _with_exact_turns(module.forward)  # type: ignore[method-assign]
         if name in ROUTERS:
             module.forward = ROUTERS[name].__get__(module)  # type: ignore[method-assign]
     if any(name.endswith("experts") for name, _ in model.named_modules()):
         model.set_experts_implementation("eager")
     model.set_attn_implementation(ATTENTION_NAME)
+
+
+def _with_exact_turns(forward: Any) -> Any:
+    def exact_forward(*args: Any, **kwargs: Any) -> Any:
+        with patch.object(modeling_deepseek_v2, "apply_rotary_emb", _turned_pairs):
+            return forward(*args, **kwargs)
+
+    return exact_forward
 
 
 def _layer_norm(self: Any, x: Tensor) -> Tensor:
@@ -158,6 +170,24 @@ def _grouped_router(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logits, chosen * self.routed_scaling_factor, experts
 
 
+def _greedy_router(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Experts of the groups whose best is best (DeepSeek-V2, arXiv 2405.04434, section 2.2.2)."""
+    logits = x.flatten(0, -2) @ self.weight.t()
+    grouped = logits.softmax(-1).unflatten(1, (self.num_group, -1))
+    best = grouped.amax(-1).topk(self.topk_group, dim=-1).indices
+    allowed = torch.zeros_like(grouped[..., 0]).scatter(1, best, 1).unsqueeze(-1)
+    chosen = (grouped * allowed).flatten(1).topk(self.top_k, dim=-1)
+    return logits, chosen.values * self.routed_scaling_factor, chosen.indices
+
+
+def _turned_pairs(queries: Tensor, keys: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbouring channels, as complex numbers, times e^(iθ)."""
+    factors = turns.unsqueeze(1).to(torch.complex128)
+    found = (torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous()) * factors for x in (queries, keys))
+    turned_queries, turned_keys = (torch.view_as_real(x).flatten(-2).to(queries.dtype) for x in found)
+    return turned_queries, turned_keys
+
+
 ROUTERS = {
     "MixtralTopKRouter": _softmax_router,
     "Qwen2MoeTopKRouter": _softmax_router,
@@ -166,5 +196,8 @@ ROUTERS = {
     "Qwen3_5MoeTopKRouter": _softmax_router,
     "MiniMaxM2TopKRouter": _sigmoid_router,
     "Glm4MoeTopkRouter": _grouped_router,
+    "Glm4MoeLiteTopkRouter": _grouped_router,
+    "DeepseekV3TopkRouter": _grouped_router,
+    "DeepseekV2TopkRouter": _greedy_router,
 }
 """By class: what it computes, in its own dtype."""

@@ -24,6 +24,7 @@ from jointquant.calibration.calibrate import calibrate
 from jointquant.events import OnEvent, reported
 from jointquant.fingerprint.make import give_fingerprint
 from jointquant.job import Request, open_jobs
+from jointquant.models.layer import latent_sizes_of
 from jointquant.models.options import ModelOptions
 from jointquant.models.source import bytes_of
 from jointquant.planning.budget import Limits
@@ -151,7 +152,8 @@ def write_artifact(job: Job, rotations: Rotations, witness: Witness | None = Non
     """Pass 2, and everything else that an artifact holds, into an existing folder."""
     outcome = quantize_layers(job, rotations, witness)
     dtype = job.stream.stored_dtype
-    transforms = describe_transforms(job.recipe, rotations, job.assembly.online, dtype)
+    latents = latent_sizes_of(job.stream.skeleton, job.stream.architecture)
+    transforms = describe_transforms(job.recipe, rotations, job.assembly.online, dtype, latents)
     reached, found = reach(facts_of(job.assembly, dtype)), outcome.inventory.to_dict()
     inventory = {"quantized_weights": found["quantized"], "kept": found["kept"], "starved_experts": found["starved"]}
     if job.ranks.leads:

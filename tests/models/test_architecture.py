@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jointquant.models.architecture import LinearSlice
+from jointquant.models.slices import LinearSlice
 
 
 def test_rows_of_a_fused_linear() -> None:

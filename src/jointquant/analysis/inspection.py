@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from jointquant.analysis.moments import ErrorSum, Spread, SpreadSum
 from jointquant.models.architecture import Site
 from jointquant.models.layer import LayerArguments, Place
 from jointquant.models.stream import ModelStream
+from jointquant.models.transforms import latent_rotation
 from jointquant.planning.workload import PROBE_TOKENS
 from jointquant.progress import Progress
 from jointquant.rotations.bundle import Rotations
@@ -94,8 +95,11 @@ class Probe:
             return update
 
         places = {site.readers[0]: observer(site.name) for site in stream.architecture_of(index).whole_sites}
-        cache = CacheObserver(*(observer(name) for name in CACHES))
-        with watching(layer, places), seen_by(layer, stream.architecture_of(index), cache):
+        with ExitStack() as stack:
+            stack.enter_context(watching(layer, places))
+            if set(CACHES) <= set(rotates):
+                cache = CacheObserver(*(observer(name) for name in CACHES))
+                stack.enter_context(seen_by(layer, stream.architecture_of(index), cache))
             self.model.advance(layer)
         return [SiteSpread(index, site, a.tokens, a.result(), b.result()) for site, (a, b) in sums.items() if a.tokens]
 
@@ -124,14 +128,18 @@ def site_rotations(
     rotates: dict[str, Rotate] = {}
     architecture = stream.architecture_of(index)
     for site in architecture.whole_sites:
-        if site.norm is not None and r1 is not None:
+        if site.reads_residual and r1 is not None:
             rotates[site.name] = _times(r1)
+        elif site.latent is not None and r1 is not None:
+            rotates[site.name] = _times(latent_rotation(_inputs_of(stream, index, site)))
         elif architecture.output in site.linears and r2 is not None:
             rotates[site.name] = lambda x, r2=r2: rotate_heads(x, r2)  # type: ignore[misc]
         elif site.linears[0] in architecture.downs and (r4 := online.r4.get(_inputs_of(stream, index, site))):
             rotates[site.name] = r4.apply
         else:
             rotates[site.name] = _same
+    if architecture.latent_sites:  # its cache holds what the last of them reads
+        return rotates
     rotates["k_cache"] = _same if online.r3 is None else online.r3.apply
     rotates["v_cache"] = _same if r2 is None else _times(r2)  # [batch, kv_heads, T, d] @ [kv_heads, d, d]
     return rotates

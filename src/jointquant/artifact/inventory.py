@@ -112,7 +112,7 @@ def inventory_of(module: nn.Module, prefix: str, architecture: Architecture) -> 
     """
     packed = [m for m in module.modules() if isinstance(m, (PackedLinear, PackedEmbedding))]
     quantized = sum(_weights(each) for each in packed)
-    merged = {site.norm for site in architecture.residual_sites} | {architecture.final_norm}
+    merged = {site.norm for site in architecture.normed_sites} | {architecture.final_norm}
     kept = []
     for name, parameter in module.named_parameters():
         full_name = f"{prefix}.{name}"

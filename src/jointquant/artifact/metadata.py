@@ -29,7 +29,11 @@ from jointquant.trust.strict_json import read_object
 
 
 def describe_transforms(
-    recipe: Recipe, rotations: Rotations, online: OnlineTransforms, dtype: torch.dtype
+    recipe: Recipe,
+    rotations: Rotations,
+    online: OnlineTransforms,
+    dtype: torch.dtype,
+    latents: tuple[int, ...] = (),
 ) -> dict[str, str]:
     """What R1 to R4 are, in words; a block-diagonal fallback and the cost of basis changes show here.
 
@@ -38,10 +42,13 @@ def describe_transforms(
         rotations: what was merged.
         online: what runs with the model.
         dtype: of the stored matrices.
+        latents: the sizes of those that R1 has rotated with it.
     """
     words: dict[str, str] = {"r1": recipe.rotations.r1.kind, "r2": recipe.rotations.r2.kind}
     if rotations.r1:
         words["r1"] += f", {HadamardTransform.of_size(rotations.r1[0].shape[-1]).describe()}"
+        if latents:
+            words["r1"] += f"; latents by {', '.join(HadamardTransform.of_size(n).describe() for n in latents)}"
     if rotations.r2:
         words["r2"] += f", {HadamardTransform.of_size(rotations.r2[0].shape[-1]).describe()}"
     if rotations.scales:

@@ -12,7 +12,8 @@ from jointquant.activations.propagation import Observers
 from jointquant.activations.routing import all_tokens_for, routed_tokens, starved
 from jointquant.backend.operations import double
 from jointquant.distributed.ranks import ALONE, Ranks
-from jointquant.models.architecture import Architecture, LinearSlice, Site
+from jointquant.models.architecture import Architecture, Site
+from jointquant.models.slices import LinearSlice, Rows
 from jointquant.models.layer import LayerArguments
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import linear_weight
@@ -102,7 +103,7 @@ class Smoother:
             found.append(self.measure.norm(rows, 0))
         return self.measure.norm(torch.stack(found), 0)
 
-    def _dividing(self, linear: str, scales: dict[str, Tensor]) -> list[tuple[slice, Tensor]]:
+    def _dividing(self, linear: str, scales: dict[str, Tensor]) -> list[tuple[Rows, Tensor]]:
         """The rows of ``linear`` that are divided, and by what."""
         found = []
         for part, site in self.fed.get(linear, []):

@@ -24,6 +24,7 @@ from jointquant.models.options import ModelOptions, completed
 from jointquant.progress import Progress
 from jointquant.run.fitting import window_length
 from jointquant.runtime.attention import CachePath
+from jointquant.runtime.latents import LatentPath
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 from jointquant.runtime.loading import load_tokenizer
 from jointquant.runtime.per_token_head import PerTokenHead
@@ -202,6 +203,6 @@ def _quantizes(linear: nn.Module) -> bool:
     return isinstance(linear, PackedLinear | OnlineLinear) and linear.path.quantizer is not None
 
 
-def _cache(layer: nn.Module, architecture: Architecture) -> CachePath | None:
-    path: CachePath | None = getattr(layer.get_submodule(architecture.attention), "cache_path", None)
+def _cache(layer: nn.Module, architecture: Architecture) -> CachePath | LatentPath | None:
+    path: CachePath | LatentPath | None = getattr(layer.get_submodule(architecture.attention), "cache_path", None)
     return path if path is not None and path.quantizes else None

@@ -86,7 +86,7 @@ class Variants:
                 transform = down.path.transform if isinstance(down, (OnlineLinear, PackedLinear)) else None
                 if transform is not None:
                     stack.callback(down.register_forward_pre_hook(partial(self._turn, transform)).remove)
-            for name in ("q_proj", "k_proj"):
+            for name in () if architecture.latent_sites else ("q_proj", "k_proj"):
                 module = layer.get_submodule(architecture.attention)
                 if hasattr(module, name):
                     hook = partial(self._reorder, head_dim)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sized
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jointquant.models.logits import LogitMap, Unchanged
 from jointquant.models.norms import NormKind, RMSNorm
 from jointquant.models.recurrence import Recurrence
 from jointquant.models.requirements import AbsoluteScores, Fixed, Same
+from jointquant.models.slices import HeadRows, LinearSlice
 from jointquant.models.wrapper import Wrapper
 
 if TYPE_CHECKING:  # the table of families is read without torch, which takes seconds to import
@@ -23,16 +24,24 @@ class Site:
     """A place in a decoder layer where linears read one shared input.
 
     Attributes:
-        name: attn_in, o_in, mlp_in or down_in; behind a dot, which expert's it is.
+        name: attn_in, q_latent_in, kv_latent_in, o_in, mlp_in or down_in; behind a dot, which expert's it is.
         linears: the linears that read here, relative to the layer.
         norm: the norm whose output this is, fused into those linears; None where no norm stands before them.
         kept: what else reads here, and stays in high precision: a router.
+        latent: the linear whose first outputs that norm reads, a vector inside the attention; None where it reads the
+            residual stream.
     """
 
     name: str
     linears: tuple[str, ...]
     norm: str | None = None
     kept: tuple[str, ...] = ()
+    latent: str | None = None
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether it is the residual stream, behind a norm: where R1 acts."""
+        return self.norm is not None and self.latent is None
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -41,36 +50,8 @@ class Site:
 
 
 def stage_of(site: str) -> str:
-    """What a site of this name is, whichever expert's: attn_in, o_in, mlp_in or down_in."""
+    """What a site of this name is, whichever expert's: its name up to the dot."""
     return site.partition(".")[0]
-
-
-@dataclass(frozen=True)
-class LinearSlice:
-    """Some output rows of a linear: of one that computes queries, keys or values, or of one of an MLP.
-
-    Attributes:
-        linear: the linear, relative to the layer.
-        parts: what its rows hold, in order.
-        part: which of them is meant.
-    """
-
-    linear: str
-    parts: tuple[str, ...] = ("value",)
-    part: str = "value"
-
-    def rows(self, query_size: int, key_value_size: int) -> slice:
-        """The rows, where queries take ``query_size`` of them and keys and values ``key_value_size`` each."""
-        start = _size(self.parts[: self.parts.index(self.part)], query_size, key_value_size)
-        return slice(start, start + _size((self.part,), query_size, key_value_size))
-
-    def out_features(self, query_size: int, key_value_size: int) -> int:
-        """All rows of the linear, for the same sizes."""
-        return _size(self.parts, query_size, key_value_size)
-
-
-def _size(parts: tuple[str, ...], query_size: int, key_value_size: int) -> int:
-    return sum(query_size if part == "query" else key_value_size for part in parts)
 
 
 @dataclass(frozen=True)
@@ -158,6 +139,7 @@ class Architecture:
         norm: what the norms before the sites and the head compute.
         writer_norms: norms of a layer on what its writers write, where there are any: no R1 passes them.
         absolute_scores: why the keys cannot be centred, where they cannot.
+        direct_queries: the linear that some models of a family with latents have instead of the queries' latent.
         gated_values: what happens to the values behind attention, where no R2 passes it and no mean is taken of them.
         logits: what the model makes of its head's output.
         requirements: what the configuration must say for all this to hold.
@@ -188,6 +170,7 @@ class Architecture:
     norm: NormKind = field(default_factory=RMSNorm)
     writer_norms: tuple[str, ...] = ()
     absolute_scores: AbsoluteScores | None = None
+    direct_queries: str | None = None
     gated_values: str | None = None
     logits: LogitMap = field(default_factory=Unchanged)
     requirements: tuple[Fixed | Same, ...] = ()
@@ -226,12 +209,24 @@ class Architecture:
         count = 0 if self.mixture is None else self.mixture.count(layer)
         recurrent = self.recurrence is not None and hasattr(layer, self.recurrence.module)
         own = _with_recurrence(self) if recurrent else self
+        if own.latent_sites:
+            own = _with_latents(own, layer)
         return _with_experts(own, count) if count else own
 
     @property
     def residual_sites(self) -> tuple[Site, ...]:
         """The sites that read the residual stream through a norm, one a norm: where R1 acts."""
-        return self.residual or tuple(site for site in self.sites if site.norm is not None)
+        return self.residual or tuple(site for site in self.sites if site.reads_residual)
+
+    @property
+    def latent_sites(self) -> tuple[Site, ...]:
+        """The sites that read a latent: a vector inside the attention, behind a norm of its own."""
+        return tuple(site for site in self.sites if site.latent is not None)
+
+    @property
+    def normed_sites(self) -> tuple[Site, ...]:
+        """The sites behind a norm, one a norm."""
+        return (*self.residual_sites, *self.latent_sites)
 
     @property
     def whole_sites(self) -> tuple[Site, ...]:
@@ -241,7 +236,7 @@ class Architecture:
     @property
     def inner_sites(self) -> tuple[Site, ...]:
         """The other sites."""
-        return tuple(site for site in self.sites if site.norm is None)
+        return tuple(site for site in self.sites if not site.reads_residual)
 
     @property
     def scalable_sites(self) -> tuple[Site, ...]:
@@ -283,6 +278,30 @@ def _with_recurrence(architecture: Architecture) -> Architecture:
     return replace(architecture, sites=(*before, *mlp), value=None, attention=own.module, output=own.output)
 
 
+def _with_latents(architecture: Architecture, layer: nn.Module) -> Architecture:
+    """With the sizes of a layer's heads, and direct queries where it has no latent for them."""
+    attention: Any = layer.get_submodule(architecture.attention)
+    there = dict(attention.named_children())
+    missing = [site for site in architecture.latent_sites if str(site.latent).rpartition(".")[2] not in there]
+    own = _with_direct_queries(architecture, missing[0]) if missing else architecture
+    return _of_heads(own, int(attention.num_heads), int(attention.qk_nope_head_dim))
+
+
+@cache
+def _with_direct_queries(architecture: Architecture, latent: Site) -> Architecture:
+    direct = architecture.direct_queries
+    assert direct is not None
+    first, *others = (site for site in architecture.sites if site is not latent)
+    linears = tuple(direct if name == latent.latent else name for name in first.linears)
+    return replace(architecture, sites=(replace(first, linears=linears), *others))
+
+
+@cache
+def _of_heads(architecture: Architecture, heads: int, before: int) -> Architecture:
+    assert architecture.value is not None
+    return replace(architecture, value=HeadRows(architecture.value.linear, heads=heads, before=before))
+
+
 @cache
 def _with_experts(architecture: Architecture, count: int) -> Architecture:
     mixture = architecture.mixture
@@ -291,7 +310,7 @@ def _with_experts(architecture: Architecture, count: int) -> Architecture:
     if mixture.shared is not None:
         named = {"shared": mixture.shared} | named
     sites = [site for site in architecture.sites if site.name not in ("mlp_in", "down_in")]
-    attention = tuple(site for site in sites if site.norm is not None)
+    attention = tuple(site for site in sites if site.reads_residual)
     inputs: list[str] = []
     mlps: list[Mlp] = []
     for number, expert in named.items():

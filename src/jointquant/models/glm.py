@@ -1,6 +1,7 @@
 """GLM 4 (9B of 2024): as Llama, with biases on q, k and v, gate and up in one linear, rotary over half a head."""
 
-from jointquant.models.architecture import Architecture, LinearSlice, Site
+from jointquant.models.architecture import Architecture, Site
+from jointquant.models.slices import LinearSlice
 
 ARCHITECTURE = Architecture(
     model_type="glm",

@@ -1,6 +1,7 @@
 """OPT: LayerNorms (mean and bias fused away, RMSNorms remain), biases everywhere, learned positions, fc1 and fc2."""
 
-from jointquant.models.architecture import Architecture, LinearSlice, Site
+from jointquant.models.architecture import Architecture, Site
+from jointquant.models.slices import LinearSlice
 from jointquant.models.norms import LayerNorm
 from jointquant.models.requirements import Fixed, Same
 

@@ -1,6 +1,7 @@
 """Phi 3 and 4: as Llama, with q, k and v in one linear (R2 turns the values' rows), and gate and up in another."""
 
-from jointquant.models.architecture import Architecture, LinearSlice, Site
+from jointquant.models.architecture import Architecture, Site
+from jointquant.models.slices import LinearSlice
 
 ARCHITECTURE = Architecture(
     model_type="phi3",

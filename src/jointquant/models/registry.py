@@ -7,6 +7,8 @@ import sys
 from jointquant.errors import InputError, require, unknown
 from jointquant.models import (
     cohere2,
+    deepseek_v2,
+    deepseek_v3,
     exaone4,
     gemma2,
     gemma3,
@@ -14,6 +16,7 @@ from jointquant.models import (
     glm,
     glm4,
     glm4_moe,
+    glm4_moe_lite,
     granite,
     llama,
     llava,
@@ -45,6 +48,8 @@ from jointquant.models.architecture import Architecture
 
 FAMILIES = (
     cohere2,
+    deepseek_v2,
+    deepseek_v3,
     exaone4,
     gemma2,
     gemma3,
@@ -52,6 +57,7 @@ FAMILIES = (
     glm,
     glm4,
     glm4_moe,
+    glm4_moe_lite,
     granite,
     llama,
     llava,

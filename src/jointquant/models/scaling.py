@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from jointquant.backend.operations import double
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
+from jointquant.models.slices import Rows
 from jointquant.models.transforms import linear_weight, map_outputs, map_weight, set_weight
 from jointquant.rotations import merging
 
@@ -65,7 +66,7 @@ def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) ->
             map_weight(reader, lambda rows, columns=columns: merging.scale_input(rows, columns))  # type: ignore[misc]
 
 
-def scale_outputs(writer: nn.Module, rows: slice, scale: Tensor) -> None:
+def scale_outputs(writer: nn.Module, rows: Rows, scale: Tensor) -> None:
     """Divide some outputs of a linear: rows of its weight [out, in], entries of its bias, by ``scale`` [rows]."""
     divide = partial(merging.divide_output, scale=scale)
     map_outputs(writer, rows, divide, divide)

@@ -1,6 +1,7 @@
 """StarCoder 2: LayerNorms (mean and bias fused away, RMSNorms remain), biases everywhere, c_fc and c_proj, rotary."""
 
-from jointquant.models.architecture import Architecture, LinearSlice, Site
+from jointquant.models.architecture import Architecture, Site
+from jointquant.models.slices import LinearSlice
 from jointquant.models.norms import LayerNorm
 
 ARCHITECTURE = Architecture(

@@ -73,10 +73,9 @@ class ModelStream:
             f"head_dim is {self.head_dim} in this model: rotary embeddings turn channels in pairs, expected an even "
             "number",
         )
-        value = self.architecture.value
-        attends = (index for index in range(self.num_layers) if self.architecture_of(index).value is not None)
-        first = next(attends, None)
-        if value is None or first is None:
+        values = ((index, self.architecture_of(index).value) for index in range(self.num_layers))
+        first, value = next((found for found in values if found[1] is not None), (0, None))
+        if value is None:
             return
         linear = self.skeleton.get_submodule(f"{self.architecture.layer_prefix(first)}.{value.linear}")
         assert isinstance(linear, nn.Linear)

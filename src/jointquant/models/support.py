@@ -68,12 +68,20 @@ def _r2(family: Architecture) -> Support:
     return Support(False, f"the family {family.gated_values}; use R1, R3 and R4")
 
 
+def _r3(family: Architecture) -> Support:
+    if not family.latent_sites:
+        return Support(True)
+    return Support(True, "the rotary part of the keys, where it is cached; latents have a rotation that is merged")
+
+
 def _always(_: Architecture) -> Support:
     return Support(True)
 
 
 def _centring(family: Architecture) -> Support:
     absolute = family.absolute_scores
+    if family.latent_sites:
+        return Support(True, "inputs; neither keys nor values, for the family caches latents, of which both are made")
     if family.gated_values is not None:
         return Support(True, f"inputs and keys; not values, for the family {family.gated_values}")
     if absolute is None:
@@ -92,6 +100,8 @@ def _gguf(family: Architecture) -> Support:
 def _compressed(family: Architecture) -> Support:
     if family.norm.subtracts_mean:
         return Support(False, lost_norms(family.model_type))
+    if family.latent_sites:
+        return Support(False, lost_latents(family.model_type))
     if family.mixture is not None:
         return Support(True, "weights alone, symmetric: experts' inputs stay in 16 bits, so no R4")
     if family.model_type in VLLM_REFUSES:
@@ -109,7 +119,7 @@ def _vllm(family: Architecture) -> Support:
 COLUMNS: dict[str, Callable[[Architecture], Support]] = {
     "R1": _r1,
     "R2": _r2,
-    "R3": _always,
+    "R3": _r3,
     "R4": _always,
     "centring": _centring,
     "GGUF": _gguf,
@@ -127,6 +137,11 @@ def support_of(family: Architecture) -> dict[str, Support]:
 def lost_norms(model_type: str) -> str:
     """Why a family whose norms subtract the mean has no export for other runtimes."""
     return f"{model_type}'s LayerNorms have become RMSNorms, which no other runtime has in this family"
+
+
+def lost_latents(model_type: str) -> str:
+    """Why a family with latents has no export for other runtimes but a dense one."""
+    return f"no other runtime was seen to load packed weights beside {model_type}'s latents; export --format dense"
 
 
 def support_table(families: dict[str, Architecture], summaries: dict[str, str]) -> list[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
-from jointquant.models.architecture import Architecture
+from jointquant.models.architecture import Architecture, Site
 from jointquant.models.norms import NormKind
+from jointquant.models.slices import Rows
 from jointquant.rotations import merging
-from jointquant.rotations.hadamard import HadamardTransform
+from jointquant.rotations.hadamard import HadamardTransform, random_hadamard
+from jointquant.seeds import generator
 
 ELEMENTS_AT_ONCE = 2**21
 
@@ -24,7 +26,7 @@ def fuse_norms(layer: nn.Module, architecture: Architecture) -> None:
     hidden states must come from a ``Frontend``, which centres the embeddings alike.
     """
     architecture = architecture.of_layer(layer)
-    for site in architecture.residual_sites:
+    for site in architecture.normed_sites:
         assert site.norm is not None
         readers = [layer.get_submodule(name) for name in site.readers]
         layer.set_submodule(site.norm, fuse_norm(layer.get_submodule(site.norm), readers, architecture.norm))
@@ -96,7 +98,8 @@ def merge_rotations(
 ) -> None:
     """Merge R1 [hidden, hidden], R2 [kv_heads, head_dim, head_dim] and R4's inverse into a layer of fused norms.
 
-    R4 is given by the sizes of what the down projections read; it is left out for sizes that are not there.
+    R4 is given by the sizes of what the down projections read; it is left out for sizes that are not there. Where there
+    is an R1, latents inside the attention are rotated too, see ``rotate_latent``.
     """
     architecture = architecture.of_layer(layer)
     for name in architecture.downs:
@@ -112,6 +115,8 @@ def merge_rotations(
                 rotate_reader(layer.get_submodule(name), r1)
         for name in architecture.writers:
             rotate_writer(layer.get_submodule(name), r1)
+        for site in architecture.latent_sites:
+            rotate_latent(layer, site)
 
 
 @torch.no_grad()
@@ -124,6 +129,28 @@ def rotate_heads(layer: nn.Module, architecture: Architecture, r2: Tensor) -> No
     of_bias = partial(merging.rotate_head_bias, rotations=r2)
     map_outputs(value, rows, partial(merging.rotate_head_outputs, rotations=r2), of_bias)
     map_weight(output, lambda part: merging.rotate_head_inputs(part, r2))
+
+
+@torch.no_grad()
+def rotate_latent(layer: nn.Module, site: Site) -> None:
+    """Merge a random Hadamard matrix, the same for each size, into what writes a latent and what reads it, in place.
+
+    A latent is to its norm of gain 1 what the residual stream is to its norms: an orthogonal matrix passes it.
+    """
+    assert site.latent is not None
+    readers = [layer.get_submodule(name) for name in site.readers]
+    rotation = latent_rotation(linear_weight(readers[0]).shape[1])
+    rows = slice(0, len(rotation))
+    weight, bias = (partial(change, rotation=rotation) for change in (merging.rotate_output, merging.rotate_rows))
+    map_outputs(layer.get_submodule(site.latent), rows, weight, bias)
+    for reader in readers:
+        rotate_reader(reader, rotation)
+
+
+@cache
+def latent_rotation(size: int) -> Tensor:
+    """What the latents of a size are rotated by: [size, size] float64."""
+    return random_hadamard(size, generator(0, f"latent {size}"))
 
 
 @torch.no_grad()
@@ -154,7 +181,7 @@ def set_weight(module: nn.Module, weight: Tensor) -> None:
 
 
 def map_outputs(
-    linear: nn.Module, rows: slice, weight: Callable[[Tensor], Tensor], bias: Callable[[Tensor], Tensor]
+    linear: nn.Module, rows: Rows, weight: Callable[[Tensor], Tensor], bias: Callable[[Tensor], Tensor]
 ) -> None:
     """Change some outputs of a linear: rows of its weight [out, in], and entries of its bias, where it has one."""
     changed = linear_weight(linear).clone()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 
-from jointquant.models.architecture import LinearSlice
+from jointquant.models.slices import LinearSlice
 from jointquant.models.logits import Capped, Divided, LogitMap, Multiplied, Unchanged
 from jointquant.models.norms import LayerNorm, NormKind, RMSNorm
 from jointquant.probing.precision import InFloat64

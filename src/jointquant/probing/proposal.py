@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jointquant.errors import require
-from jointquant.models.architecture import Architecture, LinearSlice, Mixture, Site
+from jointquant.models.architecture import Architecture, Mixture, Site
+from jointquant.models.slices import LinearSlice
 from jointquant.models.requirements import AbsoluteScores
 from jointquant.probing import findings
 from jointquant.probing.precision import InFloat64

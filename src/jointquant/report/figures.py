@@ -17,6 +17,8 @@ Data = dict[str, Any]
 HISTOGRAM_LIMIT = 12.0
 SITES = {
     "attn_in": "input of q, k, v",
+    "q_latent_in": "latent of the queries",
+    "kv_latent_in": "latent of the keys and values",
     "o_in": "input of the attention's output projection",
     "mlp_in": "input of gate and up",
     "down_in": "input of the down projection",

@@ -28,6 +28,7 @@ from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.teacher import Loss
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.input_path import InputPath
+from jointquant.runtime.latents import LatentPath
 from jointquant.runtime.linear import OnlineLinear
 from jointquant.seeds import generator, rounds
 
@@ -168,7 +169,7 @@ def training(layer: nn.Module, architecture: Architecture, rounded: dict[str, Qu
             trained = shared.setdefault(path, TrainedInput(linear))
             before[name], linears[name] = linear, TrainedLinear(linear, rounded[name], trained)
         inputs += shared.values()
-    cache: CachePath | None = getattr(layer.get_submodule(architecture.attention), "cache_path", None)
+    cache: CachePath | LatentPath | None = getattr(layer.get_submodule(architecture.attention), "cache_path", None)
     if cache is not None:
         cache = replace(cache, key=_passable(cache.key), value=_passable(cache.value))
     with substituted(layer, linears, {architecture.attention: {"cache_path": cache}}):

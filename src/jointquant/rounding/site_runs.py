@@ -25,7 +25,7 @@ from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.stand_ins import End, KeptActivations, Reached, replayed, unread
 from jointquant.runtime.linear import PackedLinear
 
-ORDER = ("attn_in", "o_in", "mlp_in", "down_in")
+ORDER = ("attn_in", "q_latent_in", "kv_latent_in", "o_in", "mlp_in", "down_in")
 
 
 @dataclass(frozen=True)

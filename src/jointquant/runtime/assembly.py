@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jointquant.models.architecture import Architecture
-from jointquant.models.layer import head_dim_of, inner_sizes_of, text_config_of
+from jointquant.models.layer import cached_sizes_of, head_dim_of, inner_sizes_of, latent_sizes_of, text_config_of
 from jointquant.models.transforms import give_bias, shape_as_fused
 from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRange, StaticRange
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.settings import ActivationSettings, RangeSettings
 from jointquant.runtime.attention import CachePath
 from jointquant.runtime.basis import install_basis_change
-from jointquant.runtime.checks import check_recipe
+from jointquant.runtime.checks import check_latents, check_recipe
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.selection import default_mode
+from jointquant.runtime.latents import LatentPath, keep_latents
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 from jointquant.runtime.online import OnlineTransforms
 from jointquant.runtime.per_token_head import PerTokenHead
@@ -52,11 +53,12 @@ class Assembly:
             InputError: the recipe does not fit the family or the model's sizes.
         """
         config, layers = text_config_of(model.config), list(model.get_submodule(architecture.layers).children())
-        head_dim = head_dim_of(config)
-        online = OnlineTransforms.of(recipe, config, head_dim, inner_sizes_of(model, architecture))
+        cached = cached_sizes_of(model, architecture)
+        check_latents(recipe, architecture, latent_sizes_of(model, architecture))
+        online = OnlineTransforms.of(recipe, config, (head_dim_of(config), cached[-1]), inner_sizes_of(model, architecture))
         mixture = architecture.mixture
         routed = tuple(1.0 if mixture is None else mixture.routed_share(layer, config) for layer in layers)
-        check_recipe(recipe, architecture, layers, head_dim)
+        check_recipe(recipe, architecture, layers, cached)
         return cls(architecture, recipe, online, tuple(architecture.of_layer(layer) for layer in layers), routed)
 
     def input_path(self, linear: str, index: int, in_features: int) -> InputPath:
@@ -67,12 +69,14 @@ class Assembly:
             return InputPath(None, quantizer, centred)
         return InputPath(self.online.r4.get(in_features), quantizer, centred, self.online.inner)
 
-    def cache_path(self) -> CachePath:
+    def cache_path(self) -> CachePath | LatentPath:
         """The attention's cache path, the same in all layers."""
         settings = self.recipe.kv_cache
         if settings.is_vllms:
             return CachePath(self.online.r3, PerTokenHead(), PerTokenHead(), self.online.keys)
         key, value = cache_range(settings.of_keys), cache_range(settings.of_values)
+        if self.architecture.latent_sites:
+            return LatentPath(self.online.r3, key, value)
         return CachePath(self.online.r3, key, value, self.online.keys)
 
     def install_paths(self, layer: nn.Module, index: int) -> None:
@@ -85,6 +89,8 @@ class Assembly:
         if self.cache_path() and self.layers[index].value is not None:
             attention = layer.get_submodule(self.layers[index].attention)
             attention.cache_path = self.cache_path()  # type: ignore[assignment]
+            if self.architecture.latent_sites:
+                keep_latents(attention)
             if self.online.keys is not None:
                 reference = next(layer.parameters())
                 for name, buffer in self.online.keys.buffers(reference.dtype, reference.device).items():
@@ -130,7 +136,7 @@ class Assembly:
         architecture = self.architecture
         for index in range(len(model.get_submodule(architecture.layers))):  # type: ignore[arg-type]
             layer = model.get_submodule(architecture.layer_prefix(index))
-            for site in self.layers[index].residual_sites:
+            for site in self.layers[index].normed_sites:
                 assert site.norm is not None
                 shape_as_fused(layer, site.norm, site.readers, architecture.norm)
             self.install_packed(layer, index)

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from jointquant.runtime.attention import CachePath, turn_of
 from jointquant.runtime.cached_states import CachedStates, Record
+from jointquant.runtime.latents import LatentPath
 
 GROWTH, LEAST_ROOM = 8, 16
 """A cache that is full grows by an eighth of its tokens, or by so many."""
@@ -64,7 +65,7 @@ class PackedLayer(DynamicLayer):
     keys: Tensor | None
     values: Tensor | None
 
-    def __init__(self, path: CachePath, buffers: Mapping[str, Tensor], **kwargs: Any) -> None:
+    def __init__(self, path: CachePath | LatentPath, buffers: Mapping[str, Tensor], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path, self.buffers = path, buffers
         self._keys_room: Room | None = None
@@ -129,7 +130,7 @@ class PackedCache(DynamicCache):
         return sum(tensor.untyped_storage().nbytes() for tensor in states if tensor is not None)
 
 
-def packed_layer(layer: Any, path: CachePath, buffers: Mapping[str, Tensor]) -> PackedLayer:
+def packed_layer(layer: Any, path: CachePath | LatentPath, buffers: Mapping[str, Tensor]) -> PackedLayer:
     """The packed kind of one of transformers' (still empty) layers. Raises TypeError for a kind unknown here."""
     if type(layer) is DynamicSlidingWindowLayer:
         return PackedSlidingLayer(path, buffers, sliding_window=layer.sliding_window)
@@ -138,11 +139,11 @@ def packed_layer(layer: Any, path: CachePath, buffers: Mapping[str, Tensor]) -> 
     raise TypeError(f"a packed cache has no layer like {type(layer).__name__}")
 
 
-def cache_paths(model: nn.Module) -> Iterator[tuple[int, CachePath, dict[str, Tensor]]]:
+def cache_paths(model: nn.Module) -> Iterator[tuple[int, CachePath | LatentPath, dict[str, Tensor]]]:
     """By attention module that quantizes keys or values: the index of its layer, its path, its buffers."""
     for module in model.modules():
         path = getattr(module, "cache_path", None)
-        if isinstance(path, CachePath) and path.quantizes:
+        if isinstance(path, CachePath | LatentPath) and path.quantizes:
             yield int(module.layer_idx), path, dict(module.named_buffers(recurse=False))  # type: ignore[arg-type]
 
 

@@ -12,8 +12,10 @@ from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.settings import StoredSettings
 
 
-def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn.Module], head_dim: int) -> None:
-    """Refuse a recipe for a model of these decoder layers.
+def check_recipe(
+    recipe: Recipe, architecture: Architecture, layers: Sequence[nn.Module], cached: tuple[int, int]
+) -> None:
+    """Refuse a recipe for a model of these decoder layers, which cache two vectors of these sizes.
 
     Raises:
         InputError: an R1 that would have to pass a norm; a group size that does not divide what it groups.
@@ -33,13 +35,44 @@ def check_recipe(recipe: Recipe, architecture: Architecture, layers: Sequence[nn
     hidden = next(iter(sizes.values()))  # the first linear of a layer reads the residual stream
     _check_weight_group(architecture.head, recipe.head, hidden)
     _check_weight_group("embeddings", recipe.embeddings, hidden)
-    if recipe.kv_cache.is_vllms and head_dim % 2:
+    if recipe.kv_cache.is_vllms and cached[0] % 2:
         raise InputError(
-            f"kv_cache.scheme int4_per_token_head: the model's head_dim is {head_dim}, and vLLM keeps two numbers a "
+            f"kv_cache.scheme int4_per_token_head: the model's head_dim is {cached[0]}, and vLLM keeps two numbers a "
             "byte, expected `kv_cache.scheme=affine`"
         )
-    for what, ranges in (("keys", recipe.kv_cache.of_keys), ("values", recipe.kv_cache.of_values)):
-        _check_group(f"the {what} in kv_cache (head_dim)", ranges.group_size, head_dim)
+    ranges = recipe.kv_cache.of_keys, recipe.kv_cache.of_values
+    names = LATENT_PARTS if architecture.latent_sites else ("the keys in kv_cache (head_dim)", "the values in kv_cache (head_dim)")
+    for what, settings, size in zip(names, ranges, cached, strict=True):
+        _check_group(what, settings.group_size, size)
+
+
+LATENT_PARTS = "the latents in kv_cache", "the rotary part of the keys in kv_cache"
+
+
+def check_latents(recipe: Recipe, architecture: Architecture, latents: tuple[int, ...]) -> None:
+    """Raises InputError for what cannot be done with a cache that holds latents, of which keys and values are made.
+
+    ``latents`` are their sizes.
+    """
+    if not latents:
+        return
+    cache, r3 = recipe.kv_cache, recipe.rotations.r3.kind
+    why = f"{architecture.model_type} caches latents, of which keys and values are made"
+    refused = (
+        ("rotations.r3.kind", r3, r3 == "learned", "none, hadamard"),
+        ("kv_cache.centring", cache.centring, cache.centring != "none", "none"),
+        ("kv_cache.balancing", cache.balancing, cache.balancing != "none", "none"),
+        ("kv_cache.scheme", cache.scheme, cache.is_vllms, "affine"),
+        ("kv_cache.keys", cache.keys, cache.of_keys != cache.of_values, "the same as kv_cache.values"),
+    )
+    for name, value, found, expected in refused:
+        require(not found, f"{name} {value}: {why}, expected {expected}")
+    odd = [size for size in latents if size % 2]
+    require(
+        recipe.rotations.r1.kind == "none" or not odd,
+        f"rotations.r1 is {recipe.rotations.r1.kind}: latents are rotated with it, theirs have {odd and odd[0]} channels, and no "
+        "Hadamard matrix has an odd order, expected `rotations.r1.kind=none`",
+    )
 
 
 def check_r1(recipe: Recipe, architecture: Architecture) -> None:

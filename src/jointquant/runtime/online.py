@@ -40,11 +40,12 @@ class OnlineTransforms:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, config: PretrainedConfig, head_dim: int, inner_sizes: tuple[int, ...]
+        cls, recipe: Recipe, config: PretrainedConfig, head_dims: tuple[int, int], inner_sizes: tuple[int, ...]
     ) -> OnlineTransforms:
-        """What the recipe asks for, at the model's sizes."""
+        """What the recipe asks for, at the model's sizes: ``head_dims`` are what R2 and R3 turn of a head."""
         rotations, cache = recipe.rotations, recipe.kv_cache
-        check_even(recipe, hidden_size=config.hidden_size, head_dim=head_dim)
+        check_even(recipe, config.hidden_size, head_dims)
+        head_dim = head_dims[-1]
         heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
         dense = cache.balancing != "none" or rotations.r3.kind == "learned"
         keys = KeyBasis(heads, head_dim, cache.centres_keys, dense)
@@ -58,9 +59,10 @@ class OnlineTransforms:
         )
 
 
-def check_even(recipe: Recipe, hidden_size: int, head_dim: int) -> None:
+def check_even(recipe: Recipe, hidden_size: int, head_dims: tuple[int, int]) -> None:
     """Raises InputError for a rotation that starts from, or is, a Hadamard matrix of an odd order: there is none."""
-    sizes = {"r1": ("hidden_size", hidden_size), "r2": ("head_dim", head_dim), "r3": ("head_dim", head_dim)}
+    values, keys = head_dims
+    sizes = {"r1": ("hidden_size", hidden_size), "r2": ("head_dim", values), "r3": ("head_dim", keys)}
     for name, (what, size) in sizes.items():
         settings = getattr(recipe.rotations, name)
         learned = settings.kind == "learned"
