@@ -17,13 +17,16 @@ from jointquant.planning.shape import model_of
 CONFIGS = Path(__file__).parents[1] / "models" / "configs"
 
 PARAMETERS = {
+    "DeepSeek-V2-Lite": 15_706_484_224,
     "GLM-4.5-Air": 106_852_251_264,
+    "GLM-4.7-Flash": 29_943_393_920,
     "Gemma-2-9B": 9_241_705_984,
     "Gemma-3-27B": 27_432_406_640,
     "Llama-3.1-70B": 70_553_706_496,
     "Llama-3.1-8B": 8_030_261_248,
     "Mistral-Small-3.1-24B": 24_011_361_280,
     "Mixtral-8x7B": 46_702_792_704,
+    "Moonlight-16B-A3B": 15_960_110_208,
     "Phi-4": 14_659_507_200,
     "Qwen2.5-VL-7B": 8_292_166_656,
     "Qwen3-30B-A3B": 30_532_122_624,
