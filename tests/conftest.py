@@ -40,6 +40,7 @@ ASSEMBLED = (
     "glm4",
     "glm4_moe",
     "glm4_moe_lite",
+    "gpt_oss",
     "granite",
     "minimax_m2",
     "ministral3",
@@ -142,6 +143,19 @@ SPECIAL: dict[str, dict[str, object]] = {
     "deepseek_v2": LATENTS | {"q_lora_rank": None, "n_shared_experts": 2, "topk_method": "group_limited_greedy"},
     "deepseek_v3": LATENTS | {"attention_bias": True, "rope_parameters": YARN},
     "glm4_moe_lite": LATENTS | {"rope_interleave": False},
+    "gpt_oss": {
+        "head_dim": 16,
+        "intermediate_size": 40,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+        "swiglu_limit": 2.0,
+        "pad_token_id": 0,
+        "rope_parameters": {
+            "rope_theta": 150000.0,
+            **{k: v for k, v in YARN.items() if k.startswith(("rope_type", "factor", "beta", "orig"))},
+        },
+    },
     "granite": {
         "embedding_multiplier": 12.0,
         "attention_multiplier": 0.2,

@@ -189,7 +189,7 @@ def test_private_names_are_seen() -> None:
 
 
 MOST = 7
-FREE = {"runtime/attention.py softcap_attention": "transformers' signature"}
+FREE = {"runtime/attention.py explicit_attention": "transformers' signature"}
 """Functions with more parameters, and whose choice that was."""
 
 EXPORTED = set(jointquant.__all__)

@@ -34,6 +34,7 @@ PARAMETERS = {
     "Qwen3-8B": 8_190_735_360,
     "Qwen3-VL-8B": 8_767_123_696,
     "SmolLM3-3B": 3_075_098_624,
+    "gpt-oss-20b-BF16": 20_914_757_184,
 }
 """Numbers of the published weights; a matrix that is tied counts once."""
 

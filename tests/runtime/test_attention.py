@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_attention_forward
 
 from jointquant.runtime.attention import quantized_attention
 
@@ -48,6 +49,23 @@ def test_capped_scores_equal_the_eager_ones(case: str, scaling: float | None) ->
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     uncapped = quantized_attention(module(), query, key, value, look, scaling=scaling)[0]
     assert (uncapped - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("case", TOKENS)
+def test_scores_beside_a_sink_equal_the_eager_ones(case: str) -> None:
+    tokens, cached = TOKENS[case]
+    query, key, value = inputs(tokens, cached, torch.float64)
+    offset = 0 if case in ("prefill", "empty static cache") else cached - tokens
+    look = triangle(tokens, cached, offset)
+    additive = torch.zeros(look.shape, dtype=torch.float64).masked_fill(~look, torch.finfo(torch.float64).min)
+    sinks = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)
+    attention = SimpleNamespace(**vars(module()), sinks=sinks)
+    expected = gpt_oss_attention_forward(attention, query, key, value, additive, scaling=0.3)[0]
+    for mask in [look, additive] + ([None] if case != "chunk" else []):
+        actual = quantized_attention(module(), query, key, value, mask, scaling=0.3, s_aux=sinks)[0]
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    without = quantized_attention(module(), query, key, value, look, scaling=0.3)[0]
+    assert (without - expected).abs().max() > 1e-2
 
 
 def test_a_cap_out_of_reach_is_no_cap() -> None:

@@ -29,6 +29,7 @@ TOWER = "of what reads images, passed through"
 TOWER_WRITER = "of what reads images, passed through but for R1, where it writes to the residual stream"
 RECURRENCE = "of a recurrence: its convolution, gates and decay"
 BASIS = "change of the residual stream's basis between layers"
+SCORES = "of the attention itself: beside the scores of a query"
 OTHER = "no linear of the decoder"
 
 
@@ -142,6 +143,8 @@ def _reason(owner: nn.Module, name: str, full_name: str, architecture: Architect
         return RECURRENCE
     if any(name in site.kept for site in architecture.residual_sites):
         return SHARED_GATE if isinstance(owner, nn.Linear) else ROUTER
+    if name == architecture.attention:
+        return SCORES
     if name == "basis_change":
         return BASIS
     if "Norm" in type(owner).__name__:

@@ -14,7 +14,7 @@ from typing import get_args
 
 import torch
 
-from jointquant.models.support import GGUF_FAMILIES, GGUF_TIED, VLLM_REFUSES, lost_latents, lost_norms
+from jointquant.models.support import GGUF_FAMILIES, GGUF_TIED, VLLM_REFUSES, lost_norms, lost_packed
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, SymmetricRange
 from jointquant.recipe.recipe import Recipe
@@ -83,7 +83,7 @@ class Facts:
         r4: the online transforms of the down projections' inputs, one a size; empty where there is none.
         dtype: that the model is stored in.
         experts: those of the linears that are experts'.
-        latents: whether queries, keys or values are made of latents.
+        lost: why packed weights of this family load nowhere else; empty where they do.
     """
 
     recipe: Recipe
@@ -93,7 +93,7 @@ class Facts:
     r4: tuple[HadamardTransform, ...]
     dtype: torch.dtype
     experts: tuple[str, ...] = ()
-    latents: bool = False
+    lost: str = ""
 
     def weights(self) -> list[WeightSettings]:
         """The different settings of the linears' weights."""
@@ -212,7 +212,7 @@ def dense_obstacles(facts: Facts) -> list[Obstacle]:
 def compressed_obstacles(facts: Facts) -> list[Obstacle]:
     """What compressed-tensors (pack-quantized, int-quantized, transforms) cannot hold, or nobody runs."""
     found = [*online(facts), *([] if facts.recipe.kv_cache.is_vllms else cache_lost(facts))]
-    found += [Obstacle(lost_latents(facts.model_type))] * facts.latents
+    found += [Obstacle(facts.lost)] * bool(facts.lost)
     found += [*r4_not_expressible(facts), *_expert_obstacles(facts)]
     for settings in facts.activations():
         found += _activation_obstacles(settings)
@@ -377,5 +377,5 @@ def facts_of(assembly: Assembly, dtype: torch.dtype) -> Facts:
     """What decides where a model that is built so, and stored in ``dtype``, loads."""
     family, r4, names = assembly.architecture, tuple(assembly.online.r4.values()), assembly.names
     routed = () if family.mixture is None else tuple(n for n in names if f".{family.mixture.experts}." in n)
-    norms, latents = not family.norm.subtracts_mean, bool(family.latent_sites)
-    return Facts(assembly.recipe, names, family.model_type, norms, r4, dtype, routed, latents)
+    norms, lost = not family.norm.subtracts_mean, lost_packed(family)
+    return Facts(assembly.recipe, names, family.model_type, norms, r4, dtype, routed, lost)

@@ -13,8 +13,8 @@ from jointquant.activations.routing import all_tokens_for, routed_tokens, starve
 from jointquant.backend.operations import double
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.models.architecture import Architecture, Site
-from jointquant.models.slices import LinearSlice, Rows
 from jointquant.models.layer import LayerArguments
+from jointquant.models.slices import LinearSlice, Rows
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import linear_weight
 from jointquant.quantization.smoothing import MEASURES, Sizes, smoothing_scales

@@ -10,8 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from jointquant.errors import require
 from jointquant.export.artifact import Artifact
-from jointquant.models.architecture import Architecture
-from jointquant.models.expert_tensors import stored_name
+from jointquant.models.expert_tensors import as_stored
 from jointquant.models.frontend import rotate_embeddings
 from jointquant.models.layer import Place
 from jointquant.models.overflow import narrowed
@@ -73,11 +72,6 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
     if (last := rotations.r1_of(-1)) is not None:
         rotate_reader(head, last)
     yield _tensors(norm, architecture.final_norm, dtype) | _tensors(head, architecture.head, dtype)
-
-
-def as_stored(tensors: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """Tensors under the names that checkpoints of the family give them; experts stay one tensor each, as there."""
-    return {stored_name(architecture, name): tensor for name, tensor in tensors.items()}
 
 
 def _tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:

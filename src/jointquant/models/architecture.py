@@ -68,6 +68,26 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class FusedExperts:
+    """How transformers keeps all experts of a layer in two tensors, called ``gate_up_proj`` and ``down_proj``.
+
+    Attributes:
+        transposed: whether an expert's part is [in, out], and not [out, in].
+        interleaved: whether outputs of gate and up take turns, and do not follow each other.
+        biases: whether there are two tensors more, ``gate_up_proj_bias`` and ``down_proj_bias`` [experts, out].
+        limit: the attribute that says by how much a gate and an up projection are cut off, in families that multiply
+            (u + 1) by g · sigmoid(α g) then; None: u is multiplied by what g becomes by an activation function.
+        stored: whether checkpoints hold these tensors too, and not one an expert and projection.
+    """
+
+    transposed: bool = False
+    interleaved: bool = False
+    biases: bool = False
+    limit: str | None = None
+    stored: bool = False
+
+
+@dataclass(frozen=True)
 class Mixture:
     """Where layers have experts instead of one MLP, and what belongs to them. Names are relative to a layer.
 
@@ -83,6 +103,7 @@ class Mixture:
         stored_projections: what checkpoints call ``gate_proj``, ``up_proj`` and ``down_proj`` of an expert.
         norm: the norm before all of it.
         chosen: the key of the configuration that says how many experts a token passes.
+        fused: how transformers keeps the experts.
     """
 
     block: str = "mlp"
@@ -94,6 +115,7 @@ class Mixture:
     stored_projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     norm: str = "post_attention_layernorm"
     chosen: str = "num_experts_per_tok"
+    fused: FusedExperts = FusedExperts()
 
     def count(self, layer: nn.Module) -> int:
         """The experts of a layer, fused or not; 0 in a dense one."""
@@ -127,8 +149,8 @@ class Architecture:
         sites: the sites of a layer in the order in which the forward pass reaches them.
         value: the rows, of one of a layer's linears, that produce the values; None in a layer without attention.
         up: the rows, of one of a layer's linears, whose outputs reach the down projection channel by channel.
-        up_activation: the key of the configuration that names the function those outputs pass; None where they are
-            multiplied by what passed one.
+        up_activation: the key of the configuration that names the function those outputs pass, or their limit; None
+            where they are multiplied by what passed one.
         output: the attention's output projection (reads the values' heads, writes to the residual stream).
         down: the MLP's output projection (writes to the residual stream).
         attention: the attention module, or what a layer has instead.
@@ -157,8 +179,8 @@ class Architecture:
         Site("mlp_in", ("mlp.gate_proj", "mlp.up_proj"), norm="post_attention_layernorm"),
         Site("down_in", ("mlp.down_proj",)),
     )
-    value: LinearSlice | None = LinearSlice("self_attn.v_proj")
-    up: LinearSlice = LinearSlice("mlp.up_proj", parts=("up",), part="up")
+    value: LinearSlice | None = field(default_factory=lambda: LinearSlice("self_attn.v_proj"))
+    up: LinearSlice = field(default_factory=lambda: LinearSlice("mlp.up_proj", parts=("up",), part="up"))
     up_activation: str | None = None
     output: str = "self_attn.o_proj"
     down: str = "mlp.down_proj"

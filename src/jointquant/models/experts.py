@@ -11,24 +11,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jointquant.models.architecture import PROJECTIONS, Architecture
+from jointquant.models.architecture import PROJECTIONS, Architecture, FusedExperts
 
 
 class Expert(nn.Module):
-    """One expert: down(act(gate(x)) · up(x))."""
+    """One expert: down(inner(gate(x), up(x)))."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: tuple[int, int], biases: bool, inner: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        sizes = ((hidden_size, intermediate_size), (hidden_size, intermediate_size), (intermediate_size, hidden_size))
-        for name, size in zip(PROJECTIONS, sizes, strict=True):
-            self.add_module(name, nn.Linear(*size, bias=False, dtype=dtype))
-        self.act_fn = activation
+        hidden, intermediate = sizes
+        shapes = ((hidden, intermediate), (hidden, intermediate), (intermediate, hidden))
+        for name, shape in zip(PROJECTIONS, shapes, strict=True):
+            self.add_module(name, nn.Linear(*shape, bias=biases, dtype=dtype))
+        self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, hidden] → [tokens, hidden]."""
         gate, up, down = (getattr(self, name) for name in PROJECTIONS)
-        output: Tensor = down(self.act_fn(gate(x)) * up(x))
+        output: Tensor = down(self.inner(gate(x), up(x)))
         return output
+
+
+class Gated(nn.Module):
+    """act(g) · u."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.act_fn = activation
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """[tokens, intermediate], twice → the same shape."""
+        gated: Tensor = self.act_fn(gate) * up
+        return gated
+
+
+class Limited(nn.Module):
+    """(u + 1) · g · sigmoid(α g), where g is at most a limit and u within it (gpt-oss)."""
+
+    def __init__(self, alpha: float, limit: float) -> None:
+        super().__init__()
+        self.alpha, self.limit = alpha, limit
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """[tokens, intermediate], twice → the same shape."""
+        gate, up = gate.clamp(max=self.limit), up.clamp(min=-self.limit, max=self.limit)
+        return (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
 
 
 class Experts(nn.ModuleList):
@@ -36,17 +63,24 @@ class Experts(nn.ModuleList):
 
     Args:
         fused: those.
+        form: how it keeps them.
 
     Attributes:
         open_to_all: numbers of experts that read every token while they are observed; what they make of tokens that
             are not theirs is dropped.
     """
 
-    def __init__(self, fused: Any) -> None:
-        weight: Tensor = fused.gate_up_proj
-        sizes = int(fused.hidden_dim), int(fused.intermediate_dim)
+    def __init__(self, fused: Any, form: FusedExperts) -> None:
+        weight: Tensor = fused.down_proj
+        sizes = (2, 1) if form.transposed else (1, 2)
+        hidden, intermediate = (weight.shape[place] for place in sizes)
+
+        def inner() -> nn.Module:
+            return Gated(fused.act_fn) if form.limit is None else Limited(fused.alpha, getattr(fused, form.limit))
+
         with torch.device("meta"):
-            super().__init__(Expert(*sizes, fused.act_fn, weight.dtype) for _ in range(int(fused.num_experts)))
+            count = int(fused.num_experts)
+            super().__init__(Expert((hidden, intermediate), form.biases, inner(), weight.dtype) for _ in range(count))
         self.open_to_all: frozenset[int] = frozenset()
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -80,4 +114,6 @@ def take_apart(model: nn.Module, architecture: Architecture) -> None:
         return
     for layer in model.get_submodule(architecture.layers).children():
         if mixture.count(layer) and not isinstance(layer.get_submodule(mixture.experts), Experts):
-            layer.set_submodule(mixture.experts, Experts(layer.get_submodule(mixture.experts)).requires_grad_(False))
+            layer.set_submodule(
+                mixture.experts, Experts(layer.get_submodule(mixture.experts), mixture.fused).requires_grad_(False)
+            )

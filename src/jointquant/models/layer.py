@@ -37,7 +37,11 @@ def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
 def head_dim_of(config: PretrainedConfig) -> int:
     """Size of one attention head: of its values, where its keys have another."""
     config = text_config_of(config)
-    return int(getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(
+        getattr(config, "v_head_dim", None)
+        or getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads
+    )
 
 
 def cached_sizes_of(model: nn.Module, architecture: Architecture) -> tuple[int, int]:

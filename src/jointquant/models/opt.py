@@ -1,9 +1,9 @@
 """OPT: LayerNorms (mean and bias fused away, RMSNorms remain), biases everywhere, learned positions, fc1 and fc2."""
 
 from jointquant.models.architecture import Architecture, Site
-from jointquant.models.slices import LinearSlice
 from jointquant.models.norms import LayerNorm
 from jointquant.models.requirements import Fixed, Same
+from jointquant.models.slices import LinearSlice
 
 ARCHITECTURE = Architecture(
     model_type="opt",

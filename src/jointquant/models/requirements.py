@@ -18,10 +18,12 @@ class AbsoluteScores:
     Attributes:
         why: what the family does with its scores, in words that follow its name.
         key: the key of the configuration without whose number it does not; None: it always does.
+        sums_to_one: whether the weights of a query do, so that a constant may be taken from the values.
     """
 
     why: str
     key: str | None = None
+    sums_to_one: bool = True
 
     def holds(self, config: PretrainedConfig) -> bool:
         """Whether a model of this configuration does so."""

@@ -1,8 +1,8 @@
 """StarCoder 2: LayerNorms (mean and bias fused away, RMSNorms remain), biases everywhere, c_fc and c_proj, rotary."""
 
 from jointquant.models.architecture import Architecture, Site
-from jointquant.models.slices import LinearSlice
 from jointquant.models.norms import LayerNorm
+from jointquant.models.slices import LinearSlice
 
 ARCHITECTURE = Architecture(
     model_type="starcoder2",

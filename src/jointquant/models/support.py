@@ -86,6 +86,8 @@ def _centring(family: Architecture) -> Support:
         return Support(True, f"inputs and keys; not values, for the family {family.gated_values}")
     if absolute is None:
         return Support(True)
+    if not absolute.sums_to_one:
+        return Support(True, f"inputs; neither keys nor values, for the family {absolute.why}")
     where = f", where {absolute.key} is set" if absolute.key else ""
     return Support(True, f"inputs and values; not keys, for the family {absolute.why}{where}")
 
@@ -100,8 +102,8 @@ def _gguf(family: Architecture) -> Support:
 def _compressed(family: Architecture) -> Support:
     if family.norm.subtracts_mean:
         return Support(False, lost_norms(family.model_type))
-    if family.latent_sites:
-        return Support(False, lost_latents(family.model_type))
+    if lost := lost_packed(family):
+        return Support(False, lost)
     if family.mixture is not None:
         return Support(True, "weights alone, symmetric: experts' inputs stay in 16 bits, so no R4")
     if family.model_type in VLLM_REFUSES:
@@ -139,9 +141,14 @@ def lost_norms(model_type: str) -> str:
     return f"{model_type}'s LayerNorms have become RMSNorms, which no other runtime has in this family"
 
 
-def lost_latents(model_type: str) -> str:
-    """Why a family with latents has no export for other runtimes but a dense one."""
-    return f"no other runtime was seen to load packed weights beside {model_type}'s latents; export --format dense"
+def lost_packed(family: Architecture) -> str:
+    """Why packed weights of a family load in no other runtime; empty where they do."""
+    name, mixture = family.model_type, family.mixture
+    if family.latent_sites:
+        return f"no other runtime was seen to load packed weights beside {name}'s latents; export --format dense"
+    if mixture is not None and mixture.fused.stored:
+        return f"{name}'s experts are one tensor in checkpoints, which no runtime reads packed; export --format dense"
+    return ""
 
 
 def support_table(families: dict[str, Architecture], summaries: dict[str, str]) -> list[str]:

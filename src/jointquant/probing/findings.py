@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 
-from jointquant.models.slices import LinearSlice
 from jointquant.models.logits import Capped, Divided, LogitMap, Multiplied, Unchanged
 from jointquant.models.norms import LayerNorm, NormKind, RMSNorm
+from jointquant.models.slices import LinearSlice
 from jointquant.probing.precision import InFloat64
 
 CLOSE = 1e-9

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture, Mixture, Site
-from jointquant.models.slices import LinearSlice
 from jointquant.models.requirements import AbsoluteScores
+from jointquant.models.slices import LinearSlice
 from jointquant.probing import findings
 from jointquant.probing.precision import InFloat64
 from jointquant.probing.trace import Call, Trace, same

@@ -10,6 +10,7 @@ from jointquant.distributed.ranks import check_size
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.layer import head_dim_of, text_config_of
+from jointquant.models.requirements import AbsoluteScores
 from jointquant.models.scaling import check_scalable
 from jointquant.recipe.epochs import Visits, has_epochs, in_steps
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
@@ -87,8 +88,17 @@ def _check_centring(config: PretrainedConfig, architecture: Architecture, recipe
     require(
         absolute is None or not absolute.holds(config) or not recipe.kv_cache.centres_keys,
         f"kv_cache.centring {recipe.kv_cache.centring}: {architecture.model_type} {absolute and absolute.why}, "
-        "which does not pass over a constant, expected none or values",
+        f"which does not pass over a constant, expected {_unless_keys(absolute)}",
     )
+    require(
+        absolute is None or absolute.sums_to_one or not absolute.holds(config) or not recipe.kv_cache.centres_values,
+        f"kv_cache.centring {recipe.kv_cache.centring}: {architecture.model_type} {absolute and absolute.why}, so that "
+        "the weights of its values do not sum to one, expected none",
+    )
+
+
+def _unless_keys(absolute: AbsoluteScores | None) -> str:
+    return "none or values" if absolute is None or absolute.sums_to_one else "none"
 
 
 def check_windows(ranks: int, calibration: CalibrationSettings) -> None:

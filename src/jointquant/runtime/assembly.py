@@ -55,7 +55,9 @@ class Assembly:
         config, layers = text_config_of(model.config), list(model.get_submodule(architecture.layers).children())
         cached = cached_sizes_of(model, architecture)
         check_latents(recipe, architecture, latent_sizes_of(model, architecture))
-        online = OnlineTransforms.of(recipe, config, (head_dim_of(config), cached[-1]), inner_sizes_of(model, architecture))
+        online = OnlineTransforms.of(
+            recipe, config, (head_dim_of(config), cached[-1]), inner_sizes_of(model, architecture)
+        )
         mixture = architecture.mixture
         routed = tuple(1.0 if mixture is None else mixture.routed_share(layer, config) for layer in layers)
         check_recipe(recipe, architecture, layers, cached)

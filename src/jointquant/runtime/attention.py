@@ -113,8 +113,8 @@ def quantized_attention(
             seen = attend_packed(path.of_query(query, buffers, turned), key, value, kwargs.get("scaling"))
             return seen.transpose(1, 2).contiguous(), None
         query, key, value = path(query, key, value, buffers)
-    if kwargs.get("softcap") is not None:
-        return softcap_attention(module, query, key, value, attention_mask, **kwargs)
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux")):
+        return explicit_attention(module, query, key, value, attention_mask, **kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -128,16 +128,20 @@ class ScoreOptions(TypedDict, total=False):
     is_causal: bool | None
 
 
-def softcap_attention(
+def explicit_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    softcap: float,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **options: Unpack[ScoreOptions],
 ) -> tuple[Tensor, None]:
-    """Attention whose scores pass c · tanh(· / c) before the mask, which torch's own attention does not know.
+    """Attention whose scores are changed as torch's own attention does not know it.
+
+    They pass c · tanh(· / c) before the mask, or have a sink beside them: a score that takes part in the softmax and
+    has no value.
 
     Args:
         module: the attention module; it says whether attention is causal where ``is_causal`` does not.
@@ -146,7 +150,8 @@ def softcap_attention(
         value: [batch, kv_heads, cached, head_dim].
         attention_mask: True (or 0.0) where a query may look, broadcasting over [batch, heads, tokens, cached]; None
             is the causal triangle, as for torch's attention.
-        softcap: c.
+        softcap: c; None: scores are as they are.
+        s_aux: the sink of each head [heads], by transformers' name; None: there is none.
         **options: see ``ScoreOptions``; others are passed over.
 
     Returns:
@@ -156,14 +161,19 @@ def softcap_attention(
     batch, heads, tokens, head_dim = query.shape
     groups = query.unflatten(1, (key.shape[1], -1))  # [batch, kv_heads, group, tokens, head_dim]
     scores = groups @ key.unsqueeze(2).transpose(-1, -2) * (head_dim**-0.5 if scaling is None else scaling)
-    scores = softcap * torch.tanh(scores / softcap)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if attention_mask is None and causal and tokens > 1:
         attention_mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
     if attention_mask is not None:
         scores = _masked(scores.flatten(1, 2), attention_mask).view_as(scores)
+    if s_aux is not None:
+        sinks = s_aux.to(scores).view(1, *scores.shape[1:3], 1, 1).expand(batch, -1, -1, tokens, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
     exact = torch.promote_types(query.dtype, torch.float32)
     weights = functional.softmax(scores, dim=-1, dtype=exact).to(query.dtype)
+    weights = weights if s_aux is None else weights[..., :-1]
     weights = functional.dropout(weights, options.get("dropout", 0.0), training=module.training)
     mixed = (weights @ value.unsqueeze(2)).reshape(batch, heads, tokens, -1)
     return mixed.transpose(1, 2).contiguous(), None

@@ -134,7 +134,11 @@ def reads_packed(query: Tensor, key: Tensor, value: Tensor, options: Mapping[str
     """Whether the compiled program attends: one new token that sees all records, nothing besides a softmax."""
     if query.shape[2] != 1 or not (isinstance(key, CachedStates) and isinstance(value, CachedStates)):
         return False
-    plain = options.get("softcap") is None and not options.get("dropout") and not query.requires_grad
+    plain = (
+        all(options.get(name) is None for name in ("softcap", "s_aux"))
+        and not options.get("dropout")
+        and not query.requires_grad
+    )
     return plain and key.record.in_place and value.record.in_place
 
 

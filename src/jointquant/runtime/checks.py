@@ -41,7 +41,11 @@ def check_recipe(
             "byte, expected `kv_cache.scheme=affine`"
         )
     ranges = recipe.kv_cache.of_keys, recipe.kv_cache.of_values
-    names = LATENT_PARTS if architecture.latent_sites else ("the keys in kv_cache (head_dim)", "the values in kv_cache (head_dim)")
+    names = (
+        LATENT_PARTS
+        if architecture.latent_sites
+        else ("the keys in kv_cache (head_dim)", "the values in kv_cache (head_dim)")
+    )
     for what, settings, size in zip(names, ranges, cached, strict=True):
         _check_group(what, settings.group_size, size)
 
@@ -70,8 +74,8 @@ def check_latents(recipe: Recipe, architecture: Architecture, latents: tuple[int
     odd = [size for size in latents if size % 2]
     require(
         recipe.rotations.r1.kind == "none" or not odd,
-        f"rotations.r1 is {recipe.rotations.r1.kind}: latents are rotated with it, theirs have {odd and odd[0]} channels, and no "
-        "Hadamard matrix has an odd order, expected `rotations.r1.kind=none`",
+        f"rotations.r1 is {recipe.rotations.r1.kind}: latents are rotated with it, of {odd and odd[0]} channels, and "
+        "no Hadamard matrix has an odd order, expected `rotations.r1.kind=none`",
     )
 
 
