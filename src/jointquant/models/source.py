@@ -59,7 +59,8 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
     """``tensor`` itself; raises InputError, with its name, when it holds NaN, infinity, or more than ``LARGEST``."""
     if not tensor.is_floating_point() or not tensor.numel():
         return tensor
-    peak = torch.maximum(tensor.amax(), -tensor.amin()).item()  # NaN where there is one
+    work = tensor.float() if tensor.itemsize == 1 else tensor  # torch finds no maximum of eight bits
+    peak = torch.maximum(work.amax(), -work.amin()).item()  # NaN where there is one
     if not math.isfinite(peak):
         raise InputError(f"tensor {name} holds NaN or infinite values: expected finite weights")
     if peak > LARGEST:

@@ -16,6 +16,7 @@ from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model, read_config
 from jointquant.models.contents import AsNamed, check_contents, own_head
+from jointquant.models.dequantized import Dequantized, form_of
 from jointquant.models.expert_tensors import ExpertTensors
 from jointquant.models.experts import take_apart
 from jointquant.models.frontend import Frontend, centre_embeddings
@@ -182,7 +183,8 @@ def open_stream(
         allow_pickle: read pickle weights where there are no others.
 
     Raises:
-        InputError: no such folder, no configuration, no weights, or a model that is already quantized.
+        InputError: no such folder, no configuration, no weights, or a model that is already quantized, but for those
+            that ``dequantized`` reads.
     """
     if isinstance(model, PreTrainedModel):
         config = model.config
@@ -192,8 +194,10 @@ def open_stream(
         config = read_config(folder)
         architecture_of(config.model_type)
         source = open_weights(folder, allow_pickle)
-    quantized = getattr(config, "quantization_config", None)
-    require(quantized is None, "the model is already quantized: expected one in floating point")
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None:
+        source, config = Dequantized(source, form_of(settings)), copy.deepcopy(config)
+        del config.quantization_config
     return ModelStream(source, config, attn_implementation)
 
 
