@@ -94,5 +94,5 @@ def test_a_checkpoint_in_fp8_is_the_model_of_its_numbers(save_model) -> None:
 
 @pytest.mark.parametrize("settings", [{"quant_method": "gptq"}, {"quant_method": "fp8"}, {}])
 def test_other_forms_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="already quantized .* expected one in floating point, or one whose weights"):
+    with pytest.raises(InputError, match=r"already quantized .* expected one in floating point, or one whose weights"):
         form_of(settings)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from conftest import MIXTURES, make_model
 from jointquant.errors import InputError
-from jointquant.models.expert_tensors import StoredNames
+from jointquant.models.expert_tensors import StoredNames, as_stored
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.models.stream import open_stream
 
@@ -33,6 +33,22 @@ def test_every_form_on_the_disk_is_the_model_in_memory(family: str, form: str, s
     for name in disk.source.shapes():
         assert memory.source.shapes()[name] == disk.source.shapes()[name]
         assert torch.equal(memory.source.load(name), disk.source.load(name)), name
+
+
+def test_experts_of_checkpoints_in_one_tensor_are_put_together_again(save_model) -> None:
+    folder = save_model("gpt_oss")
+    stored = load_file(folder / "model.safetensors")
+    stream = open_stream(folder)
+    ours = {name: stream.source.load(name) for name in stream.source.shapes()}
+    gate, fused = "model.layers.1.mlp.experts.3.gate_proj", stored["model.layers.1.mlp.experts.gate_up_proj"]
+    assert torch.equal(ours[f"{gate}.weight"], fused[3, :, 0::2].t())
+    assert torch.equal(ours[f"{gate}.bias"], stored["model.layers.1.mlp.experts.gate_up_proj_bias"][3, 0::2])
+    again = as_stored(ours, stream.architecture)
+    assert again.keys() == stored.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+    del ours[f"{gate}.weight"]
+    with pytest.raises(InputError, match="lie in several files"):
+        as_stored(ours, stream.architecture)
 
 
 def test_a_linear_that_is_there_twice_is_refused(save_model) -> None:

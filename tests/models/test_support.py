@@ -32,7 +32,7 @@ def accepted(family: str, recipe: str, *changes: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "deepseek_v3", "gpt_oss"])
 def test_the_table_says_what_the_package_does(family: str) -> None:
     found = support_of(ARCHITECTURES[family])
     model, architecture = model_of(make_model(family).config)
@@ -61,6 +61,15 @@ def test_centring_in_part_is_keys_refused(family: str) -> None:
     held = absolute is not None and absolute.holds(make_model(family).config)
     assert keys != held
     assert (support_of(ARCHITECTURES[family])["centring"].word == "yes") == (absolute is None)
+
+
+@pytest.mark.parametrize(("family", "named"), [("deepseek_v3", "caches latents"), ("gpt_oss", "has a sink")])
+def test_neither_keys_nor_values_are_centred(family: str, named: str) -> None:
+    for centring in ("keys", "values", "both"):
+        with pytest.raises(InputError, match=rf"kv_cache\.centring {centring}: {family} {named}.* expected none$"):
+            facts(family, "fp16", f"kv_cache.centring={centring}")
+    assert accepted(family, "fp16", "activations.centring=mean")
+    assert support_of(ARCHITECTURES[family])["centring"].word == "in part"
 
 
 def test_every_doubt_has_its_reason() -> None:

@@ -21,13 +21,11 @@ SCALE_BIAS = 127
 
 
 class Form(Protocol):
-    """How a weight is stored.
+    """How a weight is stored."""
 
-    Attributes:
-        ends: what the names of its numbers and of its scales end with, behind the name of the weight.
-    """
-
-    ends: tuple[str, str]
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What the names of its numbers and of its scales end with, behind the name of the weight."""
 
     def shape(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a weight whose numbers have this one."""
@@ -97,11 +95,12 @@ def form_of(settings: Any) -> Form:
     """
     data: dict[str, Any] = settings if isinstance(settings, dict) else settings.to_dict()
     method, block = str(data.get("quant_method"))[:40], data.get("weight_block_size")
-    pair = isinstance(block, (list, tuple)) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
     if method == "mxfp4":
         return Mxfp4()
-    if method == "fp8" and pair:
-        return BlockFp8(tuple(block))  # type: ignore[arg-type]
+    if method == "fp8" and isinstance(block, (list, tuple)) and len(block) == 2:
+        rows, columns = block
+        if all(type(size) is int and size > 0 for size in block):
+            return BlockFp8((rows, columns))
     raise InputError(
         f"the model is already quantized ({method}): expected one in floating point, or one whose weights are fp8 in "
         "blocks, or mxfp4"
