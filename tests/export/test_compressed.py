@@ -26,6 +26,7 @@ MIXED = (
     'overrides=[{modules: "*.1.*", weights: {num_bits: 8, group_size: null}}, '
     '{modules: "*.2.mlp.*", weights: {num_bits: 16}}]',
 )
+WEIGHTS_ALONE = ("weights.symmetric=true", "activations.num_bits=16", "kv_cache.num_bits=16")
 TINY = {
     "w3a16 packs across words": (
         "llama",
@@ -46,6 +47,7 @@ TINY = {
     "fused qkv": ("phi3", "w4a16", ("weights.group_size=16",)),
     "experts": ("qwen2_moe", "w4a16", ("weights.group_size=8", "refinement.steps=0")),
     "experts under other names": ("mixtral", "w4a16", ("weights.group_size=8", "refinement.steps=0")),
+    "latents": ("deepseek_v3", "rtn", (*WEIGHTS_ALONE, "rotations.r1.kind=hadamard", "rotations.r2.kind=hadamard")),
     "scaled embedding": ("gemma3_text", "w4a16", ("weights.group_size=4", "rotations.r1.kind=none")),
 }
 

@@ -144,10 +144,8 @@ def lost_norms(model_type: str) -> str:
 def lost_packed(family: Architecture) -> str:
     """Why packed weights of a family load in no other runtime; empty where they do."""
     name, mixture = family.model_type, family.mixture
-    if family.latent_sites:
-        return f"no other runtime was seen to load packed weights beside {name}'s latents; export --format dense"
     if mixture is not None and mixture.fused.stored:
-        return f"{name}'s experts are one tensor in checkpoints, which no runtime reads packed; export --format dense"
+        return f"{name}'s experts are one tensor in checkpoints, and no runtime reads integers there; export --format dense"
     return ""
 
 
