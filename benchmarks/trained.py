@@ -44,6 +44,7 @@ class Kind:
 
 
 PRESETS: dict[str, tuple[str, ...]] = {"rtn": (), "quarot": (), "dartquant": (), "w4a4kv4": ()}
+OF_LATENTS = ("rotations.r3.kind=hadamard", "kv_cache.centring=none", "kv_cache.balancing=none")
 COMMON = {"max_position_embeddings": 512, "tie_word_embeddings": True}
 KINDS = {
     "qwen2": Kind(
@@ -86,8 +87,31 @@ KINDS = {
         },
         ("rotations.r2.kind=none",),
     ),
+    "latents": Kind(
+        "deepseek_v3",
+        {
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 6,
+            "q_lora_rank": 96,
+            "kv_lora_rank": 64,
+            "qk_nope_head_dim": 32,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 32,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 128,
+            "first_k_dense_replace": 1,
+        },
+        presets=PRESETS | {"w4a4kv4": OF_LATENTS},
+    ),
 }
-"""Gemma 3's norms behind each part allow no R1; a gate behind attention allows no R2 (docs/families.md)."""
+"""Gemma 3's norms behind each part allow no R1; a gate behind attention allows no R2; a cache of latents has
+neither a learned R3 nor centred keys and values (docs/families.md)."""
 
 
 def main() -> None:
