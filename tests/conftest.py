@@ -95,7 +95,7 @@ MROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5
 LATENTS = {
     "num_key_value_heads": 4,
     "q_lora_rank": 24,
-    "kv_lora_rank": 20,
+    "kv_lora_rank": 40,
     "qk_nope_head_dim": 12,
     "qk_rope_head_dim": 8,
     "v_head_dim": 16,

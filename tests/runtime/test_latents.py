@@ -68,7 +68,7 @@ def test_an_artifact_keeps_latents_in_few_bits(tmp_path: Path, tokenizer) -> Non
     torch.testing.assert_close(torch.cat(steps, 1), model(input_ids=tokens).logits, rtol=0, atol=1e-9)
     kept = cache.layers[0]
     assert isinstance(kept, PackedLayer)
-    assert kept.keys.shape == (2, 1, 12, 10 + 8 + 1)  # 20 integers of 4 bits, a scale of float64, a zero point
+    assert kept.keys.shape == (2, 1, 12, 20 + 8 + 1)  # 40 integers of 4 bits, a scale of float64, a zero point
     assert kept.values.shape == (2, 1, 12, 4 + 8 + 1)
 
 
@@ -79,7 +79,7 @@ def test_an_artifact_keeps_latents_in_few_bits(tmp_path: Path, tokenizer) -> Non
         ("kv_cache.centring=keys", "kv_cache.centring keys"),
         ("kv_cache.balancing=full", "kv_cache.balancing full"),
         ("kv_cache.keys={num_bits: 8}", "kv_cache.keys {'num_bits': 8}"),
-        ("kv_cache.group_size=16", "group_size 16 of the latents in kv_cache does not divide 20"),
+        ("kv_cache.group_size=16", "group_size 16 of the latents in kv_cache does not divide 40"),
     ],
 )
 def test_what_latents_do_not_allow_is_refused(change: str, named: str, tmp_path: Path, tokenizer) -> None:

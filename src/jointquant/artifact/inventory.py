@@ -143,7 +143,7 @@ def _reason(owner: nn.Module, name: str, full_name: str, architecture: Architect
         return RECURRENCE
     if any(name in site.kept for site in architecture.residual_sites):
         return SHARED_GATE if isinstance(owner, nn.Linear) else ROUTER
-    if name == architecture.attention:
+    if architecture.absolute_scores is not None and name == architecture.attention:
         return SCORES
     if name == "basis_change":
         return BASIS
