@@ -145,7 +145,8 @@ def lost_packed(family: Architecture) -> str:
     """Why packed weights of a family load in no other runtime; empty where they do."""
     name, mixture = family.model_type, family.mixture
     if mixture is not None and mixture.fused.stored:
-        return f"{name}'s experts are one tensor in checkpoints, and no runtime reads integers there; export --format dense"
+        why = f"{name}'s experts are one tensor in checkpoints, and no runtime reads integers there"
+        return f"{why}; export --format dense"
     return ""
 
 
