@@ -14,6 +14,8 @@ import fake_npu
 import jointquant
 from conftest import make_model, small
 from jointquant.backend.operations import MISSING
+from jointquant.models.layer import Place
+from jointquant.models.stream import open_stream
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.gptq_stack import factorize_stack, gptq_stack
 from jointquant.quantization.integer import IntFormat
@@ -204,3 +206,23 @@ def test_a_new_token_waits_for_nothing_but_whether_it_is_the_last(tmp_path: Path
         more_waits = waits(6)
         more_waits.subtract(waits(2))
         assert +more_waits == Counter({("_local_scalar_dense", ""): 4})
+
+
+def test_nobody_waits_for_the_layers_that_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From files, in the dtype that they are stored in; from ordinary memory, each tensor is waited for."""
+    make_model("llama", num_hidden_layers=3, intermediate_size=48).save_pretrained(tmp_path)
+    stream = open_stream(tmp_path)
+
+    def walk() -> tuple[int, list[Tensor]]:
+        before, found = waited(machine), list[Tensor]()
+        for _, layer in stream.layers(Place(torch.device("npu:0"), torch.float32)):
+            found += layer.state_dict().values()
+        return waited(machine) - before, found
+
+    with fake_npu.present() as machine:
+        waits, tensors = walk()
+        assert waits == 0, machine.waits + machine.sent
+        monkeypatch.setattr("jointquant.models.stream.copied", lambda x, device: x.clone())
+        ordinary, expected = walk()
+        assert ordinary == len(expected) == len(tensors) > 20
+        assert all(map(torch.equal, map(fake_npu.on_host, tensors), map(fake_npu.on_host, expected)))
