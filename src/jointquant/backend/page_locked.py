@@ -7,8 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-READERS = ("cuda", "npu")
-"""Backends whose devices copy from it while the host goes on."""
+from jointquant.backend.devices import reads_page_locked
 
 COPIES = 3
 """Of what is read ahead: what is read and what is on its way, each rounded up to a power of two by torch (by less than
@@ -19,7 +18,7 @@ _refused: list[str] = []
 
 def copies_ahead(device: torch.device) -> int:
     """How many times the host keeps the bytes of what is read ahead for a device."""
-    return COPIES if device.type in READERS else 1
+    return COPIES if reads_page_locked(device) else 1
 
 
 def copied(x: Tensor, device: torch.device) -> Tensor:
@@ -27,7 +26,7 @@ def copied(x: Tensor, device: torch.device) -> Tensor:
 
     Where the machine allows no more of it, that is said once, and copies are ordinary from then on.
     """
-    if device.type not in READERS or x.device.type != "cpu" or not x.numel() or _refused:
+    if not reads_page_locked(device) or x.device.type != "cpu" or not x.numel() or _refused:
         return x.clone()
     try:
         return x.pin_memory()
@@ -42,5 +41,5 @@ def placed(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 
     torch keeps such memory until the device has read it, whoever lets go of it.
     """
-    ahead = device.type in READERS and x.dtype == dtype and x.device.type == "cpu" and x.is_pinned()
+    ahead = reads_page_locked(device) and x.dtype == dtype and x.device.type == "cpu" and x.is_pinned()
     return x.to(device, dtype, non_blocking=ahead)
