@@ -1,4 +1,4 @@
-"""llama.cpp's speed on a GGUF file, for benchmarks/beside_llama_cpp.py; runs in an environment that has llama-cpp-python.
+"""llama.cpp's speed on a GGUF file, for benchmarks/beside_llama_cpp.py; runs where llama-cpp-python is.
 
 Build it for the processor that it runs on: a wheel for all processors, or one without optimisation, says little.
 

@@ -1,12 +1,13 @@
 """Compile the Triton programs for GPUs that are not here, at the shapes of real models, and read what they need.
 
-    python benchmarks/triton_compile.py [--targets sm_80,sm_90] [--models Llama-2-7B] [--out FILE]
+    python benchmarks/triton_compile.py [--only linears,attention] [--targets sm_80,sm_90] [--models Llama-2-7B]
+        [--out FILE]
 
 The programs are called as at run time, with tensors that have no memory and a driver that names a target instead of a
 device: each variant that a model would launch is compiled, none is run. A row is a variant: bytes of shared memory and
 the bound that JointQuant compares with what a device has, bytes of stack for each thread (what did not fit into
 registers), the tensor cores' instructions in it, and the processor's seconds that it took. Writes
-benchmarks/results/triton_compile.json.
+benchmarks/results/triton_compile.json, and keeps what it holds of other programs from the same machine and versions.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ from jointquant.quantization.ranges import DynamicRange, InputRange, SearchedRan
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.inner_rotation import InnerRotation
 from jointquant.runtime.input_path import InputPath
-from jointquant.runtime.kernels import triton_few_rows, triton_hadamard, triton_many_rows
+from jointquant.runtime.kernels import triton_attention, triton_few_rows, triton_hadamard, triton_many_rows
+from jointquant.runtime.kernels.attention_triton import WORD
 from jointquant.runtime.kernels.int4_triton import Int4Triton, TritonWeight
+from jointquant.runtime.kernels.launching import parts
+from jointquant.runtime.kernels.packed_attention import NUM_BITS
 from jointquant.runtime.kernels.triton_tokens import rms_norm_integers
 from jointquant.runtime.site import SiteInput
 from report import Result
@@ -48,12 +52,16 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 MODELS = {
-    "Llama-2-7B": (4096, 11008), "Llama-2-13B": (5120, 13824), "Llama-3-8B": (4096, 14336),
-    "Llama-70B": (8192, 28672), "Qwen3-8B": (4096, 12288), "Qwen3-32B": (5120, 25600),
+    "Llama-2-7B": (4096, 11008, 32, 32), "Llama-2-13B": (5120, 13824, 40, 40), "Llama-3-8B": (4096, 14336, 32, 8),
+    "Llama-70B": (8192, 28672, 64, 8), "Qwen3-8B": (4096, 12288, 32, 8), "Qwen3-32B": (5120, 25600, 64, 8),
 }  # fmt: skip
-"""Hidden and intermediate size."""
+"""Hidden and intermediate size, heads and KV heads; a head's size is 128 in all."""
+HEAD, OTHER_HEADS = 128, (64, 80, 256)
+FEW_CACHED, MANY_CACHED = 100, 8000
+"""Tokens in a cache: one share, and several."""
 ROWS = (1, 16, 64, 2048)
 A8, A4 = DynamicRange(IntFormat(8, False)), DynamicRange(IntFormat(4, False))
+FLOAT = 4
 TENSOR_CORES = ("wgmma", "tcgen05.mma", "mma.sync", "mfma")
 
 
@@ -103,6 +111,8 @@ def bound(name: str, given: dict[str, Any]) -> int | None:
         return triton_hadamard.factor_bytes()
     if name == "hadamard_integers":
         return triton_hadamard.token_bytes(given["a"], given["b"])
+    if name == "attend":
+        return triton_attention.shared_bytes(given["size"])
     more = given.get("num_warps"), given.get("num_stages")
     if name == "few_rows":
         sizes = (given[f"block_{side}"] for side in ("rows", "out", "half"))
@@ -155,8 +165,29 @@ def multiply(rows: int, out: int, size: int, path: InputPath, group_size: int | 
     Int4Triton().run(SiteInput(x, path, known), weight(out, size, groups, path.quantizer))
 
 
-def model(hidden: int, intermediate: int) -> None:
-    """All that a model of these sizes launches."""
+def attention(
+    heads: tuple[int, int], head_dim: int, quantizer: DynamicRange, dtype: torch.dtype, tokens: int = MANY_CACHED
+) -> None:
+    """One new token in a model with so many heads and KV heads, and others in the cache."""
+    query, fmt = empty(1, heads[0], 1, head_dim, dtype=dtype), quantizer.fmt
+    size = head_dim // 2 if fmt.num_bits <= NUM_BITS else head_dim
+    record = parts(size + FLOAT + fmt.has_zero_point, WORD) * WORD
+    records = empty(1, heads[1], tokens, record, dtype=torch.uint8)
+    triton_attention.attend(query, records, records, (fmt, fmt), head_dim**-0.5)
+
+
+def attentions(*heads: int) -> None:
+    """A model's attention over a packed cache, and that of heads of other sizes."""
+    both = heads[0], heads[1]
+    attention(both, HEAD, A4, torch.bfloat16, FEW_CACHED)
+    for quantizer, dtype in ((A4, torch.bfloat16), (A4, torch.float32), (A8, torch.bfloat16)):
+        attention(both, HEAD, quantizer, dtype)
+    for head_dim in OTHER_HEADS:
+        attention(both, head_dim, A4, torch.bfloat16)
+
+
+def linears(hidden: int, intermediate: int) -> None:
+    """A model's products, what happens to their inputs, and GPTQ's rounding."""
     transform = HadamardTransform.of_size(intermediate)
     plain = [InputPath(None, quantizer) for quantizer in (None, A8, A4)]
     learned = InputPath(transform, SearchedRange(IntFormat(4, False)), centred=True, inner=InnerRotation(128))
@@ -176,6 +207,14 @@ def model(hidden: int, intermediate: int) -> None:
         round_columns((*columns, codes), empty(*stack, 16, 16, dtype=torch.float32), IntFormat(4, False))
 
 
+PARTS: dict[str, Callable[[int, int, int, int], None]] = {
+    "linears": lambda hidden, intermediate, *heads: linears(hidden, intermediate),
+    "attention": lambda hidden, intermediate, *heads: attentions(*heads),
+}
+ATTENTION = ("attend", "combine")
+"""Programs of the part of that name; all others are of the other."""
+
+
 def supported(target: GPUTarget) -> bool:
     """Whether the Triton that is installed compiles for it."""
     from triton.compiler import make_backend
@@ -188,12 +227,15 @@ def supported(target: GPUTarget) -> bool:
 def main() -> None:
     """Compile and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--targets", default=",".join(TARGETS), help=f"some of {', '.join(TARGETS)}")
     parser.add_argument("--models", default=",".join(MODELS), help=f"some of {', '.join(MODELS)}")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     given = "" if arguments.models == ",".join(MODELS) else f" --models {arguments.models}"
+    asked = arguments.only.split(",")
     result = Result(arguments.out, f"python benchmarks/triton_compile.py{given}", triton=triton.__version__)
+    result.keep(lambda row: ("attention" if row["program"] in ATTENTION else "linears") not in asked)
     for name in arguments.targets.split(","):
         if not supported(TARGETS[name]):
             print(f"{name}: no back end in Triton {triton.__version__}")
@@ -201,7 +243,8 @@ def main() -> None:
         driver.set_active(Driver(TARGETS[name]))
         for each in arguments.models.split(","):
             with replaced(compiling(lambda row, facts={"target": name, "model": each}: result.add(facts | row))):
-                model(*MODELS[each])
+                for part in asked:
+                    PARTS[part](*MODELS[each])
     result.write()
 
 

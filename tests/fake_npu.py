@@ -234,6 +234,17 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return target
 
 
+def _page_locked(x: Tensor) -> Tensor:
+    """``pin_memory``: a copy that carries a mark."""
+    copy = x.clone()
+    copy.page_locked = True  # type: ignore[attr-defined]
+    return copy
+
+
+def _is_page_locked(x: Tensor) -> bool:
+    return getattr(x, "page_locked", False)
+
+
 _libraries: list[torch.library.Library] = []
 
 
@@ -256,9 +267,11 @@ def present(refuses: Callable[[str, list[Tensor]], str | None] = lambda name, te
     MACHINE.present, MACHINE.refuses = True, refuses
     for counted in (MACHINE.waits, MACHINE.sent, MACHINE.calls):
         counted.clear()
-    synchronize = torch.accelerator.synchronize
+    real = torch.accelerator.synchronize, Tensor.pin_memory, Tensor.is_pinned
     torch.accelerator.synchronize = lambda device=None: None  # asks for what only a backend in C++ has
+    Tensor.pin_memory, Tensor.is_pinned = _page_locked, _is_page_locked  # so do these
     try:
         yield MACHINE
     finally:
-        MACHINE.present, torch.accelerator.synchronize = False, synchronize
+        MACHINE.present = False
+        torch.accelerator.synchronize, Tensor.pin_memory, Tensor.is_pinned = real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import fake_npu
 import jointquant
 from conftest import make_model, small
 from jointquant.backend.operations import MISSING
+from jointquant.models.layer import Place
+from jointquant.models.stream import open_stream
 from jointquant.quantization.gptq import HessianSum, factorize, gptq
 from jointquant.quantization.gptq_stack import factorize_stack, gptq_stack
 from jointquant.quantization.integer import IntFormat
@@ -24,6 +27,7 @@ from jointquant.rotations.objectives import OBJECTIVES, whip
 from jointquant.rotations.optimizers import OPTIMIZERS, RETRACT_EVERY, SETTLING, Schedule
 from jointquant.rotations.orthogonal import LOOSELY, STRAYED, brought_back
 from jointquant.rounding import refinement
+from jointquant.runtime.cache import PackedCache
 
 NPU = torch.device("npu:0") if fake_npu.install() is None else None  # torch knows the name now
 QUANTIZER = DynamicRange(IntFormat(4, False))
@@ -177,3 +181,48 @@ def test_a_search_for_clip_ratios_waits_once() -> None:
     for seed in range(5):
         on_host.update(torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)))
     assert waits(5)[1] == on_host.best()
+
+
+def test_a_new_token_waits_for_nothing_but_whether_it_is_the_last(tmp_path: Path, monkeypatch, tokenizer) -> None:
+    """With a packed cache, R3 and R4, and centred keys and values; that wait is transformers' own."""
+    four = ("weights.num_bits=4", "weights.method=rtn", "activations.num_bits=4", "kv_cache.num_bits=4")
+    more = ("rotations.r3.kind=hadamard", "rotations.r4.kind=hadamard", "kv_cache.centring=both")
+    recipe = jointquant.load_recipe("fp16", small(*four, *more))
+    model = make_model("llama", num_hidden_layers=2, intermediate_size=48)
+    jointquant.quantize(model, tmp_path / "a", recipe, tokenizer=tokenizer)
+    monkeypatch.setattr("jointquant.backend.devices.import_module", lambda name: None)
+    with fake_npu.present() as machine:
+        artifact = jointquant.load(tmp_path / "a", device="npu", dtype="float32")
+        ids = (7 * torch.arange(1, 11)[None]).to(NPU)
+
+        def waits(new_tokens: int) -> Counter[tuple[str, str]]:
+            machine.waits.clear()
+            machine.sent.clear()
+            options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+            found = artifact.generate(ids, **options, return_dict_in_generate=True)
+            assert isinstance(found.past_key_values, PackedCache)
+            return machine.waits + Counter({("sent", line): count for line, count in machine.sent.items()})
+
+        more_waits = waits(6)
+        more_waits.subtract(waits(2))
+        assert +more_waits == Counter({("_local_scalar_dense", ""): 4})
+
+
+def test_nobody_waits_for_the_layers_that_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From files, in the dtype that they are stored in; from ordinary memory, each tensor is waited for."""
+    make_model("llama", num_hidden_layers=3, intermediate_size=48).save_pretrained(tmp_path)
+    stream = open_stream(tmp_path)
+
+    def walk() -> tuple[int, list[Tensor]]:
+        before, found = waited(machine), list[Tensor]()
+        for _, layer in stream.layers(Place(torch.device("npu:0"), torch.float32)):
+            found += layer.state_dict().values()
+        return waited(machine) - before, found
+
+    with fake_npu.present() as machine:
+        waits, tensors = walk()
+        assert waits == 0, machine.waits + machine.sent
+        monkeypatch.setattr("jointquant.models.stream.copied", lambda x, device: x.clone())
+        ordinary, expected = walk()
+        assert ordinary == len(expected) == len(tensors) > 20
+        assert all(map(torch.equal, map(fake_npu.on_host, tensors), map(fake_npu.on_host, expected)))

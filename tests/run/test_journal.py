@@ -202,10 +202,10 @@ def test_shards_that_do_not_stay(stage: str, what: str, model: Path, tmp_path: P
 def test_a_worker_that_dies(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed) -> None:
     out, read = tmp_path / "out", ModelStream.read_layer
 
-    def fails(self: ModelStream, index: int) -> object:
+    def fails(self: ModelStream, index: int, *device: object) -> object:
         if index == 2:
             raise MemoryError("no memory to read ahead")
-        return read(self, index)
+        return read(self, index, *device)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ModelStream, "read_layer", fails)
     with pytest.raises(MemoryError, match="read ahead"):

@@ -166,6 +166,11 @@ def launches_cost(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def reads_page_locked(device: torch.device) -> bool:
+    """Whether the device copies from page-locked memory of the host by itself, while the host goes on."""
+    return device.type in ("cuda", "npu")
+
+
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host's pageable memory on a device; the host does not wait until it has arrived, where the
     backend orders copies and the work after them by itself. What is sent may change at once: the backend stages it.

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from jointquant.backend.background import worker
+from jointquant.backend.operations import HOST
+from jointquant.backend.page_locked import copied, placed
 from jointquant.backend.products import hasten
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
@@ -109,27 +111,32 @@ class ModelStream:
 
     def layer(self, index: int, place: Place) -> nn.Module:
         """Decoder layer ``index``, materialised afresh at ``place``."""
-        return self._filled(self.architecture.layer_prefix(index), self.read_layer(index), place)
+        return self._filled(self.architecture.layer_prefix(index), self.read_layer(index, place.device), place)
 
     def layers(self, place: Place, start: int = 0) -> Iterator[tuple[int, nn.Module]]:
         """The decoder layers from ``start`` on, each with its number; the next one is read while one is in use.
 
+        It is read into memory that an accelerator copies from by itself, so that nobody waits for what is sent.
         A caller that lets go of a layer before it asks for the next has two layers in memory at most.
         """
         with worker("read ahead") as pool:
-            ahead = pool.submit(self.read_layer, start) if start < self.num_layers else None
+            ahead = pool.submit(self.read_layer, start, place.device) if start < self.num_layers else None
             for index in range(start, self.num_layers):
                 assert ahead is not None
                 tensors = ahead.result()
-                ahead = pool.submit(self.read_layer, index + 1) if index + 1 < self.num_layers else None
+                more = index + 1 < self.num_layers
+                ahead = pool.submit(self.read_layer, index + 1, place.device) if more else None
                 yield index, self._filled(self.architecture.layer_prefix(index), tensors, place)
 
-    def read_layer(self, index: int) -> dict[str, Tensor]:
-        """Copies of a layer's tensors, on the CPU and in their stored dtype, by their names in the layer."""
+    def read_layer(self, index: int, device: torch.device = HOST) -> dict[str, Tensor]:
+        """Copies of a layer's tensors, on the CPU and in their stored dtype, by their names in the layer.
+
+        ``device`` is where they will be sent.
+        """
         prefix = self.architecture.layer_prefix(index)
         names = self.skeleton.get_submodule(prefix).state_dict()
         # Copies: views into a mapped file have any alignment, and sums over them round differently.
-        return {name: self.source.load(f"{prefix}.{name}").clone() for name in names}
+        return {name: copied(self.source.load(f"{prefix}.{name}"), device) for name in names}
 
     def final_norm(self, place: Place) -> nn.Module:
         """The norm before the head."""
@@ -157,7 +164,7 @@ class ModelStream:
 
     def cast(self, name: str, tensor: Tensor, place: Place) -> Tensor:
         """A tensor of the source as it is computed with; ``name`` is that within its module."""
-        return tensor.to(place.device, place.dtype)
+        return placed(tensor, place.device, place.dtype)
 
     def prepare(self, frontend: Frontend) -> None:
         """What the walk needs done to the embeddings: norms that subtract the mean are fused on the way."""

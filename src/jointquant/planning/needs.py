@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from jointquant.backend.devices import elements_at_once, launches_cost
+from jointquant.backend.page_locked import copies_ahead
 from jointquant.models.architecture import stage_of
 from jointquant.planning.workload import Workload
 from jointquant.quantization.gptq_stack import most_in_stack
@@ -70,7 +71,8 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
     """
     shape, recipe, width, stored = work.shape, work.recipe, work.dtype.itemsize, work.shape.dtype.itemsize
     activation = batch * max(shape.intermediate_size, 2 * shape.hidden_size) * width
-    layer, ahead = {"layer": shape.layer * width}, {"next layer": shape.layer * stored}
+    layer, ahead = {"layer": shape.layer * width}, {"next layer": shape.layer * stored * copies_ahead(work.device)}
+    left = ahead if copies_ahead(work.device) > 1 else {}
     samples = sample_bytes(work)
     yield Needs("read the text", {}, {"text and its tokens": reading_bytes(work.text)})
     towers = {"towers": 2 * shape.towers * stored} if shape.towers else {}
@@ -118,9 +120,9 @@ def phases_of(work: Workload, batch: int) -> Iterator[Needs]:
     yield Needs("round", layer | rounding | rotation_bytes(work), ahead)
     if work.refined:
         yield Needs("refine", refinement_bytes(work) | rotation_bytes(work), ahead)
-    yield Needs("head", {"head": shape.head * width}, {"as stored": 3 * shape.head * stored})
+    yield Needs("head", {"head": shape.head * width}, {"as stored": 3 * shape.head * stored} | left)
     if work.measured:
-        yield Needs("measure", measurement_bytes(work), {"as stored": shape.head * stored})
+        yield Needs("measure", measurement_bytes(work), {"as stored": shape.head * stored} | left)
 
 
 def stacked_elements(work: Workload) -> tuple[int, int]:

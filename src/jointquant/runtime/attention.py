@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from typing_extensions import Unpack
 
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.runtime.cached_states import CachedStates, Record, attend_packed, reads_packed
+from jointquant.runtime.cached_states import CachedStates, Record, attend_packed
 from jointquant.runtime.kernels.quantized_tokens import turned
 from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.per_token_head import CacheRange
@@ -109,9 +109,10 @@ def quantized_attention(
     path: CachePath | None = getattr(module, "cache_path", None)
     if path is not None:
         buffers = dict(module.named_buffers(recurse=False))
-        if attention_mask is None and reads_packed(query, key, value, kwargs):
-            seen = attend_packed(path.of_query(query, buffers, turned), key, value, kwargs.get("scaling"))
-            return seen.transpose(1, 2).contiguous(), None
+        if attention_mask is None:
+            seen = attend_packed((query, key, value), kwargs, lambda x: path.of_query(x, buffers, turned))
+            if seen is not None:
+                return seen.transpose(1, 2).contiguous(), None
         query, key, value = path(query, key, value, buffers)
     if any(kwargs.get(name) is not None for name in ("softcap", "s_aux")):
         return explicit_attention(module, query, key, value, attention_mask, **kwargs)

@@ -1,11 +1,11 @@
 """Keys and values that a packed cache hands out: expanded where something looks at them, and not where nothing does.
 
-One new token needs no expanded keys: ``kernels.packed_attention`` reads the records where they lie.
+One new token needs no expanded keys: the kernels of ``kernels.attention_selection`` read the records where they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from jointquant.backend.launches import LaunchError, remember
 from jointquant.backend.operations import HOST, supports
 from jointquant.quantization.integer import Codes
 from jointquant.quantization.ranges import DynamicRange
-from jointquant.runtime.kernels.packed_attention import NUM_BITS, attend, records_of, unreadable
+from jointquant.runtime.kernels.attention_interface import AttentionProblem
+from jointquant.runtime.kernels.attention_selection import choose_attention
+from jointquant.runtime.kernels.attention_triton import record_multiple
+from jointquant.runtime.kernels.packed_attention import NUM_BITS, records_of, unreadable
 from jointquant.runtime.per_token_head import CacheRange
 
 
@@ -63,6 +67,9 @@ class Record:
         parts = [self._packed(integers), codes.scale.flatten(-2).contiguous().view(torch.uint8)]
         if self.range.fmt.has_zero_point:
             parts.append(codes.zero_point.to(torch.int8).flatten(-2).view(torch.uint8))
+        missing = -sum(part.shape[-1] for part in parts) % record_multiple(self.device)
+        if missing:
+            parts.append(parts[0].new_zeros(*parts[0].shape[:-1], missing))
         return torch.cat(parts, dim=-1)
 
     def decode(self, record: Tensor) -> Tensor:
@@ -78,7 +85,8 @@ class Record:
         scale = here.view(work).unsqueeze(-1)  # of a copy: a record alone may lie at any byte
         zero_point = torch.zeros((), dtype=work, device=record.device)
         if self.range.fmt.has_zero_point:
-            zero_point = rest[..., groups * work.itemsize :].view(torch.int8).to(work).unsqueeze(-1)
+            end = groups * work.itemsize
+            zero_point = rest[..., end : end + groups].view(torch.int8).to(work).unsqueeze(-1)
         return self.range.restored(Codes(integers, scale, zero_point)).to(self.dtype)
 
     def _packed(self, integers: Tensor) -> Tensor:
@@ -130,29 +138,42 @@ def _decoded(value: Any) -> Any:
     return value.decoded() if isinstance(value, CachedStates) else value
 
 
-def reads_packed(query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> bool:
-    """Whether the compiled program attends: one new token that sees all records, nothing besides a softmax."""
-    if query.shape[2] != 1 or not (isinstance(key, CachedStates) and isinstance(value, CachedStates)):
-        return False
-    plain = (
-        all(options.get(name) is None for name in ("softcap", "s_aux"))
-        and not options.get("dropout")
-        and not query.requires_grad
-    )
-    return plain and key.record.in_place and value.record.in_place
-
-
-def attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """[batch, heads, 1, head_dim] in the query's dtype, computed in float32; ``reads_packed`` says yes to its input.
+def attend_packed(
+    states: tuple[Tensor, Tensor, Tensor], options: Mapping[str, Any], in_basis: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """What one new token sees, by a kernel that reads the records where they lie.
 
     Args:
-        query: [batch, heads, 1, head_dim], in the basis of the keys.
-        key: records.
-        value: records.
-        scaling: a factor of the scores; None: 1/√head_dim.
+        states: queries [batch, heads, 1, head_dim], keys and values.
+        options: what else the layer says about its attention; without ``scaling`` scores are divided by √head_dim.
+        in_basis: queries → queries in the basis of the keys.
+
+    Returns:
+        [batch, heads, 1, head_dim] in the query's dtype, computed in float32; None where no kernel does it, or its
+        program cannot be launched: then vectors are asked for.
     """
+    query, key, value = states
+    problem = _problem(query, key, value, options)
+    kernel = None if problem is None else choose_attention(problem)
+    if problem is None or kernel is None:
+        return None
     assert isinstance(key, CachedStates)
     assert isinstance(value, CachedStates)
-    zeros = key.record.has_zero_point, value.record.has_zero_point
+    scaling = options.get("scaling")
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(query, key.stored, value.stored, zeros, factor).to(query.dtype)
+    try:
+        return kernel.run(in_basis(query), key.stored, value.stored, problem, factor)
+    except LaunchError as error:
+        remember(kernel.name, problem, f"attention over a packed cache of head_dim {problem.head_dim}", error)
+    return None
+
+
+def _problem(query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> AttentionProblem | None:
+    """What a kernel is asked: one new token that sees all records, nothing besides a softmax; None: it is not that."""
+    if query.shape[2] != 1 or not (isinstance(key, CachedStates) and isinstance(value, CachedStates)):
+        return None
+    other = any(options.get(name) is not None for name in ("softcap", "s_aux")) or options.get("dropout")
+    if other or query.requires_grad or len({query.shape[-1], key.record.head_dim, value.record.head_dim}) > 1:
+        return None
+    dtype = torch.promote_types(query.dtype, torch.promote_types(key.dtype, value.dtype))
+    return AttentionProblem(key.record.range, value.record.range, query.shape[-1], dtype, key.record.device)

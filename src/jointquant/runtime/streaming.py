@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jointquant.backend.page_locked import placed
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model, read_config
 from jointquant.models.frontend import Frontend
@@ -75,7 +76,7 @@ class ArtifactStream(ModelStream):
     def cast(self, name: str, tensor: Tensor, place: Place) -> Tensor:
         """Integers and scales stay as they are stored."""
         kept = not tensor.is_floating_point() or name.endswith(KEPT_DTYPES)
-        return tensor.to(place.device) if kept else super().cast(name, tensor, place)
+        return placed(tensor, place.device, tensor.dtype) if kept else super().cast(name, tensor, place)
 
     def prepare(self, frontend: Frontend) -> None:
         """The embeddings are centred and rotated; packed ones learn which dtype is computed in."""

@@ -25,7 +25,14 @@ SHARED_BYTES = 99 * 1024
 ROTATION_SHARED_BYTES = 48 * 1024
 """What each GPU has for a block without being asked for more."""
 ROTATIONS = {"last_factor", "outer_factor", "blocks", "hadamard_integers"}
-PROGRAMS = ROTATIONS - {"last_factor", "outer_factor"} | {"one_row", "few_rows", "expand", "integer_product"}
+PROGRAMS = ROTATIONS - {"last_factor", "outer_factor"} | {
+    "one_row",
+    "few_rows",
+    "expand",
+    "integer_product",
+    "attend",
+    "combine",
+}
 STACK_BYTES = 256
 """Of a thread, for what did not fit into registers: a few numbers that are seldom read."""
 SECONDS = 60
@@ -64,7 +71,7 @@ def test_rotations_need_no_more_than_is_there_without_asking(rows: list[dict[str
 def test_no_program_takes_more_than_is_asked_for(rows: list[dict[str, Any]]) -> None:
     """What a device is compared with before a launch is a bound, and fits on the smallest card."""
     bounded = [row for row in rows if row["bound_bytes"] is not None]
-    assert {row["program"] for row in bounded} >= ROTATIONS - {"outer_factor", "last_factor"} | {"few_rows"}
+    assert {row["program"] for row in bounded} >= ROTATIONS - {"outer_factor", "last_factor"} | {"few_rows", "attend"}
     assert [row for row in bounded if not row["shared_bytes"] <= row["bound_bytes"] <= SHARED_BYTES] == []
 
 
@@ -73,7 +80,7 @@ def test_what_is_summed_stays_in_registers(rows: list[dict[str, Any]]) -> None:
 
 
 def test_products_run_on_tensor_cores(rows: list[dict[str, Any]]) -> None:
-    products = [row for row in rows if row["program"] in ROTATIONS | {"few_rows", "integer_product"}]
+    products = [row for row in rows if row["program"] in ROTATIONS | {"few_rows", "integer_product", "attend"}]
     assert products
     assert [row for row in products if not row["tensor_cores"]] == []
 

@@ -2,7 +2,8 @@
 
 Triton finds out anew at each launch which compiled variant its arguments need. Here the variant is kept by all that it
 can depend on: dtypes, numbers and constants. Where a pointer is not aligned as usual, or this version of Triton is not
-known to be launched so, Triton's own way is taken.
+known to be launched so, Triton's own way is taken. Numbers that a program names in ``do_not_specialize`` change with
+each token and lead to the same variant.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def launch(
         with torch.cuda.device(device):
             return launch(program, grid, arguments, warps, stages)
     direct = _direct and device.type == "cuda" and not any(tensor.data_ptr() % ALIGNED for tensor in tensors)
-    facts = (value.dtype if isinstance(value, Tensor) else value for value in values)
+    free = getattr(program, "do_not_specialize", ())
+    facts = (_fact(value, name in free) for name, value in arguments.items())
     key = id(program), device, warps, stages, *facts  # programs stay where they are: none is ever unloaded
     kernel = _variants.get(key) if direct else None
     if kernel is not None:
@@ -61,6 +63,13 @@ def launch(
         if len(_variants) >= MOST_VARIANTS:
             _variants.clear()
         _variants[key] = kernel
+
+
+def _fact(value: Any, free: bool) -> Hashable:
+    """What of an argument a variant depends on: of a number that the program is not compiled for, its width alone."""
+    if isinstance(value, Tensor):
+        return value.dtype
+    return (int, value.bit_length() > 31) if free else value
 
 
 def parts(count: int, size: int) -> int:

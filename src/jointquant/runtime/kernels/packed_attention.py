@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jointquant.quantization.ranges import DynamicRange
+from jointquant.runtime.kernels.attention_interface import AttentionProblem
 from jointquant.runtime.kernels.compiler import library, missing
 from jointquant.runtime.kernels.grids import grid_of
 from jointquant.runtime.kernels.packed_product import KINDS
@@ -32,6 +33,24 @@ class Kept(ctypes.Structure):
         ("has_zero", ctypes.c_int32),
         ("kind", ctypes.c_int32),
     )
+
+
+class PackedAttention:
+    """Keys and values of at most 4 bits with one scale a vector, read where they lie, on a CPU."""
+
+    name = "packed_attention"
+
+    def refusal(self, problem: AttentionProblem) -> str | None:
+        """As ``unreadable``."""
+        rest = problem.head_dim, problem.dtype, problem.device
+        return unreadable(problem.key, *rest) or unreadable(problem.value, *rest)
+
+    def run(self, query: Tensor, keys: Tensor, values: Tensor, problem: AttentionProblem, scaling: float) -> Tensor:
+        """[batch, heads, 1, head_dim]. Raises MemoryError."""
+        assert problem.key is not None
+        assert problem.value is not None
+        zeros = problem.key.fmt.has_zero_point, problem.value.fmt.has_zero_point
+        return attend(query, keys, values, zeros, scaling).to(query.dtype)
 
 
 def unreadable(quantizer: CacheRange | None, head_dim: int, dtype: torch.dtype, device: torch.device) -> str | None:

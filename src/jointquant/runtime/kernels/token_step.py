@@ -242,8 +242,9 @@ class TokenStep:
         mean = site.buffers[INPUT_MEAN].float().contiguous() if path.centred else None
         inner = site.buffers[INPUT_ROTATION].contiguous() if path.inner is not None else None
         self._alive += [mean, inner]
-        dynamic = isinstance(quantizer, DynamicRange | SearchedRange)
-        grid = grid_of(quantizer.fmt, quantizer.ratio(site.buffers)) if dynamic else Grid()
+        grid = Grid()
+        if isinstance(quantizer, DynamicRange | SearchedRange):
+            grid = grid_of(quantizer.fmt, quantizer.ratio(site.buffers))
         return _Site(
             Arrival(path.transform, mean, inner).told(),
             grid,

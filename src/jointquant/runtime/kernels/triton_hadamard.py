@@ -2,8 +2,7 @@
 
 The Hadamard matrix of order n is a Kronecker product. Seen as an array with one dimension for each factor, a token is
 multiplied with one small matrix along one dimension after the other: n · Σ orders products instead of n². Matrices of
-±1 are exact in bfloat16, and x is a sum of at most three numbers of bfloat16, so that the tensor cores' products are
-exact and their sums are float32's.
+±1 are exact in bfloat16, and x is a sum of at most three numbers of it (``triton_pieces``).
 
 Where two factors do, one program transforms and quantizes a token, which it holds in registers; otherwise a program
 makes a tile for one factor, whatever n is, and the token is quantized by ``triton_tokens``.
@@ -25,6 +24,7 @@ from jointquant.quantization.ranges import InputRange
 from jointquant.rotations.hadamard import HadamardTransform, hadamard_matrix
 from jointquant.runtime.kernels.launching import launch, next_power_of_two, parts
 from jointquant.runtime.kernels.shared_memory import block_bytes, tile_bytes
+from jointquant.runtime.kernels.triton_pieces import pieces_of, product
 from jointquant.runtime.kernels.triton_tokens import (
     FUSED,
     Integers,
@@ -52,23 +52,6 @@ ELEMENTS = 2**24
 
 
 @triton.jit
-def _dot(left, right, total, pieces: tl.constexpr, split_left: tl.constexpr):  # type: ignore[no-untyped-def]
-    """total + left @ right, one of them of ±1, the other a sum of ``pieces`` numbers of bfloat16; 0: in float32."""
-    if pieces == 0:
-        total = tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee")
-    else:
-        rest = left.to(tl.float32) if split_left else right.to(tl.float32)
-        for _ in tl.static_range(pieces):
-            piece = rest.to(tl.bfloat16)
-            if split_left:
-                total = tl.dot(piece, right.to(tl.bfloat16), total)
-            else:
-                total = tl.dot(left.to(tl.bfloat16), piece, total)
-            rest -= piece.to(tl.float32)
-    return total
-
-
-@triton.jit
 def _last_factor(  # type: ignore[no-untyped-def]
     x, table, y, rows, order, factor,
     pieces: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
@@ -83,7 +66,7 @@ def _last_factor(  # type: ignore[no-untyped-def]
         values = tl.load(x + line + k[None, :], mask=(m[:, None] < rows) & (k[None, :] < order), other=0)
         entry = table + k[:, None] * order + n[None, :]
         matrix = tl.load(entry, mask=(k[:, None] < order) & (n[None, :] < order), other=0)
-        total = _dot(values, matrix, total, pieces, True)
+        total = product(values, matrix, total, pieces, True)
     tl.store(y + line + n[None, :], total * factor, mask=(m[:, None] < rows) & (n[None, :] < order))
 
 
@@ -103,7 +86,7 @@ def _outer_factor(  # type: ignore[no-untyped-def]
         matrix = tl.load(entry, mask=(k[None, :] < order) & (n[:, None] < order), other=0)
         there = (k[:, None] < order) & (j[None, :] < inner)
         values = tl.load(x + place + k[:, None] * inner + j[None, :], mask=there, other=0)
-        total = _dot(matrix, values, total, pieces, False)
+        total = product(matrix, values, total, pieces, False)
     there = (n[:, None] < order) & (j[None, :] < inner)
     tl.store(y + place + n[:, None] * inner + j[None, :], total * factor, mask=there)
 
@@ -131,9 +114,9 @@ def _hadamard_integers(  # type: ignore[no-untyped-def]
             last + k[None, :] * columns + j[:, None], mask=(j[:, None] < columns) & (k[None, :] < columns), other=0
         )
         right = tl.load(x + place + i[None, :] * columns + k[:, None], mask=k[:, None] < columns, other=0)
-        first = _dot(left, right, first, pieces, False)
+        first = product(left, right, first, pieces, False)
     signs = tl.load(outer + i[:, None] * a + i[None, :])
-    y = _dot(first, signs, tl.zeros((b, a), dtype=tl.float32), all_pieces, True) * factor
+    y = product(first, signs, tl.zeros((b, a), dtype=tl.float32), all_pieces, True) * factor
     column = i[None, :] * columns + j[:, None]
     if centred:
         y -= tl.load(mean + column, mask=inside, other=0).to(tl.float32)
@@ -214,11 +197,6 @@ def hadamard_integers(
     }  # fmt: skip
     launch(_hadamard_integers, (len(x),), arguments, max(4, a * b // NUMBERS_OF_A_WARP), STAGES)
     return found
-
-
-def pieces_of(dtype: torch.dtype) -> int:
-    """Numbers of bfloat16 that a number is the sum of; 0 in the interpreter, which has none to multiply."""
-    return {torch.bfloat16: 1, torch.float16: 2}.get(dtype, 3) if FUSED.value else 0
 
 
 def learned_blocks(x: Tensor, rotations: Tensor) -> Tensor:
