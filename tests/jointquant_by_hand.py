@@ -118,7 +118,7 @@ def smooth(model: nn.Module, seen: dict[str, Tensor]) -> None:
 
 
 def train(samples: list[Tensor], start: Tensor, batches: Iterator[Tensor]) -> tuple[Tensor, list[float]]:
-    """One R1 for all layers, and the losses: the mean of their Whips, QR-Orth by SGD, a rate that decays as a cosine."""
+    """One R1 for all layers, and the losses: the mean of their Whips, QR-Orth by SGD, a cosine as the schedule."""
     scaled = torch.stack([x / x.square().mean().sqrt() for x in samples])
     latent = start.clone().requires_grad_()
     optimizer = torch.optim.SGD([latent], lr=RATE, momentum=0.9)

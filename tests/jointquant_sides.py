@@ -2,8 +2,8 @@
 
 Both get the model in float32: what is rounded to bfloat16 besides, because a checkpoint is stored so, is no part of the
 method. Nor is what last digits decide, which is more than it seems: a difference of 1e-6 in R1 turns a few roundings of
-inputs, and these turn others, which shows in perplexities of few tokens; and where the largest weight of a group lies at
-7.5 steps, between two integers, they decide which one it becomes.
+inputs, and these turn others, which shows in perplexities of few tokens; and where the largest weight of a group lies
+at 7.5 steps, between two integers, they decide which one it becomes.
 """
 
 from __future__ import annotations
