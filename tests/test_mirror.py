@@ -139,6 +139,7 @@ COVERED_ELSEWHERE = {
     "runtime/integration.py": "tests/test_pipeline.py",
     "text/download_lists.py": "tests/hub/test_downloads.py",
     "analysis/kept.py": "tests/analysis/test_compare.py",
+    "analysis/kept_samples.py": "tests/analysis/test_compare.py",
     "runtime/tied_source.py": "tests/runtime/test_tied_ends.py",
     "runtime/kernels/capabilities.py": "tests/rounding/test_layers.py",
     "runtime/kernels/grids.py": "tests/runtime/kernels/test_quantized_tokens.py",
