@@ -137,6 +137,36 @@ def test_kept_artifacts_are_measured_again_and_not_made_again(
     assert "made again: recipe.weights.num_bits was 4, now 3" in caplog.text
 
 
+def test_kept_samples_are_learned_from_again(
+    tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One walk for all recipes, none for another objective later; the bytes are those of a run alone."""
+    caplog.set_level("INFO", logger="jointquant")
+    walks, walk = [], jointquant.calibration.calibrate.walk
+    for module in (jointquant.calibration.calibrate, jointquant.calibration.capture):
+        monkeypatch.setattr(module, "walk", lambda *a: walks.append(1) or walk(*a))
+    keep = {"keep": tmp_path / "kept"}
+    first = compared(tmp_path / "a", tokenizer, ("exp-joint", "exp-whip"), *QUICK, **keep)
+    (samples,) = (tmp_path / "kept").glob("samples-*")
+    assert len(walks) == 1
+    assert first.details["exp-joint"]["layer_losses"]
+    changes = [*small(), *QUICK, "rotations.r1.objective=range"]
+    compared(tmp_path / "b", tokenizer, ("exp-joint",), *changes, **keep)
+    assert len(walks) == 1
+    made = files(tmp_path / "kept" / "exp-joint-seed0" / "artifact")
+    recipe = jointquant.load_recipe("exp-joint", changes)
+    jointquant.quantize(make_model("llama"), tmp_path / "alone", recipe, tokenizer=tokenizer)
+    assert made == files(tmp_path / "alone")
+    jointquant.rotate(samples, tmp_path / "rotations", recipe)
+    rotations = (tmp_path / "rotations" / "rotations.safetensors").read_bytes()
+    assert rotations == made["rotations.safetensors"]
+    walks.clear()
+    (samples / "layer-00001.safetensors").write_bytes(b"damaged")
+    compared(tmp_path / "c", tokenizer, ("exp-joint",), *QUICK, "rotations.r1.steps=5", **keep)
+    assert len(walks) == 1
+    assert "is captured again" in caplog.text
+
+
 def test_a_folder_that_keeps_is_none_of_the_output(tmp_path: Path, tokenizer) -> None:
     with pytest.raises(InputError, match="inside it: expected another folder"):
         compared(tmp_path / "a", tokenizer, ("rtn",), keep=tmp_path / "a" / "kept")

@@ -111,7 +111,8 @@ def compare(
         diagnose: measure which parts of these artifacts lose how much, as ``loss_by_part`` does, on the first text.
         keep: a folder outside ``out`` that keeps every artifact, with its rotations, for other comparisons: an artifact
             in it is measured and not made again where a run would write the same bytes (same model, recipe, windows,
-            device, number of threads, versions); one that is of another run is made again, which a note says.
+            device, number of threads, versions); one that is of another run is made again, which a note says. One
+            process alone also keeps the samples that rotations are learned from there, and reuses them likewise.
 
     Raises:
         InputError: the input is at fault, or the run does not fit; nothing was written.

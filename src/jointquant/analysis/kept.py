@@ -63,7 +63,7 @@ class Keep:
         except InputError as error:
             LOG.info("%s; it is made again", error)
             return None
-        why = self._why_not(data, job)
+        why = self.why_not(data, identity_of_job(job), job)
         if why is None and isinstance(data.get("facts"), dict) and (folder / ARTIFACT_NAME).is_dir():
             LOG.info("%s is taken from %s", name, folder)
             return KeptRun(folder / ARTIFACT_NAME, data["facts"])
@@ -84,9 +84,9 @@ class Keep:
             read = job.stream.stored.digests()
             save_json(folder / RUN_NAME, {"identity": identity_of_job(job), "read": read, "facts": facts})
 
-    def _why_not(self, data: dict[str, Any], job: Job) -> str | None:
-        """Why what was kept is not what ``job`` would write; None: it is."""
-        found = differences(data.get("identity"), identity_of_job(job))
+    def why_not(self, data: dict[str, Any], identity: dict[str, Any], job: Job) -> str | None:
+        """Why what was kept is not what ``job`` would write, which is ``identity``; None: it is."""
+        found = differences(data.get("identity"), identity)
         if found:
             return "; ".join(found)
         stored: StoredTensors = job.stream.stored

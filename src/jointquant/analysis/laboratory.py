@@ -14,6 +14,7 @@ from jointquant.analysis.candidates import Candidate
 from jointquant.analysis.examples import PART_TOKENS, Besides
 from jointquant.analysis.inspection import Inspector
 from jointquant.analysis.kept import Keep, KeptRun
+from jointquant.analysis.kept_samples import calibrate_on_kept
 from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_bytes, return_freed_memory
 from jointquant.calibration.calibrate import Calibrated, calibrate_together
 from jointquant.distributed.ranks import of_leader
@@ -28,6 +29,7 @@ from jointquant.pipeline import write_artifact
 from jointquant.progress import Prefixed, Progress
 from jointquant.recipe.recipe import CalibrationSettings
 from jointquant.run.job import Job
+from jointquant.run.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Laboratory:
         protocol: how each is measured.
         keep_artifacts: whether artifacts stay.
         progress: where progress is shown.
-        keep: where artifacts are kept for other comparisons, and taken from; None: nowhere.
+        keep: where artifacts and samples are kept for other comparisons, and taken from; None: nowhere.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class Laboratory:
         for number, names in enumerate(groups.values()):
             done = {name: self.journal.entries(f"{name}/measured") for name in names}
             kept = {name: self.kept(name) for name in names if not done[name]}
-            rotations = self.calibrated([name for name, run in kept.items() if run is None], f"walk-{number}")
+            rotations = self.calibrated([name for name, run in kept.items() if run is None], number)
             for name in names:
                 run = kept.get(name)
                 found = done[name][-1].facts if done[name] else self.again(name, run) if run else None
@@ -175,18 +177,26 @@ class Laboratory:
         return facts
 
     @little_freed_memory_kept()
-    def calibrated(self, names: list[str], walk: str) -> dict[str, Calibrated]:
+    def calibrated(self, names: list[str], number: int) -> dict[str, Calibrated]:
         """Pass 1 of several candidates in one walk; what they come to is in their own parts of the journal then."""
         if not names:
             return {}
         seed = self.candidates[names[0]].seed
         progress = Prefixed(self.progress, f"{len(names)} recipes (seed {seed})")
-        jobs = [self.job(name) for name in names]
-        workspace = self.opened.shared(names, walk)
-        found = calibrate_together(jobs, workspace, progress, watch_layers=True)
+        jobs, used = {name: self.job(name) for name in names}, []
+
+        def shared(labels: list[str], kind: str) -> Workspace:
+            workspace = self.opened.shared(labels, f"{kind}-{number}")
+            assert workspace.journal is not None
+            used.append(workspace.journal.work)
+            return workspace
+
+        if self.keep is not None and self.opened.ranks.size == 1:  # other ranks need not see the folder
+            found = calibrate_on_kept(jobs, self.keep, shared, progress)
+        else:
+            found = calibrate_together(list(jobs.values()), shared(names, "walk"), progress, watch_layers=True)
         return_freed_memory()  # samples and steps of training lie between what stays
-        assert workspace.journal is not None
-        self.journal.record(f"{walk}/over", 0, [], {}, [workspace.journal.work])
+        self.journal.record(f"walk-{number}/over", 0, [], {}, used)
         return dict(zip(names, found, strict=True))
 
     def job(self, name: str) -> Job:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,34 @@ def calibrate_together(
     results = []
     for job, calibration, before in zip(jobs, each, kept, strict=True):
         if before is None:
-            start = time.perf_counter()
-            residual = calibration.training.residual
-            if residual is not None:
-                residual.watched = watch_layers
-            rotations = calibration.finish(progress)
             alone = sum(spent[learner] for learner in calibration.learners) + (shared if calibration.learners else 0.0)
-            alone += time.perf_counter() - start - (residual.besides if residual else 0.0)
-            before = Calibrated(rotations, alone, residual.layer_losses if residual else None)
-            keep_rotations(job, before)
-            tell_learned(job.progress, rotations, calibration.training.reused)
+            before = trained(job, calibration.training, partial(calibration.finish, progress), alone, watch_layers)
         results.append(before)
     return results
+
+
+def trained(
+    job: Job, training: RecipeTraining, learn: Callable[[], Rotations], seconds: float, watch_layers: bool
+) -> Calibrated:
+    """What a training comes to, which is kept in the job's journal and told.
+
+    Args:
+        job: whose rotations are learned.
+        training: of its recipe.
+        learn: trains, and returns the rotations.
+        seconds: what the samples have taken.
+        watch_layers: take R1's losses on each layer while it is trained.
+    """
+    start = time.perf_counter()
+    residual = training.residual
+    if residual is not None:
+        residual.watched = watch_layers
+    rotations = learn()
+    seconds += time.perf_counter() - start - (residual.besides if residual else 0.0)
+    found = Calibrated(rotations, seconds, residual.layer_losses if residual else None)
+    keep_rotations(job, found)
+    tell_learned(job.progress, rotations, training.reused)
+    return found
 
 
 def kept_rotations(job: Job) -> Calibrated | None:

@@ -115,11 +115,19 @@ class Samples:
 
     def layer(self, index: int) -> LayerSamples:
         """The samples of one layer. Raises InputError for a file that is not what was written."""
+        return LayerSamples.of(load_tensors(self._checked(index)))
+
+    def check_whole(self) -> None:
+        """Raises InputError where a layer's file is missing, or is not what was written."""
+        for index in range(self.sizes.num_layers):
+            self._checked(index)
+
+    def _checked(self, index: int) -> Path:
         file = self.folder / layer_name(index)
         require(file.is_file(), f"{file} is missing: {REMEDY}")
         read_header(file)
         check_digest(file.name, self.folder, digest_of_file(file), self.digests[index], REMEDY)
-        return LayerSamples.of(load_tensors(file))
+        return file
 
     def layers(self) -> Iterator[LayerSamples]:
         """The layers in order, each read when its turn comes."""

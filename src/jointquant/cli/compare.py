@@ -72,7 +72,7 @@ def compare(
     ] = False,
     keep: Annotated[
         Path | None,
-        typer.Option(help="A folder that keeps the artifacts for other comparisons, and gives those it has already."),
+        typer.Option(help="A folder that keeps artifacts and samples for other comparisons, and gives those it has."),
     ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
