@@ -19,8 +19,9 @@ from jointquant.cli.boundary import line_of
 from jointquant.errors import InputError
 from jointquant.models.configuration import blamed
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
-QUICK = ["--recipe", "rtn", "--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
+QUICK = ["--recipe", "rtn", "--calib", str(TEXTS / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
 NOBODY = 65534
 
 
@@ -148,7 +149,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become 
 
 
 def evaluation(model: Path) -> list[str]:
-    return ["eval", str(model), "--text", str(DEMO / "heldout.txt"), "--seqlen", "8", "--max-tokens", "64"]
+    return ["eval", str(model), "--text", str(TEXTS / "heldout.txt"), "--seqlen", "8", "--max-tokens", "64"]
 
 
 @needs_root

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 import jointquant
-from conftest import DEMO, make_model, small
+from conftest import make_model, small
 from jointquant.errors import InputError
 from jointquant.quantization.codebook import NF4, CodebookFormat
 from jointquant.quantization.gptq import factorize, gptq
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.learned_rounding import LearnedRounding
 from jointquant.quantization.weights import WeightFormat, round_to_nearest
+from texts import TEXTS
 
 FORMATS = [
     lambda size, tail: IntFormat(4, True, size, tail=tail),
@@ -78,7 +79,7 @@ def test_an_artifact_with_tails(tmp_path: Path, tokenizer) -> None:
 
     def perplexity(name: str, kernels: str = "reference") -> float:
         options = {"seqlen": 32, "max_tokens": 64, "dtype": "float32", "kernels": kernels}
-        found = jointquant.evaluate(tmp_path / name, (str(DEMO / "heldout.txt"),), **options)  # type: ignore[arg-type]
+        found = jointquant.evaluate(tmp_path / name, (str(TEXTS / "heldout.txt"),), **options)  # type: ignore[arg-type]
         return next(iter(found.perplexity.values()))
 
     assert perplexity("a") == pytest.approx(perplexity("dense"), rel=1e-4)
