@@ -12,7 +12,8 @@ import jointquant.demo
 
 CHARACTERS = 32_000
 TEXTS = Path(tempfile.mkdtemp(prefix="jointquant-texts-"))
-"""The folder of ``calibration.txt`` and ``heldout.txt``."""
+"""The folder of ``calibration.txt`` and ``heldout.txt``; every user may read it."""
+TEXTS.chmod(0o755)
 
 for _name in ("calibration.txt", "heldout.txt"):
     _whole = (Path(jointquant.demo.__file__).parent / _name).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import jointquant
-from conftest import ASSEMBLED, make_model, possible, small, token_by_token
+from conftest import ASSEMBLED, few_steps, make_model, possible, small, token_by_token
 from invariance import ROTATIONS, exact
 from jointquant.artifact.inventory import OTHER
 from jointquant.evaluation.runners import Streamed, runner_of
@@ -115,7 +115,7 @@ def test_a_folder_and_a_stream_are_the_model(family: str, save_model) -> None:
 @pytest.mark.parametrize("family", ["glm4_moe", "qwen3_5_text"])
 def test_a_dense_export_has_what_is_no_weight(family: str, tmp_path: Path, tokenizer) -> None:
     """The correction of a router and the decay of a recurrence are in it: without them another model would load."""
-    recipe = jointquant.load_recipe("w4a16", small(*possible(family, "weights.group_size=8")))
+    recipe = jointquant.load_recipe("w4a16", small(*possible(family, *few_steps("w4a16"), "weights.group_size=8")))
     jointquant.quantize(make_model(family), tmp_path / "a", recipe, tokenizer=tokenizer)
     jointquant.export_artifact(tmp_path / "a", "dense", tmp_path / "x", dequantized=True)
     expected = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "a"))
