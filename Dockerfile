@@ -7,7 +7,8 @@
 # With NVIDIA GPUs add --gpus all.
 FROM python:3.12-slim
 
-COPY . /source
+COPY pyproject.toml README.md LICENSE constraints.txt /source/
+COPY src /source/src
 RUN python -m pip install --no-cache-dir --constraint /source/constraints.txt /source && rm -r /source
 
 # Caches of downloads go where any user may write.
