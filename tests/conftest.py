@@ -211,7 +211,7 @@ def save_model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[.
     return save
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Real models and text that do not belong to the project."""
     if not SHARED.is_dir():
