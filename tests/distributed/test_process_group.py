@@ -102,7 +102,7 @@ def test_a_rank_that_dies_is_named_and_the_run_goes_on(
     assert f"rank 1 (process {victim} on" in line
     assert "run the same command again" in line
     assert "jointquant/" not in err  # no traceback of ours
-    assert succeed(others, *quantized(model, out))["resumed"]
+    assert answer(*forked([[*quantized(model, out), "--json"]] * others))["resumed"]
     assert_same(out, alone)
 
 
