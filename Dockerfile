@@ -11,6 +11,7 @@ FROM python:3.12-slim
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
+
 COPY pyproject.toml README.md LICENSE constraints.txt /source/
 COPY src /source/src
 RUN python -m pip install --no-cache-dir --constraint /source/constraints.txt /source && rm -r /source
