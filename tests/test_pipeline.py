@@ -226,7 +226,7 @@ CACHE = st.builds("{{{}, keys: {{{}}}, values: {{{}}}}}".format, RANGES, RANGES 
     rotations=st.sets(st.sampled_from(["r1", "r2", "r3", "r4"])),
     override=st.none() | st.builds("[{{modules: '*.mlp.*', weights: {}}}]".format, WEIGHTS),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_combination_reloads(
     tmp_path_factory, tokenizer, weights, activations, cache, head, embeddings, alpha, rotations, override
 ) -> None:

@@ -125,7 +125,8 @@ def test_every_kind_of_state_is_kept(preset: str, stage: str, model: Path, tmp_p
 
 def test_six_kills() -> None:
     script = ROOT / "benchmarks" / "kill_and_resume.py"
-    command = [sys.executable, str(script), "--kills", "6", "--no-result", "--recipes", "dartquant", "--ranks", "1"]
+    options = ["--kills", "6", "--layers", "3", "--recipes", "dartquant", "--ranks", "1", "--no-result"]
+    command = [sys.executable, str(script), *options]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=one_thread)
     assert done.returncode == 0, done.stdout + done.stderr
