@@ -7,7 +7,13 @@
 # With NVIDIA GPUs add --gpus all.
 FROM python:3.12-slim
 
-COPY . /source
+# A C compiler: products on a CPU are fastest in a small program that is compiled when it is first asked for.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+COPY pyproject.toml README.md LICENSE constraints.txt /source/
+COPY src /source/src
 RUN python -m pip install --no-cache-dir --constraint /source/constraints.txt /source && rm -r /source
 
 # Caches of downloads go where any user may write.

@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--ranks", nargs="+", type=int, choices=RANKS, default=list(RANKS))
+    parser.add_argument("--layers", type=int, default=6, help="of the model that is quantized")
     parser.add_argument("--no-result", action="store_true", help="print, and write no result file")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -90,7 +91,7 @@ def main() -> None:
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wait(start(1, lambda: make_model(folder / "model")))
+        wait(start(1, lambda: make_model(folder / "model", arguments.layers)))
         cases = [undisturbed(folder, recipe, ranks) for ranks in arguments.ranks for recipe in arguments.recipes]
         while killed.total() < arguments.kills:
             case = cases[chains.total() % len(cases)]
@@ -178,13 +179,13 @@ def run(model: Path, out: Path, recipe: str) -> None:
     jointquant.quantize(model, out, jointquant.load_recipe(recipe, [*CALIBRATION, *RECIPES[recipe]]))
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, layers: int) -> None:
     """A small random Llama with the embedded model's tokenizer."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=128,
         intermediate_size=256,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=2048,

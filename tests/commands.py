@@ -9,15 +9,15 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conftest import DEMO
 from jointquant.cli.main import main
+from texts import TEXTS
 
 QUICK = [
     *(
         "--recipe",
         "rtn",
         "--calib",
-        str(DEMO / "calibration.txt"),
+        str(TEXTS / "calibration.txt"),
         "--num-samples",
         "2",
         "--seqlen",

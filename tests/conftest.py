@@ -24,6 +24,7 @@ from jointquant.run.job import Job
 from jointquant.run.opening import Subject
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
 settings.register_profile("repeatable", derandomize=True)  # the same examples every time: a red run is the change's
 settings.register_profile("explore", derandomize=False, print_blob=True)  # others: --hypothesis-profile=explore
@@ -230,7 +231,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def calibration_text() -> str:
-    return str(DEMO / "calibration.txt")
+    return str(TEXTS / "calibration.txt")
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def save_model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[.
     return save
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Real models and text that do not belong to the project."""
     if not SHARED.is_dir():
@@ -254,7 +255,7 @@ def shared() -> Path:
     return SHARED
 
 
-def small(*changes: str, text: str = str(DEMO / "calibration.txt"), seed: int = 0) -> list[str]:
+def small(*changes: str, text: str = str(TEXTS / "calibration.txt"), seed: int = 0) -> list[str]:
     """Recipe changes for a quick run: four windows of 32 tokens."""
     return [
         f"calibration.source={text}",

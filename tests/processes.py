@@ -51,26 +51,27 @@ def run(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def succeed(ranks: int, *arguments: str | Path) -> dict[str, Any]:
     """What a run prints with --json."""
-    done = run(ranks, *arguments, "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 1, lines  # one rank speaks
+    return answer([run(ranks, *arguments, "--json")])
+
+
+def forked(*runs: list[list[str | Path]]) -> list[list[subprocess.CompletedProcess[str]]]:
+    """Runs one after the other, each with a process for each of its commands, without torchrun: they may differ."""
+    given = json.dumps([[list(map(str, arguments)) for arguments in run] for run in runs])
+    command = [sys.executable, str(Path(__file__).with_name("forked.py"))]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=SECONDS, env=environment())
+    assert done.returncode == 0, done.stderr
+    return [
+        [subprocess.CompletedProcess(arguments, *found) for arguments, found in zip(run, ended, strict=True)]
+        for run, ended in zip(runs, json.loads(done.stdout), strict=True)
+    ]
+
+
+def answer(ranks: list[subprocess.CompletedProcess[str]]) -> dict[str, Any]:
+    """What a run with --json prints; one rank speaks."""
+    assert not any(rank.returncode for rank in ranks), [rank.stdout + rank.stderr for rank in ranks]
+    lines = [line for rank in ranks for line in rank.stdout.splitlines()]
+    assert len(lines) == 1, lines
     found: dict[str, Any] = json.loads(lines[0])
-    return found
-
-
-def by_hand(commands: list[list[str | Path]]) -> list[subprocess.CompletedProcess[str]]:
-    """A process for each command line, all of one run, without torchrun: they may differ."""
-    port, size, running = str(free_port()), str(len(commands)), []
-    for rank, arguments in enumerate(commands):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        ranks = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **place)
-        command = [sys.executable, "-m", "jointquant", *map(str, arguments)]
-        running.append(subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=ranks))
-    found = []
-    for process in running:
-        out, err = process.communicate(timeout=SECONDS)
-        found.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     return found
 
 

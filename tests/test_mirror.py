@@ -125,6 +125,7 @@ COVERED_ELSEWHERE = {
     "quantization/ranges.py": "tests/rounding/test_input_ranges.py",
     "quantization/smoothing.py": "tests/calibration/test_smoothing.py",
     "quantization/straight_through.py": "tests/quantization/test_learned_rounding.py",
+    "report/figure.py": "tests/report/test_loss_figures.py",
     "report/figures.py": "tests/report/test_page.py",
     "report/plain.py": "tests/cli/test_output.py",
     "rounding/cache.py": "tests/models/test_transforms.py",

@@ -27,6 +27,7 @@ from jointquant.run.fitting import assemble
 from jointquant.run.workspace import Workspace
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
 INPUT_IDS = torch.randint(0, 2048, (2, 24), generator=torch.Generator().manual_seed(1))
 PLACE = Place(torch.device("cpu"), torch.float32)
@@ -177,7 +178,7 @@ def test_streamed_perplexity_is_the_loaded_one(tmp_path: Path, tokenizer) -> Non
     recipe = jointquant.load_recipe("quarot", small())
     jointquant.quantize(make_model("qwen2_moe"), tmp_path / "a", recipe, tokenizer=tokenizer)
     options = {"seqlen": 32, "max_tokens": 256}
-    text = str(DEMO / "heldout.txt")
+    text = str(TEXTS / "heldout.txt")
     loaded = jointquant.evaluate(tmp_path / "a", (text,), **options).perplexity[text]
     streamed = jointquant.evaluate(tmp_path / "a", (text,), memory_budget="1MB", **options).perplexity[text]
     assert streamed == pytest.approx(loaded, rel=1e-5)
@@ -194,7 +195,7 @@ def test_r1_is_learned_on_each_token_once() -> None:
 
 def test_statistics_by_expert(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(DEMO / "model")
-    changes = ["calibration.num_samples=4", "calibration.seqlen=32", f"calibration.source={DEMO / 'calibration.txt'}"]
+    changes = ["calibration.num_samples=4", "calibration.seqlen=32", f"calibration.source={TEXTS / 'calibration.txt'}"]
     found = jointquant.stats(make_model("qwen3_moe"), tmp_path / "s", "quarot", changes=changes, tokenizer=tokenizer)
     tokens = {row["site"]: row["tokens"] for row in found.sites}
     experts = [site for site in tokens if site.startswith("down_in.")]

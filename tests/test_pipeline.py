@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import jointquant
-from conftest import DEMO, FAMILIES, make_model, possible, small, token_by_token
+from conftest import FAMILIES, make_model, possible, small, token_by_token
 from jointquant.errors import InputError
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
 INPUT_IDS = torch.randint(0, 2048, (2, 20), generator=torch.Generator().manual_seed(3))
 
@@ -89,7 +90,7 @@ def test_same_seed_same_bytes(save_model, tmp_path: Path) -> None:
 
 
 def test_calibration_is_given_beside_the_recipe(save_model, tmp_path: Path) -> None:
-    model, text = save_model("llama"), DEMO / "calibration.txt"
+    model, text = save_model("llama"), TEXTS / "calibration.txt"
     jointquant.quantize(
         model, tmp_path / "out", "rtn", calib=text, num_samples=3, seqlen=16, changes=["weights.num_bits=5"]
     )
@@ -175,7 +176,7 @@ def test_a_loaded_artifact_saves_again(save_model, tmp_path: Path) -> None:
 def test_the_tokenizer_is_included(family: str, save_model, tmp_path: Path) -> None:
     folder = save_model(family)
     jointquant.quantize(folder, tmp_path / "a", quick("rtn"))
-    text = (DEMO / "heldout.txt").read_text()[:20000]
+    text = (TEXTS / "heldout.txt").read_text()[:20000]
     expected = AutoTokenizer.from_pretrained(folder)(text).input_ids
     assert AutoTokenizer.from_pretrained(tmp_path / "a")(text).input_ids == expected
 
@@ -225,7 +226,7 @@ CACHE = st.builds("{{{}, keys: {{{}}}, values: {{{}}}}}".format, RANGES, RANGES 
     rotations=st.sets(st.sampled_from(["r1", "r2", "r3", "r4"])),
     override=st.none() | st.builds("[{{modules: '*.mlp.*', weights: {}}}]".format, WEIGHTS),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_combination_reloads(
     tmp_path_factory, tokenizer, weights, activations, cache, head, embeddings, alpha, rotations, override
 ) -> None:

@@ -9,13 +9,14 @@ import pytest
 
 import jointquant
 import jointquant.calibration.calibrate
-from conftest import DEMO, make_model, small
+from conftest import make_model, small
 from jointquant.analysis.compare import Comparison
 from jointquant.errors import InputError
 from jointquant.report.layer_losses import layer_loss_sums
+from texts import TEXTS
 
 QUICK = ("rotations.r1.steps=4", "rotations.r2.steps=4")
-TEXT = str(DEMO / "heldout.txt")
+TEXT = str(TEXTS / "heldout.txt")
 LEARNED = ("exp-independent", "exp-joint", "exp-swd")
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import jointquant
-from conftest import DEMO, make_model, small
+from conftest import make_model, small
 from jointquant.errors import InputError
 from jointquant.evaluation.parts import NOTHING
+from texts import TEXTS
 
-TEXT, PROMPT = str(DEMO / "heldout.txt"), "The module provides"
+TEXT, PROMPT = str(TEXTS / "heldout.txt"), "The module provides"
 OPTIONS = {"texts": (TEXT,), "eval_seqlen": 32, "max_tokens": 96, "changes": small()}
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 import jointquant
-from conftest import DEMO, small
+from conftest import small
 from jointquant.errors import InputError
 from jointquant.run.journal import partial_folder
+from texts import TEXTS
 
-TEXT = str(DEMO / "heldout.txt")
+TEXT = str(TEXTS / "heldout.txt")
 QUICK = ("rotations.r1.steps=3", "rotations.r2.steps=3")
 RECIPES = {"rtn": (), "dartquant": QUICK, "quarot": ()}
 OF_THE_RUN = ("seconds", "peak_rss_bytes", "resumed")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,23 +56,38 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Inspector, dict[str, bytes]]]:
+    """What a run of a family sees and writes that nothing stops; each is made once."""
+
+    @cache
+    def made(family: str) -> tuple[Inspector, dict[str, bytes]]:
+        out = tmp_path_factory.mktemp(family) / "a"
+        whole = run(out, family)
+        assert whole is not None
+        return whole, shards(out)
+
+    return made
+
+
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 @pytest.mark.parametrize("stop", [0, 1, 2])
-def test_a_witness_goes_on_behind_the_layers_that_are_done(stop: int, family: str, tmp_path: Path) -> None:
-    whole = run(tmp_path / "a", family)
+def test_a_witness_goes_on_behind_the_layers_that_are_done(stop: int, family: str, tmp_path: Path, undisturbed) -> None:
+    whole, written = undisturbed(family)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", family, type("StopsHere", (Stops,), {"stop": stop}))
     resumed = run(tmp_path / "b", family)
-    assert whole is not None
     assert resumed is not None
     assert len(whole.errors) == 3
     assert whole.errors == resumed.errors
     assert whole.spreads == resumed.spreads
-    assert shards(tmp_path / "a") == shards(tmp_path / "b")
+    assert shards(tmp_path / "b") == written
 
 
-def test_it_goes_on_when_nothing_is_left_but_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, write = run(tmp_path / "a", "llama"), ShardWriter.write
+def test_it_goes_on_when_nothing_is_left_but_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed
+) -> None:
+    (whole, _), write = undisturbed("llama"), ShardWriter.write
 
     def fails(self: ShardWriter, tensors: dict[str, torch.Tensor]) -> Path:
         if "lm_head.weight" in tensors or "lm_head.weight_packed" in tensors:
@@ -82,7 +99,6 @@ def test_it_goes_on_when_nothing_is_left_but_the_head(tmp_path: Path, monkeypatc
         run(tmp_path / "b", "llama")
     monkeypatch.setattr(ShardWriter, "write", write)
     resumed = run(tmp_path / "b", "llama")
-    assert whole is not None
     assert resumed is not None
     assert whole.errors == resumed.errors
     assert whole.spreads == resumed.spreads

@@ -18,9 +18,10 @@ from jointquant.backend.operations import MISSING, OPERATIONS, PROBED, passes, s
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.rounding import weights
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
 NPU = torch.device("npu:0") if fake_npu.install() is None else None  # torch knows the name now
-TEXT = str(DEMO / "calibration.txt")
+TEXT = str(TEXTS / "calibration.txt")
 SHIFTS = {"__lshift__", "__rshift__", "bitwise_left_shift", "bitwise_right_shift"}
 FACTORISATIONS = {
     "qr": {"linalg_qr"},

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from commands import QUICK, run
-from conftest import DEMO
 from jointquant.backend import launches
 from jointquant.quantization import gptq
 from jointquant.runtime.kernels import int4_triton, selection
 from jointquant.runtime.kernels.int4_triton import Int4Triton
+from texts import TEXTS
 
 pytest.importorskip("triton", reason="what cannot be launched are programs of Triton: pip install triton")
 
@@ -69,7 +69,7 @@ def test_whole_runs_go_on(save_model, tmp_path: Path, capsys) -> None:
         "eval",
         artifact,
         "--text",
-        str(DEMO / "heldout.txt"),
+        str(TEXTS / "heldout.txt"),
         "--max-tokens",
         "64",
         "--seqlen",

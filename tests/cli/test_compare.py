@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from commands import assert_refused, last_json, run
-from conftest import DEMO
+from texts import TEXTS
 
-TEXT = str(DEMO / "heldout.txt")
-CALIB = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
+TEXT = str(TEXTS / "heldout.txt")
+CALIB = ["--calib", str(TEXTS / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
 
 
 def test_the_verbs(save_model, tmp_path: Path, capsys) -> None:

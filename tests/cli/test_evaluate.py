@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from commands import QUICK, assert_refused, last_json, run
-from conftest import DEMO
+from texts import TEXTS
 
 
 def test_eval_beside_a_reference(save_model, tmp_path: Path, capsys) -> None:
     model, out = str(save_model("llama")), str(tmp_path / "artifact")
     assert run("quantize", model, "--out", out, *QUICK) == 0
-    flags = ["--reference", model, "--text", str(DEMO / "heldout.txt"), "--seqlen", "64", "--max-tokens", "640"]
+    flags = ["--reference", model, "--text", str(TEXTS / "heldout.txt"), "--seqlen", "64", "--max-tokens", "640"]
     capsys.readouterr()
     assert run("eval", out, *flags, "--json") == 0
     (found,) = last_json(capsys)["divergence"].values()  # type: ignore[attr-defined]
@@ -35,6 +35,6 @@ def test_eval_beside_a_reference(save_model, tmp_path: Path, capsys) -> None:
     ],
 )
 def test_eval_refuses_before_it_measures(flags: list[str], message: str, save_model, tmp_path: Path, capsys) -> None:
-    given = [str(DEMO / "heldout.txt") if flag == "TEXT" else flag for flag in flags]
+    given = [str(TEXTS / "heldout.txt") if flag == "TEXT" else flag for flag in flags]
     model = str(save_model("llama"))
     assert_refused(["eval", model, *given], message, capsys, tmp_path)

@@ -9,13 +9,14 @@ import pytest
 
 from commands import run
 from conftest import DEMO
+from texts import TEXTS
 
 Captured = pytest.CaptureFixture[str]
 
 
 def test_events_are_added_to_a_file_or_stand_before_the_answer(tmp_path: Path, capsys: Captured) -> None:
     text, file = tmp_path / "text.txt", tmp_path / "events.jsonl"
-    text.write_text((DEMO / "heldout.txt").read_text(encoding="utf-8")[:2000], encoding="utf-8")
+    text.write_text((TEXTS / "heldout.txt").read_text(encoding="utf-8")[:2000], encoding="utf-8")
     file.write_text('{"event": "before"}\n')
     command = ["eval", str(DEMO / "model"), "--text", str(text), "--seqlen", "32", "--device", "cpu", "--json"]
     assert run("--quiet", "--events", str(file), *command) == 0

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DEMO
 from jointquant.cli.main import main
+from texts import TEXTS
 
-QUICK = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32", "--device", "cpu"]
+QUICK = ["--calib", str(TEXTS / "calibration.txt"), "--num-samples", "2", "--seqlen", "32", "--device", "cpu"]
 LIGHT = ["--set", "rotations.r1.kind=hadamard", "--set", "rotations.r2.kind=hadamard"]
 
 

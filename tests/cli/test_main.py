@@ -12,6 +12,7 @@ from pathlib import Path
 
 from commands import QUICK, last_json, run
 from conftest import DEMO
+from texts import TEXTS
 
 QUICKLY = (
     "--help",
@@ -74,7 +75,7 @@ def test_quantize_eval_generate(save_model, tmp_path: Path, capsys) -> None:
     result = last_json(capsys)
     assert result["artifact"] == str(out)
     assert {"seconds", "peak_rss_bytes", "size_bytes", "bits_per_weight", "transforms"} <= set(result)
-    text = str(DEMO / "heldout.txt")
+    text = str(TEXTS / "heldout.txt")
     assert run("eval", str(out), "--text", text, "--seqlen", "64", "--max-tokens", "640", "--json") == 0
     result = last_json(capsys)
     assert list(result["perplexity"]) == [text]  # type: ignore[call-overload]
@@ -86,7 +87,7 @@ def test_quantize_eval_generate(save_model, tmp_path: Path, capsys) -> None:
 def test_interruption_exits_130(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(DEMO / "model", folder)
-    options = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "64", "--seqlen", "256"]
+    options = ["--calib", str(TEXTS / "calibration.txt"), "--num-samples", "64", "--seqlen", "256"]
     command = [sys.executable, "-m", "jointquant", "quantize", str(folder), "--out", str(tmp_path / "out"), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     deadline = time.monotonic() + 120

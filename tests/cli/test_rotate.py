@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from commands import assert_refused, last_json, run
-from conftest import DEMO
+from texts import TEXTS
 
-CALIB = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
+CALIB = ["--calib", str(TEXTS / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
 QUICK = ["--recipe", "dartquant", "--set", "rotations.r1.steps=3", "--set", "rotations.r2.steps=3"]
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from commands import assert_refused, last_json, run
-from conftest import DEMO
+from texts import TEXTS
 
-CALIB = ["--recipe", "rtn", "--calib", str(DEMO / "calibration.txt"), "--num-samples", "2"]
+CALIB = ["--recipe", "rtn", "--calib", str(TEXTS / "calibration.txt"), "--num-samples", "2"]
 NOTE = "note: calibration windows have 64 tokens, all that the model reads (--seqlen)"
 
 
@@ -24,7 +24,7 @@ def test_a_run_without_flags_fits_the_model(flags: tuple[str, ...], told: bool, 
 
 
 def test_eval_says_what_it_measures_on(save_model, capsys) -> None:
-    text = str(DEMO / "heldout.txt")
+    text = str(TEXTS / "heldout.txt")
     assert run("eval", str(save_model("llama")), "--text", text, "--max-tokens", "640", "--json") == 0
     assert last_json(capsys)["seqlen"] == 64
 

@@ -18,9 +18,10 @@ from jointquant.errors import ResumableError
 from jointquant.run.journal import partial_folder
 from processes import (
     WINDOWS,
+    answer,
     assert_same,
-    by_hand,
     environment,
+    forked,
     kill,
     launcher,
     quantized,
@@ -40,7 +41,8 @@ def test_two_ranks_make_the_same_tensors_and_predictions(model: Path, alone: Pat
     assert_same(tmp_path / "a", alone)
     assert not partial_folder(tmp_path / "a").exists()
     text = str(DEMO / "heldout.txt")
-    together = succeed(2, "eval", tmp_path / "a", "--reference", model, *TEXT, "--seqlen", "32")
+    evaluation = ["eval", tmp_path / "a", "--reference", model, *TEXT, "--seqlen", "32", "--json"]
+    together = answer(*forked([evaluation] * 2))
     result = jointquant.evaluate(tmp_path / "a", (text,), reference=model, seqlen=32, max_tokens=9000)
     assert together["perplexity"] == pytest.approx(result.perplexity, rel=1e-9)
     assert together["divergence"][text] == pytest.approx(asdict(result.divergence[text]), rel=1e-6)
@@ -62,8 +64,8 @@ def test_everything_at_once(model: Path, tmp_path: Path) -> None:
         "rotations.r1.optimizer=newton_schulz",
     ]
     flags = [word for change in changes for word in ("--set", change)]
-    for ranks in (1, 2):
-        succeed(ranks, *quantized(model, tmp_path / str(ranks), *flags))
+    for done in forked(*([quantized(model, tmp_path / str(ranks), *flags, "--json")] * ranks for ranks in (1, 2))):
+        answer(done)
     assert_same(tmp_path / "1", tmp_path / "2")
 
 
@@ -71,9 +73,9 @@ def test_refinement_and_compare(model: Path, tmp_path: Path) -> None:
     """Learned rounding sums gradients over the ranks: the same up to their last digits, which it amplifies."""
     recipe = tmp_path / "refined.yaml"
     recipe.write_text("weights: {num_bits: 4}\nrefinement: {steps: 6}\n")
-    flags = ("--recipes", f"{recipe},rtn", *WINDOWS, *TEXT, "--eval-seqlen", "32")
-    rows = {ranks: succeed(ranks, "compare", model, "--out", tmp_path / str(ranks), *flags)["rows"] for ranks in (1, 2)}
-    for one, two in zip(rows[1], rows[2], strict=True):
+    flags = ("--recipes", f"{recipe},rtn", *WINDOWS, *TEXT, "--eval-seqlen", "32", "--json")
+    both = forked(*([["compare", model, "--out", tmp_path / str(ranks), *flags]] * ranks for ranks in (1, 2)))
+    for one, two in zip(*(answer(done)["rows"] for done in both), strict=True):
         (a,), (b,) = one["perplexity"].values(), two["perplexity"].values()
         assert b == pytest.approx(a, rel=1e-3)
     assert (tmp_path / "2" / "report.html").is_file()
@@ -100,7 +102,7 @@ def test_a_rank_that_dies_is_named_and_the_run_goes_on(
     assert f"rank 1 (process {victim} on" in line
     assert "run the same command again" in line
     assert "jointquant/" not in err  # no traceback of ours
-    assert succeed(others, *quantized(model, out))["resumed"]
+    assert answer(*forked([[*quantized(model, out), "--json"]] * others))["resumed"]
     assert_same(out, alone)
 
 
@@ -115,8 +117,7 @@ def test_ranks_that_do_different_things_are_refused(model: Path, tmp_path: Path,
         "model.shards.model.safetensors was": quantized(other, out),
         "different verbs": ["eval", model, *TEXT],
     }
-    for message, second in cases.items():
-        done = by_hand([first, second])
+    for message, done in zip(cases, forked(*([first, second] for second in cases.values())), strict=True):
         assert [each.returncode for each in done] == [2, 2], [each.stderr for each in done]
         (line,) = [line for each in done for line in told(each.stderr)]
         assert message in line
@@ -129,8 +130,7 @@ def test_what_several_ranks_cannot_do_is_refused_once(model: Path, tmp_path: Pat
         "unknown recipe 'none'": quantized(model, tmp_path / "a", "--recipe", "none"),
         "generate runs in one process": ["generate", model, "--prompt", "a"],
     }
-    for message, command in cases.items():
-        done = by_hand([command, command])
+    for message, done in zip(cases, forked(*([command] * 2 for command in cases.values())), strict=True):
         assert [each.returncode for each in done] == [2, 2], [each.stderr for each in done]
         (line,) = [line for each in done for line in told(each.stderr)]
         assert message in line

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import jointquant
-from conftest import DEMO, make_model, small
+from conftest import make_model, small
 from jointquant.errors import InputError
 from jointquant.evaluation.divergence import Divergence, compare, token_divergences
 from jointquant.evaluation.perplexity import TOKENS_AT_ONCE, perplexity
+from texts import TEXTS
 
 NOTHING = "1MB"  # less than the process itself
 
@@ -70,7 +71,7 @@ def test_order_statistics_and_the_error_of_the_mean() -> None:
 
 
 def test_a_model_beside_itself_and_another(tokenizer) -> None:
-    text, options = str(DEMO / "heldout.txt"), {"seqlen": 32, "max_tokens": 640}
+    text, options = str(TEXTS / "heldout.txt"), {"seqlen": 32, "max_tokens": 640}
     model, other = make_model("llama"), make_model("llama", seed=1)
     same = jointquant.evaluate(model, (text,), reference=model, tokenizer=tokenizer, **options)
     assert same.divergence[text].maximum == 0
@@ -97,7 +98,7 @@ def test_streamed_as_loaded(save_model, tmp_path: Path, calibration_text) -> Non
 
 
 def test_what_is_refused(save_model, tokenizer) -> None:
-    text = (str(DEMO / "heldout.txt"),)
+    text = (str(TEXTS / "heldout.txt"),)
     with pytest.raises(InputError, match=r"vocabulary of 64, the model one of 2048"):
         jointquant.evaluate(
             make_model("llama"), text, reference=make_model("llama", vocab_size=64), tokenizer=tokenizer, seqlen=32

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import DEMO, make_model
+from conftest import make_model
 from jointquant.evaluation.evaluate import evaluate
 from jointquant.evaluation.perplexity import perplexity
+from texts import TEXTS
 
 
 def test_uniform_logits_give_the_vocabulary() -> None:
@@ -37,7 +38,7 @@ def test_progress_counts_every_window() -> None:
 
 
 def test_a_model_in_memory(tokenizer) -> None:
-    text = str(DEMO / "heldout.txt")
+    text = str(TEXTS / "heldout.txt")
     result = evaluate(make_model("llama"), (text,), tokenizer=tokenizer, seqlen=32, max_tokens=320)
     assert result.tokens == 320
     assert result.perplexity[text] > 100

@@ -11,8 +11,9 @@ from pathlib import Path
 import jointquant
 from conftest import DEMO, few_steps, make_model, small
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
-HELDOUT = DEMO / "heldout.txt"
+HELDOUT = TEXTS / "heldout.txt"
 SEQLEN, WINDOWS = 64, 16
 
 # Name → preset and changes. All are small; those in DEMO_MODELS are of the embedded model.

@@ -17,9 +17,10 @@ from conftest import DEMO, few_steps, make_model, small
 from jointquant.artifact.card import CARD_NAME, inline, record_perplexity, write_card
 from jointquant.errors import InputError, ResumableError
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
 QUANT = "quantization_config"
-TEXT = DEMO / "heldout.txt"
+TEXT = TEXTS / "heldout.txt"
 Edit = Callable[[dict[str, Any]], object]
 
 

@@ -25,9 +25,10 @@ from jointquant.runtime.loading import load_tokenizer
 from jointquant.runtime.streaming import open_any_stream
 from jointquant.trust.folder import GENERATION_NAME
 from mutations import EXAMPLES, Mutation, drawn
+from texts import TEXTS
 
 INPUT_IDS = torch.randint(0, 2048, (1, 12), generator=torch.Generator().manual_seed(3))
-TEXT = DEMO / "heldout.txt"
+TEXT = TEXTS / "heldout.txt"
 WORDS = TEXT.read_text(encoding="utf-8")[:2000]
 USERS = (CARD_NAME, GENERATION_NAME, "manifest.json")
 """Files of an export that its user may edit in the artifact, and the list of them all."""

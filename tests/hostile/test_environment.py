@@ -19,8 +19,9 @@ from jointquant.cli.boundary import line_of
 from jointquant.errors import InputError
 from jointquant.models.configuration import blamed
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
-QUICK = ["--recipe", "rtn", "--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
+QUICK = ["--recipe", "rtn", "--calib", str(TEXTS / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
 NOBODY = 65534
 
 
@@ -65,14 +66,19 @@ def closing(*numbers: int) -> Callable[[], None]:
     return lambda: [os.close(number) for number in numbers] and None
 
 
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """What a run with all its streams makes, to be read only."""
+    assert jointquant("quantize", str(place / "model"), "--out", str(place / "whole"), *QUICK).returncode == 0
+    return place / "whole"
+
+
 @pytest.mark.parametrize("numbers", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
-def test_streams_that_are_closed(numbers: tuple[int, ...], model: Path, tmp_path: Path) -> None:
+def test_streams_that_are_closed(numbers: tuple[int, ...], model: Path, whole: Path, tmp_path: Path) -> None:
     """All is done, and no file gets what was printed."""
     out = tmp_path / "out"
     ended = jointquant("quantize", str(model), "--out", str(out), *QUICK, "--json", before=closing(*numbers))
     assert (ended.returncode, b"Traceback" in ended.stdout + ended.stderr) == (0, False)
-    whole = tmp_path / "whole"
-    assert jointquant("quantize", str(model), "--out", str(whole), *QUICK).returncode == 0
     for path in whole.iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes()
 
@@ -109,12 +115,42 @@ PATHS: dict[str, tuple[list[str | bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", PATHS)
-def test_paths(name: str, model: Path) -> None:
-    arguments, messages = PATHS[name]
-    ended = jointquant(*(str(model) if each == "MODEL" else each for each in arguments))
-    said = ended.stderr.decode()
-    assert_one_line(ended, next((message for message in messages.split("|") if message in said), messages))
+# Runs each command of a list, given as strings with what is not UTF-8 escaped, and prints how it ended and its error.
+COMMANDS = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from jointquant.cli.main import main
+found = []
+for command in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main(command)
+        except SystemExit as end:
+            found.append([end.code, out.getvalue(), err.getvalue()])
+json.dump(found, sys.stdout)
+"""
+
+
+def test_paths(model: Path) -> None:
+    """One after the other in a process: arguments as the interpreter decodes them."""
+    commands = [
+        [str(model) if each == "MODEL" else os.fsdecode(each) for each in arguments] for arguments, _ in PATHS.values()
+    ]
+    run = [sys.executable, "-c", COMMANDS]
+    done = subprocess.run(run, input=json.dumps(commands).encode(), capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    for command, (status, out, err), (_, messages) in zip(commands, results, PATHS.values(), strict=True):
+        ended = subprocess.CompletedProcess(
+            command, status, out.encode("utf-8", "replace"), err.encode("utf-8", "replace")
+        )
+        assert_one_line(ended, next((message for message in messages.split("|") if message in err), messages))
+
+
+def test_an_argument_of_bytes(model: Path) -> None:
+    """As a shell hands it over."""
+    assert_one_line(jointquant(b"quantize", os.fsencode(model), b"--out", b"caf\xe9"), "'caf\\udce9' is not UTF-8")
 
 
 DROPPING = """
@@ -148,7 +184,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become 
 
 
 def evaluation(model: Path) -> list[str]:
-    return ["eval", str(model), "--text", str(DEMO / "heldout.txt"), "--seqlen", "8", "--max-tokens", "64"]
+    return ["eval", str(model), "--text", str(TEXTS / "heldout.txt"), "--seqlen", "8", "--max-tokens", "64"]
 
 
 @needs_root

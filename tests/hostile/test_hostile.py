@@ -22,10 +22,11 @@ from hostile.cases import ARGUMENTS, CHECKPOINTS, CONFIGURATIONS, FILES, PICKLES
 from hostile.damage import own_code, shards, to_pickle
 from jointquant.files.manifest import write_manifest
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
-QUICK = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
+QUICK = ["--calib", str(TEXTS / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
 MODELS = CHECKPOINTS | CONFIGURATIONS
-TEXT = str(DEMO / "heldout.txt")
+TEXT = str(TEXTS / "heldout.txt")
 SECONDS = 60
 
 
@@ -246,7 +247,7 @@ def test_pickles_that_are_allowed_give_the_same_artifact(form: str, model: Path,
 
 
 def settings() -> jointquant.Recipe:
-    changes = [f"calibration.source={DEMO / 'calibration.txt'}", "calibration.num_samples=2", "calibration.seqlen=32"]
+    changes = [f"calibration.source={TEXTS / 'calibration.txt'}", "calibration.num_samples=2", "calibration.seqlen=32"]
     return jointquant.load_recipe("rtn", changes)
 
 

@@ -13,6 +13,7 @@ from conftest import DEMO, make_model, possible, small
 from jointquant.errors import fault_of_machine
 from jointquant.models.configuration import blamed
 from jointquant.runtime.loading import load_tokenizer
+from texts import TEXTS
 
 PER_CHANNEL = ("weights.group_size=null", "activations.group_size=null", "kv_cache.group_size=null")
 HADAMARD = tuple(f"rotations.{r}.kind=hadamard" for r in ("r1", "r2", "r3", "r4"))
@@ -74,7 +75,7 @@ def test_odd_heads_without_pairs_work(head_dim: int, tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "opt", hidden_size=size, num_attention_heads=4, word_embed_proj_dim=size)
     changes = small(*PER_CHANNEL, "rotations.r2.kind=none", "rotations.r3.kind=none")
     jointquant.quantize(model, tmp_path / "out", jointquant.load_recipe("quarot", changes))
-    text = str(DEMO / "heldout.txt")
+    text = str(TEXTS / "heldout.txt")
     assert jointquant.evaluate(tmp_path / "out", (text,), seqlen=16, max_tokens=64).perplexity[text] > 1
 
 

@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM
 
 import jointquant
 from commands import assert_refused, run
-from conftest import DEMO, make_model, small
+from conftest import make_model, small
 from hostile.damage import UP, tensors
 from jointquant.errors import OverflowedError
 from jointquant.models.overflow import narrowed
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.weights import check_scales
 from jointquant.recipe.recipe import load_recipe
+from texts import TEXTS
 
 Edit = Callable[[dict[str, Tensor]], object]
 PER_CHANNEL = ("weights.group_size=null", "activations.group_size=null", "kv_cache.group_size=null")
@@ -194,4 +195,4 @@ def test_scales_of_float16(changes: tuple[str], preset: str, model: Path, tmp_pa
 def test_a_layer_that_overflows_in_eval(model: Path) -> None:
     tensors(scaled("layers.1.", 1e15))(model)
     with pytest.raises(OverflowedError, match="the output of a layer is not finite"):
-        jointquant.evaluate(model, (str(DEMO / "heldout.txt"),), seqlen=16, max_tokens=64, memory_budget=1)
+        jointquant.evaluate(model, (str(TEXTS / "heldout.txt"),), seqlen=16, max_tokens=64, memory_budget=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import jointquant
-from conftest import DEMO, make_model, possible, small
+from conftest import make_model, possible, small
 from hostile.damage import INDEX, SINGLE, both, config, edit_json, pickle_of, remove, shards, tensors, to_pickle, write
 from jointquant.evaluation.runners import Streamed, runner_of
 from jointquant.models import contents
@@ -24,10 +24,11 @@ from jointquant.models.options import completed
 from jointquant.models.stream import open_stream
 from jointquant.progress import Silent
 from jointquant.runtime.loading import load, load_tokenizer
+from texts import TEXTS
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 IDS = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(1))
-TEXT = str(DEMO / "heldout.txt")
+TEXT = str(TEXTS / "heldout.txt")
 Layout = Callable[[Path], object]
 
 

@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import jointquant
-from conftest import DEMO, make_model, possible, small
+from conftest import make_model, possible, small
 from jointquant.errors import InputError
 from jointquant.models.rehearsal import rehearse
 from jointquant.models.stream import open_stream
+from texts import TEXTS
 
 SCALED = {"rope_theta": 10000.0, "factor": 4.0}
 SHORT = {"original_max_position_embeddings": 16}
@@ -38,7 +39,7 @@ def test_frequencies_that_depend_on_the_text(kind: str, save_model, tmp_path: Pa
     with torch.no_grad():
         ours, theirs = (AutoModelForCausalLM.from_pretrained(f)(ids).logits for f in (tmp_path / "out", folder))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    text = str(DEMO / "heldout.txt")
+    text = str(TEXTS / "heldout.txt")
     assert jointquant.evaluate(folder, (text,), seqlen=16, max_tokens=64).perplexity[text] > 1
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 import jointquant
-from conftest import possible, small, token_by_token
+from conftest import few_steps, possible, small, token_by_token
 from invariance import ROTATIONS, exact
 from jointquant.artifact.inventory import OTHER, TOWER
 from jointquant.evaluation.runners import Streamed, runner_of
@@ -162,7 +162,7 @@ def test_writers_that_were_left_as_they_are_would_show(name: str, tmp_path: Path
 @pytest.mark.parametrize("export", ["dense", "compressed-tensors"])
 def test_exports_hold_the_towers_too(export: str, tmp_path: Path, tokenizer) -> None:
     """An export of weights alone loads in transformers as the whole, and sees the image as the artifact does."""
-    changes = ["weights.group_size=8", "rotations.r1.kind=hadamard", "rotations.r2.kind=hadamard"]
+    changes = [*few_steps("w4a16"), "weights.group_size=8", "rotations.r1.kind=hadamard", "rotations.r2.kind=hadamard"]
     recipe = jointquant.load_recipe("w4a16", small(*changes))
     jointquant.quantize(make_wrapper("llava"), tmp_path / "a", recipe, tokenizer=tokenizer)
     jointquant.export_artifact(tmp_path / "a", export, tmp_path / "x", dequantized=export == "dense")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DEMO
 from jointquant.cli.main import main
 from jointquant.errors import InputError
 from jointquant.recipe.catalogue import preset_names
 from jointquant.recipe.recipe import load_recipe
 from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.sizes import read_size, size_names
+from texts import TEXTS
 
 PER_TRAINING = {"num_tokens", "batch_tokens", "steps"}
 SIZED = ("r1", "r2", "r4")
@@ -80,7 +80,7 @@ def test_the_command_line(save_model, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         main(["recipes", "--json"])
     assert list(json.loads(capsys.readouterr().out.splitlines()[-1])["sizes"]) == size_names()
-    text = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
+    text = ["--calib", str(TEXTS / "calibration.txt"), "--num-samples", "2", "--seqlen", "32"]
     arguments = ["quantize", str(save_model("llama")), "--out", str(tmp_path / "out"), "--recipe", "rtn", *text]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--size", "2B"])

@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 import jointquant
-from conftest import small
+from conftest import make_model, small
 from jointquant.errors import DamageWarning, InputError, ResumableError
 from jointquant.models.stream import ModelStream
 from jointquant.run.journal import partial_folder
@@ -25,6 +25,8 @@ from jointquant.run.journal import partial_folder
 ROOT = Path(__file__).parents[2]
 TINY = ("rotations.r1.steps=3", "rotations.r2.steps=3", "smoothing.alpha=0.5")
 STAGES = ("calibrate", "quantize")
+NAME = "llama-5GB"
+"""Of the model's folder: the model card of an artifact says it."""
 
 
 def recipe(*changes: str, preset: str = "dartquant") -> jointquant.Recipe:
@@ -58,13 +60,20 @@ def interrupt() -> None:
 
 @pytest.fixture
 def model(save_model) -> Path:
-    return save_model("llama")
+    folder: Path = save_model("llama")
+    assert folder.name == NAME
+    return folder
 
 
-@pytest.fixture
-def undisturbed(model: Path, tmp_path: Path) -> dict[str, bytes]:
-    jointquant.quantize(model, tmp_path / "undisturbed", recipe())
-    return contents(tmp_path / "undisturbed")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> dict[str, bytes]:
+    """The bytes that a run makes of the same model when nothing happens."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    model = folder / NAME
+    make_model("llama").save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    jointquant.quantize(model, folder / "out", recipe())
+    return contents(folder / "out")
 
 
 def test_an_interrupted_refinement_goes_on(model: Path, tmp_path: Path) -> None:
@@ -116,7 +125,8 @@ def test_every_kind_of_state_is_kept(preset: str, stage: str, model: Path, tmp_p
 
 def test_six_kills() -> None:
     script = ROOT / "benchmarks" / "kill_and_resume.py"
-    command = [sys.executable, str(script), "--kills", "6", "--no-result", "--recipes", "dartquant", "--ranks", "1"]
+    options = ["--kills", "6", "--layers", "3", "--recipes", "dartquant", "--ranks", "1", "--no-result"]
+    command = [sys.executable, str(script), *options]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=one_thread)
     assert done.returncode == 0, done.stdout + done.stderr

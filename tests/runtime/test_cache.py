@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaForCausalLM, PreTrainedModel
 
 import jointquant
 from conftest import FAMILIES, make_model, small
@@ -16,7 +17,7 @@ from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.attention import CachePath
-from jointquant.runtime.cache import PackedCache, PackedLayer, Record
+from jointquant.runtime.cache import CACHE, PackedCache, PackedLayer, Record
 
 INPUT_IDS = torch.arange(40).reshape(2, 20) * 7 % 2048
 OPTIONS = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -85,6 +86,11 @@ def test_generation_is_the_same_with_fewer_bytes(family: str, tmp_path: Path, to
     assert torch.equal(packed, plain)
     whole = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept["cache"].layers)
     assert cache.nbytes() < whole / 3
+
+
+def test_models_take_a_cache_under_the_name_that_we_give_it_by() -> None:
+    """Under another one a model makes a cache of its own, and says that the name is out of date."""
+    assert CACHE in signature(LlamaForCausalLM.forward).parameters
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,7 @@ RECIPES = {
             "weights.group_size=null",
             "refinement.steps=2",
             "refinement.rounds=0",
-            *(f"rotations.{r}.steps=2" for r in ("r1", "r2")),
+            *(f"rotations.{r}.steps=2" for r in ("r1", "r2", "r3")),
         ),
     ),
 }
@@ -54,17 +55,25 @@ def logits(model: PreTrainedModel) -> Tensor:
     return model(input_ids=IDS).logits
 
 
-@pytest.fixture(params=RECIPES)
-def artifact(request: pytest.FixtureRequest, tmp_path: Path, tokenizer) -> Path:
+@pytest.fixture(scope="module", params=RECIPES)
+def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    """To be read only."""
     preset, changes = RECIPES[request.param]
+    out = tmp_path_factory.mktemp("sound") / "a"
     recipe = jointquant.load_recipe(preset, small(*possible("llama"), *changes))
-    jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
-    return tmp_path / "a"
+    jointquant.quantize(make_model("llama"), out, recipe, tokenizer=tokenizer)
+    return out
+
+
+@pytest.fixture
+def artifact(sound: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(sound, tmp_path / "a"))
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_copies_compute_the_same(kernels: str, artifact: Path) -> None:
-    model = load(artifact, kernels=kernels)
+def test_copies_compute_the_same(kernels: str, sound: Path) -> None:
+    model = load(sound, kernels=kernels)
     expected = logits(model)
     if kernels == "auto":
         packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
@@ -97,7 +106,7 @@ def test_saved_again_it_is_whole(through: str, artifact: Path, tmp_path: Path) -
     assert torch.equal(logits(load(artifact, kernels="auto")), expected)
 
 
-@pytest.mark.parametrize("artifact", ["learned"], indirect=True)
+@pytest.mark.parametrize("sound", ["learned"], indirect=True)
 def test_rotations_that_are_missing_are_not_none(artifact: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(artifact)
     (artifact / ROTATIONS_NAME).unlink()

@@ -20,11 +20,19 @@ from jointquant.runtime.whole_artifact import check_rotations, rotations_file
 from jointquant.trust.folder import CONFIG_NAME, DIGESTS_NAME
 
 
-@pytest.fixture
-def artifact(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be read only."""
+    out = tmp_path_factory.mktemp("sound") / "a"
     recipe, tokenizer = jointquant.load_recipe("quarot", small()), load_tokenizer(DEMO / "model")
-    jointquant.quantize(make_model("llama", num_hidden_layers=1), tmp_path / "a", recipe, tokenizer=tokenizer)
-    return tmp_path / "a"
+    jointquant.quantize(make_model("llama", num_hidden_layers=1), out, recipe, tokenizer=tokenizer)
+    return out
+
+
+@pytest.fixture
+def artifact(sound: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(sound, tmp_path / "a"))
 
 
 def damage(path: Path) -> None:

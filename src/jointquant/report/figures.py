@@ -10,8 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jointquant.report.charts import COLOURS, NEUTRAL, Interval, Point, Series, dot_chart, line_chart, point_chart
-from jointquant.report.tables import short
+from jointquant.report.charts import COLOURS, NEUTRAL, Series, line_chart
+from jointquant.report.figure import Figure
+from jointquant.report.loss_figures import divergence_figure, parts_figures, perplexity_figure, trade_figure
 
 Data = dict[str, Any]
 HISTOGRAM_LIMIT = 12.0
@@ -25,25 +26,6 @@ SITES = {
     "k_cache": "keys in the cache",
     "v_cache": "values in the cache",
 }
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A heading, one sentence on how to read the plots, who is who, and the plots.
-
-    Attributes:
-        key: the id of its section.
-        heading: above the plots.
-        how: how to read them.
-        legend: names and style classes.
-        panels: a caption and a drawing each.
-    """
-
-    key: str
-    heading: str
-    how: str
-    legend: tuple[tuple[str, str], ...]
-    panels: tuple[tuple[str, Markup], ...]
 
 
 def styles(names: Sequence[str]) -> dict[str, str]:
@@ -67,96 +49,6 @@ def statistics_figures(data: Data) -> list[Figure]:
     name = f"after ({data['about']['recipe']})"
     style = styles([name])
     return spread_figures({name: data["spreads"]}, style) + training_figures({name: data["traces"]}, style)
-
-
-def trade_figure(data: Data, style: dict[str, str]) -> Figure:
-    """What each recipe loses against the bits that it takes."""
-    panels = []
-    for text in data["reference"]["perplexity"]:
-        points = [
-            Point(row["recipe"], style[row["recipe"]], row["bits"], row["divergence"][text]) for row in data["rows"]
-        ]
-        alt = f"KL divergence against bits a weight on {short(text)}: "
-        alt += ", ".join(f"{point.name} {point.y:.4f} at {point.x:.2f} bits" for point in points)
-        drawing = point_chart(points, alt, "bits a weight, scales included", "KL divergence")
-        panels.append((short(text), drawing))
-    return Figure(
-        "trade",
-        "Loss against bits",
-        "Lower is better, and further left is smaller. What loses nothing has no place on a logarithmic axis. "
-        "Bits are those of the weights alone: recipes with quantized activations lose more at the same place.",
-        (),
-        tuple(panels),
-    )
-
-
-def perplexity_figure(data: Data, style: dict[str, str]) -> Figure:
-    """A dot per recipe, a bar over its seeds."""
-    return Figure(
-        "perplexity",
-        "Perplexity",
-        "Further left is better: a dot is the mean over seeds, its bar runs from the best seed to the worst, and the "
-        "dashed line is the unquantized model.",
-        (),
-        _dots(data, style, "perplexity", "perplexity", data["reference"]["perplexity"]),
-    )
-
-
-def divergence_figure(data: Data, style: dict[str, str]) -> Figure:
-    """The same for the KL divergence from the unquantized model."""
-    return Figure(
-        "divergence",
-        "Divergence from the unquantized model",
-        "KL divergence of the predictions from the unquantized model's, in nats, mean over tokens: further left is "
-        "better, the dashed line is no difference. It tells recipes apart where perplexity depends on few tokens.",
-        (),
-        _dots(data, style, "divergence", "KL divergence", dict.fromkeys(data["reference"]["perplexity"], 0.0)),
-    )
-
-
-def parts_figures(parts: dict[str, Data], style: dict[str, str]) -> list[Figure]:
-    """What each recipe would lose with one part after another left exact; nothing where it was not measured."""
-    panels = []
-    for name, found in ((name, found) for name, found in parts.items() if "divergence" in found):
-        whole, *others = found["divergence"].items()
-        rows = [Interval(part, style[name], value, value, value) for part, value in others]
-        alt = f"KL divergence of {name} with a part left exact: " + ", ".join(f"{r.name} {r.value:.4f}" for r in rows)
-        alt += f"; as it is {whole[1]:.4f}"
-        panels.append((f"{name}, as it is: {whole[1]:.4f}", dot_chart(rows, alt, "KL divergence", whole[1])))
-    refused = "".join(f" Not measured of {n}: {found['refused']}." for n, found in parts.items() if "refused" in found)
-    if not panels and not refused:
-        return []
-    return [
-        Figure(
-            "parts",
-            "Where the loss is",
-            "KL divergence of an artifact with one part of it left unquantized; the dashed line is the artifact as it "
-            "is. The further left of that line, the more this part loses, and the more it gains from more bits. What "
-            "remains where all inputs, keys and values are exact is the weights'." + refused,
-            (),
-            tuple(panels),
-        )
-    ]
-
-
-def _dots(
-    data: Data, style: dict[str, str], key: str, label: str, references: dict[str, float]
-) -> tuple[tuple[str, Markup], ...]:
-    """A panel per text."""
-    panels = []
-    for text, reference in references.items():
-        rows = [
-            Interval(
-                row["recipe"],
-                style[row["recipe"]],
-                *(row[name][text] for name in (key, f"{key}_min", f"{key}_max")),
-            )
-            for row in data["rows"]
-        ]
-        alt = f"{label} on {short(text)}: " + ", ".join(f"{row.name} {row.value:.3f}" for row in rows)
-        alt += f"; unquantized {reference:.3f}"
-        panels.append((short(text), dot_chart(rows, alt, label, reference)))
-    return tuple(panels)
 
 
 def training_figures(traces: dict[str, Data], style: dict[str, str]) -> list[Figure]:

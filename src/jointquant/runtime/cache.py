@@ -8,17 +8,20 @@ asks for are what quantizing everything anew would give, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from jointquant.runtime.attention import CachePath, turn_of
 from jointquant.runtime.cached_states import CachedStates, Record
 from jointquant.runtime.latents import LatentPath
 
+CACHE = next(each.name for each in fields(CausalLMOutputWithPast) if each.name in ("cache", "past_key_values"))
+"""What a model of transformers calls the cache that it is given: ``cache`` from 5.24 on, ``past_key_values`` before."""
 GROWTH, LEAST_ROOM = 8, 16
 """A cache that is full grows by an eighth of its tokens, or by so many."""
 
@@ -153,12 +156,12 @@ class PackedGeneration:
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        own = model_kwargs.get("past_key_values") is not None
+        own = model_kwargs.get(CACHE) is not None
         prepared = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
         plain = generation_config.cache_implementation in (None, "dynamic")
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if plain and not own and type(cache) is DynamicCache and any(cache_paths(self)):  # type: ignore[arg-type]
-            packed = model_kwargs["past_key_values"] = PackedCache(self)
+            packed = model_kwargs[CACHE] = PackedCache(self)
             if generation_config.is_assistant:
                 packed.activate_past_recording()
         return prepared

@@ -11,6 +11,9 @@ from jointquant.models.architecture import Architecture
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.settings import StoredSettings
 
+COMMON_GROUPS = (64, 32, 16)
+"""Sizes of groups of weights that runtimes read, those that fit few models first."""
+
 
 def check_recipe(
     recipe: Recipe, architecture: Architecture, layers: Sequence[nn.Module], cached: tuple[int, int]
@@ -118,7 +121,10 @@ def _check_patterns(recipe: Recipe, names: Sequence[str]) -> None:
 
 def _check_weight_group(what: str, weights: StoredSettings, size: int) -> None:
     if weights.group_tail == "refuse":
-        _check_group(what, weights.stored_group_size, size, or_else=", null, or group_tail: pad")
+        group = weights.stored_group_size or size
+        fits = next((each for each in COMMON_GROUPS if each < group and size % each == 0), None)
+        such_as = "" if fits is None else f" (such as `weights.group_size={fits}`)"
+        _check_group(what, weights.stored_group_size, size, or_else=f"{such_as}, null, or group_tail: pad")
 
 
 def _check_group(what: str, group_size: int | None, size: int, or_else: str = ", or null") -> None:

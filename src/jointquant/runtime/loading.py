@@ -23,7 +23,7 @@ from jointquant.models.source import check_finite
 from jointquant.models.stream import open_stream
 from jointquant.runtime.artifact_digests import handed_over, open_digests
 from jointquant.runtime.artifact_facts import is_artifact
-from jointquant.runtime.cache import PackedCache, cache_paths
+from jointquant.runtime.cache import CACHE, PackedCache, cache_paths
 from jointquant.runtime.generation_settings import generation_settings_of
 from jointquant.runtime.integration import check_artifact
 from jointquant.runtime.kernels.choices import use_kernels
@@ -72,7 +72,7 @@ def load(model: str | Path, *, kernels: str | None = None, **options: Unpack[Mod
     loaded = loaded.to(where).eval()
     with blamed(f"{folder} cannot run as its configuration says"), torch.no_grad():
         cache = PackedCache(loaded) if any(cache_paths(loaded)) else None  # as ``generate`` runs it
-        loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=where), past_key_values=cache)
+        loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=where), **{CACHE: cache})
     return loaded
 
 
