@@ -51,7 +51,8 @@ def stages_of(architecture: Architecture) -> list[SiteStage]:
         pending = [
             linear for site in architecture.sites if stage_of(site.name) in ORDER[place:] for linear in site.linears
         ]
-        found.append(SiteStage(name, sites, tuple(pending)))
+        if sites:  # few families have latents
+            found.append(SiteStage(name, sites, tuple(pending)))
     return found
 
 
