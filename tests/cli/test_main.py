@@ -87,7 +87,7 @@ def test_quantize_eval_generate(save_model, tmp_path: Path, capsys) -> None:
 def test_interruption_exits_130(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(DEMO / "model", folder)
-    options = ["--calib", str(TEXTS / "calibration.txt"), "--num-samples", "64", "--seqlen", "256"]
+    options = ["--calib", str(DEMO / "calibration.txt"), "--num-samples", "64", "--seqlen", "256"]
     command = [sys.executable, "-m", "jointquant", "quantize", str(folder), "--out", str(tmp_path / "out"), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     deadline = time.monotonic() + 120

@@ -131,7 +131,7 @@ def test_later_linears_do_not_run() -> None:
         (("o_in",), ("o_in",)),
         (("mlp_in",), ("o_in", "mlp_in")),
         (("down_in",), ("o_in", "down_in")),
-        (ORDER, ORDER),
+        (ORDER, ("attn_in", "o_in", "mlp_in", "down_in")),
     ],
 )
 def test_a_layer_runs_for_what_is_observed(observed: tuple[str, ...], expected: tuple[str, ...]) -> None:
