@@ -76,7 +76,7 @@ def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = No
 def quantize_layer(layer: LayerInWork, witness: Witness | None = None) -> None:
     """Calibrate cache and inputs of a prepared layer and round its weights, in place."""
     calibrate_cache(layer)
-    with observed_experts(layer), layer.as_while_rounding():
+    with layer.as_while_rounding(), observed_experts(layer):  # tokens are counted as they are read
         learn_inner_rotations(layer)
         calibrate_inputs(layer)
         if witness is not None:
