@@ -35,7 +35,7 @@ def exported(workshop: Workshop) -> dict[str, tuple[Path, Path]]:
         "qwen3": workshop.tiny("qwen3", PRESET),
         "embedded": workshop.folder / "embedded by integers",
     }
-    recipe = jointquant.load_recipe(PRESET, small(*few_steps(PRESET)))
+    recipe = jointquant.load_recipe(PRESET, small(*few_steps(PRESET), text=str(DEMO / "calibration.txt")))
     jointquant.quantize(DEMO / "model", artifacts["embedded"], recipe)
     found = {}
     for name, artifact in artifacts.items():
