@@ -34,7 +34,7 @@ PEER = Path(__file__).parent / "peer_llama_cpp.py"
 PROMPT, STEPS = 128, 64
 GROUPS = "weights.group_size=32"
 ROWS = "weights.group_size=null"
-HEAD = ("head.num_bits=8", "embeddings.num_bits=8")
+HEAD = ("head={num_bits: 8, group_size: 32, method: rtn, clip: none}", "embeddings={num_bits: 8, group_size: 32}")
 Q4_0 = ("weights.scale_dtype=float16", GROUPS)
 FOUR = ("activations.num_bits=4", "kv_cache.num_bits=4", "rotations.r3.kind=hadamard", "rotations.r4.kind=hadamard")
 ARTIFACTS: dict[str, tuple[str, ...]] = {
