@@ -82,7 +82,7 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
     result = {
-        "command": "python benchmarks/beside_llama_cpp.py --peer-python PYTHON",
+        "command": f"python benchmarks/beside_llama_cpp.py --peer-python PYTHON --repetitions {arguments.repetitions}",
         "model": PACKAGE,
         "prompt": PROMPT,
         "steps": STEPS,

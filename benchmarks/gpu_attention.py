@@ -11,23 +11,20 @@ cache), and with what the host does to launch them. Writes benchmarks/results/gp
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_parts import measure_parts
 from gpu_timing import device_seconds, eager_seconds
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from jointquant.backend.devices import resolve_device
-from jointquant.errors import require
 from jointquant.quantization.integer import IntFormat
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.runtime.cached_states import Record
 from jointquant.runtime.kernels.triton_attention import attend
-from report import Result
 
 RESULT = Path(__file__).parent / "results" / "gpu_attention.json"
 DEVICE = torch.device("cuda")
@@ -96,18 +93,7 @@ class Case:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="errors,speed", help="some of errors, speed")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    arguments = parser.parse_args()
-    require(resolve_device("auto").type == "cuda", "no GPU here: expected one that torch calls cuda")
-    result = Result(arguments.out, f"python benchmarks/gpu_attention.py --only {arguments.only}", "cuda")
-    wrong = []
-    for part in arguments.only.split(","):
-        for row in PARTS[part]():
-            result.add({"part": part, **row})
-            wrong += [row] * (not row["right"])
-    require(not wrong, f"{len(wrong)} rows are off by more than they may, such as {wrong[:1]}")
+    measure_parts("gpu_attention.py", __doc__, PARTS, RESULT)
 
 
 def errors() -> Iterator[dict[str, Any]]:

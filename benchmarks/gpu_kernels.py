@@ -10,18 +10,16 @@ the host does to launch them (calls one behind the other). Writes benchmarks/res
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_parts import measure_parts
 from gpu_timing import device_seconds, eager_seconds
 from torch.nn import functional
 
-from jointquant.backend.devices import resolve_device
-from jointquant.errors import require
 from jointquant.quantization.integer import IntFormat, encode_rows
 from jointquant.quantization.ranges import DynamicRange
 from jointquant.quantization.weights import round_to_nearest
@@ -29,7 +27,6 @@ from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.kernels.int4_triton import Int4Triton, halved
 from jointquant.runtime.site import SiteInput
-from report import Result
 
 RESULT = Path(__file__).parent / "results" / "gpu_kernels.json"
 SHAPES = {"q, k, v": (12288, 4096), "o": (4096, 4096), "gate, up": (22016, 4096), "down": (4096, 11008)}
@@ -94,18 +91,7 @@ class Product:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="orders,products", help="some of orders, products")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    arguments = parser.parse_args()
-    require(resolve_device("auto").type == "cuda", "no GPU here: expected one that torch calls cuda")
-    result = Result(arguments.out, f"python benchmarks/gpu_kernels.py --only {arguments.only}", "cuda")
-    wrong = []
-    for part in arguments.only.split(","):
-        for row in PARTS[part]():
-            result.add({"part": part, **row})
-            wrong += [row] * (not row["right"])
-    require(not wrong, f"{len(wrong)} rows are off by more than they may, such as {wrong[:1]}")
+    measure_parts("gpu_kernels.py", __doc__, PARTS, RESULT)
 
 
 def products() -> Any:

@@ -176,8 +176,7 @@ def _state(layer: Any, dtype: torch.dtype) -> tuple[Any, ...]:
     found: list[Any] = [dtype, layer.training]
     for parent in (layer, layer.self_attn, layer.mlp):
         for child in parent._modules.values():
-            found.append(child)
-            found.append(bool(child._forward_hooks or child._forward_pre_hooks) or "forward" in child.__dict__)
+            found.extend((child, _touched(child)))
             if isinstance(child, PackedLinear):
                 found.append((child.epoch, child.mode, None if child.bias is None else child.bias.data_ptr()))
             elif "weight" in child._parameters:
@@ -187,6 +186,13 @@ def _state(layer: Any, dtype: torch.dtype) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def _touched(module: nn.Module) -> str | None:
+    """What somebody did to a module so that it has to run itself; None: nothing."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has hooks"
+    return "has a forward of its own" if "forward" in module.__dict__ else None
+
+
 def _parts(layer: Any, dtype: torch.dtype) -> LayerParts:
     """What the layer is made of. Raises NotOneStepError."""
     _ask(missing() is None, f"the program {missing()}")
@@ -194,8 +200,7 @@ def _parts(layer: Any, dtype: torch.dtype) -> LayerParts:
     _ask(not layer.training, "the model is in training")
     for parent in (layer, layer.self_attn, layer.mlp):
         for name, child in parent.named_children():
-            _ask(not (child._forward_hooks or child._forward_pre_hooks), f"{name} has hooks")
-            _ask("forward" not in child.__dict__, f"the forward of {name} was replaced")
+            _ask(_touched(child) is None, f"{name} {_touched(child)}")
     _ask(isinstance(layer.mlp.act_fn, nn.SiLU | SiLUActivation), f"{type(layer.mlp.act_fn).__name__} is not SiLU")
     attn_in, o_in, mlp_in, down_in = (_site([layer.get_submodule(name) for name in names], dtype) for names in SITES)
     attn_norm, mlp_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
