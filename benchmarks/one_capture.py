@@ -2,14 +2,16 @@
 
     python benchmarks/one_capture.py MODEL TEXT.txt --name NAME [--windows 64] [--seqlen 256] [--repeats 3]
 
-MODEL is captured once, with the settings of ``dartquant``. Then R1 alone is learned on the samples six times, and the
-R2s once. The share is that of the capture's seconds; medians of ``--repeats`` runs. Writes
-benchmarks/results/one_capture_NAME.json, one row a training.
+MODEL is captured once, with the settings of ``dartquant``. Then R1 alone is learned on the samples by three objectives,
+two optimisers and batches of two sizes, and the R2s once. The share is that of the capture's seconds; medians of
+``--repeats`` runs. A row of R1 also says what of the objective's value at the start is left over all sampled tokens.
+Writes benchmarks/results/one_capture_NAME.json, one row a training.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import statistics
 import sys
@@ -19,16 +21,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 import jointquant
+from jointquant.calibration.samples import Samples
+from jointquant.calibration.training import residual_start
+from jointquant.recipe.training import quantizer_of
+from jointquant.rotations.learning import unit_scale
+from jointquant.rotations.objectives import OBJECTIVES
 from report import Result
 
 RESULTS = Path(__file__).parent / "results"
-OBJECTIVES = ("whip", "range", "quant_error")
+OBJECTIVE_NAMES = ("whip", "range", "quant_error")
 OPTIMIZERS = {"qr": (), "newton_schulz": ("learning_rate=0.2", "momentum=0.85")}
+BATCHES = (4096, 1024)
+"""Tokens of a step: the default, and a quarter."""
 
 
 def main() -> None:
-    """The capture, six trainings of R1, one of the R2s."""
+    """The capture, the trainings of R1, one of the R2s."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("text", type=Path)
@@ -53,20 +65,30 @@ def main() -> None:
         for label, settings in trainings().items():
             learned, took = timed(lambda s=settings: jointquant.rotate(samples, out, changes=s), out, arguments.repeats)
             row = {"training": label, "seconds": took, "share_of_capture": took / seconds}
-            result.add(row | {"rotations": len(learned.rotations)})
+            left = {} if "rotations.r1.kind=none" in settings else {"loss_left": loss_left(samples, label, out)}
+            result.add(row | {"rotations": len(learned.rotations)} | left)
 
 
 def trainings() -> dict[str, list[str]]:
     """By label, the changes of the samples' recipe."""
     found = {}
-    for objective in OBJECTIVES:
-        for optimizer, others in OPTIMIZERS.items():
-            r1 = (f"objective={objective}", f"optimizer={optimizer}", *others)
-            found[f"R1, {objective}, {optimizer}"] = [
-                *(f"rotations.r1.{each}" for each in r1),
-                "rotations.r2.kind=none",
-            ]
+    for objective, (optimizer, others), tokens in itertools.product(OBJECTIVE_NAMES, OPTIMIZERS.items(), BATCHES):
+        r1 = (f"objective={objective}", f"optimizer={optimizer}", f"batch_tokens={tokens}", *others)
+        changes = [*(f"rotations.r1.{each}" for each in r1), "rotations.r2.kind=none"]
+        found[f"R1, {objective}, {optimizer}, {tokens:,} tokens a step"] = changes
     return found | {"all R2, whip, qr": ["rotations.r1.kind=none"]}
+
+
+@torch.no_grad()
+def loss_left(folder: Path, label: str, rotations: Path) -> float:
+    """The objective with the learned R1 over all sampled tokens, as a part of what it is where training starts."""
+    samples = Samples.open(folder)
+    residual = [samples.layer(index).residual for index in range(samples.sizes.num_layers)]
+    x = torch.cat([each for each in residual if each is not None])
+    x = unit_scale(x) * x
+    objective = OBJECTIVES[label.split(", ")[1]](quantizer_of(samples.recipe.activations))
+    start = residual_start(samples.sizes.hidden_size, samples.recipe)
+    return float(objective(x @ load_file(rotations / "rotations.safetensors")["r1"].to(x)) / objective(x @ start.to(x)))
 
 
 def timed(run: Callable[[], Any], out: Path, repeats: int) -> tuple[Any, float]:

@@ -441,10 +441,11 @@ def token_lengths(result: dict[str, Any]) -> list[str]:
 
 def one_capture(result: dict[str, Any]) -> list[str]:
     """The seconds of each training on one capture."""
-    lines = _headed(["learned on one capture", "seconds", "share of the capture's"])
-    lines.append(f"| the capture itself | {result['capture_seconds']:.2f} | |")
+    lines = _headed(["learned on one capture", "seconds", "share of the capture's", "objective, of the start's"])
+    lines.append(f"| the capture itself | {result['capture_seconds']:.2f} | | |")
     for row in result["rows"]:
-        lines.append(f"| {row['training']} | {row['seconds']:.2f} | {row['share_of_capture']:.0%} |")
+        left = f"{row['loss_left']:.3f}" if "loss_left" in row else ""
+        lines.append(f"| {row['training']} | {row['seconds']:.2f} | {row['share_of_capture']:.1%} | {left} |")
     facts = f"{result['model']}, {result['windows']} windows of {result['seqlen']} tokens"
     return [*lines, "", f"{facts}; `{result['command']}`; {_made(result)}"]
 
