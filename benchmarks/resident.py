@@ -4,7 +4,8 @@
 
 SmolLM2-135M-Instruct, rounded to nearest (memory does not depend on how well), head and embedding in 4 bits, in
 bfloat16: a prompt of 64 tokens and 32 new ones. Resident memory of the process less what the imports take, mapped files
-counted; each figure is the median of five processes. Writes benchmarks/results/resident.json.
+counted; each figure is the median of five processes. Beside it the weights alone, as the files hold them. Writes
+benchmarks/results/resident.json.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ def main() -> None:
         rows = {"bfloat16": bfloat16}
         for number, (artifact, changes) in enumerate(ARTIFACTS.items()):
             folder = made(model, Path(name) / str(number), changes)
+            weights = bytes_of(folder) / bytes_of(model)
             for kernels in KERNELS:
                 found = measured(kernels, folder)
                 ratios = {
                     f"{key}_ratio": found[f"{key}_bytes"] / bfloat16[f"{key}_bytes"] for key in ("generated", "peak")
                 }
-                rows[f"{artifact}, kernels={kernels}"] = found | ratios
+                rows[f"{artifact}, kernels={kernels}"] = found | ratios | {"weight_bytes_ratio": weights}
                 print(artifact, kernels, rows[f"{artifact}, kernels={kernels}"], flush=True)
     result = {"command": "python benchmarks/resident.py", **machine(), "runs": RUNS, "rows": rows}
     path = Path(__file__).parent / "results" / "resident.json"
@@ -62,6 +64,11 @@ def made(model: Path, folder: Path, changes: tuple[str, ...]) -> Path:
         model, folder, jointquant.load_recipe("fp16", [*PLAIN, *ENDS, *text, *changes]), dtype="bfloat16"
     )
     return folder
+
+
+def bytes_of(folder: Path) -> int:
+    """Of all weights in its files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def measured(kernels: str, folder: Path) -> dict[str, float]:
