@@ -61,7 +61,8 @@ def main() -> None:
         facts = {"model": arguments.name, "windows": arguments.windows, "seqlen": arguments.seqlen}
         facts |= {"capture_seconds": seconds, "layers": kept.layers, "residual_tokens": kept.residual_tokens}
         path = RESULTS / f"one_capture_{arguments.name}.json"
-        result = Result(path, " ".join(["python benchmarks/one_capture.py", *sys.argv[1:]]), **facts)
+        words = [f"…/{Path(word).name}" if Path(word).exists() else word for word in sys.argv[1:]]
+        result = Result(path, " ".join(["python benchmarks/one_capture.py", *words]), **facts)
         for label, settings in trainings().items():
             learned, took = timed(lambda s=settings: jointquant.rotate(samples, out, changes=s), out, arguments.repeats)
             row = {"training": label, "seconds": took, "share_of_capture": took / seconds}

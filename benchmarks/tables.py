@@ -233,8 +233,8 @@ def inference(result: dict[str, Any]) -> list[str]:
 def resident(result: dict[str, Any]) -> list[str]:
     """What processes hold, by what a bfloat16 model's does."""
     lines = [
-        "| artifact | kernels | loaded (MB) | after generating (MB) | × bf16 | peak (MB) | × bf16 |",
-        "|-|-|-|-|-|-|-|",
+        "| artifact | kernels | weights alone × bf16 | loaded (MB) | after generating (MB) | × bf16 | peak (MB) | × bf16 |",
+        "|-|-|-|-|-|-|-|-|",
     ]
     for name, row in result["rows"].items():
         artifact, _, kernels = name.partition(", kernels=")
@@ -243,6 +243,7 @@ def resident(result: dict[str, Any]) -> list[str]:
         cells = [
             artifact,
             kernels or "transformers",
+            f"{row['weight_bytes_ratio']:.2f}" if "weight_bytes_ratio" in row else "1",
             sizes["loaded"],
             sizes["generated"],
             ratios[0],
@@ -253,6 +254,17 @@ def resident(result: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     where = f"`{result['command']}`; {result['date']}, {result['machine']}, {versions}."
     return [*lines, "", f"Medians of {result['runs']} processes. {where}"]
+
+
+def long_context(result: dict[str, Any]) -> list[str]:
+    """Decode by the length of the context."""
+    lines = _headed(["tokens in the cache", "decode × bf16", "min – max", "tokens/s", "cache (MB)", "in bf16 (MB)"])
+    for row in result["rows"]:
+        spread = f"{row['decode_ratio_min']:.2f} – {row['decode_ratio_max']:.2f}"
+        speed = f"{row['decode_ratio']:.2f} | {spread} | {row['tokens_per_second']:.0f}"
+        sizes = " | ".join(f"{row[key] / 1e6:.1f}" for key in ("cache_bytes", "cache_bytes_bf16"))
+        lines.append(f"| {row['context']:,} | {speed} | {sizes} |")
+    return [*lines, "", f"Medians of {result['repetitions']}. `{result['command']}`; {_made(result)}"]
 
 
 def optimizers(result: dict[str, Any]) -> list[str]:
@@ -524,6 +536,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "q4_0": q4_0,
     "inference": inference,
     "resident": resident,
+    "long_context": long_context,
     "inference_avx2": inference,
     "inference_gpu": inference,
     "gpu_products": tables_gpu.products,

@@ -17,9 +17,9 @@ BEFORE_VERB = ("--quiet", "--verbose", "--version")
 WELCOME = """\
 jointquant makes a language model run in 4 bits: its weights, and if you wish its activations and its KV cache.
 
-  jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --recipe w4a16     make an artifact of a folder or a hub id
-  jointquant eval ./llama-int4 --reference ./Llama-3.2-1B                  measure what it lost
-  jointquant generate ./llama-int4 --prompt "The capital of France is"     run it
+  jointquant quantize ./Llama-3.2-1B --out ./llama-int4 --recipe w4a16        make an artifact of a folder or a hub id
+  jointquant eval ./llama-int4 --reference ./Llama-3.2-1B                     measure what it lost
+  jointquant generate ./llama-int4 --prompt "What is the capital of France?"  run it
 
 jointquant demo shows all of it on a small model, offline. jointquant recipes lists what there is to choose from.
 jointquant --help lists all verbs, and jointquant VERB --help the options of one."""
