@@ -45,6 +45,7 @@ ASSEMBLED = (
     "granite",
     "minimax_m2",
     "ministral3",
+    "mistral4",
     "olmo2",
     "olmo3",
     "qwen3_5_moe_text",
@@ -143,6 +144,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     },
     "deepseek_v2": LATENTS | {"q_lora_rank": None, "n_shared_experts": 2, "topk_method": "group_limited_greedy"},
     "deepseek_v3": LATENTS | {"attention_bias": True, "rope_parameters": YARN},
+    "mistral4": LATENTS | {"first_k_dense_replace": 0, "rope_parameters": YARN},
     "glm4_moe_lite": LATENTS | {"rope_interleave": False},
     "gpt_oss": {
         "head_dim": 16,

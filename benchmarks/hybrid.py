@@ -1,0 +1,132 @@
+"""Tiny models rotated and not quantized, by llm-compressor's default mapping and by ours: logits before and after.
+
+    python benchmarks/hybrid.py --peer-python PYTHON
+
+PYTHON is an interpreter whose environment has llmcompressor. A Llama, and two hybrids: gated delta nets among layers of
+gated attention. Their weights are random, their norms' too. R1 and R2 where the family allows both; R1 alone for all.
+Writes benchmarks/results/hybrid.json after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import jointquant
+from jointquant.demo.story import CALIBRATION_TEXT
+from jointquant.demo.story import MODEL as EMBEDDED
+from hybrid_distance import distance, logits
+from report import Result
+
+RESULT = Path(__file__).parent / "results" / "hybrid.json"
+COMMON = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 2048,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
+DELTA_NETS = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+MODELS: dict[str, dict[str, Any]] = {"llama": {}, "qwen3_5_text": DELTA_NETS, "qwen3_next": DELTA_NETS | EXPERTS}
+"""Three of a hybrid's four layers are gated delta nets. Sizes are powers of two: the peer's Hadamard matrices need it."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A model's family, what is rotated, and the type of numbers."""
+
+    family: str
+    rotations: tuple[str, ...]
+    dtype: str
+
+
+ALL = tuple(
+    Tried(family, rotations, dtype)
+    for family in MODELS
+    for rotations in (("R1", "R2"), ("R1",))
+    for dtype in ("float32", "float64")
+)
+
+
+def main() -> None:
+    """Every model, by both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", type=Path, required=True, help="interpreter that has llmcompressor")
+    arguments = parser.parse_args()
+    tokens = torch.randint(2, 2048, (2, 48), generator=torch.Generator().manual_seed(1)).tolist()
+    result = Result(RESULT, "python benchmarks/hybrid.py --peer-python PYTHON", models=MODELS, common=COMMON)
+    for tried in ALL:
+        with tempfile.TemporaryDirectory() as name:
+            model = make(tried.family, Path(name) / "model")
+            row = {"family": tried.family, "rotations": list(tried.rotations), "dtype": tried.dtype}
+            result.add({"tool": "llm-compressor", **row, **peer(arguments.peer_python, model, tokens, tried)})
+            result.add({"tool": "jointquant", **row, **ours(model, tokens, tried)})
+
+
+def make(family: str, folder: Path) -> Path:
+    """Write a tiny model with random weights, norms included, and the tokenizer of the embedded one."""
+    generator = torch.Generator().manual_seed(0)
+    config = AutoConfig.for_model(family, **COMMON, **MODELS[family])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_norm = parameter.ndim == 1 and name.endswith("norm.weight")
+        parameter.data = parameter.data + 0.3 * noise if is_norm else noise / 5
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(EMBEDDED).save_pretrained(folder)
+    return folder
+
+
+def peer(python: Path, model: Path, tokens: list[list[int]], tried: Tried) -> dict[str, Any]:
+    """llm-compressor, in its own environment."""
+    script = Path(__file__).parent / "peer_hybrid.py"
+    command = [str(python), str(script), str(model), "--tokens", json.dumps(tokens), "--dtype", tried.dtype]
+    done = subprocess.run([*command, "--rotations", *tried.rotations], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{script} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def ours(model: Path, tokens: list[list[int]], tried: Tried) -> dict[str, Any]:
+    """Merge the rotations, load the artifact, compare; what the family does not allow is refused."""
+    kinds = [f"rotations.{each.lower()}.kind=hadamard" for each in tried.rotations]
+    text = {"source": CALIBRATION_TEXT, "num_samples": 2, "seqlen": 32}
+    recipe = jointquant.load_recipe("fp16", [*(f"calibration.{key}={value}" for key, value in text.items()), *kinds])
+    dtype = getattr(torch, tried.dtype)
+    before = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            jointquant.quantize(model, Path(name) / "a", recipe, dtype=tried.dtype)
+        except jointquant.InputError as error:
+            return {"refused": str(error)}
+        after = AutoModelForCausalLM.from_pretrained(Path(name) / "a", dtype=dtype).eval()
+        rows = torch.tensor(tokens)
+        return distance(logits(before, rows), logits(after, rows))
+
+
+if __name__ == "__main__":
+    main()
