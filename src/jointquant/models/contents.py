@@ -75,14 +75,14 @@ class AsNamed:
 
 def _names_in(skeleton: PreTrainedModel, architecture: Architecture) -> Callable[[str], str]:
     """What a model calls a stored tensor. Those around a text model were renamed often: transformers knows how."""
-    prefix = skeleton.base_model_prefix
     if architecture.wrapper is None:
+        prefix = architecture.layers.partition(".")[0]
         whole = {name for name, _ in skeleton.named_children()}
         inside = {name for name, _ in skeleton.get_submodule(prefix).named_children()}
         return lambda stored: _named(stored, prefix, whole, inside)
     renamings = [each for each in get_model_conversion_mapping(skeleton) if isinstance(each, WeightRenaming)]
     tensors = skeleton.state_dict()
-    return lambda stored: rename_source_key(stored, renamings, [], prefix, tensors)[0]
+    return lambda stored: rename_source_key(stored, renamings, [], skeleton.base_model_prefix, tensors)[0]
 
 
 def _named(stored: str, prefix: str, whole: set[str], inside: set[str]) -> str:
