@@ -29,9 +29,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", type=json.loads, required=True, help="rows of token ids")
     parser.add_argument("--rotations", nargs="+", default=["R1", "R2"])
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     arguments = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokens = torch.tensor(arguments.tokens)
     versions = {name.__name__: name.__version__ for name in (llmcompressor, torch, transformers)}
     before = logits(model, tokens)
