@@ -3,8 +3,8 @@
     python benchmarks/hybrid.py --peer-python PYTHON
 
 PYTHON is an interpreter whose environment has llmcompressor. A Llama, and two hybrids: gated delta nets among layers of
-gated attention. Their weights are random, their norms' too; the rows of their embeddings have mean zero, because the peer
-subtracts it. R1 and R2, as the peer's default is; R1 alone for the hybrids, which allow no R2. In float32.
+gated attention. Their weights are random, their norms' too; the rows of their embeddings have mean zero, because the
+peer subtracts it. R1 and R2, as the peer's default is; R1 alone for the hybrids, which allow no R2. In float32.
 Writes benchmarks/results/hybrid.json after every row.
 """
 
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hybrid_distance import distance, logits
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import jointquant
 from jointquant.demo.story import CALIBRATION_TEXT
 from jointquant.demo.story import MODEL as EMBEDDED
-from hybrid_distance import distance, logits
 from report import Result
 
 RESULT = Path(__file__).parent / "results" / "hybrid.json"
@@ -52,7 +52,7 @@ EXPERTS = {
     "shared_expert_intermediate_size": 32,
 }
 MODELS: dict[str, dict[str, Any]] = {"llama": {}, "qwen3_5_text": DELTA_NETS, "qwen3_next": DELTA_NETS | EXPERTS}
-"""Three of a hybrid's four layers are gated delta nets. Sizes are powers of two: the peer's Hadamard matrices need it."""
+"""Three of a hybrid's four layers are gated delta nets. Sizes are powers of two, as the peer's Hadamard matrices."""
 
 
 @dataclass(frozen=True)

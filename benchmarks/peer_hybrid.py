@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import traceback
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,11 +17,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import llmcompressor
 import torch
 import transformers
+from hybrid_distance import distance, logits
 from llmcompressor import oneshot
 from llmcompressor.modifiers.transform import SpinQuantModifier
 from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401  imported lazily otherwise
-
-from hybrid_distance import distance, logits
 
 
 def main() -> None:
@@ -38,7 +38,9 @@ def main() -> None:
         oneshot(model=model, recipe=[SpinQuantModifier(rotations=arguments.rotations)])
         after = logits(model, tokens)
     except Exception as error:  # the answer is that it was refused, and how
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(str(error).split())[:300] or "no words"
+        why = f"{type(error).__name__} ({said}), at `{last.line}` in {Path(last.filename).name}"
         print(json.dumps({"refused": why, "versions": versions}))
         return
     print(json.dumps({**distance(before, after), "versions": versions}))

@@ -22,7 +22,9 @@ HIDDEN, OWN, VOCABULARY = 48, 40, 300
 """Of the model; of what the draft mixes into; of the draft."""
 
 
-def made_draft(own_embedding: bool, mixed: int = HIDDEN, prefix: str = "", layer: str = "midlayer") -> dict[str, Tensor]:
+def made_draft(
+    own_embedding: bool, mixed: int = HIDDEN, prefix: str = "", layer: str = "midlayer"
+) -> dict[str, Tensor]:
     """A draft of EAGLE-3 of random numbers, under the names that published ones have."""
     generator = torch.Generator().manual_seed(3)
 
@@ -135,7 +137,11 @@ def test_other_drafts_are_refused(rotated: tuple[PreTrainedModel, Path], tmp_pat
         "none that such a draft has": whole | {"medusa.0.weight": torch.ones(2, 2)},
         "reads 100 numbers": whole | {"fc.weight": torch.ones(4, 100)},
         "hidden size 48": narrow,
-        "none of q_proj": {name: value for name, value in whole.items() if not name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))},
+        "none of q_proj": {
+            name: value
+            for name, value in whole.items()
+            if not name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+        },
     }
     for number, (words, tensors) in enumerate(refused.items()):
         draft = save_draft(tmp_path / str(number), tensors)

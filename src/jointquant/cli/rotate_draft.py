@@ -22,8 +22,8 @@ def rotate_draft(
 ) -> None:
     """Make a draft model read the hidden states of an artifact, which are rotated: it proposes what it did before.
 
-    Merges R1 into the matrix that mixes hidden states, and, where the draft borrows the token embedding, into what reads
-    that. Serve the result beside exports of ARTIFACT.
+    Merges R1 into the matrix that mixes hidden states, and, where the draft borrows the token embedding, into what
+    reads that. Serve the result beside exports of ARTIFACT.
 
     Example: jointquant rotate-draft ./EAGLE3-Llama-3.1-8B --for ./llama-w4a8 --out ./draft
     """
@@ -31,9 +31,7 @@ def rotate_draft(
 
     from jointquant import rotate_draft as run
 
-    result = run(
-        draft, artifact, out, allow_pickle=allow_pickle, digests=digests_of(no_verify), overwrite=overwrite
-    )
+    result = run(draft, artifact, out, allow_pickle=allow_pickle, digests=digests_of(no_verify), overwrite=overwrite)
     table = Table(show_header=False, title=f"{draft} → {out}")
     table.add_row("rotated", "\n".join(result.rotated))
     table.add_row("token embedding", "its own" if result.embedding == "draft" else "the artifact's, or its export's")

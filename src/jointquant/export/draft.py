@@ -1,7 +1,7 @@
 """A draft model for an artifact: what it reads of the model's residual stream is rotated, and so it reads R1 too.
 
-A draft of EAGLE-3 (arXiv 2503.01840, section 3.1) proposes tokens from hidden states of some of the model's layers, side by
-side, which its matrix ``fc`` mixes. An artifact's are those times R1, on which an unchanged draft proposes noise.
+A draft of EAGLE-3 (arXiv 2503.01840, section 3.1) proposes tokens from hidden states of some of the model's layers, side
+by side, which its matrix ``fc`` mixes. An artifact's are those times R1, on which an unchanged draft proposes noise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ READERS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_a_proj", "kv_a_proj_with
 
 LAYER = r"(?:midlayer|layers\.\d+)\."
 PARTS = rf"{LAYER}(?:self_attn|mlp|input_layernorm|hidden_norm|post_attention_layernorm)\..+"
-KNOWN = re.compile(rf"(?:model\.)?(?:fc\.(?:weight|bias)|embed_tokens\.weight|norm\.weight|lm_head\.weight|d2t|t2d|{PARTS})")
+KNOWN = re.compile(
+    rf"(?:model\.)?(?:fc\.(?:weight|bias)|embed_tokens\.weight|norm\.weight|lm_head\.weight|d2t|t2d|{PARTS})"
+)
 """The tensors of a draft of EAGLE-3."""
 TOGETHER = re.compile(r"(?:^|\.)(?:mtp|eh_proj|enorm|hnorm)\.")
 """In the names of layers for multi-token prediction."""
@@ -138,9 +140,9 @@ def residual_rotation(artifact: Artifact) -> Tensor:
 def rotated_tensors(tensors: StoredTensors, r1: Tensor) -> dict[str, Tensor]:
     """The tensors of a draft that change, for hidden states x R1 in place of x.
 
-    fc [h, n · hidden], which reads n hidden states: each block of columns becomes W R1. A draft without a token embedding
-    is lent the artifact's, whose rows are rotated too: the gain of the norm behind it goes into what reads it, and then
-    R1.
+    fc [h, n · hidden], which reads n hidden states: each block of columns becomes W R1. A draft without a token
+    embedding is lent the artifact's, whose rows are rotated too: the gain of the norm behind it goes into what reads
+    it, and then R1.
 
     Args:
         tensors: the draft's.
@@ -171,20 +173,21 @@ def _checked_prefix(shapes: Mapping[str, tuple[int, ...]]) -> str:
     for name in sorted(shapes):
         require(
             TOGETHER.search(name) is None,
-            f"tensor {name} is of a layer for multi-token prediction, which reads the output of the model's final norm, "
-            f"and the gain of that norm is in an artifact's head: {expected}",
+            f"tensor {name} is of a layer for multi-token prediction, which reads the output of the model's final "
+            f"norm, and the gain of that norm is in an artifact's head: {expected}",
         )
         require(KNOWN.fullmatch(name) is not None, f"tensor {name} is none that such a draft has: {expected}")
     require(
         any(name.endswith("hidden_norm.weight") for name in shapes),
-        f"the draft has no hidden_norm, so it is one of EAGLE or EAGLE-2, which reads and predicts the output of the "
-        f"model's final norm, and the gain of that norm is in an artifact's head: {expected}",
+        f"the draft has no hidden_norm, so it is one of EAGLE or EAGLE-2, which reads and predicts the output of "
+        f"the model's final norm, and the gain of that norm is in an artifact's head: {expected}",
     )
     prefixes = [prefix for prefix in ("", "model.") if f"{prefix}fc.weight" in shapes]
     require(bool(prefixes), f"the draft has no fc.weight, with which it would mix hidden states: {expected}")
     require(
         any(name.endswith("lm_head.weight") for name in shapes),
-        f"the draft has no lm_head.weight and would use the artifact's, which reads rotated states: {expected} with one",
+        f"the draft has no lm_head.weight and would use the artifact's, which reads rotated states: {expected} "
+        "with one",
     )
     return prefixes[0]
 

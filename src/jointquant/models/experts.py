@@ -118,8 +118,8 @@ class ScoredExperts(Experts):
         """What each expert makes of its tokens.
 
         Args:
-            hidden_states: [experts · tokens, hidden]: all tokens for the first expert, times their scores, then all for
-                the second; 0 where an expert is not chosen.
+            hidden_states: [experts · tokens, hidden]: all tokens for the first expert, times their scores, then all
+                for the second; 0 where an expert is not chosen.
 
         Returns:
             [experts · tokens, hidden]: 0 where it is not chosen.
