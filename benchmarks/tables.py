@@ -460,9 +460,12 @@ def hybrid(result: dict[str, Any]) -> list[str]:
         ["model", "rotations", "tool", "largest change of a logit, in parts of the largest", "KL divergence"]
     )
     for row in result["rows"]:
-        figures = row.get("refused") or f"{row['largest']:.1e} | {row['kl']:.1e}"
+        if "refused" in row:
+            figures = f"refused: {row['refused'].partition(': ')[0]} | "
+        else:
+            figures = f"{row['largest']:.1e} | {row['kl']:.1e}"
         cells = (f"`{row['family']}`", ", ".join(row["rotations"]), row["tool"], figures)
-        lines.append(f"| {' | '.join(cells)}{' | ' if 'refused' in row else ''} |")
+        lines.append(f"| {' | '.join(cells)} |")
     versions = next(row["versions"] for row in result["rows"] if "versions" in row)
     peer = f"llm-compressor {versions['llmcompressor']} (transformers {versions['transformers']})"
     return [*lines, "", f"{peer}; `{result['command']}`; {_made(result)}"]

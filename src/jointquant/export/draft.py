@@ -1,7 +1,8 @@
 """A draft model for an artifact: what it reads of the model's residual stream is rotated, and so it reads R1 too.
 
-A draft of EAGLE-3 (arXiv 2503.01840, section 3.1) proposes tokens from hidden states of some of the model's layers, side
-by side, which its matrix ``fc`` mixes. An artifact's are those times R1, on which an unchanged draft proposes noise.
+A draft of EAGLE-3 (arXiv 2503.01840, section 3.1) proposes tokens from hidden states of some of the model's layers,
+side by side, which its matrix ``fc`` mixes. An artifact's are those times R1, on which an unchanged draft proposes
+noise.
 """
 
 from __future__ import annotations
@@ -199,8 +200,8 @@ def _reading_rotated_embeddings(tensors: StoredTensors, prefix: str, r1: Tensor)
     norm = f"{first}input_layernorm.weight"
     require(
         shapes.get(norm) == (size,),
-        f"the draft has no token embedding of its own, and {norm} is not of the artifact's hidden size {size}: expected "
-        "a draft with embed_tokens.weight, or of this model",
+        f"the draft has no token embedding of its own, and {norm} is not of the artifact's hidden size {size}: "
+        "expected a draft with embed_tokens.weight, or of this model",
     )
     gain, changed = tensors.load(norm), {norm: torch.ones_like(tensors.load(norm))}
     for name in (f"{first}self_attn.{reader}.weight" for reader in READERS):

@@ -143,7 +143,7 @@ class ScoredExperts(Experts):
 
 
 def _chosen(handed: Tensor) -> Tensor:
-    """Which tokens are whose: [experts, tokens, hidden] → bool [experts, tokens]. A score is never 0 where it counts."""
+    """Which tokens are whose: [experts, tokens, hidden] → bool [experts, tokens]. No score is 0 where it counts."""
     return handed.ne(0).any(-1)
 
 
