@@ -14,9 +14,10 @@ from vllm import ModelRegistry
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from jointquant.models.registry import ARCHITECTURES
 from jointquant.runtime.artifact_facts import QUANT_METHOD
 from jointquant.runtime.integration import artifact_class
+from jointquant.models.registry import ARCHITECTURES
+from jointquant.serving.fits_rows import check_family
 
 MODEL = "jointquant.serving.vllm_model:ArtifactForCausalLM"
 """Where vLLM finds the model, which it imports when it first loads an artifact."""
@@ -45,7 +46,8 @@ class ArtifactQuantization(QuantizationConfig):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ArtifactQuantization:
-        """Nothing is read here: ``jointquant.load`` checks all of it."""
+        """All but the family is checked by ``jointquant.load``. Raises InputError for one that does not run here."""
+        check_family(config.get("architecture"))
         return cls()
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> None:
