@@ -73,7 +73,7 @@ def test_the_next_one_serves_where_the_first_is_not_here(
 @pytest.mark.parametrize(
     ("name", "runtime", "words"),
     [
-        ("artifact", "vllm", "vllm does not serve an artifact: .*compressed-tensors"),
+        ("artifact", "llama.cpp", "llama.cpp does not serve an artifact: .*gguf"),
         ("online", "transformers", "alone runs its transforms"),
         ("artifact", "onnx", "unknown runtime 'onnx'|no runtime|onnx"),
         ("text", None, "no GGUF file"),

@@ -16,9 +16,7 @@ def settings(**changes: Any) -> SimpleNamespace:
     """What is read of vLLM's ``VllmConfig``."""
     found = {"tensor": 1, "pipeline": 1, "cache": "auto", "lora": None, "device": "cpu", "eager": False} | changes
     return SimpleNamespace(
-        parallel_config=SimpleNamespace(
-            tensor_parallel_size=found["tensor"], pipeline_parallel_size=found["pipeline"]
-        ),
+        parallel_config=SimpleNamespace(tensor_parallel_size=found["tensor"], pipeline_parallel_size=found["pipeline"]),
         cache_config=SimpleNamespace(cache_dtype=found["cache"]),
         lora_config=found["lora"],
         device_config=SimpleNamespace(device_type=found["device"]),

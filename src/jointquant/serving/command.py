@@ -83,7 +83,7 @@ def kind_of(path: Path) -> str:
 
 FITTING = {
     "a GGUF file": ("llama.cpp",),
-    "an artifact": ("transformers",),
+    "an artifact": ("transformers", "vllm"),
     "an export": ("vllm", "transformers"),
     "an export for vLLM alone": ("vllm",),
     "an export that vLLM does not load": ("transformers",),
@@ -92,7 +92,7 @@ FITTING = {
 
 ADVICE = {
     "a GGUF file": "expected llama.cpp",
-    "an artifact": "expected transformers, or an export: jointquant export --format compressed-tensors (vLLM), or gguf",
+    "an artifact": "expected transformers, vllm (with this package beside it), or an export --format gguf",
     "an export": "expected vllm or transformers",
     "an export for vLLM alone": "expected vllm, which alone runs its transforms and its inputs of 4 bits",
     "an export that vLLM does not load": "expected transformers",

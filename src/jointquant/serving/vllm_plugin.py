@@ -14,9 +14,9 @@ from vllm import ModelRegistry
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
+from jointquant.models.registry import ARCHITECTURES
 from jointquant.runtime.artifact_facts import QUANT_METHOD
 from jointquant.runtime.integration import artifact_class
-from jointquant.models.registry import ARCHITECTURES
 from jointquant.serving.fits_rows import check_family
 
 MODEL = "jointquant.serving.vllm_model:ArtifactForCausalLM"
