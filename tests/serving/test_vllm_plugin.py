@@ -21,7 +21,8 @@ from jointquant import InputError, verify
 from jointquant.verification.at_server import AtServer
 from jointquant.verification.vllm_server import EAGER, vllm_at
 
-LEARNED = tuple(f"rotations.{name}.steps=2" for name in ("r1", "r2", "r3"))
+ONLINE = ("weights.group_size=null", "refinement.steps=0", "rotations.r3.kind=hadamard", "rotations.r4.kind=hadamard")
+"""R1 to R4, and weights alone in 4 bits: no value lies between two steps, so that any difference tells."""
 AT_ONCE, SEQLEN, LONG = 32, 64, 480
 CHUNKED = (*EAGER, "--max-num-batched-tokens", "128", "--max-num-seqs", str(AT_ONCE))
 """So that a long prompt is read in four steps, and others are answered between them."""
@@ -39,8 +40,8 @@ def test_the_package_names_its_plugin() -> None:
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vllm_python()
-    out = tmp_path_factory.mktemp("served") / "w4a4kv4"
-    recipe = jointquant.load_recipe("w4a4kv4", small(*LEARNED, "refinement.steps=0"))
+    out = tmp_path_factory.mktemp("served") / "online"
+    recipe = jointquant.load_recipe("w4a16", small(*ONLINE))
     jointquant.quantize(DEMO / "model", out, recipe)
     return out
 
@@ -82,7 +83,7 @@ def test_many_requests_at_once_and_a_long_one(artifact: Path, server: AtServer) 
     model = jointquant.load(artifact, dtype="float32")
     for prompt, theirs in zip(prompts, found, strict=True):
         ours = our_log_probabilities(model, torch.tensor([prompt]))[0]
-        assert (torch.tensor(theirs, dtype=torch.float64) - ours).abs().median() < 1e-3
+        assert (torch.tensor(theirs, dtype=torch.float64) - ours).abs().max() < 1e-3
 
 
 def test_streams(server: AtServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,9 @@ COMMAND = "vllm"
 
 EAGER = ("--enforce-eager",)
 """A question is answered before a compiled model would be ready."""
+
+AN_ERROR = re.compile(r"((?:\w+Error|Value error)[:,].*?)(?: \[type=|$)")
+"""Of a line of vLLM's log: what an exception says, without what pydantic says of the value."""
 
 NOT_THE_CAUSE = "See root cause above"
 """What vLLM says last when a process of its has ended."""
@@ -85,8 +89,8 @@ def _wait(server: subprocess.Popen[bytes], url: str, folder: Path, log: BinaryIO
 
 
 def _last_words(log: BinaryIO) -> str:
-    """The last line of a log that says something of an error, or the last line."""
+    """What a log says last of an error, or its last line."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if "error" in line.lower() and NOT_THE_CAUSE not in line]
-    return (told or lines or ["it said nothing"])[-1][-300:]
+    told = [found[1] for line in lines if NOT_THE_CAUSE not in line and (found := AN_ERROR.search(line))]
+    return (told or lines or ["it said nothing"])[-1][:400]
