@@ -512,21 +512,24 @@ def vllm_price(result: dict[str, Any]) -> list[str]:
 def vllm_plugin(result: dict[str, Any]) -> list[str]:
     """How near the plugin's predictions are, then its speed and memory beside the model's."""
     near, speed = ([row for row in result["rows"] if ("ratio" in row) == which] for which in (False, True))
-    said = "root mean square (median) of log-probabilities' differences:"
-    lines = _headed(["artifact", "perplexity: ours", "in vLLM", "ours in float64", f"{said} vLLM, ours", "ours, float64"])
+    heads = ["artifact", "perplexity: ours", "in vLLM", "ours in float64"]
+    lines = _headed([*heads, "log-probabilities differ: vLLM, ours", "ours, ours in float64"])
     for row in near:
         scores = [f"{row[f'perplexity_{name}']:.3f}" for name in ("ours", "vllm", "float64")]
         gaps = [f"{row[f'rms_{name}']:.2g} ({row[f'median_{name}']:.2g})" for name in ("vllm_ours", "ours_float64")]
         lines.append(f"| {' | '.join([row['model'], *scores, *gaps])} |")
-    lines += ["", *_headed(["model", "served", "requests a second", "beside the compiled model", "memory (GB)", "ratio"])]
+    lines += ["", *_headed(["model", "served", "requests a second", "beside the model", "memory (GB)", "ratio"])]
     for row in speed:
         span = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} – {row['ratio_max']:.2f})"
         rate, memory = f"{row['requests_per_second']:.2f}", f"{row['memory'] / 1e9:.2f}"
         cells = (row["model"], row["measured"], rate, span, memory, f"{row['memory_ratio']:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
-    load = f"{result['requests']} requests, {result['at_once']} at once, of {result['prompt']} tokens and {result['following']} more"
+    load = f"{result['requests']} requests, {result['at_once']} at once"
+    load += f", of {result['prompt']} tokens and {result['following']} more"
     sizes = ", ".join(f"{row['model']} {row['artifact_size'] / row['model_size']:.2f}" for row in near)
-    return [*lines, "", f"{load}; tensors on disk beside the model's: {sizes}. `{result['command']}`; {_made(result)}"]
+    said = "Differences are root mean squares, and medians in parentheses. Both served with `--enforce-eager`"
+    said += f"; {load}; tensors on disk beside the model's: {sizes}."
+    return [*lines, "", f"{said} `{result['command']}`; {_made(result)}"]
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {

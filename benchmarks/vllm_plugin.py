@@ -1,12 +1,13 @@
 """An artifact and the model that it was made of, each behind vLLM's own server: requests a second, and memory.
 
-    python benchmarks/vllm_plugin.py NAME=ARTIFACT=MODEL … [--repetitions 3]
+    python benchmarks/vllm_plugin.py NAME=ARTIFACT=MODEL … [--repetitions 3] [--compiled]
 
 The command `vllm` must be on the PATH, and this package in its environment (docs/guides/vllm.md). The servers of one
-name are started together and loaded by turns: the model, compiled as vLLM does it by itself; the model with
-`--enforce-eager`; the artifact. A load is so many requests at once, of a prompt and tokens that follow it. Memory is
+name are started together and loaded by turns: the model and the artifact, both with `--enforce-eager`; by `--compiled`
+the model as vLLM compiles it, too. A load is so many requests at once, of a prompt and tokens that follow it. Memory is
 what the server's processes hold in all, each shared page in parts. First the artifact is held against our own runtime:
-log-probabilities of windows of the embedded held-out text. Writes benchmarks/results/vllm_plugin.json.
+log-probabilities of windows of the embedded held-out text. Writes benchmarks/results/vllm_plugin.json; rows of other
+names stay.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ HELDOUT = Path(jointquant.demo.__file__).parent / "heldout.txt"
 REQUESTS, AT_ONCE, PROMPT, FOLLOWING = 16, 8, 64, 32
 WINDOWS, SEQLEN = 8, 128
 LIMITS = ("--max-num-seqs", str(AT_ONCE), "--max-model-len", "256")
-COMPILED = "model, compiled"
-SERVED: dict[str, tuple[str, ...]] = {COMPILED: LIMITS, "model": (*EAGER, *LIMITS), "artifact": (*EAGER, *LIMITS)}
+MODEL, ARTIFACT, COMPILED = "model", "artifact", "model, compiled"
+SERVED: dict[str, tuple[str, ...]] = {MODEL: (*EAGER, *LIMITS), ARTIFACT: (*EAGER, *LIMITS), COMPILED: LIMITS}
 """By name: options of ``vllm serve``."""
 
 
@@ -100,7 +101,7 @@ def log_probabilities(artifact: Path, dtype: str) -> torch.Tensor:
 def parity(artifact: Path) -> dict[str, Any]:
     """How far vLLM is from our own runtime in float32, and how far that is from itself in float64."""
     ours, exact = log_probabilities(artifact, "float32"), log_probabilities(artifact, "float64")
-    with served(artifact, "float32", SERVED["artifact"]) as found:
+    with served(artifact, "float32", SERVED[ARTIFACT]) as found:
         theirs = torch.tensor([found.server.log_probabilities(each) for each in windows(artifact)], dtype=ours.dtype)
     row: dict[str, Any] = {"measured": "log-probabilities"}
     for name, scores in (("ours", ours), ("float64", exact), ("vllm", theirs)):
@@ -110,22 +111,22 @@ def parity(artifact: Path) -> dict[str, Any]:
     return row
 
 
-def speeds(model: Path, artifact: Path, repetitions: int) -> Iterator[dict[str, Any]]:
-    """Rows of the three servers, by turns."""
+def speeds(model: Path, artifact: Path, names: tuple[str, ...], repetitions: int) -> Iterator[dict[str, Any]]:
+    """Rows of the servers, by turns."""
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(served(artifact if name == "artifact" else model, "bfloat16", options))
-            for name, options in SERVED.items()
+            name: stack.enter_context(served(artifact if name == ARTIFACT else model, "bfloat16", SERVED[name]))
+            for name in names
         }
         for each in servers.values():
             each.load(0)
         turns = [{name: each.load(turn) for name, each in servers.items()} for turn in range(1, repetitions + 1)]
         memory = {name: each.memory() for name, each in servers.items()}
-    for name in SERVED:
-        ratios = [turn[name] / turn[COMPILED] for turn in turns]
+    for name in names:
+        ratios = [turn[name] / turn[MODEL] for turn in turns]
         row: dict[str, Any] = {"measured": name, "requests_per_second": median(turn[name] for turn in turns)}
         row |= {"ratio": median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
-        yield row | {"memory": memory[name], "memory_ratio": memory[name] / memory[COMPILED]}
+        yield row | {"memory": memory[name], "memory_ratio": memory[name] / memory[MODEL]}
 
 
 def size_of(folder: Path) -> int:
@@ -138,15 +139,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="NAME=ARTIFACT=MODEL")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--compiled", action="store_true")
     arguments = parser.parse_args()
+    names = tuple(name for name in SERVED if name != COMPILED or arguments.compiled)
     command = f"python benchmarks/vllm_plugin.py NAME=ARTIFACT=MODEL … --repetitions {arguments.repetitions}"
     facts = {"requests": REQUESTS, "at_once": AT_ONCE, "prompt": PROMPT, "following": FOLLOWING}
     result = Result(RESULT, command, **facts, tokens=WINDOWS * (SEQLEN - 1), load_average=os.getloadavg())
-    for each in arguments.models:
-        name, artifact, model = each.split("=")
+    models = [each.split("=") for each in arguments.models]
+    result.keep(lambda row: row["model"] not in [name for name, *_ in models])
+    for name, artifact, model in models:
         sizes = {"model_size": size_of(Path(model)), "artifact_size": size_of(Path(artifact))}
         result.add({"model": name, **sizes, **parity(Path(artifact))})
-        for row in speeds(Path(model), Path(artifact), arguments.repetitions):
+        for row in speeds(Path(model), Path(artifact), names, arguments.repetitions):
             result.add({"model": name} | row)
 
 

@@ -80,7 +80,6 @@ def test_inputs_and_cache_of_4_bits(outcomes: dict[str, Outcome]) -> None:
     So most windows begin with tokens that agree, and what is left is no larger than rounding.
     """
     found = outcomes[EVERY_BIT]
-    print(found.perplexities, [row.tolist() for row in found.difference])
     ours, theirs = found.perplexities
     assert theirs == pytest.approx(ours, rel=1e-2)
     assert found.difference[:, :6].median() < 1e-4

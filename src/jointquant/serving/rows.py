@@ -2,7 +2,7 @@
 
 Everything but the cache is the artifact as ``jointquant.load`` builds it: R4, the inputs' quantizers and the packed
 products are in its linears. Each attention passes queries, keys and values through its cache path (R3, the keys' basis,
-the cache's quantizers) and hands them to its **pages**, a module of the server's that keeps keys and values and attends.
+the cache's quantizers) and hands them to its **pages**, a module of the server's that keeps them and attends.
 """
 
 from __future__ import annotations
