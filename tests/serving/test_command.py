@@ -47,6 +47,8 @@ def test_each_thing_has_its_server(things: dict[str, Path], monkeypatch: pytest.
     server = server_for(things["export"], None, "127.0.0.1", 8123)
     assert server.command == ("/bin/vllm", "serve", str(things["export"]), "--host", "127.0.0.1", "--port", "8123")
     assert server.url == "http://127.0.0.1:8123/v1"
+    server = server_for(things["artifact"], "vllm", "127.0.0.1", 8123)
+    assert server.command[:4] == ("/bin/vllm", "serve", str(things["artifact"]), "--enforce-eager")
     server = server_for(things["export"], "transformers", "127.0.0.1", 8123)
     assert server.command[0] == sys.executable
     assert "import jointquant" in server.command[2]

@@ -15,6 +15,7 @@ from jointquant.models.support import VLLM_REFUSES
 from jointquant.runtime.artifact_facts import is_artifact
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
+from jointquant.verification.vllm_server import EAGER
 
 TRANSFORMERS_SERVE = "import jointquant; from transformers.cli.transformers import main; main()"
 """transformers' own command, in a process that knows our artifacts."""
@@ -127,7 +128,7 @@ SERVERS: dict[str, Callable[[], Found]] = {"transformers": _transformers, "vllm"
 
 ARGUMENTS: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "transformers": lambda path: (str(path.resolve()),),
-    "vllm": lambda path: (str(path), *vllm_options(path)),
+    "vllm": lambda path: (str(path), *(EAGER if is_artifact(path) else ()), *vllm_options(path)),
     "llama.cpp": lambda path: ("--model", str(path)),
 }
 """By name: how each is told what to serve."""

@@ -23,7 +23,7 @@ MODEL = "jointquant.serving.vllm_model:ArtifactForCausalLM"
 """Where vLLM finds the model, which it imports when it first loads an artifact."""
 
 
-class ArtifactQuantization(QuantizationConfig):  # type: ignore[misc]
+class ArtifactQuantization(QuantizationConfig):
     """The quantization of an artifact, as vLLM asks for one: its own linears have none, the artifact's are ours."""
 
     def get_name(self) -> str:

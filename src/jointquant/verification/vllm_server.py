@@ -25,7 +25,7 @@ START = 600
 COMMAND = "vllm"
 
 EAGER = ("--enforce-eager",)
-"""A question is answered before a compiled model would be ready."""
+"""A question is answered before a compiled model would be ready; artifacts are not compiled at all."""
 
 AN_ERROR = re.compile(r"((?:\w+Error|Value error)[:,].*?)(?: \[type=|$)")
 """Of a line of vLLM's log: what an exception says, without what pydantic says of the value."""
