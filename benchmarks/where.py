@@ -1,5 +1,7 @@
 """The table of docs/where.md: every preset in every runtime that is here, with its perplexity and what verify says.
 
+An artifact has a row with vLLM, too: by our plugin, which must be in the environment of the command `vllm`.
+
     python benchmarks/where.py                    # the embedded model; llama-cpp-python and `vllm` where they are found
     python benchmarks/where.py --only w4a16,gguf
     python benchmarks/where.py --only w4a4kv4 --steps 20    # whatever it learns for 20 steps at most: rows say so
@@ -103,6 +105,8 @@ def measured(preset: str, folder: Path, steps: int | None) -> Iterator[dict[str,
     about: dict[str, object] = {"changes": changes}
     for dtype in ("float32", "bfloat16"):
         yield about | row("artifact", artifact, "transformers", dtype, partial_transformers(artifact, dtype))
+    if shutil.which("vllm"):
+        yield about | row("artifact", artifact, "vLLM", "float32", lambda: vllm_at(artifact, "float32", "float32"))
     for form in ("dense", "compressed-tensors", "gguf"):
         out = folder / form
         try:

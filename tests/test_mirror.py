@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent
 WHOLE_SYSTEM = {
     "export/test_gguf_parity.py": "metadata of GGUF files against the gguf package's own reader of tokenizers",
     "verification/test_in_vllm.py": "what `verify` says of exports in the real vLLM",
+    "verification/test_presets.py": "what `verify` says of every preset, as it is",
     "hostile/test_artifact_facts.py": "configurations, cards and disks that are not as they should be",
     "hostile/test_damaged_artifacts.py": "whatever becomes of a finished artifact's files",
     "hostile/test_environment.py": "what the machine refuses",

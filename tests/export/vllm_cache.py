@@ -1,7 +1,7 @@
 """Runs in vLLM's own environment: what its kernel writes into a cache of 4 bits, by Triton's interpreter.
 
-Reads from standard input a JSON list of keys [tokens, heads, head_dim]; writes to the file that it is given a JSON
-object: of each token and head the ``codes``, and the ``bits`` of the float32 that holds step and zero point.
+Reads from standard input a JSON list of some keys [tokens, heads, head_dim]; writes to the file that it is given a JSON
+list of objects: of each token and head the ``codes``, and the ``bits`` of the float32 that holds step and zero point.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vllm.v1.attention.ops.int4_per_token_head import reshape_and_cache_int4
 BLOCK = 16
 
 
-def main(out: Path) -> None:
-    keys = torch.tensor(json.load(sys.stdin))
+def written(keys: torch.Tensor) -> dict[str, list[object]]:
+    """What the cache holds of keys [tokens, heads, head_dim]."""
     tokens, heads, size = keys.shape
     blocks = -(-tokens // BLOCK)
     cache = torch.zeros(blocks, BLOCK, heads, size // 2, dtype=torch.uint8)
@@ -37,7 +37,11 @@ def main(out: Path) -> None:
     pairs = cache.flatten(0, 1)[:tokens]
     codes = torch.stack([pairs & 15, pairs >> 4], -1).flatten(-2)
     bits = scale.flatten(0, 1)[:tokens].contiguous().view(torch.int32)
-    out.write_text(json.dumps({"codes": codes.tolist(), "bits": bits.tolist()}))
+    return {"codes": codes.tolist(), "bits": bits.tolist()}
+
+
+def main(out: Path) -> None:
+    out.write_text(json.dumps([written(torch.tensor(keys)) for keys in json.load(sys.stdin)]))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ def test_each_thing_has_its_server(things: dict[str, Path], monkeypatch: pytest.
     server = server_for(things["export"], None, "127.0.0.1", 8123)
     assert server.command == ("/bin/vllm", "serve", str(things["export"]), "--host", "127.0.0.1", "--port", "8123")
     assert server.url == "http://127.0.0.1:8123/v1"
+    server = server_for(things["artifact"], "vllm", "127.0.0.1", 8123)
+    assert server.command[:4] == ("/bin/vllm", "serve", str(things["artifact"]), "--enforce-eager")
     server = server_for(things["export"], "transformers", "127.0.0.1", 8123)
     assert server.command[0] == sys.executable
     assert "import jointquant" in server.command[2]
@@ -73,7 +75,7 @@ def test_the_next_one_serves_where_the_first_is_not_here(
 @pytest.mark.parametrize(
     ("name", "runtime", "words"),
     [
-        ("artifact", "vllm", "vllm does not serve an artifact: .*compressed-tensors"),
+        ("artifact", "llama.cpp", "llama.cpp does not serve an artifact: .*gguf"),
         ("online", "transformers", "alone runs its transforms"),
         ("artifact", "onnx", "unknown runtime 'onnx'|no runtime|onnx"),
         ("text", None, "no GGUF file"),

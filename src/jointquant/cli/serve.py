@@ -22,7 +22,8 @@ def serve(
 ) -> None:
     """Start the server that fits ARTIFACT, and say which: an OpenAI-compatible one of transformers, vLLM or llama.cpp.
 
-    An artifact is served by transformers, an export by vLLM where it is installed, a GGUF file by llama.cpp.
+    An artifact is served by transformers (or vLLM, by this package as its plugin), an export by vLLM where it is
+    installed, a GGUF file by llama.cpp.
 
     Example: jointquant serve ./for-vllm --port 8000
     """

@@ -264,7 +264,7 @@ def artifact_config(
     data: dict[str, Any] = config.to_dict()
     data |= {
         "model_type": artifact_type(architecture.model_type),
-        "architectures": [_model_class(architecture).__name__],
+        "architectures": [artifact_class(architecture.model_type)],
         "tie_word_embeddings": False,
         "dtype": str(dtype).removeprefix("torch."),
         "quantization_config": quantization.to_dict(),
@@ -279,8 +279,9 @@ def artifact_config(
 _CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
 
 
-def _model_class(architecture: Architecture) -> type[PreTrainedModel]:
-    return _CLASSES[architecture.model_type][1]
+def artifact_class(model_type: str) -> str:
+    """The name of the class of a family's artifacts, as config.json has it in ``architectures``."""
+    return _CLASSES[model_type][1].__name__
 
 
 def _register_families() -> None:

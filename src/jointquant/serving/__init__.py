@@ -1,1 +1,1 @@
-"""Which server runs what was written, and how it is started; none of them is ours."""
+"""Which server runs what was written, and how it is started; none is ours. Artifacts inside that of vLLM."""

@@ -15,6 +15,7 @@ from jointquant.models.support import VLLM_REFUSES
 from jointquant.runtime.artifact_facts import is_artifact
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
+from jointquant.verification.vllm_server import EAGER
 
 TRANSFORMERS_SERVE = "import jointquant; from transformers.cli.transformers import main; main()"
 """transformers' own command, in a process that knows our artifacts."""
@@ -83,7 +84,7 @@ def kind_of(path: Path) -> str:
 
 FITTING = {
     "a GGUF file": ("llama.cpp",),
-    "an artifact": ("transformers",),
+    "an artifact": ("transformers", "vllm"),
     "an export": ("vllm", "transformers"),
     "an export for vLLM alone": ("vllm",),
     "an export that vLLM does not load": ("transformers",),
@@ -92,7 +93,7 @@ FITTING = {
 
 ADVICE = {
     "a GGUF file": "expected llama.cpp",
-    "an artifact": "expected transformers, or an export: jointquant export --format compressed-tensors (vLLM), or gguf",
+    "an artifact": "expected transformers, vllm (with this package beside it), or an export --format gguf",
     "an export": "expected vllm or transformers",
     "an export for vLLM alone": "expected vllm, which alone runs its transforms and its inputs of 4 bits",
     "an export that vLLM does not load": "expected transformers",
@@ -127,7 +128,7 @@ SERVERS: dict[str, Callable[[], Found]] = {"transformers": _transformers, "vllm"
 
 ARGUMENTS: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "transformers": lambda path: (str(path.resolve()),),
-    "vllm": lambda path: (str(path), *vllm_options(path)),
+    "vllm": lambda path: (str(path), *(EAGER if is_artifact(path) else ()), *vllm_options(path)),
     "llama.cpp": lambda path: ("--model", str(path)),
 }
 """By name: how each is told what to serve."""

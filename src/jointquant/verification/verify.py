@@ -9,7 +9,6 @@ from jointquant.errors import require
 from jointquant.fingerprint.carried import fingerprint_at, is_gguf
 from jointquant.fingerprint.record import Fingerprint
 from jointquant.models.options import DigestMode, digests_named
-from jointquant.runtime.artifact_facts import is_artifact
 from jointquant.verification.at_server import AtServer
 from jointquant.verification.in_llama_cpp import InLlamaCpp
 from jointquant.verification.in_transformers import InTransformers
@@ -74,7 +73,6 @@ def _opened(
         return InLlamaCpp(path, len(known.tokens))
     require(path.is_dir(), f"{path} is a file, and {named} reads folders: expected an artifact or another export")
     if named == "vllm":
-        require(not is_artifact(path), f"{path} is an artifact: expected an export --format compressed-tensors")
         return vllm_at(path, "int8" if quantizes_inputs(path) else arithmetic, dtype)
     require(named == "transformers", f"no runtime {named!r}: expected transformers, llama.cpp, vllm or a URL")
     return nullcontext(InTransformers(path, dtype, device, digests))

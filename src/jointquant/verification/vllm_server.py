@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -23,15 +24,25 @@ START = 600
 
 COMMAND = "vllm"
 
+EAGER = ("--enforce-eager",)
+"""A question is answered before a compiled model would be ready; artifacts are not compiled at all."""
+
+AN_ERROR = re.compile(r"((?:\w+Error|Value error)[:,].*?)(?: \[type=|$)")
+"""Of a line of vLLM's log: what an exception says, without what pydantic says of the value."""
+
+NOT_THE_CAUSE = "See root cause above"
+"""What vLLM says last when a process of its has ended."""
+
 
 @contextmanager
-def vllm_at(folder: Path, arithmetic: str, dtype: str) -> Iterator[AtServer]:
+def vllm_at(folder: Path, arithmetic: str, dtype: str, options: tuple[str, ...] = EAGER) -> Iterator[AtServer]:
     """A folder, served on loopback while open.
 
     Args:
-        folder: an export.
+        folder: an export, or an artifact where this package is installed in vLLM's environment.
         arithmetic: how vLLM rounds there.
         dtype: that it computes in; ``auto``: as the folder says.
+        options: more of ``vllm serve``.
 
     Raises:
         InputError: no vLLM, or one that does not serve the folder; its last words are told.
@@ -40,7 +51,7 @@ def vllm_at(folder: Path, arithmetic: str, dtype: str) -> Iterator[AtServer]:
     require(program is not None, "vLLM is not here: expected its command `vllm` on the PATH (pip install vllm)")
     port = free_port()
     command = [str(program), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
-    command += ["--enforce-eager", "--max-logprobs", "1", *vllm_options(folder)]
+    command += ["--max-logprobs", "1", *options, *vllm_options(folder)]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -78,8 +89,8 @@ def _wait(server: subprocess.Popen[bytes], url: str, folder: Path, log: BinaryIO
 
 
 def _last_words(log: BinaryIO) -> str:
-    """The last line of a log that says something of an error, or the last line."""
+    """What a log says last of an error, or its last line."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if "Error" in line]
-    return (told or lines or ["it said nothing"])[-1][-300:]
+    told = [found[1] for line in lines if NOT_THE_CAUSE not in line and (found := AN_ERROR.search(line))]
+    return (told or lines or ["it said nothing"])[-1][:400]

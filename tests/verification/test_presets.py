@@ -1,0 +1,34 @@
+"""No preset's artifact or export is said to be faulty by a runtime that computes it rightly."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from jointquant import InputError, export_artifact, verify
+from jointquant.export.vllm_options import is_for_vllm_alone
+from jointquant.recipe.catalogue import preset_names
+from jointquant.recipe.recipe import load_recipe
+from verification.damage import tiny
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+GROUP = 32
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_no_false_alarm(tmp_path: Path, preset: str) -> None:
+    grouped = [f"weights.group_size={GROUP}"] if load_recipe(preset).weights.group_size else []
+    artifact = tiny(tmp_path / "a", preset, *grouped, **SIZES)
+    right = {dtype: verify(artifact, dtype=dtype) for dtype in ("float32", "bfloat16")}
+    for form in ("compressed-tensors", "gguf"):
+        out = tmp_path / form
+        try:
+            export_artifact(artifact, form, out)
+        except InputError:
+            continue  # tests/artifact/test_tiers.py holds which recipe goes where
+        reads = importlib.util.find_spec("llama_cpp") is not None if form == "gguf" else not is_for_vllm_alone(out)
+        if reads:
+            right[form] = verify(out)
+    assert all(found.passed and not found.faults for found in right.values()), right
