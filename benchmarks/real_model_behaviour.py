@@ -1,0 +1,123 @@
+"""Beyond perplexity: what a user of a quantized SmolLM2-135M-Instruct notices. Artifacts of ``real_model.py``.
+
+    python benchmarks/real_model_behaviour.py --keep FOLDER --test wikitext2-test.txt --items c4.txt [--rows NAME ...]
+
+FOLDER is that of ``python benchmarks/real_model.py presets --keep FOLDER``. Of each artifact, and of the unquantized
+model, it is measured
+
+- how the divergence grows or shrinks with a token's position, on 4 windows of 2,048 tokens of the test text;
+- what it answers to 12 questions in the chat template, and how it goes on with one text, 256 tokens at most, always by
+  the likeliest token: how often it ends in a loop, how long it is, where it leaves the unquantized model's answer;
+- how often it finds the last word of two sentences of C4, of all words and of four (``benchmarks/word_tasks.py``).
+
+Writes benchmarks/results/real_model_behaviour.json after every row; rows that are there are kept unless they are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from chat_text import QUESTIONS
+from kept_logits import KeptLogits, write_logits
+from smollm2 import CACHE, PACKAGE, fetch
+from torch import Tensor
+from word_tasks import write_tasks
+
+import jointquant
+from jointquant.evaluation.divergence import token_divergences
+from jointquant.runtime.loading import load, load_tokenizer
+from jointquant.runtime.speaker import Sampling, Speaker
+from jointquant.text.sources import load_text
+from jointquant.text.tokens import tokenize
+from jointquant.text.windows import evaluation_windows
+from report import machine
+
+RESULT = Path(__file__).parent / "results" / "real_model_behaviour.json"
+UNQUANTIZED = "unquantized"
+ROWS = (
+    UNQUANTIZED,
+    "W4A4KV4 dartquant",
+    "W4A4KV4 w4a4kv4, 30 relative steps",
+    "W4A8KV8 w4a8kv8",
+)
+LONG, WINDOWS = 2048, 4
+BORDERS = (0, 1, 16, 64, 256, 512, 1024, LONG - 1)
+"""Positions between which divergences are averaged."""
+
+ASKED, BEGUN, NEW_TOKENS = QUESTIONS[:12], "The Roman Empire was", 256
+LOOP, TIMES = 24, 3
+"""A text loops whose end is one piece at least three times, at least 24 tokens in all."""
+
+
+def main() -> None:
+    """Measure the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--items", type=Path, required=True, help="the text that the items are made of")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="NAME", help="only these, measured anew")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    arguments = parser.parse_args()
+    model = fetch(arguments.cache)
+    tokenizer = load_tokenizer(model)
+    result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
+    facts = {"command": "python benchmarks/real_model_behaviour.py …", "model": PACKAGE}
+    result |= {**facts, "new_tokens": NEW_TOKENS, "borders": BORDERS}
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = write_tasks(arguments.items, tokenizer, Path(folder) / "tasks")
+        tokens = tokenize(tokenizer, load_text(str(arguments.test), "evaluation", None, tokenizer))
+        windows = evaluation_windows(tokens[: LONG * WINDOWS], LONG, arguments.test.name)
+        reference = Path(folder) / "reference.npy"
+        write_logits(load(model, dtype="float32"), windows, reference)
+        for row in arguments.rows or [row for row in ROWS if row not in result["rows"]]:
+            subject = model if row == UNQUANTIZED else arguments.keep / re.sub(r"\W+", "-", row)
+            found = {"answers": answers(subject)}
+            if row != UNQUANTIZED:
+                found["kl_by_position"] = by_position(subject, windows, reference)
+            scores = jointquant.evaluate(subject, tasks=tasks, seqlen=256).tasks
+            result["rows"][row] = {**found, "tasks": scores, **machine()}
+            print(row, result["rows"][row], flush=True)
+            RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def by_position(artifact: Path, windows: Tensor, reference: Path) -> list[float]:
+    """The mean divergence between each border and the next."""
+    model, kept = load(artifact, kernels="reference"), KeptLogits(reference)
+    found = torch.stack(
+        [token_divergences(kept(row)[0, :-1], model(row, use_cache=False).logits[0, :-1].float()) for row in windows.split(1)]
+    )
+    return [found[:, start:end].double().mean().item() for start, end in pairwise(BORDERS)]
+
+
+def answers(subject: Path) -> list[dict[str, Any]]:
+    """What a model says to each question, and how it goes on with the text."""
+    speaker, sampling = Speaker.load(subject), Sampling(NEW_TOKENS)
+    said = []
+    for prompt in (*ASKED, BEGUN):
+        made = speaker.say(prompt, sampling, raw=prompt == BEGUN)
+        text = made.text.removeprefix(prompt) if prompt == BEGUN else made.text
+        ids = speaker.tokenizer(text, add_special_tokens=False).input_ids
+        ended = made.new_tokens < NEW_TOKENS
+        said.append({"prompt": prompt, "text": text, "tokens": made.new_tokens, "ended": ended, "loops": loops(ids)})
+    return said
+
+
+def loops(ids: list[int]) -> bool:
+    """Whether tokens end in one piece, several times."""
+    for period in range(1, len(ids) // TIMES + 1):
+        end = ids[-max(LOOP, TIMES * period) :]
+        if len(end) >= LOOP and end[period:] == end[:-period]:
+            return True
+    return False
+
+
+if __name__ == "__main__":
+    main()
