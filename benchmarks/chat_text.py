@@ -69,7 +69,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     torch.manual_seed(0)
-    text = "".join(dialogue for start in range(0, len(QUESTIONS), AT_ONCE) for dialogue in answered(model, tokenizer, start))
+    starts = range(0, len(QUESTIONS), AT_ONCE)
+    text = "".join(dialogue for start in starts for dialogue in answered(model, tokenizer, start))
     arguments.out.write_text(text, encoding="utf-8")
     print(len(tokenizer(text).input_ids), "tokens")
 
@@ -77,7 +78,9 @@ def main() -> None:
 def answered(model: Any, tokenizer: Any, start: int) -> list[str]:
     """The dialogues of some questions."""
     asked = [
-        tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
         for question in QUESTIONS[start : start + AT_ONCE]
     ]
     batch = tokenizer(asked, return_tensors="pt", padding=True)

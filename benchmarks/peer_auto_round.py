@@ -1,8 +1,8 @@
 """auto-round's quantization of one model; runs in an environment that has auto-round.
 
-For ``benchmarks/accuracy.py weights`` and benchmarks/real_model_peers.py. The last line it prints is JSON: perplexity of
-the model in memory, seconds to quantize, peak memory above that of the interpreter with its imports, and which linears
-of a layer it has quantized: those whose sizes 32 does not divide it leaves as they are.
+For ``benchmarks/accuracy.py weights`` and benchmarks/real_model_peers.py. The last line it prints is JSON: perplexity
+of the model in memory, seconds to quantize, peak memory above that of the interpreter with its imports, and which
+linears of a layer it has quantized: those whose sizes 32 does not divide it leaves as they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """llm-compressor's quantization of one model; runs in an environment that has llmcompressor.
 
 For benchmarks/quantization.py and benchmarks/real_model_peers.py. The last line it prints is JSON: seconds to load and
-quantize (not to save), peak memory above that of the interpreter with its imports, and perplexity of the model in memory.
+quantize (not to save), peak memory above that of the interpreter with its imports, and perplexity of the model in
+memory.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=Path, help="a text: its perplexity is measured")
     parser.add_argument("--num-samples", type=int, default=64)
     parser.add_argument("--seqlen", type=int, default=256)
-    parser.add_argument("--windows", type=Path, help="in the place of texts: an .npz of token ids, calibration and test")
+    parser.add_argument("--windows", type=Path, help="in the place of texts: an .npz of token ids")
     parser.add_argument("--logits", type=Path, help="with --windows: the file for those of the test")
 
 

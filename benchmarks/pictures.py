@@ -161,6 +161,4 @@ PICTURES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], Markup]]] 
 
 def drawn() -> dict[Path, str]:
     """Each picture's file, and what stands in it."""
-    return {
-        ROOT / file: str(draw(merged(*results))) for file, (results, draw) in PICTURES.items()
-    }
+    return {ROOT / file: str(draw(merged(*results))) for file, (results, draw) in PICTURES.items()}

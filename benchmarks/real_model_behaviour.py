@@ -91,10 +91,12 @@ def main() -> None:
 def by_position(artifact: Path, windows: Tensor, reference: Path) -> list[float]:
     """The mean divergence between each border and the next."""
     model, kept = load(artifact, kernels="reference"), KeptLogits(reference)
-    found = torch.stack(
-        [token_divergences(kept(row)[0, :-1], model(row, use_cache=False).logits[0, :-1].float()) for row in windows.split(1)]
-    )
-    return [found[:, start:end].double().mean().item() for start, end in pairwise(BORDERS)]
+    found = []
+    for row in windows.split(1):
+        p, q = (logits[0, :-1].float() for logits in (kept(row), model(row, use_cache=False).logits))
+        found.append(token_divergences(p, q).double())
+    each = torch.stack(found)
+    return [each[:, start:end].mean().item() for start, end in pairwise(BORDERS)]
 
 
 def answers(subject: Path) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
     python benchmarks/real_model_peers.py --calibration wikitext2-valid.txt --test wikitext2-test.txt \\
         --llmcompressor PYTHON --auto-round PYTHON [--rows NAME ...]
 
-Each program runs in an environment of its own, whose interpreter is named (``pip install llmcompressor``, ``auto-round``),
-on one thread and on the calibration windows of 256 tokens that ours have. It leaves what its model predicts on the
+Each program runs in an environment of its own, whose interpreter is named, on one thread and on the calibration
+windows of 256 tokens that ours have. It leaves what its model predicts on the
 first 8,192 tokens of the test text, and the perplexity, the divergence and the agreement are measured here, by one
 function for all. Weights are per channel, activations per token; keys and values keep their 16 bits. Writes
 benchmarks/results/real_model_peers.json after every row; rows that are there already are kept unless they are named.

@@ -89,9 +89,7 @@ def passages(text: str, tokenizer: Any) -> Iterator[dict[str, str]]:
 def with_choices(items: list[dict[str, str]]) -> list[dict[str, Any]]:
     """Each item with four words, its own first."""
     around = [*items, *items[:3]]
-    return [
-        item | {"choices": [around[place + step]["word"] for step in range(4)]} for place, item in enumerate(items)
-    ]
+    return [item | {"choices": [around[place + step]["word"] for step in range(4)]} for place, item in enumerate(items)]
 
 
 if __name__ == "__main__":
