@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from smollm2 import CACHE, fetch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 QUESTIONS = (
@@ -66,28 +67,32 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     arguments = parser.parse_args()
     folder = fetch(arguments.cache)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     torch.manual_seed(0)
-    starts = range(0, len(QUESTIONS), AT_ONCE)
-    text = "".join(dialogue for start in starts for dialogue in answered(model, tokenizer, start))
+    text = ""
+    for start in range(0, len(QUESTIONS), AT_ONCE):
+        asked = [as_asked(tokenizer, question) for question in QUESTIONS[start : start + AT_ONCE]]
+        made = continued(model, tokenizer, asked, NEW_TOKENS, do_sample=True, temperature=TEMPERATURE)
+        said = tokenizer.batch_decode(made, skip_special_tokens=True)
+        text += "".join(f"{question}{answer}<|im_end|>\n" for question, answer in zip(asked, said, strict=True))
     arguments.out.write_text(text, encoding="utf-8")
     print(len(tokenizer(text).input_ids), "tokens")
 
 
-def answered(model: Any, tokenizer: Any, start: int) -> list[str]:
-    """The dialogues of some questions."""
-    asked = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        for question in QUESTIONS[start : start + AT_ONCE]
-    ]
-    batch = tokenizer(asked, return_tensors="pt", padding=True)
-    sampling = {"do_sample": True, "temperature": TEMPERATURE, "max_new_tokens": NEW_TOKENS}
-    made = model.generate(**batch, **sampling, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id)
-    answers = tokenizer.batch_decode(made[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-    return [f"{question}{answer}<|im_end|>\n" for question, answer in zip(asked, answers, strict=True)]
+def as_asked(tokenizer: Any, question: str) -> str:
+    """A question in the chat template, up to where the answer begins."""
+    turn = [{"role": "user", "content": question}]
+    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+
+
+def continued(model: Any, tokenizer: Any, texts: list[str], new_tokens: int, **sampling: Any) -> list[Tensor]:
+    """What a model adds to several texts at once, as token ids, without those behind its end."""
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+    end = model.generation_config.eos_token_id
+    made = model.generate(**batch, max_new_tokens=new_tokens, pad_token_id=end, **sampling)
+    added = made[:, batch.input_ids.shape[1] :]
+    return [row[: (row == end).nonzero()[0, 0]] if (row == end).any() else row for row in added]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chat_text import QUESTIONS
+from chat_text import QUESTIONS, as_asked, continued
 from kept_logits import KeptLogits, write_logits
 from smollm2 import CACHE, PACKAGE, fetch
 from torch import Tensor
@@ -33,7 +33,6 @@ from word_tasks import write_tasks
 import jointquant
 from jointquant.evaluation.divergence import token_divergences
 from jointquant.runtime.loading import load, load_tokenizer
-from jointquant.runtime.speaker import Sampling, Speaker
 from jointquant.text.sources import load_text
 from jointquant.text.tokens import tokenize
 from jointquant.text.windows import evaluation_windows
@@ -101,15 +100,19 @@ def by_position(artifact: Path, windows: Tensor, reference: Path) -> list[float]
 
 def answers(subject: Path) -> list[dict[str, Any]]:
     """What a model says to each question, and how it goes on with the text."""
-    speaker, sampling = Speaker.load(subject), Sampling(NEW_TOKENS)
-    said = []
-    for prompt in (*ASKED, BEGUN):
-        made = speaker.say(prompt, sampling, raw=prompt == BEGUN)
-        text = made.text.removeprefix(prompt) if prompt == BEGUN else made.text
-        ids = speaker.tokenizer(text, add_special_tokens=False).input_ids
-        ended = made.new_tokens < NEW_TOKENS
-        said.append({"prompt": prompt, "text": text, "tokens": made.new_tokens, "ended": ended, "loops": loops(ids)})
-    return said
+    model, tokenizer = load(subject, kernels="reference"), load_tokenizer(subject)
+    asked = [*(as_asked(tokenizer, question) for question in ASKED), BEGUN]
+    made = continued(model, tokenizer, asked, NEW_TOKENS, do_sample=False)
+    return [
+        {
+            "prompt": prompt,
+            "text": tokenizer.decode(ids),
+            "tokens": len(ids),
+            "ended": len(ids) < NEW_TOKENS,
+            "loops": loops(ids.tolist()),
+        }
+        for prompt, ids in zip((*ASKED, BEGUN), made, strict=True)
+    ]
 
 
 def loops(ids: list[int]) -> bool:

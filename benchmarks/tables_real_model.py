@@ -29,9 +29,8 @@ def presets(result: dict[str, Any]) -> list[str]:
     theirs = [row for row in every.values() if "peer_versions" in row]
     if theirs:
         versions = sorted({f"{name} {value}" for row in theirs for name, value in row["peer_versions"].items()})
-        lines.append(
-            f"Other programs: `python benchmarks/real_model_peers.py …`; {theirs[-1]['date']}, {', '.join(versions)}."
-        )
+        about = f"{theirs[-1]['date']}, one thread, {', '.join(versions)}."
+        lines[-1] += f" Other programs: `python benchmarks/real_model_peers.py …`; {about}"
     return lines
 
 

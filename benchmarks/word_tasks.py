@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def passages(text: str, tokenizer: Any) -> Iterator[dict[str, str]]:
     """Two sentences that follow each other, and the last word of the second; no word twice."""
     words: set[str] = set()
     sentences = re.split(r"\. |\n", text)
-    for first, second in zip(sentences, sentences[1:], strict=False):
+    for first, second in pairwise(sentences):
         context, _, word = f"{first}. {second}".rpartition(" ")
         suits = PLAIN.fullmatch(first) and PLAIN.fullmatch(second) and SHORTEST <= len(context.split()) < LONGEST
         if not suits or word in words or not re.fullmatch("[a-z]{4,}", word):
