@@ -5,8 +5,8 @@
 FOLDER is that of ``python benchmarks/real_model.py presets --keep FOLDER``. Of each artifact, and of the unquantized
 model, it is measured
 
-- how the divergence grows or shrinks with a token's position, on 4 windows of 2,048 tokens of the test text;
-- what it answers to 12 questions in the chat template, and how it goes on with one text, 256 tokens at most, always by
+- how the divergence grows or shrinks with a token's position, on 2 windows of 2,048 tokens of the test text;
+- what it answers to 8 questions in the chat template, and how it goes on with one text, 256 tokens at most, always by
   the likeliest token: how often it ends in a loop, how long it is, where it leaves the unquantized model's answer;
 - how often it finds the last word of two sentences of C4, of all words and of four (``benchmarks/word_tasks.py``).
 
@@ -46,11 +46,11 @@ ROWS = (
     "W4A4KV4 w4a4kv4, 30 relative steps",
     "W4A8KV8 w4a8kv8",
 )
-LONG, WINDOWS = 2048, 4
+LONG, WINDOWS = 2048, 2
 BORDERS = (0, 1, 16, 64, 256, 512, 1024, LONG - 1)
 """Positions between which divergences are averaged."""
 
-ASKED, BEGUN, NEW_TOKENS = QUESTIONS[:12], "The Roman Empire was", 256
+ASKED, BEGUN, NEW_TOKENS = QUESTIONS[:8], "The Roman Empire was", 256
 LOOP, TIMES = 24, 3
 """A text loops whose end is one piece at least three times, at least 24 tokens in all."""
 

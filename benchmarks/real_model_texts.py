@@ -1,9 +1,9 @@
-"""Is the order of methods the same on other texts? Artifacts of ``real_model.py`` on WikiText-2, C4 and a chat text.
+"""Is the order of methods the same on other texts? Artifacts of ``real_model.py`` on C4 and a chat text.
 
-    python benchmarks/real_model_texts.py --keep FOLDER --text wikitext2=FILE --text c4=FILE --text chat=FILE
+    python benchmarks/real_model_texts.py --keep FOLDER --text C4=FILE --text chat=FILE
 
 FOLDER is that of ``python benchmarks/real_model.py presets --keep FOLDER``; the chat text is what
-``python benchmarks/chat_text.py`` writes. Of each text the first 8,192 tokens are measured, in windows of 256, beside
+``python benchmarks/chat_text.py`` writes. Of each text the first 4,096 tokens are measured, in windows of 256, beside
 the unquantized model. Writes benchmarks/results/real_model_texts.json after every row.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kept_logits import KeptLogits, write_logits
-from real_model import PRESETS, SEQLEN, TEST_TOKENS
+from real_model import PRESETS, SEQLEN
 from smollm2 import CACHE, PACKAGE, fetch
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from jointquant.text.windows import evaluation_windows
 from report import machine
 
 RESULT = Path(__file__).parent / "results" / "real_model_texts.json"
+TEST_TOKENS = 4096
 ROWS = (
     "W4A4KV4 rtn",
     "W4A4KV4 quarot",

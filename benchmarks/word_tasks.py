@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-ITEMS, SHORTEST, LONGEST = 400, 20, 45
+ITEMS, SHORTEST, LONGEST = 300, 20, 45
 """How many, and how many words both sentences have together."""
 
 PLAIN = re.compile(r"[A-Z][a-z']*(?:,? [A-Za-z'-]+)+")
