@@ -3,7 +3,7 @@
     python benchmarks/real_model_texts.py --keep FOLDER --text C4=FILE --text chat=FILE
 
 FOLDER is that of ``python benchmarks/real_model.py presets --keep FOLDER``; the chat text is what
-``python benchmarks/chat_text.py`` writes. Of each text the first 4,096 tokens are measured, in windows of 256, beside
+``python benchmarks/chat_text.py`` writes. Of each text the first 2,048 tokens are measured, in windows of 256, beside
 the unquantized model. Writes benchmarks/results/real_model_texts.json after every row.
 """
 
@@ -30,14 +30,14 @@ from jointquant.text.windows import evaluation_windows
 from report import machine
 
 RESULT = Path(__file__).parent / "results" / "real_model_texts.json"
-TEST_TOKENS = 4096
+TEST_TOKENS = 2048
 ROWS = (
-    "W4A4KV4 rtn",
-    "W4A4KV4 quarot",
     "W4A4KV4 dartquant",
     "W4A4KV4 w4a4kv4, 30 relative steps",
+    "W4A4KV4 quarot",
     "W4A8KV8 w4a8kv8",
     "W4A16 w4a16 per channel",
+    "W4A4KV4 rtn",
 )
 
 

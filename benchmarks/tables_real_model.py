@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from pictures import bits_of, merged
@@ -52,24 +52,29 @@ def texts(result: dict[str, Any]) -> list[str]:
 
 def behaviour(result: dict[str, Any]) -> list[str]:
     """What answers are like, and what items are solved."""
-    heads = ["", "answers that end in a loop", "tokens an answer", "longer by", "words as in the original's, median"]
+    heads = ["", "answers that end in a loop", "tokens an answer", "words as in the original's answer, median"]
     lines = headed([*heads, "last word found", "last word found, of four"])
     whole = result["rows"][UNQUANTIZED]
     for name, row in result["rows"].items():
-        answers, tasks = row["answers"], row["tasks"]
-        lengths = [mean(answer["tokens"] for answer in each["answers"]) for each in (row, whole)]
+        answers = row["answers"]
         pairs = zip(answers, whole["answers"], strict=True)
-        same = sorted(_words_alike(ours["text"], theirs["text"]) for ours, theirs in pairs)
+        same = median(_words_alike(ours["text"], theirs["text"]) for ours, theirs in pairs)
         cells = [
             _titled(name),
             f"{sum(answer['loops'] for answer in answers)} of {len(answers)}",
-            f"{lengths[0]:.0f}",
-            "" if row is whole else f"{lengths[0] / lengths[1] - 1:+.0%}",
-            "" if row is whole else str(same[len(same) // 2]),
-            *(f"{tasks[task]['acc']:.1%} ± {tasks[task]['acc_stderr']:.1%}" for task in ("last_word", "one_of_four")),
+            f"{mean(answer['tokens'] for answer in answers):.0f}",
+            "" if row is whole else f"{same:.0f}",
+            *(_share(row, task) for task in ("last_word", "one_of_four")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", f"`{result['command']}`; {made(whole)}"]
+
+
+def _share(row: dict[str, Any], task: str) -> str:
+    """Of the items of a task that are solved, with its standard error; nothing where it was not measured."""
+    if "tasks" not in row:
+        return ""
+    return f"{row['tasks'][task]['acc']:.1%} ± {row['tasks'][task]['acc_stderr']:.1%}"
 
 
 def positions(result: dict[str, Any]) -> list[str]:
@@ -77,7 +82,7 @@ def positions(result: dict[str, Any]) -> list[str]:
     spans = [f"{start} – {end - 1}" if end - start > 1 else str(start) for start, end in pairwise(result["borders"])]
     lines = headed(["KL divergence at positions", *spans])
     for name, row in result["rows"].items():
-        if "kl_by_position" in row:
+        if name != UNQUANTIZED and "kl_by_position" in row:
             lines.append(f"| {' | '.join([_titled(name), *(f'{kl:.3f}' for kl in row['kl_by_position'])])} |")
     return lines
 
