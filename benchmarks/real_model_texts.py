@@ -45,6 +45,7 @@ def main() -> None:
     """Measure each artifact on each text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="NAME", help="only these")
     parser.add_argument("--text", action="append", required=True, metavar="NAME=FILE")
     parser.add_argument("--cache", type=Path, default=CACHE)
     arguments = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
         for name, text in windows.items():
             write_logits(unquantized, text, kept[name])
         result["unquantized"] = {name: perplexity(KeptLogits(kept[name]), text) for name, text in windows.items()}
-        for row in ROWS:
+        for row in arguments.rows:
             artifact = arguments.keep / re.sub(r"\W+", "-", row)
             found = {"row": row, "recipe": PRESETS[row].recipe, "texts": on_each(artifact, windows, kept)}
             print(json.dumps(found), flush=True)
