@@ -260,13 +260,13 @@ def resident(result: dict[str, Any]) -> list[str]:
 
 def long_context(result: dict[str, Any]) -> list[str]:
     """Decode by the length of the context."""
-    lines = _headed(["tokens in the cache", "decode × bf16", "min – max", "tokens/s", "cache (MB)", "in bf16 (MB)"])
+    lines = headed(["tokens in the cache", "decode × bf16", "min – max", "tokens/s", "cache (MB)", "in bf16 (MB)"])
     for row in result["rows"]:
         spread = f"{row['decode_ratio_min']:.2f} – {row['decode_ratio_max']:.2f}"
         speed = f"{row['decode_ratio']:.2f} | {spread} | {row['tokens_per_second']:.0f}"
         sizes = " | ".join(f"{row[key] / 1e6:.1f}" for key in ("cache_bytes", "cache_bytes_bf16"))
         lines.append(f"| {row['context']:,} | {speed} | {sizes} |")
-    return [*lines, "", f"Medians of {result['repetitions']}. `{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"Medians of {result['repetitions']}. `{result['command']}`; {made(result)}"]
 
 
 def optimizers(result: dict[str, Any]) -> list[str]:
