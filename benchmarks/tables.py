@@ -234,10 +234,8 @@ def inference(result: dict[str, Any]) -> list[str]:
 
 def resident(result: dict[str, Any]) -> list[str]:
     """What processes hold, by what a bfloat16 model's does."""
-    lines = [
-        "| artifact | kernels | weights alone × bf16 | loaded (MB) | after generating (MB) | × bf16 | peak (MB) | × bf16 |",
-        "|-|-|-|-|-|-|-|-|",
-    ]
+    held = ["weights alone × bf16", "loaded (MB)", "after generating (MB)", "× bf16", "peak (MB)", "× bf16"]
+    lines = headed(["artifact", "kernels", *held])
     for name, row in result["rows"].items():
         artifact, _, kernels = name.partition(", kernels=")
         sizes = {key: f"{row[f'{key}_bytes'] / 1e6:.0f}" for key in ("loaded", "generated", "peak")}
