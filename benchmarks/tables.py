@@ -414,6 +414,38 @@ def distributed(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def trained(result: dict[str, Any]) -> list[str]:
+    """The presets on a small model of one kind, means over seeds with the spread of the divergence."""
+    perplexity = f"perplexity (unquantized {result['unquantized']:.2f})"
+    lines = headed(["recipe", "KL divergence", "min – max", perplexity, "same top token"])
+    for name, row in result["rows"].items():
+        recipe = ", ".join([name, *(f"`{change}`" for change in row["changes"])])
+        kl = row["kl"]
+        span = f"{kl['min']:.4f} – {kl['max']:.4f} ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
+        figures = f"{row['perplexity']['mean']:.2f} | {row['top1']['mean']:.3f}"
+        lines.append(f"| {recipe} | {kl['mean']:.4f} | {span} | {figures} |")
+    last, learned = list(result["rows"].values())[-1], result["training"]
+    about = f"Trained in {learned['steps']} steps on {learned['tokens']:,} tokens. `{result['command']}`"
+    return [*lines, "", f"{about}; {made(last)}"]
+
+
+def hybrid(result: dict[str, Any]) -> list[str]:
+    """Logits of tiny models after rotation, in parts of those before."""
+    lines = headed(
+        ["model", "rotations", "tool", "largest change of a logit, in parts of the largest", "KL divergence"]
+    )
+    for row in result["rows"]:
+        if "refused" in row:
+            figures = f"refused: {row['refused'].partition(': ')[0]} | "
+        else:
+            figures = f"{row['largest']:.1e} | {row['kl']:.1e}"
+        cells = (f"`{row['family']}`", ", ".join(row["rotations"]), row["tool"], figures)
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = next(row["versions"] for row in result["rows"] if "versions" in row)
+    peer = f"llm-compressor {versions['llmcompressor']} (transformers {versions['transformers']})"
+    return [*lines, "", f"{peer}; `{result['command']}`; {made(result)}"]
+
+
 def token_lengths(result: dict[str, Any]) -> list[str]:
     """Every third layer, and those before which the first token is not yet long."""
     heads = ["behind layer", "another token (median)", "the first token", "its share of all squares"]
@@ -535,6 +567,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "vllm_price": vllm_price,
     "loss_by_part_smollm2": loss_by_part,
     "mixture_starved": mixture_starved,
+    "trained_gemma3": trained,
+    "trained_latents": trained,
+    "hybrid": hybrid,
 }
 
 

@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--minutes", type=float, default=15.0, help="training ends then, its schedule with it")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=16, help="windows of a step of training")
+    parser.add_argument("--precision", default="bfloat16", help="float32 trains faster on a processor without bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="rows to measure again")
@@ -142,11 +144,13 @@ def train_model(arguments: argparse.Namespace) -> None:
     config = AutoConfig.for_model(kind.model_type, vocab_size=train.VOCABULARY, **special, **COMMON, **kind.config)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
-    given = {"out": arguments.model, "steps": arguments.steps, "minutes": arguments.minutes}
+    given = {"out": arguments.model, "steps": arguments.steps, "minutes": arguments.minutes, "batch": arguments.batch}
+    given |= {"precision": arguments.precision, "every": 200}
     options = train.parse([word for name, value in given.items() for word in (f"--{name}", str(value))])
     history = train.fit(model, ids, heldout[: 64 * train.WINDOW], options)
     train.save(model, tokenizer, arguments.model)
-    figures = {"steps": history[-1]["step"], "history": history, **machine()}
+    tokens = int(history[-1]["step"]) * arguments.batch * train.WINDOW
+    figures = {"steps": history[-1]["step"], "tokens": tokens, "history": history, **machine()}
     (arguments.model / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -155,7 +159,8 @@ def measure(arguments: argparse.Namespace) -> None:
     kind, path = KINDS[arguments.kind], RESULTS / f"trained_{arguments.kind}.json"
     result = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     result |= {"command": f"python benchmarks/trained.py measure {arguments.kind} MODEL", "config": kind.config}
-    result |= {"training": json.loads((arguments.model / "training.json").read_text())["steps"], "windows": WINDOWS}
+    trained = json.loads((arguments.model / "training.json").read_text())
+    result |= {"training": {key: trained[key] for key in ("steps", "tokens")}, "windows": WINDOWS}
     result["unquantized"] = found(arguments.model, arguments.model)["perplexity"]
     for name in arguments.only or [name for name in kind.presets if name not in result["rows"]]:
         seeds = 1 if name == "rtn" else arguments.seeds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.deepseek_v2 import modeling_deepseek_v2
+from transformers.models.llama4 import modeling_llama4
 
 from jointquant.runtime.attention import ATTENTION_NAME
 
@@ -67,15 +70,20 @@ def exact(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         name = type(module).__name__
+        if name == "Llama4TextL2Norm":
+            module.forward = _plain_norm.__get__(module)  # type: ignore[method-assign]
+        if name == "Llama4TextAttention":
+            module.forward = _with_exact_turns(module.forward, modeling_llama4, 2)  # type: ignore[method-assign]
         if name.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm):
-            forward = _llama_norm if hasattr(module, "variance_epsilon") else _gemma_norm
+            llama = hasattr(module, "variance_epsilon") or name == "Llama4TextRMSNorm"
+            forward = _llama_norm if llama else _gemma_norm
             module.forward = forward.__get__(module)  # type: ignore[method-assign]
         if name.endswith("LayerNorm") and not isinstance(module, nn.LayerNorm):
             module.forward = _layer_norm.__get__(module)  # type: ignore[method-assign]
         if name.endswith("GatedDeltaNet"):
             module.forward = _delta_net.__get__(module)  # type: ignore[method-assign]
         if name == "DeepseekV2Attention":
-            module.forward = _with_exact_turns(module.forward)  # type: ignore[method-assign]
+            module.forward = _with_exact_turns(module.forward, modeling_deepseek_v2, 1)  # type: ignore[method-assign]
         if name in ROUTERS:
             module.forward = ROUTERS[name].__get__(module)  # type: ignore[method-assign]
     if any(name.endswith("experts") for name, _ in model.named_modules()):
@@ -83,9 +91,11 @@ def exact(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ATTENTION_NAME)
 
 
-def _with_exact_turns(forward: Any) -> Any:
+def _with_exact_turns(forward: Any, modeling: ModuleType, heads: int) -> Any:
+    """With the rotary embeddings of a family of transformers exact; ``heads`` is the dimension of heads there."""
+
     def exact_forward(*args: Any, **kwargs: Any) -> Any:
-        with patch.object(modeling_deepseek_v2, "apply_rotary_emb", _turned_pairs):
+        with patch.object(modeling, "apply_rotary_emb", partial(_turned_pairs, heads=heads)):
             return forward(*args, **kwargs)
 
     return exact_forward
@@ -97,9 +107,14 @@ def _layer_norm(self: Any, x: Tensor) -> Tensor:
     return scaled
 
 
-def _llama_norm(self: nn.Module, x: Tensor) -> Tensor:
-    variance = x.square().mean(-1, keepdim=True)
-    return self.weight * x * torch.rsqrt(variance + self.variance_epsilon)  # type: ignore[operator, return-value]
+def _llama_norm(self: Any, x: Tensor) -> Tensor:
+    epsilon = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
+    scaled: Tensor = self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+    return scaled
+
+
+def _plain_norm(self: Any, x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
 def _gemma_norm(self: nn.Module, x: Tensor) -> Tensor:
@@ -180,9 +195,16 @@ def _greedy_router(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logits, chosen.values * self.routed_scaling_factor, chosen.indices
 
 
-def _turned_pairs(queries: Tensor, keys: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+def _scored_router(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    logits = x @ self.weight.t()
+    best = logits.topk(self.top_k, dim=1)
+    scores = torch.zeros_like(logits).scatter(1, best.indices, best.values.sigmoid())
+    return scores, logits
+
+
+def _turned_pairs(queries: Tensor, keys: Tensor, turns: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Neighbouring channels, as complex numbers, times e^(iθ)."""
-    factors = turns.unsqueeze(1).to(torch.complex128)
+    factors = turns.unsqueeze(heads).to(torch.complex128)
     found = (torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous()) * factors for x in (queries, keys))
     turned_queries, turned_keys = (torch.view_as_real(x).flatten(-2).to(queries.dtype) for x in found)
     return turned_queries, turned_keys
@@ -199,5 +221,6 @@ ROUTERS = {
     "Glm4MoeLiteTopkRouter": _grouped_router,
     "DeepseekV3TopkRouter": _grouped_router,
     "DeepseekV2TopkRouter": _greedy_router,
+    "Llama4Router": _scored_router,
 }
 """By class: what it computes, in its own dtype."""

@@ -71,6 +71,7 @@ COVERED_ELSEWHERE = {
     "calibration/samples.py": "tests/analysis/test_rotate.py",
     "calibration/training.py": "tests/calibration/test_calibrate.py",
     "cli/capture.py": "tests/cli/test_rotate.py",
+    "cli/rotate_draft.py": "tests/export/test_draft.py",
     "runtime/kernels/shared_memory.py": "tests/runtime/kernels/test_triton_kernels.py",
     "cli/rotations.py": "tests/cli/test_rotate.py",
     "cli/boundary.py": "tests/hostile/test_environment.py",

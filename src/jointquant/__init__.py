@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jointquant.errors import InputError, ResumableError
     from jointquant.evaluation.evaluate import EvaluationResult, evaluate
     from jointquant.evaluation.parts import Losses, loss_by_part
+    from jointquant.export.draft import DraftResult, rotate_draft
     from jointquant.export.export import ExportResult, export_artifact
     from jointquant.pipeline import quantize
     from jointquant.planning.dry_run import DryRun, dry_run
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CaptureResult",
     "Comparison",
+    "DraftResult",
     "DryRun",
     "EvaluationResult",
     "ExportResult",
@@ -59,6 +61,7 @@ __all__ = [
     "loss_by_part",
     "quantize",
     "rotate",
+    "rotate_draft",
     "stats",
     "verify",
 ]
@@ -66,6 +69,7 @@ __all__ = [
 _HOMES = {
     "CaptureResult": "analysis.capture",
     "Comparison": "analysis.compare",
+    "DraftResult": "export.draft",
     "DryRun": "planning.dry_run",
     "EvaluationResult": "evaluation.evaluate",
     "ExportResult": "export.export",
@@ -91,6 +95,7 @@ _HOMES = {
     "loss_by_part": "evaluation.parts",
     "quantize": "pipeline",
     "rotate": "analysis.rotate",
+    "rotate_draft": "export.draft",
     "stats": "analysis.stats",
     "verify": "verification.verify",
 }

@@ -15,7 +15,7 @@ import jointquant
 from conftest import MIXTURES, make_model, small
 from invariance import ROTATIONS, exact
 from jointquant.models.architecture import Site
-from jointquant.models.experts import Experts
+from jointquant.models.experts import Experts, ScoredExperts
 from jointquant.models.layer import Place
 from jointquant.models.stream import open_stream
 from jointquant.models.transforms import fuse_norms, merge_rotations
@@ -124,3 +124,25 @@ def test_dense_layers_and_layers_of_experts_are_told_apart(family: str) -> None:
         linears = [n for n, m in stream.layer(index, DOUBLE).named_modules() if isinstance(m, nn.Linear)]
         assert {*architecture.linears, *(["mlp.shared_expert_gate"] if shared else [])} == set(linears)
         assert mlp_in.kept == (("mlp.gate", *(["mlp.shared_expert_gate"] if shared else [])) if sparse else ())
+
+
+def test_experts_of_scored_tokens() -> None:
+    """Llama 4: as transformers' fused ones; an open one reads every token, and gives nothing for others' tokens."""
+    model = make_model("llama4_text", torch.float64)
+    stream = open_stream(model)
+    (index,) = (i for i in range(stream.num_layers) if stream.architecture_of(i).experts)
+    ours = stream.layer(index, DOUBLE).get_submodule("feed_forward.experts")
+    theirs = model.get_submodule(f"{stream.architecture.layer_prefix(index)}.feed_forward.experts")
+    assert isinstance(ours, ScoredExperts)
+    generator = torch.Generator().manual_seed(5)
+    tokens, owner = torch.randn(7, 48, generator=generator, dtype=torch.float64), torch.tensor([0, 3, 0, 1, 3, 3, 0])
+    handed = (tokens * nn.functional.one_hot(owner, 4).t().unsqueeze(-1)).flatten(0, 1)
+    assert ours.counts(handed).tolist() == [3, 1, 0, 3]
+    with torch.no_grad():
+        expected = theirs(handed)
+        torch.testing.assert_close(ours(handed), expected)
+        ours.open_to_all = frozenset({1, 2})
+        read: list[Tensor] = []
+        ours[2].gate_proj.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        torch.testing.assert_close(ours(handed), expected)
+    torch.testing.assert_close(read, [tokens])

@@ -21,6 +21,7 @@ from jointquant.models.registry import ARCHITECTURES
 from jointquant.models.stream import open_stream
 from jointquant.progress import Silent
 from jointquant.runtime.linear import PackedLinear
+from jointquant.trust.strict_json import read_object
 
 INPUT_IDS = torch.randint(5, 2048, (2, 24), generator=torch.Generator().manual_seed(1))
 
@@ -92,8 +93,11 @@ def test_an_artifact_is_whole_and_generates(family: str, tmp_path: Path, tokeniz
     assert first.generate(INPUT_IDS[:1], max_new_tokens=4, min_new_tokens=4, do_sample=False).shape == (1, 28)
 
 
-def test_layers_that_draft_are_left_aside_by_name(save_model, caplog) -> None:
-    """GLM-4.5 checkpoints have one layer more, which predicts a second token; it is said that it is not taken."""
+def test_layers_that_draft_are_left_aside_by_name(save_model, tmp_path: Path, caplog) -> None:
+    """GLM-4.5 checkpoints have one layer more, which predicts a second token; it is said that it is not taken.
+
+    While it is read, in the artifact, and on its card.
+    """
     folder = save_model("glm4_moe")
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"model.layers.46.eh_proj.weight": torch.zeros(48, 96)}, folder / "model.safetensors")
@@ -101,6 +105,11 @@ def test_layers_that_draft_are_left_aside_by_name(save_model, caplog) -> None:
         open_stream(folder)
     assert "left aside" in caplog.text
     assert "model.layers.46.eh_proj.weight" in caplog.text
+    jointquant.quantize(folder, tmp_path / "a", jointquant.load_recipe("rtn", small()))
+    facts = read_object(tmp_path / "a" / "config.json")["quantization_config"]
+    assert facts["left_aside"] == ["model.layers.46 (1 tensor)"]
+    assert "left aside | model.layers.46" in (tmp_path / "a" / "README.md").read_text()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     save_file(tensors | {"model.layers.3.eh_proj.weight": torch.zeros(48, 96)}, folder / "model.safetensors")
     with pytest.raises(jointquant.InputError, match="there are only 3 layers"):
         open_stream(folder)

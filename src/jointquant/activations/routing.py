@@ -39,7 +39,7 @@ def routed_tokens(layer: nn.Module, states: HiddenStates, arguments: LayerArgume
         return counts
 
     def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        counts.add_(torch.bincount(inputs[1].flatten(), minlength=len(counts)).cpu())
+        counts.add_(experts.counts(*inputs).cpu())
 
     with experts.register_forward_pre_hook(count):
         observe(layer, states, arguments)

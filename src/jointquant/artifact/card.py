@@ -264,6 +264,8 @@ def _inventory(quantization: dict[str, Any]) -> Iterator[tuple[str, str]]:
         by_reason.setdefault(kept["why"], []).append(f"{kept['name']} ({kept['parameters']})")
     if by_reason:
         yield "kept in high precision", "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
+    if quantization.get("left_aside"):
+        yield "in the base model's checkpoint, and left aside", ", ".join(quantization["left_aside"])
     few = [
         f"layer {each['layer']} expert {each['expert']} ({each['tokens']})"
         for each in quantization.get("starved_experts", [])

@@ -12,12 +12,13 @@ from jointquant._version import __version__
 from jointquant.artifact.card import write_card
 from jointquant.files.durable import save_json
 from jointquant.hub import Location
+from jointquant.models.contents import modules_of
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.run.job import Job
 from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
-from jointquant.runtime.artifact_facts import TIED
+from jointquant.runtime.artifact_facts import LEFT_ASIDE, TIED
 from jointquant.runtime.generation_settings import generation_settings_of
 from jointquant.runtime.integration import artifact_config
 from jointquant.runtime.key_basis import KeyBasis
@@ -86,6 +87,8 @@ def write_metadata(job: Job, about: dict[str, object], digests: Mapping[str, str
     facts = {**base, **about, "jointquant_version": __version__}
     if stores_once(stream, job.recipe):
         facts[TIED] = str(job.place.dtype).removeprefix("torch.")
+    if stream.left_aside:
+        facts[LEFT_ASIDE] = modules_of(stream.left_aside, stream.architecture)
     config = artifact_config(stream.skeleton.config, stream.architecture, job.recipe, stream.stored_dtype, facts)
     generation = generation_settings_of(job.subject.model)
     if generation is not None:

@@ -29,6 +29,7 @@ from jointquant.cli.plan import plan
 from jointquant.cli.probe import probe
 from jointquant.cli.quantize import quantize
 from jointquant.cli.rotate import rotate
+from jointquant.cli.rotate_draft import rotate_draft
 from jointquant.cli.rotations import rotations
 from jointquant.cli.serve import serve
 from jointquant.cli.speech import silence_libraries, speak
@@ -50,6 +51,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "rotate": rotate,
     "rotations": rotations,
     "export": export,
+    "rotate-draft": rotate_draft,
     "verify": verify,
     "generate": generate,
     "chat": chat,

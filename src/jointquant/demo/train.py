@@ -165,7 +165,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.warmup, min(done, 1.0), options.lr)
         part = next(source)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
             logits = model(input_ids=part).logits
         loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), part[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
@@ -173,7 +173,7 @@ def fit(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % options.every == 0 or last:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
                 ppl = perplexity(model, heldout)
             history.append({"step": step + 1, "heldout_perplexity": round(ppl, 3)})
             rate = (step + 1) * part.numel() / (time.monotonic() - began)
@@ -268,6 +268,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--precision",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of products; float32 is faster where the processor has no instructions for bfloat16",
+    )
     parser.add_argument("--principal-axes", action="store_true", help="save in the basis of principal axes")
     return parser.parse_args(arguments)
 

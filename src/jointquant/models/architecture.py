@@ -78,6 +78,8 @@ class FusedExperts:
         limit: the attribute that says by how much a gate and an up projection are cut off, in families that multiply
             (u + 1) by g · sigmoid(α g) then; None: u is multiplied by what g becomes by an activation function.
         stored: whether checkpoints hold these tensors too, and not one an expert and projection.
+        scored: whether they are handed every token once for each expert, times its score there, which is 0 where the
+            expert is not chosen, and not the routing.
     """
 
     transposed: bool = False
@@ -85,6 +87,7 @@ class FusedExperts:
     biases: bool = False
     limit: str | None = None
     stored: bool = False
+    scored: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import torch
@@ -74,14 +75,14 @@ class AsNamed:
 
 def _names_in(skeleton: PreTrainedModel, architecture: Architecture) -> Callable[[str], str]:
     """What a model calls a stored tensor. Those around a text model were renamed often: transformers knows how."""
-    prefix = skeleton.base_model_prefix
     if architecture.wrapper is None:
+        prefix = architecture.layers.partition(".")[0]
         whole = {name for name, _ in skeleton.named_children()}
         inside = {name for name, _ in skeleton.get_submodule(prefix).named_children()}
         return lambda stored: _named(stored, prefix, whole, inside)
     renamings = [each for each in get_model_conversion_mapping(skeleton) if isinstance(each, WeightRenaming)]
     tensors = skeleton.state_dict()
-    return lambda stored: rename_source_key(stored, renamings, [], prefix, tensors)[0]
+    return lambda stored: rename_source_key(stored, renamings, [], skeleton.base_model_prefix, tensors)[0]
 
 
 def _named(stored: str, prefix: str, whole: set[str], inside: set[str]) -> str:
@@ -108,13 +109,16 @@ def own_head(source: TensorSource, architecture: Architecture, config: Pretraine
     return not (same_place or torch.equal(one, other.to(one.dtype)))
 
 
-def check_contents(source: TensorSource, skeleton: nn.Module, architecture: Architecture) -> None:
+def check_contents(source: TensorSource, skeleton: nn.Module, architecture: Architecture) -> tuple[str, ...]:
     """Refuse tensors that are missing, misshapen or of no use; those that transformers would leave aside too are named.
 
     Args:
         source: the tensors under the model's names.
         skeleton: the model, its experts apart; a head that is tied may be missing from ``source``.
         architecture: its family.
+
+    Returns:
+        The names of what is left aside.
 
     Raises:
         InputError: names the tensor.
@@ -138,6 +142,14 @@ def check_contents(source: TensorSource, skeleton: nn.Module, architecture: Arch
         require(why is None, f"unexpected tensor {name}: a {family} model of this configuration has none, and {why}")
     if extra and leads():
         _say(tuple(extra), family)
+    return tuple(extra)
+
+
+def modules_of(names: Iterable[str], architecture: Architecture) -> list[str]:
+    """Tensors in short: what they belong to, a layer or a part of the model, each with the number of its tensors."""
+    layer = re.compile(rf"{re.escape(architecture.layers)}\.\d+")
+    counts = Counter(found[0] if (found := layer.match(name)) else name.partition(".")[0] for name in names)
+    return [f"{module} ({count} {'tensor' if count == 1 else 'tensors'})" for module, count in sorted(counts.items())]
 
 
 def _is_draft(name: str, skeleton: nn.Module) -> bool:

@@ -106,14 +106,55 @@ class Experts(nn.ModuleList):
             output.index_add_(0, token, (read * top_k_weights[token, position, None]).to(output.dtype))
         return output
 
+    def counts(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """How many tokens are routed to each expert: int64 [experts]; takes what ``forward`` does."""
+        return torch.bincount(top_k_index.flatten(), minlength=len(self))
+
+
+class ScoredExperts(Experts):
+    """The same in families whose block multiplies tokens by their scores before the experts read them (Llama 4)."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]
+        """What each expert makes of its tokens.
+
+        Args:
+            hidden_states: [experts · tokens, hidden]: all tokens for the first expert, times their scores, then all
+                for the second; 0 where an expert is not chosen.
+
+        Returns:
+            [experts · tokens, hidden]: 0 where it is not chosen.
+        """
+        handed = hidden_states.unflatten(0, (len(self), -1))
+        if hidden_states.device.type == "meta":  # shapes alone: no token is routed anywhere
+            return torch.cat([expert(rows) for expert, rows in zip(self, handed, strict=True)])
+        output, chosen = torch.zeros_like(handed), _chosen(handed)
+        for number in sorted({*chosen.any(1).nonzero().flatten().tolist(), *self.open_to_all}):
+            (token,) = torch.where(chosen[number])
+            if number in self.open_to_all:  # a token as the experts that it is routed to read it
+                own = self[number](torch.where(chosen[number, :, None], handed[number], handed.sum(0)))[token]
+            else:
+                own = self[number](handed[number, token])
+            output[number, token] = own.to(output.dtype)
+        return output.flatten(0, 1)
+
+    def counts(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]
+        """How many tokens are routed to each expert: int64 [experts]."""
+        return _chosen(hidden_states.unflatten(0, (len(self), -1))).sum(1)
+
+
+def _chosen(handed: Tensor) -> Tensor:
+    """Which tokens are whose: [experts, tokens, hidden] → bool [experts, tokens]. No score is 0 where it counts."""
+    return handed.ne(0).any(-1)
+
 
 def take_apart(model: nn.Module, architecture: Architecture) -> None:
     """Give the layers of a whole model (on the meta device) ``Experts`` for transformers' fused ones, in place."""
     mixture = architecture.mixture
     if mixture is None:
         return
+    kind = ScoredExperts if mixture.fused.scored else Experts
     for layer in model.get_submodule(architecture.layers).children():
         if mixture.count(layer) and not isinstance(layer.get_submodule(mixture.experts), Experts):
             layer.set_submodule(
-                mixture.experts, Experts(layer.get_submodule(mixture.experts), mixture.fused).requires_grad_(False)
+                mixture.experts, kind(layer.get_submodule(mixture.experts), mixture.fused).requires_grad_(False)
             )

@@ -46,6 +46,7 @@ class ModelStream:
         source: the tensors under the names that the model has for them, its experts apart.
         config: of the text model.
         own_head: whether the output head is a matrix of its own, and not the token embedding.
+        left_aside: the names of tensors that the model has no place for, such as those of layers that draft.
     """
 
     own_head = True
@@ -64,7 +65,7 @@ class ModelStream:
         self.config = text_config_of(self.skeleton.config)
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         self._check_heads()
-        check_contents(self.source, self.skeleton, self.architecture)
+        self.left_aside = check_contents(self.source, self.skeleton, self.architecture)
         self.own_head = own_head(self.source, self.architecture, self.skeleton.config)
 
     def _check_heads(self) -> None:

@@ -13,6 +13,7 @@ from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import Observer
 from jointquant.activations.substitution import substituted
 from jointquant.models.architecture import Architecture, stage_of
+from jointquant.models.experts import ScoredExperts
 from jointquant.runtime.input_path import InputPath
 from jointquant.runtime.linear import OnlineLinear, PackedLinear
 
@@ -27,6 +28,14 @@ class Unread(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., width]."""
         return x.new_zeros(()).expand(*x.shape[:-1], self.width)
+
+
+class UnreadSum(Unread):
+    """The same where a block adds to what the linear gave, in place: zeros of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., width]."""
+        return x.new_zeros(*x.shape[:-1], self.width)
 
 
 class Reached(Exception):  # noqa: N818
@@ -170,7 +179,8 @@ def unread(layer: nn.Module, architecture: Architecture, linears: Iterable[str])
     What writes to the residual stream keeps its width; behind the others there are no channels at all.
     """
     widths = {name: _width(layer, name) if name in architecture.writers else 0 for name in linears}
-    return substituted(layer, {name: Unread(width) for name, width in widths.items()})
+    kind = UnreadSum if any(isinstance(module, ScoredExperts) for module in layer.modules()) else Unread
+    return substituted(layer, {name: kind(width) for name, width in widths.items()})
 
 
 def _width(layer: nn.Module, linear: str) -> int:

@@ -30,6 +30,8 @@ FORMAT_VERSION, TIED_VERSION = 1, 2
 """Of artifacts that hold embedding and head, and of those that hold the matrix of both once."""
 TIED = "tied_head"
 """Key of the dtype that the head of the latter was computed in."""
+LEFT_ASIDE = "left_aside"
+"""Key of what the base model's checkpoint holds besides, where it does."""
 
 
 class KeptFact(BaseModel):
@@ -56,6 +58,7 @@ class ArtifactFacts(BaseModel):
     """What stands in ``quantization_config`` besides the recipe and the family.
 
     Attributes:
+        left_aside: what the base model's checkpoint holds and the artifact does not, such as layers that draft.
         base_model: a hub id, or the name of a folder.
         base_revision: the commit of a hub id.
         transforms: R1 to R4 and what else is online, in words.
@@ -82,6 +85,7 @@ class ArtifactFacts(BaseModel):
     recipe_digest: Words
     digests: Words | None = None
     tied_head: Words | None = None
+    left_aside: Annotated[list[Words], Field(max_length=1 << 12)] = []
     base_model: Words | None = None
     base_revision: Words | None = None
 
