@@ -1,7 +1,8 @@
-"""auto-round's W4A16 of one model, for ``benchmarks/accuracy.py weights``; runs in an environment that has auto-round.
+"""auto-round's quantization of one model; runs in an environment that has auto-round.
 
-The last line it prints is JSON: perplexity of the model in memory, seconds, and which linears of a layer it has
-quantized: those whose sizes 32 does not divide it leaves as they are.
+For ``benchmarks/accuracy.py weights`` and benchmarks/real_model_peers.py. The last line it prints is JSON: perplexity
+of the model in memory, seconds to quantize, peak memory above that of the interpreter with its imports, and which
+linears of a layer it has quantized: those whose sizes 32 does not divide it leaves as they are.
 """
 
 from __future__ import annotations
@@ -11,29 +12,36 @@ import json
 import os
 import time
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from auto_round import AutoRound
+from kept_logits import write_logits
+from peer_protocol import add_arguments, given_windows, peak_bytes, perplexity
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+INPUTS: dict[str, dict[str, Any]] = {
+    "w4a16": {},
+    "w4a8": {"act_bits": 8, "act_group_size": -1, "act_sym": True, "act_dynamic": True},
+    "w4a4": {"act_bits": 4, "act_group_size": -1, "act_sym": False, "act_dynamic": True},
+}
+"""Weights have 4 bits per channel, symmetric; inputs are per token, dynamic."""
 
 
 def main() -> None:
     """Quantize, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--calib", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--num-samples", type=int, default=64)
-    parser.add_argument("--seqlen", type=int, default=256)
+    add_arguments(parser)
+    parser.add_argument("--scheme", choices=INPUTS, default="w4a16")
     parser.add_argument("--iters", type=int, default=200)
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args()
+    before = peak_bytes()
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    rows, test = (windows(tokenizer, text, arguments.seqlen) for text in (arguments.calib, arguments.test))
+    rows, test = given_windows(arguments, tokenizer)
     start = time.perf_counter()
     rounding = AutoRound(
         model,
@@ -43,44 +51,32 @@ def main() -> None:
         sym=True,
         iters=arguments.iters,
         seed=arguments.seed,
-        seqlen=arguments.seqlen,
-        nsamples=arguments.num_samples,
-        dataset=[row.unsqueeze(0) for row in rows[: arguments.num_samples]],
+        seqlen=rows.shape[1],
+        nsamples=len(rows),
+        dataset=[row.unsqueeze(0) for row in rows],
         batch_size=8,
         device_map="cpu",
         enable_torch_compile=False,
+        **INPUTS[arguments.scheme],
     )
     model, layers = rounding.quantize()
-    seconds = time.perf_counter() - start
+    seconds, peak = time.perf_counter() - start, peak_bytes() - before
+    model = model.float().eval()
+    if arguments.logits is not None:
+        write_logits(model, test, arguments.logits)
     first = {name.rsplit(".", 1)[1]: settings["bits"] for name, settings in layers.items() if ".layers.0." in name}
     print(
         json.dumps(
             {
-                "perplexity": perplexity(model.float().eval(), test),
+                "perplexity": perplexity(model, test),
                 "seconds": seconds,
+                "peak_bytes": peak,
                 "quantized": sorted(name for name, bits in first.items() if bits == 4),
                 "left": sorted(name for name, bits in first.items() if bits != 4),
                 "versions": {name: version(name) for name in ("auto-round", "torch", "transformers")},
             }
         )
     )
-
-
-def windows(tokenizer: object, text: Path, seqlen: int) -> torch.Tensor:
-    """A text's windows that do not overlap: [n, seqlen]."""
-    tokens = torch.tensor(tokenizer(text.read_text(encoding="utf-8")).input_ids)  # type: ignore[operator]
-    return tokens[: len(tokens) // seqlen * seqlen].view(-1, seqlen)
-
-
-@torch.no_grad()
-def perplexity(model: torch.nn.Module, rows: torch.Tensor) -> float:
-    """exp of the mean negative log-likelihood of all but each window's first token."""
-    total, count = 0.0, 0
-    for batch in rows.split(16):
-        logits = model(batch).logits[:, :-1].float().log_softmax(-1)
-        total -= logits.gather(-1, batch[:, 1:, None]).double().sum().item()
-        count += batch[:, 1:].numel()
-    return float(torch.tensor(total / count).exp())
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""llm-compressor's W4A4 of one model, for benchmarks/quantization.py; runs in an environment that has llmcompressor.
+"""llm-compressor's quantization of one model; runs in an environment that has llmcompressor.
 
-The last line it prints is JSON: seconds to load and quantize (not to save), peak memory above that of the interpreter
-with its imports, and perplexity of the model in memory.
+For benchmarks/quantization.py and benchmarks/real_model_peers.py. The last line it prints is JSON: seconds to load and
+quantize (not to save), peak memory above that of the interpreter with its imports, and perplexity of the model in
+memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,32 +19,51 @@ import llmcompressor
 import torch
 import transformers
 from datasets import Dataset
+from kept_logits import write_logits
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier
-from llmcompressor.modifiers.transform import SpinQuantModifier
+from llmcompressor.modifiers.transform import SmoothQuantModifier, SpinQuantModifier
+from peer_protocol import add_arguments, given_windows, peak_bytes, perplexity
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401  imported lazily otherwise
+
+INT = {"type": "int", "symmetric": True}
+INPUTS = {"strategy": "token", "dynamic": True}
+WEIGHTS = {bits: {**INT, "num_bits": bits, "strategy": "channel", "observer": "mse"} for bits in (4, 8)}
+A4 = {**INT, **INPUTS, "num_bits": 4, "symmetric": False}
+A8 = {**INT, **INPUTS, "num_bits": 8}
+SCHEMES: dict[str, dict[str, Any]] = {
+    "w4a4": {"weights": WEIGHTS[4], "input_activations": A4},
+    "w4a8": {"weights": WEIGHTS[4], "input_activations": A8},
+    "w4a16": {"weights": WEIGHTS[4]},
+    "w8a8": {"weights": WEIGHTS[8], "input_activations": A8},
+}
+"""Weights per channel, symmetric, clipped by MSE; inputs per token, dynamic."""
+
+BEFORE = {
+    "gptq": lambda: [],
+    "random-hadamard": lambda: [SpinQuantModifier(transform_type="random-hadamard", rotations=["R1", "R2", "R4"])],
+    "smoothquant": lambda: [SmoothQuantModifier(smoothing_strength=0.8)],
+}
+"""By method: what is done to the model before GPTQ rounds it."""
 
 
 def main() -> None:
     """Quantize, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--calib", type=Path, required=True)
-    parser.add_argument("--test", type=Path)
-    parser.add_argument("--method", choices=("gptq", "random-hadamard"), required=True)
-    parser.add_argument("--num-samples", type=int, required=True)
-    parser.add_argument("--seqlen", type=int, required=True)
+    add_arguments(parser)
+    parser.add_argument("--method", choices=BEFORE, required=True)
+    parser.add_argument("--scheme", choices=SCHEMES, default="w4a4")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     before, start = peak_bytes(), time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    rows = windows(tokenizer, arguments.calib, arguments.seqlen)[: arguments.num_samples]
+    rows, test = given_windows(arguments, AutoTokenizer.from_pretrained(arguments.model))
+    group = {"targets": ["Linear"], **SCHEMES[arguments.scheme]}
     oneshot(
         model=model,
-        recipe=recipe_of(arguments.method),
+        recipe=[*BEFORE[arguments.method](), GPTQModifier(config_groups={"all": group}, ignore=["lm_head"])],
         dataset=Dataset.from_dict({"input_ids": rows.tolist(), "attention_mask": torch.ones_like(rows).tolist()}),
-        max_seq_length=arguments.seqlen,
+        max_seq_length=rows.shape[1],
         num_calibration_samples=len(rows),
         pipeline="sequential",
     )
@@ -54,39 +72,11 @@ def main() -> None:
         "peak_bytes": peak_bytes() - before,
         "versions": {name.__name__: name.__version__ for name in (llmcompressor, torch, transformers)},
     }
-    if arguments.test is not None:
-        result["perplexity"] = perplexity(model, windows(tokenizer, arguments.test, arguments.seqlen))
+    if test is not None:
+        result["perplexity"] = perplexity(model, test)
+    if arguments.logits is not None:
+        write_logits(model, test, arguments.logits)
     print(json.dumps(result))
-
-
-def recipe_of(method: str) -> list[Any]:
-    """W4 per channel, symmetric, clipped by MSE; A4 per token, asymmetric, dynamic; the head is left alone."""
-    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel", "observer": "mse"}
-    inputs = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "token", "dynamic": True}
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
-    rounding = GPTQModifier(config_groups={"all": group}, ignore=["lm_head"])
-    if method == "gptq":
-        return [rounding]
-    return [SpinQuantModifier(transform_type=method, rotations=["R1", "R2", "R4"]), rounding]
-
-
-def windows(tokenizer: Any, text: Path, seqlen: int) -> torch.Tensor:
-    """A text's windows that do not overlap: [n, seqlen]."""
-    tokens = torch.tensor(tokenizer(text.read_text(encoding="utf-8")).input_ids)
-    return tokens[: len(tokens) // seqlen * seqlen].view(-1, seqlen)
-
-
-@torch.no_grad()
-def perplexity(model: Any, rows: torch.Tensor) -> float:
-    """exp of the mean negative log-likelihood of seqlen − 1 predictions a window."""
-    total = sum(model(batch, labels=batch, use_cache=False).loss.item() * len(batch) for batch in rows.split(8))
-    return math.exp(total / len(rows))
-
-
-def peak_bytes() -> int:
-    """The process's peak resident memory; getrusage would begin with that of the process that started this one."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -146,15 +146,19 @@ def _picture(parts: list[Markup], height: int, alt: str) -> Markup:
     return head + Markup("\n").join(parts) + Markup("\n</svg>\n")
 
 
-PICTURES: dict[str, tuple[str, Callable[[dict[str, Any]], Markup]]] = {
-    "docs/pictures/real_model.svg": ("real_model_presets", real_model),
+def merged(*names: str) -> dict[str, Any]:
+    """A result with the rows of others added, whose files are there."""
+    files = [RESULTS / f"{name}.json" for name in names]
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return dict(results[0] | {"rows": {name: row for result in results for name, row in result["rows"].items()}})
+
+
+PICTURES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], Markup]]] = {
+    "docs/pictures/real_model.svg": (("real_model_presets", "real_model_peers"), real_model),
 }
-"""By file: the result that it shows, and what draws it."""
+"""By file: the results that it shows, and what draws it."""
 
 
 def drawn() -> dict[Path, str]:
     """Each picture's file, and what stands in it."""
-    return {
-        ROOT / file: str(draw(json.loads((RESULTS / f"{result}.json").read_text(encoding="utf-8"))))
-        for file, (result, draw) in PICTURES.items()
-    }
+    return {ROOT / file: str(draw(merged(*results))) for file, (results, draw) in PICTURES.items()}

@@ -16,6 +16,8 @@ from typing import Any
 
 import pictures
 import tables_gpu
+import tables_real_model
+from table_parts import headed, made
 
 from jointquant.models.registry import ARCHITECTURES, summary
 from jointquant.models.support import support_table
@@ -50,7 +52,7 @@ def stories260k(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         cells = (row["width"], row["recipe"], f"{row['mean']:.2f}", f"{row['min']:.2f} – {row['max']:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"{result['rows'][0]['seeds']} seeds; {_made(result)}"]
+    lines += ["", f"{result['rows'][0]['seeds']} seeds; {made(result)}"]
     return lines
 
 
@@ -66,7 +68,7 @@ def experiments(result: dict[str, Any]) -> list[str]:
         cells = (row["recipe"], f"{mean:.3f}", f"{low:.3f} – {high:.3f}", f"{divergence:.4f}", size, seconds)
         lines.append(f"| {' | '.join(cells)} |")
     seeds = ", ".join(map(str, result["rows"][0]["seeds"]))
-    return [*lines, "", f"Seeds: {seeds}. `{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"Seeds: {seeds}. `{result['command']}`; {made(result)}"]
 
 
 def mixture(result: dict[str, Any]) -> list[str]:
@@ -81,7 +83,7 @@ def mixture(result: dict[str, Any]) -> list[str]:
         same = "yes, and generates" if row["reloads"] else "no"
         cells = (row["recipe"], f"{row['mean']:.2f}", span, f"{row['bits']:.2f}", same, f"{row['seconds']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", f"`{result['command'].replace('…', 'presets')}`; {_made(result)}"]
+    return [*lines, "", f"`{result['command'].replace('…', 'presets')}`; {made(result)}"]
 
 
 def mixture_starved(result: dict[str, Any]) -> list[str]:
@@ -99,7 +101,7 @@ def mixture_starved(result: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"{part['rows'][0]['seeds']} seeds; `{result['command'].replace('…', 'starved')}`; {_made(result)}",
+        f"{part['rows'][0]['seeds']} seeds; `{result['command'].replace('…', 'starved')}`; {made(result)}",
     ]
 
 
@@ -150,7 +152,7 @@ def plans_published(result: dict[str, Any]) -> list[str]:
 
 def plans_by_size(result: dict[str, Any]) -> list[str]:
     """What models of usual sizes need on paper, in short."""
-    lines = _headed(["model", "recipe", "GPU memory", "main memory", "disk", "time"])
+    lines = headed(["model", "recipe", "GPU memory", "main memory", "disk", "time"])
     for row in result["rows"]:
         sizes = [f"{row[f'{kind}_bytes'] / 1e9:.0f} GB" for kind in ("device_peak", "host_peak", "disk")]
         seconds = sum(row["seconds"].values())
@@ -161,7 +163,7 @@ def plans_by_size(result: dict[str, Any]) -> list[str]:
 
 def plans_h100(result: dict[str, Any]) -> list[str]:
     """Seconds that are predicted for one card, by stage."""
-    lines = _headed(["model", "recipe", "calibrate (s)", "learn (s)", "quantize (s)", "in all", "GPU memory"])
+    lines = headed(["model", "recipe", "calibrate (s)", "learn (s)", "quantize (s)", "in all", "GPU memory"])
     for row in result["rows"]:
         stages = [f"{row['seconds'][stage]:.0f}" for stage in ("calibrate", "learn", "quantize")]
         whole, peak = f"{sum(row['seconds'].values()) / 60:.1f} min", f"{row['device_peak_bytes'] / 1e9:.0f} GB"
@@ -181,7 +183,7 @@ def memory(result: dict[str, Any]) -> list[str]:
         cells = (str(row["layers"]), peak, predicted, bound, where, f"{row['seconds']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     growth = f"The deepest needs {result['growth']:.3f} times what the shallowest does."
-    return [*lines, "", growth, _made(result)]
+    return [*lines, "", growth, made(result)]
 
 
 def kill_and_resume(result: dict[str, Any]) -> list[str]:
@@ -197,11 +199,11 @@ def q4_0(result: dict[str, Any]) -> list[str]:
     """Perplexities in llama.cpp, and ours beside them."""
     theirs = ["llama.cpp's Q4_0", "llama.cpp's Q4_0, embedding and head in F16"]
     heads = ["model", "F16", *theirs, "our Q4_0", "our `eval`"]
-    lines = _headed(heads)
+    lines = headed(heads)
     for row in result["rows"]:
         cells = (f"{row[key]:.3f}" for key in ("original", "theirs", "theirs_ends", "ours", "eval"))
         lines.append(f"| {row['model']} | {' | '.join(cells)} |")
-    return [*lines, "", f"Perplexity, all but the last column in llama.cpp; {_made(result)}"]
+    return [*lines, "", f"Perplexity, all but the last column in llama.cpp; {made(result)}"]
 
 
 def inference(result: dict[str, Any]) -> list[str]:
@@ -232,8 +234,8 @@ def inference(result: dict[str, Any]) -> list[str]:
 
 def resident(result: dict[str, Any]) -> list[str]:
     """What processes hold, by what a bfloat16 model's does."""
-    sizes_of = ["weights alone × bf16", "loaded (MB)", "after generating (MB)", "× bf16", "peak (MB)", "× bf16"]
-    lines = _headed(["artifact", "kernels", *sizes_of])
+    held = ["weights alone × bf16", "loaded (MB)", "after generating (MB)", "× bf16", "peak (MB)", "× bf16"]
+    lines = headed(["artifact", "kernels", *held])
     for name, row in result["rows"].items():
         artifact, _, kernels = name.partition(", kernels=")
         sizes = {key: f"{row[f'{key}_bytes'] / 1e6:.0f}" for key in ("loaded", "generated", "peak")}
@@ -256,13 +258,13 @@ def resident(result: dict[str, Any]) -> list[str]:
 
 def long_context(result: dict[str, Any]) -> list[str]:
     """Decode by the length of the context."""
-    lines = _headed(["tokens in the cache", "decode × bf16", "min – max", "tokens/s", "cache (MB)", "in bf16 (MB)"])
+    lines = headed(["tokens in the cache", "decode × bf16", "min – max", "tokens/s", "cache (MB)", "in bf16 (MB)"])
     for row in result["rows"]:
         spread = f"{row['decode_ratio_min']:.2f} – {row['decode_ratio_max']:.2f}"
         speed = f"{row['decode_ratio']:.2f} | {spread} | {row['tokens_per_second']:.0f}"
         sizes = " | ".join(f"{row[key] / 1e6:.1f}" for key in ("cache_bytes", "cache_bytes_bf16"))
         lines.append(f"| {row['context']:,} | {speed} | {sizes} |")
-    return [*lines, "", f"Medians of {result['repetitions']}. `{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"Medians of {result['repetitions']}. `{result['command']}`; {made(result)}"]
 
 
 def optimizers(result: dict[str, Any]) -> list[str]:
@@ -284,7 +286,7 @@ def optimizers(result: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Perplexity of the embedded model at W4A4KV16, {seeds} seeds: {', '.join(words)}. {_made(result)}",
+        f"Perplexity of the embedded model at W4A4KV16, {seeds} seeds: {', '.join(words)}. {made(result)}",
     ]
 
 
@@ -312,19 +314,13 @@ def quantization(result: dict[str, Any]) -> list[str]:
             " against ".join(f"{value:.2f}" for value in measured),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", _made(result)]
+    return [*lines, "", made(result)]
 
 
 def _spread(runs: list[dict[str, Any]], key: str) -> str:
     """The least and the largest of several runs, in brackets."""
     values = [run[key] for run in runs]
     return f" ({min(values):.1f} – {max(values):.1f})" if len(values) > 1 else ""
-
-
-def _made(result: dict[str, Any]) -> str:
-    """Where and when a result was made."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{result['date']}, {result['machine']}, {versions}."
 
 
 def accuracy(result: dict[str, Any]) -> list[str]:
@@ -341,7 +337,7 @@ def _accuracy(result: dict[str, Any], costs: list[str]) -> list[str]:
     """With what each row costs, if that was measured well."""
     apart = any("divergence" in row for row in result["rows"])
     heads = ["", "unquantized", "recipe", "perplexity", "min – max", *(["KL divergence"] * apart), "seeds", *costs]
-    lines = _headed(heads)
+    lines = headed(heads)
     for row in result["rows"]:
         spread = f"{row['min']:.2f} – {row['max']:.2f}" if row["seeds"] > 1 else ""
         changed = "".join(f", `{change}`" for change in row.get("changes", ()))
@@ -350,12 +346,7 @@ def _accuracy(result: dict[str, Any], costs: list[str]) -> list[str]:
             cells.append(_divergence(row) if "divergence" in row else "")
         cells += [str(row["seeds"]), *(f"{row[cost]:.0f}" for cost in costs)]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", f"`{result['command']}`; {_made(result)}"]
-
-
-def _headed(heads: list[str]) -> list[str]:
-    """The first two lines of a table; a head may be empty."""
-    return [f"|{'|'.join(f' {head} ' if head else ' ' for head in heads)}|", "|-" * len(heads) + "|"]
+    return [*lines, "", f"`{result['command']}`; {made(result)}"]
 
 
 def _divergence(row: dict[str, Any]) -> str:
@@ -375,14 +366,14 @@ def inner_rotations(result: dict[str, Any]) -> list[str]:
         stored = 8 * row["numbers"] / result["weights_of_a_layer"]
         cells = [row["rotation"], *(f"{ratio:.2f}" for ratio in (*ratios, sum(ratios) / len(ratios))), f"{stored:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", f"`{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"`{result['command']}`; {made(result)}"]
 
 
 def butterflies(result: dict[str, Any]) -> list[str]:
     """Errors of down projections by layer, in parts of the first row's; then whole models, where they were measured."""
     first = result["rows"][0]
     heads = ["R4", *(f"layer {layer}" for layer in first["errors"]), "mean", "bits", "seconds"]
-    lines = _headed(heads + (["perplexity", "min – max", "KL divergence"] if "kl" in first else []))
+    lines = headed(heads + (["perplexity", "min – max", "KL divergence"] if "kl" in first else []))
     for row in result["rows"]:
         parts = [error / plain for error, plain in zip(row["errors"].values(), first["errors"].values(), strict=True)]
         cells = [row["rotation"], *(f"{part:.2f}" for part in (*parts, sum(parts) / len(parts)))]
@@ -392,7 +383,7 @@ def butterflies(result: dict[str, Any]) -> list[str]:
             cells += [f"{row['perplexity']:.3f}", spread, f"{row['kl']:.4f}"]
         cells += ["–"] * (lines[0].count("|") - 1 - len(cells))
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", f"{result['model']}; `{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"{result['model']}; `{result['command']}`; {made(result)}"]
 
 
 def distributed(result: dict[str, Any]) -> list[str]:
@@ -413,7 +404,7 @@ def distributed(result: dict[str, Any]) -> list[str]:
             f"{measured['equal_integers']:.4%} of the integers equal",
             f"perplexity {measured['perplexity_ratio']:.6f} times that of one rank",
         )
-        lines += ["", f"{', '.join(figures)}. {_made(result)}", ""]
+        lines += ["", f"{', '.join(figures)}. {made(result)}", ""]
     lines += ["| model | ranks | time | on each: network | at 10 Gbit/s | at 100 Gbit/s |", "|-|-|-|-|-|-|"]
     for row in result["predicted"]:
         minutes = f"{sum(row['seconds'].values()) / 60:.0f} min"
@@ -423,24 +414,10 @@ def distributed(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def real_model(result: dict[str, Any]) -> list[str]:
-    """Recipes on the real model, by bits, the best last."""
-    heads = ["bits", "recipe", "calibration windows", "perplexity", "KL divergence", "same top token"]
-    lines = [*_headed(heads), f"| 16 | unquantized | | {result['unquantized']:.2f} | 0 | 1 |"]
-    for name, row in result["rows"].items():
-        bits = name.split()[0]
-        own = "".join(f", `{change}`" for change in row["changes"])
-        figures = f"{row['perplexity']:.2f}" if row["perplexity"] < 1e4 else f"{row['perplexity']:.0f}"
-        cells = (bits, f"{row['recipe']}{own}", str(row["windows"]), figures, f"{row['kl']:.3f}", f"{row['top1']:.3f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    last = list(result["rows"].values())[-1]
-    return [*lines, "", f"`{result['command']}`; {_made(last | {'command': result['command']})}"]
-
-
 def trained(result: dict[str, Any]) -> list[str]:
     """The presets on a small model of one kind, means over seeds with the spread of the divergence."""
     perplexity = f"perplexity (unquantized {result['unquantized']:.2f})"
-    lines = _headed(["recipe", "KL divergence", "min – max", perplexity, "same top token"])
+    lines = headed(["recipe", "KL divergence", "min – max", perplexity, "same top token"])
     for name, row in result["rows"].items():
         recipe = ", ".join([name, *(f"`{change}`" for change in row["changes"])])
         kl = row["kl"]
@@ -449,12 +426,12 @@ def trained(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {recipe} | {kl['mean']:.4f} | {span} | {figures} |")
     last, learned = list(result["rows"].values())[-1], result["training"]
     about = f"Trained in {learned['steps']} steps on {learned['tokens']:,} tokens. `{result['command']}`"
-    return [*lines, "", f"{about}; {_made(last)}"]
+    return [*lines, "", f"{about}; {made(last)}"]
 
 
 def hybrid(result: dict[str, Any]) -> list[str]:
     """Logits of tiny models after rotation, in parts of those before."""
-    lines = _headed(
+    lines = headed(
         ["model", "rotations", "tool", "largest change of a logit, in parts of the largest", "KL divergence"]
     )
     for row in result["rows"]:
@@ -466,40 +443,40 @@ def hybrid(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     versions = next(row["versions"] for row in result["rows"] if "versions" in row)
     peer = f"llm-compressor {versions['llmcompressor']} (transformers {versions['transformers']})"
-    return [*lines, "", f"{peer}; `{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"{peer}; `{result['command']}`; {made(result)}"]
 
 
 def token_lengths(result: dict[str, Any]) -> list[str]:
     """Every third layer, and those before which the first token is not yet long."""
     heads = ["behind layer", "another token (median)", "the first token", "its share of all squares"]
-    lines = _headed(heads)
+    lines = headed(heads)
     for row in result["rows"]:
         if row["layer"] % 3 == 2 or row["output"]["share_of_first"] > 0.99:
             out = row["output"]
             lengths = f"{out['median_of_others']:.0f} | {out['mean_of_first']:.0f} | {out['share_of_first']:.1%}"
             lines.append(f"| {row['layer']} | {lengths} |")
-    return [*lines, "", f"`{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"`{result['command']}`; {made(result)}"]
 
 
 def one_capture(result: dict[str, Any]) -> list[str]:
     """The seconds of each training on one capture."""
-    lines = _headed(["learned on one capture", "seconds", "share of the capture's", "objective, of the start's"])
+    lines = headed(["learned on one capture", "seconds", "share of the capture's", "objective, of the start's"])
     lines.append(f"| the capture itself | {result['capture_seconds']:.2f} | | |")
     for row in result["rows"]:
         left = f"{row['loss_left']:.3f}" if "loss_left" in row else ""
         lines.append(f"| {row['training']} | {row['seconds']:.2f} | {row['share_of_capture']:.1%} | {left} |")
     facts = f"{result['model']}, {result['windows']} windows of {result['seqlen']} tokens"
-    return [*lines, "", f"{facts}; `{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"{facts}; `{result['command']}`; {made(result)}"]
 
 
 def loss_by_part(result: dict[str, Any]) -> list[str]:
     """The divergence by what was left exact, beside that of the artifact as it is."""
-    lines = _headed(["left exact", "KL divergence", "less by", "same top token"])
+    lines = headed(["left exact", "KL divergence", "less by", "same top token"])
     whole = result["rows"][0]["kl"]
     for row in result["rows"]:
         kl = f"{row['kl']:.3f} ± {row['kl_stderr']:.3f}"
         lines.append(f"| {row['part']} | {kl} | {1 - row['kl'] / whole:.0%} | {row['top1']:.3f} |")
-    return [*lines, "", f"`{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"`{result['command']}`; {made(result)}"]
 
 
 def where(result: dict[str, Any]) -> list[str]:
@@ -518,12 +495,12 @@ def where(result: dict[str, Any]) -> list[str]:
             head = (row["recipe"] + changes, row["format"], row["runtime"], row["dtype"] or "its own way")
             cells = (*head, f"{row['perplexity']:.3f}", verdict, gap)
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", f"On a CPU. `{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"On a CPU. `{result['command']}`; {made(result)}"]
 
 
 def vllm_price(result: dict[str, Any]) -> list[str]:
     """What each part of vLLM's arithmetic costs, model by model."""
-    lines = _headed(["model (unquantized)", "4 bits everywhere", "perplexity", "KL divergence", "same top token"])
+    lines = headed(["model (unquantized)", "4 bits everywhere", "perplexity", "KL divergence", "same top token"])
     for row in sorted(result["rows"], key=lambda row: str(row["model"])):
         what = "; ".join([row["what"], *(f"`{change}`" for change in row.get("common", []))])
         kl = f"{row['kl']:.4f} ± {row['kl_stderr']:.4f}"
@@ -598,7 +575,11 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "gpu_calibration": tables_gpu.calibration,
     "triton_compile": tables_gpu.compiled,
     "mixture": mixture,
-    "real_model_presets": real_model,
+    "real_model_presets": tables_real_model.presets,
+    "real_model_texts": tables_real_model.texts,
+    "real_model_behaviour": tables_real_model.behaviour,
+    "real_model_positions": tables_real_model.positions,
+    "real_model_said": tables_real_model.said,
     "token_lengths": token_lengths,
     "one_capture_stories260k": one_capture,
     "one_capture_smollm2": one_capture,
@@ -614,6 +595,14 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "trained_latents": trained,
     "hybrid": hybrid,
 }
+
+
+OF_ANOTHER = {
+    "mixture_starved": "mixture",
+    "real_model_positions": "real_model_behaviour",
+    "real_model_said": "real_model_behaviour",
+}
+"""Tables whose result file has another table's name."""
 
 
 def families() -> list[str]:
@@ -637,7 +626,7 @@ def render(page: str) -> str:
         if name in FROM_CODE:
             lines = FROM_CODE[name]()
         else:
-            file = RESULTS / f"{name.removesuffix('_starved')}.json"
+            file = RESULTS / f"{OF_ANOTHER.get(name, name)}.json"
             lines = TABLES[name](json.loads(file.read_text()))
         return "\n".join([f"<!-- table: {name} -->", *lines, "<!-- end -->"])
 

