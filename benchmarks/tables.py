@@ -520,12 +520,12 @@ def vllm_plugin(result: dict[str, Any]) -> list[str]:
     """How near the plugin's predictions are, then its speed and memory beside the model's."""
     near, speed = ([row for row in result["rows"] if ("ratio" in row) == which] for which in (False, True))
     heads = ["artifact", "perplexity: ours", "in vLLM", "ours in float64"]
-    lines = _headed([*heads, "log-probabilities differ: vLLM, ours", "ours, ours in float64"])
+    lines = headed([*heads, "log-probabilities differ: vLLM, ours", "ours, ours in float64"])
     for row in near:
         scores = [f"{row[f'perplexity_{name}']:.3f}" for name in ("ours", "vllm", "float64")]
         gaps = [f"{row[f'rms_{name}']:.2g} ({row[f'median_{name}']:.2g})" for name in ("vllm_ours", "ours_float64")]
         lines.append(f"| {' | '.join([row['model'], *scores, *gaps])} |")
-    lines += ["", *_headed(["model", "served", "requests a second", "beside the model", "memory (GB)", "ratio"])]
+    lines += ["", *headed(["model", "served", "requests a second", "beside the model", "memory (GB)", "ratio"])]
     for row in speed:
         span = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} – {row['ratio_max']:.2f})"
         rate, memory = f"{row['requests_per_second']:.2f}", f"{row['memory'] / 1e9:.2f}"
@@ -536,7 +536,7 @@ def vllm_plugin(result: dict[str, Any]) -> list[str]:
     sizes = ", ".join(f"{row['model']} {row['artifact_size'] / row['model_size']:.2f}" for row in near)
     said = "Differences are root mean squares, and medians in parentheses. Both served with `--enforce-eager`"
     said += f"; {load}; tensors on disk beside the model's: {sizes}."
-    return [*lines, "", f"{said} `{result['command']}`; {_made(result)}"]
+    return [*lines, "", f"{said} `{result['command']}`; {made(result)}"]
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
