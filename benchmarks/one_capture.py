@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from jointquant.calibration.samples import Samples
 from jointquant.calibration.training import residual_start
 from jointquant.recipe.training import quantizer_of
 from jointquant.rotations.learning import unit_scale
+from jointquant.rotations.names import ObjectiveName
 from jointquant.rotations.objectives import OBJECTIVES
 from report import Result
 
 RESULTS = Path(__file__).parent / "results"
-OBJECTIVE_NAMES = ("whip", "range", "quant_error")
+OBJECTIVE_NAMES: tuple[ObjectiveName, ...] = ("whip", "range", "quant_error")
 OPTIMIZERS = {"qr": (), "newton_schulz": ("learning_rate=0.2", "momentum=0.85")}
 BATCHES = (4096, 1024)
 """Tokens of a step: the default, and a quarter."""
@@ -63,31 +65,42 @@ def main() -> None:
         path = RESULTS / f"one_capture_{arguments.name}.json"
         words = [f"…/{Path(word).name}" if Path(word).exists() else word for word in sys.argv[1:]]
         result = Result(path, " ".join(["python benchmarks/one_capture.py", *words]), **facts)
-        for label, settings in trainings().items():
-            learned, took = timed(lambda s=settings: jointquant.rotate(samples, out, changes=s), out, arguments.repeats)
-            row = {"training": label, "seconds": took, "share_of_capture": took / seconds}
-            left = {} if "rotations.r1.kind=none" in settings else {"loss_left": loss_left(samples, label, out)}
+        for each in trainings():
+            learned, took = timed(
+                lambda changes=each.changes: jointquant.rotate(samples, out, changes=changes), out, arguments.repeats
+            )
+            row = {"training": each.label, "seconds": took, "share_of_capture": took / seconds}
+            left = {} if each.objective is None else {"loss_left": loss_left(samples, each.objective, out)}
             result.add(row | {"rotations": len(learned.rotations)} | left)
 
 
-def trainings() -> dict[str, list[str]]:
-    """By label, the changes of the samples' recipe."""
-    found = {}
+@dataclass(frozen=True)
+class Training:
+    """What is learned: its name in the result, the changes of the samples' recipe, and R1's objective; None: no R1."""
+
+    label: str
+    changes: tuple[str, ...]
+    objective: ObjectiveName | None
+
+
+def trainings() -> list[Training]:
+    """R1 by each objective, optimiser and size of batches, then the R2s."""
+    found = []
     for objective, (optimizer, others), tokens in itertools.product(OBJECTIVE_NAMES, OPTIMIZERS.items(), BATCHES):
         r1 = (f"objective={objective}", f"optimizer={optimizer}", f"batch_tokens={tokens}", *others)
-        changes = [*(f"rotations.r1.{each}" for each in r1), "rotations.r2.kind=none"]
-        found[f"R1, {objective}, {optimizer}, {tokens:,} tokens a step"] = changes
-    return found | {"all R2, whip, qr": ["rotations.r1.kind=none"]}
+        changes = (*(f"rotations.r1.{each}" for each in r1), "rotations.r2.kind=none")
+        found.append(Training(f"R1, {objective}, {optimizer}, {tokens:,} tokens a step", changes, objective))
+    return [*found, Training("all R2, whip, qr", ("rotations.r1.kind=none",), None)]
 
 
 @torch.no_grad()
-def loss_left(folder: Path, label: str, rotations: Path) -> float:
+def loss_left(folder: Path, name: ObjectiveName, rotations: Path) -> float:
     """The objective with the learned R1 over all sampled tokens, as a part of what it is where training starts."""
     samples = Samples.open(folder)
     residual = [samples.layer(index).residual for index in range(samples.sizes.num_layers)]
     x = torch.cat([each for each in residual if each is not None])
     x = unit_scale(x) * x
-    objective = OBJECTIVES[label.split(", ")[1]](quantizer_of(samples.recipe.activations))
+    objective = OBJECTIVES[name](quantizer_of(samples.recipe.activations))
     start = residual_start(samples.sizes.hidden_size, samples.recipe)
     return float(objective(x @ load_file(rotations / "rotations.safetensors")["r1"].to(x)) / objective(x @ start.to(x)))
 

@@ -70,6 +70,7 @@ PEERS = {
     "W4A16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a16"),
     "W4A16 auto-round": _auto_round("w4a16"),
 }
+TITLES = {"llmcompressor": "llm-compressor", "auto-round": "auto-round"}
 SCRIPTS = {"llmcompressor": "peer_llmcompressor.py", "auto-round": "peer_auto_round.py"}
 
 
@@ -125,9 +126,8 @@ def measured(python: Path, model: Path, peer: Peer, test: Tensor, place: Path) -
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     said = json.loads(done.stdout.splitlines()[-1])
     perplexity, divergence = compare(KeptLogits(logits), KeptLogits(place / "reference.npy"), test)
-    version = next(value for name, value in said["versions"].items() if name == peer.program)
     return {
-        "recipe": f"{peer.program.replace('llmc', 'llm-c')} {version}: {peer.method}",
+        "recipe": f"{TITLES[peer.program]} {said['versions'][peer.program]}: {peer.method}",
         "changes": [],
         "windows": WINDOWS,
         "perplexity": perplexity,

@@ -158,7 +158,8 @@ def measure(arguments: argparse.Namespace) -> None:
     """Every preset over its seeds."""
     kind, path = KINDS[arguments.kind], RESULTS / f"trained_{arguments.kind}.json"
     result = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    result |= {"command": f"python benchmarks/trained.py measure {arguments.kind} MODEL", "config": kind.config}
+    command = f"python benchmarks/trained.py measure {arguments.kind} MODEL --seeds {arguments.seeds}"
+    result |= {"command": f"{command} --threads {arguments.threads}", "config": kind.config}
     trained = json.loads((arguments.model / "training.json").read_text())
     result |= {"training": {key: trained[key] for key in ("steps", "tokens")}, "windows": WINDOWS}
     result["unquantized"] = found(arguments.model, arguments.model)["perplexity"]

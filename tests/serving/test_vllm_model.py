@@ -17,7 +17,7 @@ from conftest import DEMO, make_model, possible, small
 from export.vllm_outcomes import VLLM_SIZES, Outcome, our_log_probabilities, tokenizer_of
 from export.vllm_plugins import plugins
 from export.vllm_runtime import Job, in_vllm, vllm_python
-from jointquant.serving.fits_rows import FAMILIES
+from jointquant.serving.plugin_limits import FAMILIES
 
 WINDOWS, SEQLEN = 4, 48
 QUIET = ("rotations.r1.kind=hadamard", "rotations.r2.kind=hadamard", "refinement.steps=0")

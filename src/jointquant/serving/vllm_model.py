@@ -15,7 +15,7 @@ from vllm.model_executor.layers.attention import Attention
 
 from jointquant.models.registry import architecture_of
 from jointquant.runtime.loading import load
-from jointquant.serving.fits_rows import check_settings
+from jointquant.serving.plugin_limits import check_settings
 from jointquant.serving.rows import PagesFacts, Rows
 
 

@@ -17,7 +17,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.runtime.artifact_facts import QUANT_METHOD
 from jointquant.runtime.integration import artifact_class
-from jointquant.serving.fits_rows import check_family
+from jointquant.serving.plugin_limits import check_family
 
 MODEL = "jointquant.serving.vllm_model:ArtifactForCausalLM"
 """Where vLLM finds the model, which it imports when it first loads an artifact."""

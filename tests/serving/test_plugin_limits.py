@@ -9,7 +9,7 @@ import pytest
 
 from jointquant import InputError
 from jointquant.models.registry import ARCHITECTURES
-from jointquant.serving.fits_rows import FAMILIES, check_family, check_settings
+from jointquant.serving.plugin_limits import FAMILIES, check_family, check_settings
 
 
 def settings(**changes: Any) -> SimpleNamespace:
