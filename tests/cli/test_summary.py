@@ -21,7 +21,14 @@ EXPORT = "  jointquant export out --format"
 @pytest.mark.parametrize(
     ("runtimes", "lines"),
     [
-        ((NATIVE,), ["no other runtime computes what this recipe does: quantize by --recipe w4a16 for vLLM, "]),
+        (
+            (NATIVE,),
+            [
+                "in vLLM, with jointquant in its environment:",
+                "  jointquant serve out --runtime vllm",
+                "no runtime does what this recipe does without jointquant: quantize by --recipe w4a16 for vLLM, ",
+            ],
+        ),
         ((WITH_R4, NATIVE), ["in vLLM:", f"{EXPORT} compressed-tensors --out out-vllm", "  vllm serve out-vllm"]),
         ((RUNTIMES["gguf"], NATIVE), ["in llama.cpp:", f"{EXPORT} gguf --out out.gguf", "  llama-cli -m out.gguf"]),
         ((RUNTIMES["dense"], NATIVE), ["in other runtimes:", f"{EXPORT} dense --out out-dense --dequantized"]),

@@ -1,4 +1,6 @@
-"""Plain torch in the place of CPU kernels of vLLM: of those that a processor lacks, and of one that sums in float32.
+"""Plain torch in the place of CPU kernels of vLLM: of those that a processor lacks, and where they round too early.
+
+vLLM's own 4-bit product needs AVX-512 and takes no float32; in bfloat16 it runs where it is there.
 
 Imported by ``vllm_process`` in vLLM's own environment, never by the tests. vLLM still reads the folder, chooses the
 scheme, loads and repacks the weights, and calls the kernel with what it has made of them.
@@ -47,6 +49,15 @@ def product_of_int4(
     return (product if bias is None else product + bias.float()).to(input.dtype)
 
 
+def with_own(own: Callable[..., Tensor], stands: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A product by vLLM's ``own`` kernel, but in float32, which that kernel does not compute in."""
+
+    def product(input: Tensor, *operands: Any, **named: Any) -> Tensor:
+        return (stands if input.dtype == torch.float32 else own)(input, *operands, **named)
+
+    return product
+
+
 def hadamard(value: Tensor, inplace: bool = True) -> Tensor:
     """``hadacore_transform``: [..., n] by Sylvester's matrix of order n, divided by √n; n a power of 2."""
     matrix = torch.ones(1, 1)
@@ -85,6 +96,8 @@ def stand_in() -> list[str]:
     missing = [name for name in stands if not hasattr(torch.ops._C, name)]
     for name in missing:
         setattr(_custom_ops, name, stands[name])
+    if "cpu_gemm_wna16" not in missing:
+        _custom_ops.cpu_gemm_wna16 = with_own(_custom_ops.cpu_gemm_wna16, product_of_int4)
     CPUInt8ScaledMMLinearKernel.process_weights_for_onednn = _keep_weight
     CPUInt8ScaledMMLinearKernel._apply_weights_onednn = _exact_product
     return [*missing, "onednn_scaled_mm"]

@@ -14,11 +14,11 @@ from jointquant.verification.in_transformers import InTransformers
 
 
 def answer(model: InTransformers, knows: str, path: str, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """What the server says; None: it has no such thing. ``knows``: prompt_logprobs, echo, or neither."""
+    """What the server says; None: it has no such thing. ``knows``: prompt_logprobs, echo, neither, or nothing."""
     tokenizer = model.tokenizer
     if path == "/v1/models":
         return {"data": [{"id": "it"}]}
-    if path == "/v1/completions":
+    if path == "/v1/completions" and knows != "nothing":
         choice: dict[str, Any] = {"text": "x"}
         tokens = asked["prompt"]
         scores = model.log_probabilities(tokens)

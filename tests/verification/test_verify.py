@@ -78,7 +78,12 @@ def test_a_server_that_knows_less(dense: Path) -> None:
     with served(dense, "echo") as url:
         found = verify(dense, runtime=url)
         assert (found.passed, found.not_asked) == (True, ("text_tokens", "chat"))
-    with served(dense, "neither") as url, pytest.raises(jointquant.InputError, match="no log-probabilities"):
+
+
+@pytest.mark.parametrize(("knows", "said"), [("neither", "an answer without them"), ("nothing", "status 404 null")])
+def test_a_server_that_gives_no_log_probabilities(dense: Path, knows: str, said: str) -> None:
+    """What it says instead is told: a server may have reasons of its own, such as a product that it lacks."""
+    with served(dense, knows) as url, pytest.raises(jointquant.InputError, match=f"no log-probabilities.*{said}"):
         verify(dense, runtime=url)
 
 

@@ -81,8 +81,9 @@ def following(out: Path, result: QuantizeResult) -> list[str]:
         lines += ["in other runtimes:", f"  {_export(out, 'dense', f'{out}-dense')} --dequantized"]
     if not formats:
         vllm, llama_cpp = TARGETS["vllm"].recipe, TARGETS["llama.cpp"].recipe
+        lines += ["in vLLM, with jointquant in its environment:", f"  jointquant serve {out} --runtime vllm"]
         words = f"quantize by --recipe {vllm} for vLLM, by --recipe {llama_cpp} for llama.cpp"
-        lines.append(f"no other runtime computes what this recipe does: {words}")
+        lines.append(f"no runtime does what this recipe does without jointquant: {words}")
     return lines
 
 

@@ -20,6 +20,9 @@ SECONDS = 120
 LARGEST_ANSWER = 64 << 20
 """Bytes of an answer."""
 
+LARGEST_REASON = 200
+"""Bytes of a refusal's text."""
+
 
 class RefusedError(Exception):
     """The server has no such thing, or does not do it."""
@@ -49,15 +52,18 @@ class AtServer:
     def log_probabilities(self, tokens: list[int]) -> list[float]:
         """As ``Runtime``. Raises InputError for a server that gives none of a prompt."""
         asked = {"model": self.model, "prompt": tokens, "max_tokens": 1, "temperature": 0}
+        answers = []
         for ask, read in ((PROMPT_LOGPROBS, of_prompt), (ECHO, of_echo)):
             try:
                 choice = self._ask("/v1/completions", asked | ask)["choices"][0]
                 return read(choice, tokens)
-            except (RefusedError, KeyError, TypeError, IndexError, ValueError):
-                continue
+            except RefusedError as refused:
+                answers.append(str(refused))
+            except (KeyError, TypeError, IndexError, ValueError):
+                answers.append("an answer without them")
         raise InputError(
-            f"{self.name} gives no log-probabilities of a prompt: expected a server with `prompt_logprobs` (vLLM), or "
-            "with `echo` and `logprobs`"
+            f"{self.name} gives no log-probabilities of a prompt (it says: {'; then '.join(answers)}): expected a "
+            "server with `prompt_logprobs` (vLLM), or with `echo` and `logprobs`"
         )
 
     def tokenize(self, text: str) -> list[int] | None:
@@ -98,7 +104,8 @@ class AtServer:
             with urlopen(request, timeout=SECONDS) as answer:
                 found = json.loads(answer.read(LARGEST_ANSWER))
         except HTTPError as error:
-            raise RefusedError(f"{error.code}") from None
+            words = " ".join(error.read(LARGEST_REASON).decode(errors="replace").split())
+            raise RefusedError(f"status {error.code} {words}".strip()) from None
         except (URLError, OSError) as error:
             reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
             raise InputError(f"no server answers at {self.name}: {reason}") from None
