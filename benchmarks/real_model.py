@@ -33,6 +33,8 @@ RESULTS = Path(__file__).parent / "results"
 SEQLEN, TEST_TOKENS = 256, 8192
 PER_CHANNEL = "weights.group_size=null"
 KV16 = "kv_cache.num_bits=16"
+REFINED = ("weights.signed_scale=true", "weights.method=rtn", "refinement.steps=75", "refinement.rounds=1")
+"""As the presets with 4-bit inputs are."""
 W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
 
 
@@ -62,6 +64,7 @@ PRESETS = {
     "W4A16 w4a16 per channel": Row("w4a16", (PER_CHANNEL,)),
     "W4A16 w4a16 per channel, 128 windows": Row("w4a16", (PER_CHANNEL,), 128),
     "W4A8KV8 w4a8kv8": Row("w4a8kv8"),
+    "W4A8KV8 w4a8kv8, refined, 128 windows": Row("w4a8kv8", REFINED, 128),
 }
 
 FLOAT = ("weights.num_bits=16", "refinement.steps=0")
