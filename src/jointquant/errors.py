@@ -117,5 +117,9 @@ def printable(text: str, limit: int = 1000) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
+class TrainingWarning(UserWarning):
+    """A training made its objective worse: where it started was kept."""
+
+
 class DamageWarning(UserWarning):
     """Something of an unfinished run is not what was written: it is done again."""

@@ -22,6 +22,9 @@ Every event has ``event``, its kind, and ``stage``, the name of the work. The ki
   ``losses``, those of each step of learning its rounding, none where that is not learned.
 - ``learned``: ``rotation``, the name of its tensor, such as ``r1`` or ``r2.3``; ``losses`` of each step of its
   training; ``angles``, by how many radians each step turned it.
+- ``undone``: ``rotation``, such as ``r1`` or ``r4.model.layers.3.mlp.down_proj``, of which ``trainings`` among ``of``,
+  one a matrix, ended above their start and were undone: the start was kept; the objective at ``start`` and at the
+  ``end``, its mean over these.
 """
 
 

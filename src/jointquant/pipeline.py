@@ -32,6 +32,7 @@ from jointquant.planning.plan import Plan
 from jointquant.progress import Progress
 from jointquant.recipe.recipe import Recipe, calibration_changes, load_recipe
 from jointquant.rotations.bundle import Rotations
+from jointquant.rotations.undone import by_kind
 from jointquant.rounding.layers import Witness, quantize_layers
 from jointquant.run.job import Job
 
@@ -122,6 +123,7 @@ class Written:
         transforms: in words.
         reach: where it loads.
         inventory: what became of its parameters, as its configuration and the result of a run say it.
+        undone: by kind of rotation, ``r1`` to ``r4``, the trainings that were undone, in words, as ``transforms`` too.
     """
 
     size_bytes: int
@@ -129,6 +131,7 @@ class Written:
     transforms: dict[str, str]
     reach: Reach
     inventory: dict[str, Any]
+    undone: dict[str, str]
 
     def result(self, artifact: str, clock: Clock, job: Job, resumed: bool) -> QuantizeResult:
         """What the run did that wrote it."""
@@ -154,10 +157,12 @@ def write_artifact(job: Job, rotations: Rotations, witness: Witness | None = Non
     dtype = job.stream.stored_dtype
     latents = latent_sizes_of(job.stream.skeleton, job.stream.architecture)
     transforms = describe_transforms(job.recipe, rotations, job.assembly.online, dtype, latents)
+    undone = {kind: str(each) for kind, each in by_kind({**rotations.undone, **outcome.inventory.undone}).items()}
+    transforms |= {kind: f"{transforms[kind]}; {words}" for kind, words in undone.items()}
     reached, found = reach(facts_of(job.assembly, dtype)), outcome.inventory.to_dict()
     inventory = {"quantized_weights": found["quantized"], "kept": found["kept"], "starved_experts": found["starved"]}
     if job.ranks.leads:
         rotations.save(job.artifact)
         write_metadata(job, {"transforms": transforms} | inventory | reached.to_dict(), outcome.digests)
         give_fingerprint(job.artifact, job.subject.tokenizer, job.progress)
-    return Written(outcome.size_bytes, outcome.bits_per_weight, transforms, reached, inventory)
+    return Written(outcome.size_bytes, outcome.bits_per_weight, transforms, reached, inventory, undone)

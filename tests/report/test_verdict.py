@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from jointquant.report.verdict import comparison_verdict, statistics_verdict
-from report_data import comparison, statistics
+from jointquant.report.page import comparison_page
+from jointquant.report.verdict import comparison_verdict, statistics_verdict, undone_trainings
+from report_data import NASTY, comparison, statistics
 
 
 def test_the_least_divergence_wins_and_fp16_is_no_recipe_that_quantizes() -> None:
@@ -32,3 +33,14 @@ def test_an_analysis_names_its_worst_site() -> None:
         "The largest outliers are at mlp_in: a token's largest value is 42.0 times"
     )
     assert statistics_verdict(data | {"sites": []}) == "No site was measured."
+
+
+def test_trainings_that_were_undone_are_named() -> None:
+    data = comparison()
+    assert undone_trainings(data) == []
+    assert "Trainings of rotations that ended above" not in comparison_page(data)
+    data["details"][NASTY]["undone"] = {"r1": "training undone, objective 1 → 6"}
+    assert undone_trainings(data) == [f"{NASTY}, R1: training undone, objective 1 → 6"]
+    page = comparison_page(data)
+    assert "Trainings of rotations that ended above" in page
+    assert "R1: training undone, objective 1 → 6" in page

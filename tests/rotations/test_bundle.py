@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from jointquant.errors import InputError
 from jointquant.rotations.bundle import METADATA_KEY, ROTATIONS_NAME, Rotations, Trace
 from jointquant.rotations.hadamard import random_hadamard
+from jointquant.rotations.undone import Undone
 
 
 def rotation(size: int, seed: int = 0) -> torch.Tensor:
@@ -21,7 +22,8 @@ def bundle(num_r1: int) -> Rotations:
     r1 = tuple(rotation(8, seed) for seed in range(num_r1))
     r2 = tuple(torch.stack([rotation(4, 10 * layer + head) for head in range(2)]) for layer in range(12))
     names = ["r1"] if num_r1 == 1 else [f"r1.{i}" for i in range(num_r1)]
-    return Rotations(r1, r2, {name: Trace((3.0, 2.5), (0.25, 0.125)) for name in names})
+    traces = {name: Trace((3.0, 2.5), (0.25, 0.125)) for name in names}
+    return Rotations(r1, r2, traces | {"r2.3": Trace((3.0,), (0.1,), Undone(1, 2, 3.0, 3.5))})
 
 
 @pytest.mark.parametrize("num_r1", [0, 1, 12])

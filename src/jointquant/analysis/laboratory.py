@@ -219,7 +219,8 @@ class Laboratory:
             written = write_artifact(job, rotations, inspector)
         seconds = calibrated.seconds + time.perf_counter() - start - (inspector.seconds - besides if inspector else 0.0)
         peak = max(job.ranks.ask(peak_rss_bytes()))  # asked of all: the artifact is there when they have answered
-        details = {} if inspector is None else _details(calibrated, inspector) | {"transforms": written.transforms}
+        words = {"transforms": written.transforms, "undone": written.undone}
+        details = {} if inspector is None else _details(calibrated, inspector) | words
         inspector = None  # it holds the last layer
         return_freed_memory()
         found = self.protocol.measure(job.artifact, reference=self.subject.model, progress=job.progress)
@@ -259,7 +260,7 @@ def _text_digest(source: str) -> str:
 def _details(calibrated: Calibrated, inspector: Inspector) -> dict[str, Any]:
     traces, losses = calibrated.rotations.traces, calibrated.layer_losses
     return {
-        "traces": {n: {"losses": list(t.losses), "angles": list(t.angles)} for n, t in traces.items()},
+        "traces": {name: trace.to_dict() for name, trace in traces.items()},
         "layer_losses": {} if losses is None else losses.to_dict(),
         "spreads": [asdict(spread) for spread in inspector.spreads],
         "errors": [asdict(error) for error in inspector.errors],

@@ -148,5 +148,5 @@ def rotated(recipe: Recipe) -> Recipe:
 def save_rotations(folder: Path, rotations: Rotations) -> None:
     """The file of rotations, and the curves of their losses."""
     rotations.save(folder)
-    traces = {name: asdict(trace) for name, trace in rotations.traces.items()}
+    traces = {name: trace.to_dict() for name, trace in rotations.traces.items()}
     save_text(folder / LOSSES_NAME, json.dumps(traces, indent=1, sort_keys=True) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ def describe_rotations(source: str | Path) -> list[dict[str, Any]]:
     Returns:
         For each tensor ``name``, ``shape``, ``error`` (‖RᵀR − I‖∞), ``steps`` of its training, and the loss before the
         first and before the last of them, ``first_loss`` and ``last_loss`` (None: it was not learned, or nothing says
-        how).
+        how), and ``undone``: of the trainings that ended above their start, which was kept, ``trainings``, ``of`` how
+        many, and the objective at ``start`` and ``end`` (None: none).
 
     Raises:
         InputError: no such file, one that holds no rotations, or a matrix that is not orthogonal.
@@ -42,6 +44,7 @@ def facts_of_rotations(rotations: Rotations) -> list[dict[str, Any]]:
                 "steps": len(losses),
                 "first_loss": losses[0] if losses else None,
                 "last_loss": losses[-1] if losses else None,
+                "undone": None if trace is None or trace.undone is None else asdict(trace.undone),
             }
         )
     return facts

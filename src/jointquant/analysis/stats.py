@@ -121,7 +121,7 @@ def measured(job: Job, rotations: Rotations, recipe: str) -> Statistics:
         "calibration": job.recipe.calibration.model_dump(mode="json"),
         "versions": versions(),
     }
-    traces = {tensor: asdict(trace) for tensor, trace in rotations.traces.items()}
+    traces = {tensor: trace.to_dict() for tensor, trace in rotations.traces.items()}
     return Statistics(about, by_site(spreads), [asdict(spread) for spread in spreads], traces)
 
 

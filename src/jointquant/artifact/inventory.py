@@ -6,13 +6,14 @@ Nothing is skipped silently: a parameter that no rule here knows is listed all t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
 
 from jointquant.models.architecture import Architecture
+from jointquant.rotations.undone import Undone
 from jointquant.runtime.embedding import PackedEmbedding
 from jointquant.runtime.linear import PackedLinear
 
@@ -71,11 +72,13 @@ class Inventory:
         quantized: how many weights are quantized.
         kept: what is not, and is not merged into other weights either.
         starved: experts that too few tokens reached.
+        undone: by the name of a rotation that was learned for it, R3 or R4, what became of its training.
     """
 
     quantized: int = 0
     kept: tuple[Kept, ...] = ()
     starved: tuple[Starved, ...] = ()
+    undone: Mapping[str, Undone] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -83,24 +86,29 @@ class Inventory:
             "quantized": self.quantized,
             "kept": [asdict(each) for each in self.kept],
             "starved": [asdict(each) for each in self.starved],
+            "undone": {name: asdict(each) for name, each in self.undone.items()},
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Inventory:
         """The inverse of ``to_dict``."""
         kept, starved = (Kept(**each) for each in data["kept"]), (Starved(**each) for each in data["starved"])
-        return cls(data["quantized"], tuple(kept), tuple(starved))
+        undone = {name: Undone.from_dict(each) for name, each in data["undone"].items()}
+        return cls(data["quantized"], tuple(kept), tuple(starved), undone)
 
     @classmethod
     def joined(cls, parts: Iterable[Inventory]) -> Inventory:
         """Several as one: numbers of the same name and reason are added."""
         quantized, starved, counts = 0, list[Starved](), dict[tuple[str, str], int]()
+        undone: dict[str, Undone] = {}
         for part in parts:
             quantized += part.quantized
             starved += part.starved
+            undone |= part.undone
             for each in part.kept:
                 counts[each.name, each.why] = counts.get((each.name, each.why), 0) + each.parameters
-        return cls(quantized, tuple(Kept(name, n, why) for (name, why), n in counts.items()), tuple(starved))
+        kept = tuple(Kept(name, n, why) for (name, why), n in counts.items())
+        return cls(quantized, kept, tuple(starved), undone)
 
 
 def inventory_of(module: nn.Module, prefix: str, architecture: Architecture) -> Inventory:

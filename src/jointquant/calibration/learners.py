@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple
 from typing import Protocol
 
 import torch
@@ -21,6 +22,7 @@ from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.rotations import LearnedResidualRotation, LearnedRotation
 from jointquant.rotations.optimizers import Learned
 from jointquant.rotations.sampling import TokenSample
+from jointquant.rotations.undone import Undone
 from jointquant.seeds import generator
 
 GENERATOR = "generator"
@@ -177,14 +179,20 @@ class HeadLearner(SamplingLearner):
     def record(self) -> dict[str, Tensor]:
         """The last layer's R2 and how it was learned."""
         last = self.training.learned[-1]
-        losses, angles = (torch.tensor(values, dtype=torch.float64) for values in (last.losses, last.angles))
-        return {"rotation": last.rotation, "losses": losses, "angles": angles}
+        told = {"losses": last.losses, "angles": last.angles, "undone": astuple(last.undone)}
+        numbers = {name: torch.tensor(values, dtype=torch.float64) for name, values in told.items()}
+        return {"rotation": last.rotation} | numbers
 
     def restore(self, records: list[dict[str, Tensor]], state: dict[str, Tensor]) -> None:
         """The rotations of the layers so far."""
         super().restore(records, state)
         self.training.learned = [
-            Learned(record["rotation"], tuple(record["losses"].tolist()), tuple(record["angles"].tolist()))
+            Learned(
+                record["rotation"],
+                tuple(record["losses"].tolist()),
+                tuple(record["angles"].tolist()),
+                Undone.of_numbers(record["undone"].tolist()),
+            )
             for record in records
         ]
 

@@ -21,6 +21,7 @@ from jointquant.rotations.learning import INITS, head_samples, initial_heads, le
 from jointquant.rotations.names import InitName
 from jointquant.rotations.optimizers import Learned
 from jointquant.rotations.strategies import STRATEGIES, ResidualTask
+from jointquant.rotations.undone import tell_undone, warn_of_undone
 from jointquant.seeds import generator
 
 Scales = dict[str, Tensor]
@@ -162,11 +163,14 @@ class RecipeTraining:
 
 
 def tell_learned(progress: Progress, rotations: Rotations, reused: Rotations) -> None:
-    """Tell how each rotation was learned that was not there before."""
+    """Tell how each rotation was learned that was not there before, and warn of what was undone."""
     for name in (name for name in rotations.traces if name not in reused.traces):
         trace = rotations.traces[name]
         facts = {"losses": list(trace.losses), "angles": list(trace.angles)}
         tell(progress, "learned", stage="calibrate", rotation=name, **facts)
+    undone = {name: each for name, each in rotations.undone.items() if name not in reused.traces}
+    tell_undone(progress, "calibrate", undone)
+    warn_of_undone(undone)
 
 
 def residual_start(hidden_size: int, recipe: Recipe) -> Tensor:
@@ -186,5 +190,5 @@ def _traced(learned: Sequence[Learned], name: str, traces: dict[str, Trace]) -> 
     """The rotations; what is known of their training goes to ``traces`` under the names of their tensors."""
     single = name == "r1" and len(learned) == 1
     for index, result in enumerate(learned):
-        traces[name if single else f"{name}.{index}"] = Trace.of(result.losses, result.angles)
+        traces[name if single else f"{name}.{index}"] = Trace.of(result.losses, result.angles, result.undone)
     return tuple(result.rotation for result in learned)

@@ -38,5 +38,6 @@ def table_of(found: list[dict[str, Any]], title: str) -> Table:
     for each in found:
         losses = ("" if each[key] is None else f"{each[key]:.5g}" for key in ("first_loss", "last_loss"))
         shape = " × ".join(map(str, each["shape"]))
-        table.add_row(each["name"], shape, f"{each['error']:.1e}", str(each["steps"] or ""), *losses)
+        name = each["name"] if each["undone"] is None else f"{each['name']} (start kept: the training ended above it)"
+        table.add_row(name, shape, f"{each['error']:.1e}", str(each["steps"] or ""), *losses)
     return table

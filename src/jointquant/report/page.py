@@ -13,7 +13,7 @@ from jointquant.report.layer_losses import comparison_layer_losses
 from jointquant.report.plain import finite
 from jointquant.report.said import comparison_said
 from jointquant.report.tables import comparison_table, statistics_table
-from jointquant.report.verdict import comparison_verdict, statistics_verdict
+from jointquant.report.verdict import comparison_verdict, statistics_verdict, undone_trainings
 
 
 def comparison_page(data: dict[str, Any]) -> str:
@@ -22,7 +22,8 @@ def comparison_page(data: dict[str, Any]) -> str:
     table, verdict = comparison_table(data, style), comparison_verdict(data)
     shown = {"figures": comparison_figures(data), "said": comparison_said(data), "table": table, "verdict": verdict}
     learned = comparison_layer_losses(data)
-    return _render("comparison.html.j2", data=data, file="results.json", learned=learned, **shown)
+    shown |= {"learned": learned, "undone": undone_trainings(data)}
+    return _render("comparison.html.j2", data=data, file="results.json", **shown)
 
 
 def statistics_page(data: dict[str, Any]) -> str:

@@ -31,6 +31,12 @@ def comparison_verdict(data: Data) -> str:
     return sentence + (f"; over the seeds that were tried, {_and(alike)} may be as good." if alike else ".")
 
 
+def undone_trainings(data: Data) -> list[str]:
+    """Which trainings of which recipes ended above their start, so that the start was kept; a line each."""
+    found = {row["recipe"]: data["details"][row["recipe"]].get("undone", {}) for row in data["rows"]}  # older: absent
+    return [f"{name}, {kind.upper()}: {words}" for name, kinds in found.items() for kind, words in kinds.items()]
+
+
 def statistics_verdict(data: Data) -> str:
     """Where the outliers were, and what the rotations leave of them."""
     if not data["sites"]:

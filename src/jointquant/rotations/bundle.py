@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jointquant.errors import InputError, require
 from jointquant.files.durable import save_tensors
+from jointquant.rotations.undone import Undone
 from jointquant.trust.safetensors_header import read_header, read_metadata
 from jointquant.trust.strict_json import parse_object
 
@@ -24,15 +25,30 @@ ORTHOGONAL_TO = 1e-6
 
 @dataclass(frozen=True)
 class Trace:
-    """How a rotation was learned: the loss before each step, and the angle in radians that each step turned."""
+    """How a rotation was learned.
+
+    Attributes:
+        losses: before each step.
+        angles: in radians, that each step turned.
+        undone: the trainings that were undone, since they ended above their start; None: none.
+    """
 
     losses: tuple[float, ...]
     angles: tuple[float, ...]
+    undone: Undone | None = None
 
     @classmethod
-    def of(cls, losses: Sequence[float], angles: Sequence[float]) -> Trace:
+    def of(cls, losses: Sequence[float], angles: Sequence[float], undone: Undone | None = None) -> Trace:
         """In six digits, as files hold it: a run that goes on reports what one that was not stopped does."""
-        return cls(_short(losses), _short(angles))
+        if undone is not None:
+            start, end = _short([undone.start, undone.end])
+            undone = replace(undone, start=start, end=end) if undone.trainings else None
+        return cls(_short(losses), _short(angles), undone)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data; that nothing was undone goes without saying."""
+        found = asdict(self)
+        return found if self.undone is not None else {key: found[key] for key in ("losses", "angles")}
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,11 @@ class Rotations:
     r2: tuple[Tensor, ...] = ()
     traces: dict[str, Trace] = field(default_factory=dict)
     scales: tuple[dict[str, Tensor], ...] = ()
+
+    @property
+    def undone(self) -> dict[str, Undone]:
+        """By the name of its tensor, the trainings that were undone."""
+        return {name: trace.undone for name, trace in self.traces.items() if trace.undone is not None}
 
     def scales_of(self, layer: int) -> dict[str, Tensor]:
         """SmoothQuant's scales of one layer by site: [in], or [kv_heads, head_dim] at o_in."""
@@ -82,7 +103,7 @@ class Rotations:
         """Write ``rotations.safetensors`` into ``folder``; nothing when there is no rotation."""
         stored = self.tensors()
         if stored:
-            traces = {name: asdict(trace) for name, trace in self.traces.items()}
+            traces = {name: trace.to_dict() for name, trace in self.traces.items()}
             about = json.dumps({"convention": "x -> x R", "traces": traces}, sort_keys=True)
             save_tensors(folder / ROTATIONS_NAME, stored, {METADATA_KEY: about})
 
@@ -119,12 +140,15 @@ class Rotations:
 def _traces(about: dict[str, Any], file: Path) -> dict[str, Trace]:
     """How each rotation was learned, as :meth:`Rotations.save` wrote it. Raises InputError for anything else."""
     try:
-        return {
-            str(name): Trace(tuple(map(float, trace["losses"])), tuple(map(float, trace["angles"])))
-            for name, trace in about["traces"].items()
-        }
+        return {str(name): _trace(trace) for name, trace in about["traces"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{file} has no traces of its rotations in its metadata: expected losses and angles") from None
+
+
+def _trace(data: dict[str, Any]) -> Trace:
+    undone = data.get("undone")
+    found = None if undone is None else Undone.from_dict(undone)
+    return Trace(tuple(map(float, data["losses"])), tuple(map(float, data["angles"])), found)
 
 
 def _numbered(tensors: dict[str, Tensor], name: str, file: Path) -> tuple[Tensor, ...]:

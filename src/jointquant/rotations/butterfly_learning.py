@@ -12,10 +12,12 @@ from jointquant.backend.operations import double
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.rotations.butterflies import angle_gradient, num_stages, turn
 from jointquant.rotations.gradients import loss_and_gradient
-from jointquant.rotations.learning import Batches, unit_scale
+from jointquant.rotations.judging import FEWEST_JUDGED
+from jointquant.rotations.learning import Batches, spread, unit_scale
 from jointquant.rotations.objectives import Objective
 from jointquant.rotations.optimizers import Schedule, numbers
 from jointquant.rotations.reconstruction import Reconstruction
+from jointquant.rotations.undone import NONE, Undone, undone
 from jointquant.seeds import rounds
 
 AngleLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -29,10 +31,12 @@ class LearnedAngles:
     Attributes:
         angles: [stages, n/2] float64 on the CPU, in radians.
         losses: the loss before each step.
+        undone: whether training ended above its start, so that the butterfly stayed the identity.
     """
 
     angles: Tensor
     losses: tuple[float, ...]
+    undone: Undone = NONE
 
 
 def of_tokens(objective: Objective) -> AngleLoss:
@@ -89,4 +93,8 @@ def learn_butterfly(
         value, angles.grad = loss(scale * batches.draw(), angles.cos(), angles.sin())
         losses.append(value)
         optimizer.step()
-    return LearnedAngles(ranks.broadcast(double(angles).cpu()), numbers(losses))
+    judged = scale * spread(sample, max(batch_tokens, FEWEST_JUDGED))
+    before, after = (loss(judged, each.cos(), each.sin())[0] for each in (torch.zeros_like(angles), angles))
+    found = undone(before, after)
+    kept = torch.zeros_like(angles) if found.trainings else angles
+    return LearnedAngles(ranks.broadcast(double(kept).cpu()), numbers(losses), ranks.tell(found))

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jointquant.rotations.judging import Judge
 from jointquant.rotations.learning import Training, spread, unit_scale
 from jointquant.rotations.names import PER_LAYER, StrategyName
-from jointquant.rotations.optimizers import Learned, Optimizer, RotationProblem, Schedule
+from jointquant.rotations.optimizers import Learned, RotationProblem
 from jointquant.rotations.strategies import ResidualTask
 
 MOMENTS = 10
@@ -63,7 +64,7 @@ class LayerWatch:
         self.found = torch.full((MOMENTS + 1, layers), torch.nan)
         self.per_layer, self.visits = strategy in PER_LAYER, layers if strategy == "greedy" else 1
         self.epochs = _epochs(task.training, strategy, layers, tokens)
-        self.task = replace(task, training=replace(task.training, optimizer=self._watched(task.training.optimizer)))
+        self.task = replace(task, training=_Watched(**vars(task.training), watch=self))
         self.trained = 0
         self.seconds = 0.0
 
@@ -71,20 +72,7 @@ class LayerWatch:
         """All of them, once the strategy is through."""
         return LayerLosses(self.epochs, tuple(tuple(row) for row in self.found.tolist()))
 
-    def _watched(self, optimizer: Optimizer) -> Optimizer:
-        """The optimiser, whose rotations are seen before each step and at the end."""
-
-        def optimize(problem: RotationProblem, initial: Tensor, schedule: Schedule) -> Learned:
-            number = self.trained
-            steps = max(1, schedule.steps)
-            found = optimizer(_told(problem, lambda r, step: self._see(r, number, step / steps)), initial, schedule)
-            self._see(found.rotation, number, 1.0)
-            self.trained += 1
-            return found
-
-        return optimize
-
-    def _see(self, rotation: Tensor, number: int, part: float) -> None:
+    def see(self, rotation: Tensor, number: int, part: float) -> None:
         """Note a rotation that training ``number`` has, at every moment that is due and has no losses yet."""
         own = slice(number, number + 1) if self.per_layer else slice(None)
         behind = part if self.per_layer else (number + part) / self.visits
@@ -95,6 +83,23 @@ class LayerWatch:
                 losses = self.objective(tokens @ rotation.detach().to(tokens))
             self.found[due, own] = losses.float().cpu()
             self.seconds += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Watched(Training):
+    """A training whose rotations a watch sees before each step, and at the end what comes of it."""
+
+    watch: LayerWatch | None = None
+
+    def minimise(self, problem: RotationProblem, start: Tensor, judge: Judge) -> Learned:
+        watch = self.watch
+        assert watch is not None
+        number, steps = watch.trained, max(1, self.schedule.steps)
+        told = _told(problem, lambda r, step: watch.see(r, number, step / steps))
+        found = super().minimise(told, start, judge)
+        watch.see(found.rotation, number, 1.0)
+        watch.trained += 1
+        return found
 
 
 def _told(problem: RotationProblem, see: Callable[[Tensor, int], None]) -> RotationProblem:

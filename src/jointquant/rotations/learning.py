@@ -15,6 +15,7 @@ from jointquant.rotations.accumulation import averaged
 from jointquant.rotations.blocks import block_products, rotate_blocks
 from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.hadamard import random_hadamard
+from jointquant.rotations.judging import FEWEST_JUDGED, Judge, no_worse
 from jointquant.rotations.names import InitName
 from jointquant.rotations.objectives import Objective, whip
 from jointquant.rotations.optimizers import Learned, Optimizer, RotationProblem, Schedule
@@ -43,9 +44,12 @@ class Training:
     accumulation: int = 1
     first_share: float = 1.0
 
-    def minimise(self, problem: RotationProblem, start: Tensor) -> Learned:
-        """The rotation that the optimiser finds for a problem whose losses are each of the next batch."""
-        return self.optimizer(averaged(problem, self.accumulation), start, self.schedule)
+    def minimise(self, problem: RotationProblem, start: Tensor, judge: Judge) -> Learned:
+        """The rotation that the optimiser finds for a problem whose losses are each of the next batch.
+
+        Where ``judge`` finds the end above the start, the start is kept.
+        """
+        return no_worse(self.optimizer(averaged(problem, self.accumulation), start, self.schedule), start, judge)
 
     def smallest_batch(self, num_tokens: int) -> int:
         """Tokens of the first batch of a sample."""
@@ -113,7 +117,12 @@ def learn(
     if objective is not whip:
         few = scale * spread(samples, training.batch_tokens)
         units = whip_units(lambda r: objective(few @ r), lambda r: whip(few @ r), start)
-    return agreed(training.minimise(RotationProblem(loss, units, closed), start), ranks)
+    judged = max(training.batch_tokens, FEWEST_JUDGED)
+
+    def judge(rotation: Tensor) -> Tensor:
+        return objective(scale * spread(samples, judged) @ rotation)
+
+    return agreed(training.minimise(RotationProblem(loss, units, closed), start, judge), ranks)
 
 
 def learn_heads(
@@ -158,7 +167,12 @@ def learn_blocks(
         few = scale * spread(sample, training.batch_tokens)
         per_block = whip_units(lambda r: objective(rotate_blocks(few, r)), lambda r: whip(rotate_blocks(few, r)), start)
         units = per_block.mean()
-    return agreed(training.minimise(RotationProblem(loss, units, closed), start), ranks)
+    judged = max(training.batch_tokens, FEWEST_JUDGED)
+
+    def judge(rotations: Tensor) -> Tensor:
+        return objective(rotate_blocks(scale * spread(sample, judged), rotations))
+
+    return agreed(training.minimise(RotationProblem(loss, units, closed), start, judge), ranks)
 
 
 def whip_units(loss: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:

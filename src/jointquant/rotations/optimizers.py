@@ -26,6 +26,7 @@ from jointquant.rotations.orthogonal import (
     tangent,
     turned,
 )
+from jointquant.rotations.undone import NONE, Undone
 
 LARGEST_TURN = 0.1
 """Radians that a step of ``cayley`` turns at most at the full rate; the bound decays with the rate."""
@@ -126,11 +127,13 @@ class Learned:
         losses: the loss before each step, averaged over the stack.
         angles: how far each step turned, in radians: the angle whose chord is the root mean square distance of
             vR before and vR after over unit vectors v, averaged over the stack.
+        undone: which trainings of the stack were undone since, so that the rotation is where they started.
     """
 
     rotation: Tensor
     losses: tuple[float, ...]
     angles: tuple[float, ...]
+    undone: Undone = NONE
 
     def __post_init__(self) -> None:
         """Refuse what is no rotation, whichever optimiser made it."""

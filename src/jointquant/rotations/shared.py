@@ -17,6 +17,7 @@ from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.rotations.gradients import loss_and_gradient
 from jointquant.rotations.objectives import OF_WHOLE_BATCHES, Objective
 from jointquant.rotations.optimizers import Learned
+from jointquant.rotations.undone import Undone
 
 
 def sharing(ranks: Ranks, objective: Objective, rows: int) -> Ranks:
@@ -86,12 +87,13 @@ def joined_heads(parts: list[Learned | None], counts: list[int]) -> Learned:
         return tuple(sum(v * c for v, (_, c) in zip(values, found, strict=True)) / heads for values in series)
 
     rotation = torch.cat([part.rotation for part, _ in found])
-    return Learned(rotation, mean("losses"), mean("angles"))
+    undone = sum((part.undone for part, _ in found), Undone(of=0))
+    return Learned(rotation, mean("losses"), mean("angles"), undone)
 
 
 def agreed(learned: Learned, ranks: Ranks) -> Learned:
     """The same result on every rank, to the last digit."""
-    return replace(learned, rotation=ranks.broadcast(learned.rotation))
+    return replace(learned, rotation=ranks.broadcast(learned.rotation), undone=ranks.tell(learned.undone))
 
 
 def _whole(own: Tensor, ranks: Ranks) -> Tensor:

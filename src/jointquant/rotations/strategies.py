@@ -10,11 +10,13 @@ from torch import Tensor
 
 from jointquant.distributed.ranks import ALONE, Ranks
 from jointquant.errors import require
+from jointquant.rotations.judging import FEWEST_JUDGED
 from jointquant.rotations.learning import Training, learn, spread, unit_scale, whip_units
 from jointquant.rotations.names import StrategyName, WeightingName
 from jointquant.rotations.objectives import whip
 from jointquant.rotations.optimizers import Learned, RotationProblem
 from jointquant.rotations.shared import agreed, joint_loss, joint_turning
+from jointquant.rotations.undone import Undone
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ def greedy(task: ResidualTask) -> tuple[Learned, ...]:
     rotation = task.initial
     losses: tuple[float, ...] = ()
     angles: tuple[float, ...] = ()
+    undone = Undone(of=0)
     for index, samples in enumerate(task.samples):
         schedule = replace(task.training.schedule, steps=steps // layers + (index < steps % layers))
         learned = learn(samples, rotation, replace(task.training, schedule=schedule), task.generator, task.ranks)
         rotation, losses, angles = learned.rotation, losses + learned.losses, angles + learned.angles
-    return (Learned(rotation, losses, angles),)
+        undone += learned.undone
+    return (Learned(rotation, losses, angles, undone),)
 
 
 def joint(task: ResidualTask) -> tuple[Learned, ...]:
@@ -94,7 +98,12 @@ def joint(task: ResidualTask) -> tuple[Learned, ...]:
         return joint_turning(training.objective, weights, batch, factor, ranks)
 
     units = whip_units(lambda r: weights @ training.objective(few @ r), lambda r: whip(few @ r).mean(), start)
-    return (agreed(training.minimise(RotationProblem(loss, units, closed), start), ranks),)
+    judged = max(share, -(-FEWEST_JUDGED // len(samples)))
+
+    def judge(rotation: Tensor) -> Tensor:
+        return weights @ training.objective(scale * spread(samples, judged) @ rotation)
+
+    return (agreed(training.minimise(RotationProblem(loss, units, closed), start, judge), ranks),)
 
 
 def independent(task: ResidualTask) -> tuple[Learned, ...]:

@@ -16,7 +16,6 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.transforms import linear_bias, linear_weight, set_bias
 from jointquant.quantization.balancing import BALANCINGS
 from jointquant.quantization.ranges import ChannelMean, DynamicRange
-from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.rotations import LearnedRotation
 from jointquant.recipe.training import training_of
 from jointquant.rotations import merging
@@ -53,7 +52,7 @@ def calibrate_cache(layer: LayerInWork) -> None:
     seen.share()
     if basis is not None:
         wanted = basis.buffers(next(layer.module.parameters()).dtype)
-        found = key_basis(seen, recipe, layer.index, basis.dense, next(iter(wanted.values())).dtype)
+        found = key_basis(seen, layer, basis.dense, next(iter(wanted.values())).dtype)
         for name in wanted:
             setattr(attention, name, found[name].to(states.device))
     if recipe.kv_cache.centres_values:
@@ -113,13 +112,14 @@ def _add(total: Tensor | None, rows: Tensor) -> Tensor:
     return moments if total is None else total + moments
 
 
-def key_basis(seen: CacheSums, recipe: Recipe, index: int, dense: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+def key_basis(seen: CacheSums, layer: LayerInWork, dense: bool, dtype: torch.dtype) -> dict[str, Tensor]:
     """The mean key [kv_heads, head_dim], and A and A⁻ᵀ [kv_heads, head_dim, head_dim] where the basis is ``dense``.
 
     All in ``dtype``; A⁻ᵀ is the inverse of A as it is stored.
     """
     assert seen.query_moments is not None
     assert seen.key_moments is not None
+    recipe = layer.recipe
     mean = seen.keys.mean().view(seen.kv_heads, seen.head_dim)
     if not recipe.kv_cache.centres_keys:
         mean = torch.zeros_like(mean)
@@ -130,13 +130,14 @@ def key_basis(seen: CacheSums, recipe: Recipe, index: int, dense: bool, dtype: t
         keys = seen.key_moments / seen.tokens - mean.unsqueeze(-1) * mean.unsqueeze(-2)
         queries = seen.query_moments / (seen.tokens * seen.group)
         basis = BALANCINGS[recipe.kv_cache.balancing](queries, keys)
-    basis = (basis @ head_rotation(seen, recipe, index, mean, basis).to(basis)).to(dtype)
+    basis = (basis @ head_rotation(seen, layer, mean, basis).to(basis)).to(dtype)
     inverse = torch.linalg.inv(double(basis).to(runs_on(basis.device, "solve")))
     return {KEY_MEAN: mean.to(dtype), KEY_BASIS: basis, QUERY_BASIS: inverse.mT.contiguous().to(dtype)}
 
 
-def head_rotation(seen: CacheSums, recipe: Recipe, index: int, mean: Tensor, basis: Tensor) -> Tensor:
+def head_rotation(seen: CacheSums, layer: LayerInWork, mean: Tensor, basis: Tensor) -> Tensor:
     """R3 of each KV head [kv_heads, head_dim, head_dim] float64, for keys that are centred and in their basis."""
+    recipe, index = layer.recipe, layer.index
     settings, seed = recipe.rotations.r3, recipe.calibration.seed
     if not isinstance(settings, LearnedRotation):
         size = seen.head_dim
@@ -150,7 +151,9 @@ def head_rotation(seen: CacheSums, recipe: Recipe, index: int, mean: Tensor, bas
     initial = initial_heads(settings.init, seen.kv_heads, seen.head_dim, generator(seed, f"r3 {index}"))
     with torch.enable_grad():
         batches = generator(seed, f"r3 {index} batches")
-        return learn_heads(samples, initial, training_of(settings, quantizer), batches, seen.ranks).rotation
+        learned = learn_heads(samples, initial, training_of(settings, quantizer), batches, seen.ranks)
+    layer.undone[f"r3.{index}"] = learned.undone
+    return learned.rotation
 
 
 @torch.no_grad()

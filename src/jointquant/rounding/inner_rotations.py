@@ -67,7 +67,9 @@ def _blocks(
     training = training_of(settings, quantizer_of(layer.activations_of(name)))
     start = matrices(_online(layer.module, name).input_rotation, sample.dtype)
     with torch.enable_grad():
-        return learn_blocks(sample, start, training, batches, layer.states.ranks).rotation
+        learned = learn_blocks(sample, start, training, batches, layer.states.ranks)
+    layer.undone[f"r4.{layer.full_name(name)}"] = learned.undone
+    return learned.rotation
 
 
 def _angles(
@@ -85,7 +87,9 @@ def _angles(
     else:
         loss = of_tokens(OBJECTIVES[settings.objective](quantizer))
     schedule = Schedule(settings.steps, settings.learning_rate, settings.momentum)
-    return learn_butterfly(sample, loss, schedule, settings.batch_tokens, batches, layer.states.ranks).angles
+    learned = learn_butterfly(sample, loss, schedule, settings.batch_tokens, batches, layer.states.ranks)
+    layer.undone[f"r4.{layer.full_name(name)}"] = learned.undone
+    return learned.angles
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from jointquant.models.transforms import fuse_norms, merge_rotations
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.settings import ActivationSettings, WeightSettings
 from jointquant.rotations.bundle import Rotations
+from jointquant.rotations.undone import Undone
 from jointquant.rounding.demand import needs_hessian
 from jointquant.rounding.stand_ins import KeptActivations, Room, exact_activations, replayed
 from jointquant.rounding.teacher import DISTANCES, Teacher
@@ -41,6 +42,7 @@ class LayerInWork:
         teacher: the unquantized model, where rounding is refined.
         kept: what its runs so far have left to later ones.
         starved: the experts that too few tokens reach, and how many do.
+        undone: by name, what became of the training of its R3, and of the R4 of each down projection.
         losses: of each step of learning its rounding, on this rank's windows; empty where it is not learned.
     """
 
@@ -54,6 +56,7 @@ class LayerInWork:
     teacher: Teacher | None = None
     kept: KeptActivations | None = None
     starved: dict[int, int] = field(default_factory=dict)
+    undone: dict[str, Undone] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
 
     @property

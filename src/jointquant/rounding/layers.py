@@ -15,6 +15,7 @@ from jointquant.backend.memory import return_freed_memory
 from jointquant.models.layer import LayerArguments
 from jointquant.progress import tell
 from jointquant.rotations.bundle import Rotations
+from jointquant.rotations.undone import tell_undone, warn_of_undone
 from jointquant.rounding.cache import calibrate_cache
 from jointquant.rounding.demand import last_reader, observes_inputs
 from jointquant.rounding.ends import quantize_embeddings, quantize_head
@@ -66,11 +67,14 @@ def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = No
             shards.write(layer, {} if witness is None else {"witness": witness.facts(layer.index)})
             start, took = time.perf_counter(), time.perf_counter() - start
             tell(job.progress, "layer", stage="quantize", layer=layer.index, seconds=took, losses=layer.losses)
+            tell_undone(job.progress, "quantize", layer.undone)
             del layer
             return_freed_memory()
             stage.advance()
         quantize_head(job, rotations, states, shards)
-    return shards.finish()
+    outcome = shards.finish()
+    warn_of_undone(outcome.inventory.undone)
+    return outcome
 
 
 def quantize_layer(layer: LayerInWork, witness: Witness | None = None) -> None:

@@ -87,7 +87,8 @@ class Shards:
         """A finished layer's shard, and the states behind it; ``facts`` go with it into the journal."""
         tensors = stored_tensors(layer.module, layer.prefix, self.dtype)
         starved = tuple(Starved(layer.index, *each) for each in layer.starved.items())
-        inventory = replace(inventory_of(layer.module, layer.prefix, layer.architecture), starved=starved)
+        inventory = inventory_of(layer.module, layer.prefix, layer.architecture)
+        inventory = replace(inventory, starved=starved, undone=layer.undone)
         bits = 8 * sum(_weight_bytes(tensors, layer.full_name(name)) for name in layer.architecture.linears)
         about = {"bits": bits, "parameters": layer.num_weights} | facts
         self._write(layer.index + 1, tensors, inventory, about, layer.index < self.last)
