@@ -31,6 +31,7 @@ from jointquant.planning.workload import workloads
 from jointquant.progress import Progress, Silent
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.run.fitting import assemble, check_windows, fitted
+from jointquant.run.group_sizes import with_groups_that_fit
 from jointquant.run.identity import check_alike, identity_of
 from jointquant.run.job import Job
 from jointquant.run.journal import Journal, begun, finished, join_journal, nearly_finished
@@ -140,7 +141,9 @@ def open_jobs(request: Request) -> Iterator[OpenJobs]:
         check_not_input(out, subject)
     check_own(subject.place.device, ranks.on_host)
     stream = subject.stream
-    request = replace(request, recipes={n: fitted(recipe, stream.config) for n, recipe in request.recipes.items()})
+    recipes = {n: fitted(recipe, stream.config) for n, recipe in request.recipes.items()}
+    recipes = {n: with_groups_that_fit(recipe, stream.skeleton, stream.architecture) for n, recipe in recipes.items()}
+    request = replace(request, recipes=recipes)
     assemblies = {
         label: assemble(stream.skeleton, stream.architecture, recipe) for label, recipe in request.recipes.items()
     }

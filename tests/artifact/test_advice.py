@@ -8,7 +8,7 @@ from jointquant import load_recipe
 from jointquant.artifact.advice import advice, check_target
 from jointquant.artifact.tiers import FORMATS, Obstacle
 from jointquant.errors import InputError
-from jointquant.recipe.targets import TARGETS, preset_for
+from jointquant.recipe.targets import TARGETS, fitting_changes, preset_for
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -44,3 +44,20 @@ def test_few_settings_are_named_and_many_become_a_recipe() -> None:
     assert advice("gguf", [*obstacles, Obstacle("no such family")]) == (
         "no recipe helps (no such family (no setting changes that))"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("vllm", [], ["weights.group_tail=fit"]),
+        ("transformers", ["weights.num_bits=8"], ["weights.group_tail=fit"]),
+        ("vllm", ["weights.group_size=128"], []),
+        ("vllm", ["weights.group_tail=refuse"], []),
+        ("llama.cpp", [], []),
+    ],
+)
+def test_a_target_leaves_groups_to_the_model_unless_somebody_names_them(
+    name: str, changes: list[str], expected: list[str]
+) -> None:
+    recipe = load_recipe(TARGETS[name].recipe, changes)
+    assert fitting_changes(name, recipe, changes) == expected

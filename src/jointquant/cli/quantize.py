@@ -31,7 +31,7 @@ from jointquant.cli.output import finish, say, show, shown_progress
 from jointquant.distributed.launch import started_by_torchrun
 from jointquant.errors import InputError, printable
 from jointquant.models.options import ModelOptions
-from jointquant.recipe.targets import TARGETS, target_named
+from jointquant.recipe.targets import TARGETS, fitting_changes, target_named
 
 if TYPE_CHECKING:
     from jointquant.evaluation.check import Quality
@@ -96,6 +96,7 @@ def quantize(
 
     if target is not None:
         check_target(settings, target)
+        settings = load_recipe(settings, fitting_changes(target, settings, changes))
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
     limits = Limits(memory_budget, device_budget)
     if only_plan:

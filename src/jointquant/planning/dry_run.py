@@ -30,6 +30,7 @@ from jointquant.planning.workload import workloads
 from jointquant.progress import Progress, shown
 from jointquant.recipe.recipe import Recipe, load_recipe
 from jointquant.run.fitting import assemble, check_windows, fitted
+from jointquant.run.group_sizes import with_groups_that_fit
 from jointquant.run.journal import nearly_finished
 from jointquant.text.names import check_source
 
@@ -107,7 +108,9 @@ def dry_run(
         check_output(Path(out), overwrite or nearly_finished(Path(out)))
     config = _configuration(model, given, shown(progress))
     model_without_values, architecture = model_of(config)
-    recipes = [fitted(settings, config) for settings in recipes]
+    recipes = [
+        with_groups_that_fit(fitted(settings, config), model_without_values, architecture) for settings in recipes
+    ]
     for settings in recipes:
         assemble(model_without_values, architecture, settings)
         check_windows(world_size, settings.calibration)

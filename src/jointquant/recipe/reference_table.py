@@ -55,7 +55,8 @@ MEANINGS = {
     "*.group_size": "values that share a scale; null: a channel's, a token's, or a head's",
     "*.symmetric_scale": "a symmetric scale is max|w| over 7.5, 7 or 8 (of 4 bits), named after who does that",
     "*.groups": "when scales of GPTQ's groups are chosen: before anything is rounded, or when a group's turn comes",
-    "*.group_tail": "groups that do not divide a row: refuse, or pad the last with zeros (it gets a scale of its own)",
+    "*.group_tail": "groups that do not divide a row: refuse; pad the last with zeros (it gets a scale of its "
+    "own); or fit: all become smaller, of the largest of 64, 32 and 16 that divides every row",
     "activations.strategy": "what shares a range; `head`: groups of as many channels as a head has",
     "*.clip_ratio": "the range is cut to this share; `search` (activations) finds it for each site",
     "smoothing.alpha": "SmoothQuant's share of the outliers that moves into the weights; null: off",

@@ -84,11 +84,12 @@ class StoredSettings(QuantizerSettings):
     """Weights at rest. ``int``: ``group_size: null`` is one scale per row; ``nf4``: null is 64, num_bits 4 (or 16).
 
     ``signed_scale`` is about symmetric integers: what has a zero point or levels of its own does without.
+    ``group_tail`` fit leaves the size of groups to the model: ``run.group_sizes.with_groups_that_fit`` puts it there.
     """
 
     type: Literal["int", "nf4"] = "int"
     signed_scale: bool = False
-    group_tail: Literal["refuse", "pad"] = "refuse"
+    group_tail: Literal["refuse", "pad", "fit"] = "refuse"
     clip: Literal["none", "mse"] = "mse"
     scale_dtype: Literal["float16", "bfloat16", "float32"] | None = None
     symmetric_scale: Annotated[Literal["compressed-tensors", "quarot", "jointquant"], LATER] = "compressed-tensors"
@@ -127,14 +128,15 @@ class StoredSettings(QuantizerSettings):
     def format(self) -> WeightFormat | None:
         """The grid or the codebook, or None when off."""
         from jointquant.quantization.codebook import NF4, CodebookFormat
-        from jointquant.quantization.integer import IntFormat
+        from jointquant.quantization.integer import GroupTail, IntFormat
 
         if not self.enabled:
             return None
+        tail: GroupTail = "pad" if self.group_tail == "pad" else "refuse"  # groups that are made to fit have none
         if self.type == "nf4":
-            return CodebookFormat(NF4, self.stored_group_size, self.group_tail)
+            return CodebookFormat(NF4, self.stored_group_size, tail)
         signed = self.signed_scale and self.symmetric
-        settings = self.num_bits, self.symmetric, self.group_size, signed, self.group_tail
+        settings = self.num_bits, self.symmetric, self.group_size, signed, tail
         return IntFormat(*settings, symmetric_scale=self.symmetric_scale)
 
 

@@ -120,7 +120,7 @@ def _check_patterns(recipe: Recipe, names: Sequence[str]) -> None:
 
 
 def _check_weight_group(what: str, weights: StoredSettings, size: int) -> None:
-    if weights.group_tail == "refuse":
+    if weights.group_tail != "pad":
         group = weights.stored_group_size or size
         fits = next((each for each in COMMON_GROUPS if each < group and size % each == 0), None)
         such_as = "" if fits is None else f" (such as `weights.group_size={fits}`)"
