@@ -27,6 +27,12 @@ def advice(format: str, obstacles: Sequence[Obstacle]) -> str:
     return f"quantize again with {changes if few else preset}"
 
 
+def no_export(format: str, tier: int, obstacles: Sequence[Obstacle]) -> str:
+    """The message that refuses an export of an artifact of a tier."""
+    why = f"{advice(format, obstacles)}; in the way: {words(obstacles)}"
+    return f"no {format} export of this artifact, tier {tier}: {why}"
+
+
 def check_target(recipe: Recipe, name: str) -> None:
     """Refuse a recipe whose result does not run in a target, as far as the recipe alone says.
 

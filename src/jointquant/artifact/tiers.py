@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
@@ -22,7 +22,9 @@ from jointquant.recipe.rotations import LearnedResidualRotation, TrainedInnerRot
 from jointquant.recipe.settings import ActivationSettings, WeightSettings
 from jointquant.recipe.targets import INT4_IN_VLLM, VLLM_CACHE
 from jointquant.rotations.hadamard import HadamardTransform
-from jointquant.runtime.assembly import Assembly
+
+if TYPE_CHECKING:  # it takes seconds to import, and an export is refused without it
+    from jointquant.runtime.assembly import Assembly
 
 GGUF_GROUP = 32
 """Weights (and activations) that share a scale in llama.cpp's Q4_0, Q4_1 and Q8_0."""

@@ -51,6 +51,10 @@ def export(
     check_format(format)
     from rich.table import Table
 
+    from jointquant.artifact.refusal import refuse_by_configuration
+
+    refuse_by_configuration(artifact, format)
+
     from jointquant import export_artifact
 
     result = export_artifact(

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from jointquant.artifact.advice import advice
+from jointquant.artifact.advice import no_export
 from jointquant.artifact.card import Kind, write_card
-from jointquant.artifact.tiers import OBSTACLES, Obstacle, few_bits_in_vllm, online, reach, words
+from jointquant.artifact.tiers import OBSTACLES, Obstacle, few_bits_in_vllm, online, reach
 from jointquant.errors import InputError, require, unknown
 from jointquant.events import OnEvent, reported
 from jointquant.export.artifact import DTYPES, Artifact
@@ -126,11 +126,8 @@ def export_artifact(
     )
     whole = dequantized or (format == "dense" and is_plain(opened))
     obstacles = OBSTACLES[format](opened.facts) if whole or format != "dense" else _architectural(opened)
-    require(
-        not obstacles,
-        f"no {format} export of this artifact, tier {reached.tier}: {advice(format, obstacles)}; in the way: "
-        f"{words(obstacles)}",
-    )
+    if obstacles:
+        raise InputError(no_export(format, reached.tier, obstacles))
     if format == "gguf":
         size = _write_gguf(opened, target, overwrite, progress)
     else:
