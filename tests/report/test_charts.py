@@ -10,6 +10,9 @@ import pytest
 from jointquant.report.charts import Interval, Point, Scale, Series, dot_chart, line_chart, number, point_chart, spaced
 from jointquant.report.tables import size
 
+LETTERS = 13.5
+"""Of labels on a narrow screen, in units of a drawing, by templates/base.html.j2."""
+
 
 def test_values_that_cannot_be_drawn() -> None:
     odd = [Series("a", "c0", [0, 1, 2], [float("inf"), float("nan"), 0.0]), Series("b", "c1", [1], [3.0])]
@@ -39,6 +42,16 @@ def test_numbers_are_short() -> None:
 def test_points_have_labels_that_do_not_lie_on_each_other() -> None:
     places = spaced([10.0, 11.0, 12.0, 60.0], 13.0)
     assert all(later - earlier >= 13 for earlier, later in pairwise(places))
+    assert places == [-2.0, 11.0, 24.0, 60.0]  # what is alone stays where it is
+    assert spaced([12.0, 10.0], 4.0) == [13.0, 9.0]
+    assert spaced([1.0, 2.0, 99.0], 10.0, (0.0, 100.0)) == [0.0, 10.0, 99.0]
+    assert spaced([5.0] * 5, 10.0, (0.0, 20.0)) == [0.0, 5.0, 10.0, 15.0, 20.0]  # no room for more
+    assert spaced([], 10.0) == []
+    twins = [Point("one", "c0", 4.2, 0.1), Point("two", "c1", 4.2, 0.1001), Point("far", "c2", 4.2, 5.0)]
+    heights = re.findall(
+        r'class="point [y]?" x="[\d.]+" y="([\d.]+)">(?:one|two)<', point_chart(twins, "alt", "x", "y")
+    )
+    assert abs(float(heights[0]) - float(heights[1])) >= 1.2 * LETTERS
     drawing = point_chart([Point("a", "c0", 4.1, 0.1), Point("fp16", "c1", 16.0, 0.0)], "alt", "bits", "KL")
     assert ">a</text>" in drawing
     assert "fp16" not in drawing  # it has no place on a logarithmic axis

@@ -16,6 +16,8 @@ SIZE = (400, 250)
 """Of a drawing of lines."""
 DASH = 9
 """Of each of several lines that lie on each other."""
+LINE = 17.0
+"""Between two labels in units of a drawing: its largest letters, on a narrow screen, with what is kept free of them."""
 TELLING = 1.5
 """The least distance, in units of a drawing, at which two lines look like two."""
 
@@ -227,7 +229,7 @@ def point_chart(points: Sequence[Point], alt: str, x_label: str, y_label: str) -
     horizontal = Scale(min(xs, default=0) - margin, max(xs, default=0) + margin, LEFT, width - RIGHT)
     vertical = Scale(low, high, height - BOTTOM, TOP, log=True)
     parts = _axes(horizontal, vertical, x_label, y_label, SIZE, False)
-    lines = spaced([vertical(point.y) for point in drawn], 13.0)
+    lines = spaced([vertical(point.y) for point in drawn], LINE, (TOP, height - BOTTOM - LINE / 2))
     for point, line in zip(drawn, lines, strict=True):
         x, y = horizontal(point.x), vertical(point.y)
         left = x > (LEFT + width - RIGHT) / 2
@@ -238,15 +240,29 @@ def point_chart(points: Sequence[Point], alt: str, x_label: str, y_label: str) -
     return _svg(parts, SIZE, alt)
 
 
-def spaced(places: Sequence[float], least: float) -> list[float]:
-    """Places for labels, near those wanted and no closer than ``least`` to each other."""
+def spaced(places: Sequence[float], least: float, within: tuple[float, float] = (-math.inf, math.inf)) -> list[float]:
+    """Places for labels, as near to those wanted as their squares allow, and in the same order.
+
+    Less the room that each needs behind those before it, places must not fall: neighbours that do share their mean
+    (pool adjacent violators: Barlow et al., Statistical Inference under Order Restrictions, 1972).
+
+    Args:
+        places: those wanted.
+        least: no two are closer; less where there is no room for so many.
+        within: the room, which they do not leave.
+    """
+    start, end = within
+    least = min(least, (end - start) / max(len(places) - 1, 1))
     order = sorted(range(len(places)), key=lambda index: places[index])
-    found = [0.0] * len(places)
-    before = -math.inf
-    for index in order:
-        found[index] = before = max(places[index], before + least)
-    shift = mean(after - wanted for after, wanted in zip(found, places, strict=True)) if places else 0.0
-    return [round(place - shift, 2) for place in found]
+    pools: list[list[float]] = []
+    for rank, index in enumerate(order):
+        pools.append([places[index] - rank * least])
+        while len(pools) > 1 and mean(pools[-2]) > mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    last = end - max(len(places) - 1, 0) * least
+    level = [min(max(mean(pool), start), last) for pool in pools for _ in pool]
+    found = dict(zip(order, (place + rank * least for rank, place in enumerate(level)), strict=True))
+    return [round(found[index], 2) for index in range(len(places))]
 
 
 def _range(values: Sequence[float], log: bool, floor: float | None) -> tuple[float, float]:
