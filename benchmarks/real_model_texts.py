@@ -1,6 +1,6 @@
-"""Is the order of methods the same on other texts? Artifacts of ``real_model.py`` on C4 and a chat text.
+"""Is the order of methods the same on other texts? Artifacts of ``real_model.py`` on WikiText-2, C4 and a chat text.
 
-    python benchmarks/real_model_texts.py --keep FOLDER --text C4=FILE --text chat=FILE
+    python benchmarks/real_model_texts.py --keep FOLDER --text WikiText-2=FILE --text C4=FILE --text chat=FILE
 
 FOLDER is that of ``python benchmarks/real_model.py presets --keep FOLDER``; the chat text is what
 ``python benchmarks/chat_text.py`` writes. Of each text the first 2,048 tokens are measured, in windows of 256, beside
@@ -32,12 +32,10 @@ from report import machine
 RESULT = Path(__file__).parent / "results" / "real_model_texts.json"
 TEST_TOKENS = 2048
 ROWS = (
-    "W4A4KV4 dartquant",
-    "W4A4KV4 w4a4kv4, 30 relative steps",
-    "W4A4KV4 quarot",
-    "W4A8KV8 w4a8kv8",
-    "W4A16 w4a16 per channel",
     "W4A4KV4 rtn",
+    "W4A4KV4 quarot",
+    "W4A4KV4 dartquant",
+    "W4A4KV4 w4a4kv4, relative, 128 windows",
 )
 
 

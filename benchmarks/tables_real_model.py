@@ -36,16 +36,12 @@ def presets(result: dict[str, Any]) -> list[str]:
 
 def texts(result: dict[str, Any]) -> list[str]:
     """The divergence and the perplexity of each row by text."""
-    on_wikitext = merged("real_model_presets")
-    result["unquantized"] = {"WikiText-2": on_wikitext["unquantized"], **result["unquantized"]}
     names = list(result["unquantized"])
     heads = [f"{what}, {name}" for name in names for what in ("KL divergence", "perplexity")]
     whole = " | ".join(f"0 | {value:.2f}" for value in result["unquantized"].values())
     lines = [*headed(["bits", "recipe", *heads]), f"| 16 | unquantized | {whole} |"]
     for row in result["rows"]:
-        texts = {"WikiText-2": on_wikitext["rows"][row["row"]], **row["texts"]}
-        found = [texts[name] for name in names]
-        cells = [f"{each['kl']:.3f} | {_short(each['perplexity'])}" for each in found]
+        cells = [f"{row['texts'][name]['kl']:.3f} | {_short(row['texts'][name]['perplexity'])}" for name in names]
         lines.append(f"| {row['row'].split()[0]} | {row['recipe']} | {' | '.join(cells)} |")
     return [*lines, "", f"`{result['command']}`; {made(result)}"]
 

@@ -86,6 +86,7 @@ KINDS = {
             "linear_value_head_dim": 32,
         },
         ("rotations.r2.kind=none",),
+        PRESETS | {"w4a4kv4": ("kv_cache.centring=keys",)},
     ),
     "latents": Kind(
         "deepseek_v3",
