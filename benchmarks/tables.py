@@ -593,6 +593,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "mixture_starved": mixture_starved,
     "trained_gemma3": trained,
     "trained_latents": trained,
+    "trained_hybrid": trained,
     "hybrid": hybrid,
 }
 
