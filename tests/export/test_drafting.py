@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from compressed_tensors.utils import match_name
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as their_logging
@@ -16,6 +17,7 @@ import jointquant
 from conftest import small
 from drafting import DEEPSEEK, KINDS, QWEN, Drafting, config_of, draft_logits, drafts_of, save_drafting, without_r1
 from jointquant.export.export import export_artifact
+from jointquant.models import contents
 
 FAMILIES = pytest.mark.parametrize("family", KINDS)
 
@@ -59,8 +61,6 @@ def test_without_r1_its_logits_are_those_of_the_source(
 @FAMILIES
 def test_the_gain_of_the_final_norm_matters(family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """The oracle tells a norm whose gain has gone into the head, as norm fusion has it, from one that keeps it."""
-    from safetensors.torch import load_file, save_file
-
     kind = KINDS[family]
     source, fused = (save_drafting(tmp_path / name, kind, tokenizer) for name in ("source", "fused"))
     tensors = load_file(fused / "model.safetensors")
@@ -106,6 +106,7 @@ def test_packed_it_stays_in_16_bits(
     check_drafts(tmp_path / "dense", source, kind)
     export_artifact(tmp_path / "a", "dense", tmp_path / "rotated", base=source)
     check_drafts(tmp_path / "rotated", source, kind)
+    caplog.clear()
     their_logging.enable_propagation()
     try:
         with caplog.at_level(logging.WARNING):
@@ -161,8 +162,6 @@ def test_ignore_names_all_its_linears_and_no_others(
 def test_with_r1_it_is_left_aside_and_a_line_says_what_keeps_it(
     family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from jointquant.models import contents
-
     kind = KINDS[family]
     source = save_drafting(tmp_path / "source", kind, tokenizer, torch.bfloat16)
     contents._say.cache_clear()
