@@ -32,6 +32,7 @@ WHOLE_SYSTEM = {
     "rotations/test_zero_samples.py": "rotations that nothing is to be learned for",
     "runtime/test_copies.py": "copies and pickles of a loaded artifact",
     "analysis/test_resumed_inspection.py": "what is measured beside pass 2, when a run is stopped and goes on",
+    "export/test_drafting.py": "layers that draft, from a checkpoint through an artifact and its exports",
     "export/test_llama_cpp.py": "what llama.cpp computes from our files",
     "export/test_vllm.py": "what vLLM computes from our exports",
     "export/test_vllm_arithmetic.py": "exports for vLLM's integers of 4 bits, against its arithmetic in plain torch",

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from jointquant.models.architecture import Architecture
+from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.undone import Undone
 from jointquant.runtime.embedding import PackedEmbedding
 from jointquant.runtime.linear import PackedLinear
@@ -28,6 +29,9 @@ NORM = "norm that nothing can be merged with"
 SCALES = "norm that divides by the scales of smoothing"
 TOWER = "of what reads images, passed through"
 TOWER_WRITER = "of what reads images, passed through but for R1, where it writes to the residual stream"
+DRAFT = "of layers that draft, passed through"
+DRAFT_BESIDE = f"{DRAFT}; runtimes lend them the model's embedding and head, and a quantized one is among them"
+READ_BY_DRAFTS = "norm whose output layers that draft read: it keeps its gain"
 RECURRENCE = "of a recurrence: its convolution, gates and decay"
 BASIS = "change of the residual stream's basis between layers"
 SCORES = "of the attention itself: beside the scores of a query"
@@ -131,6 +135,25 @@ def inventory_of(module: nn.Module, prefix: str, architecture: Architecture) -> 
             why = SCALES if fused else _reason(module.get_submodule(owner), owner, full_name, architecture)
             kept.append(Inventory(kept=(Kept(NUMBER.sub("*", full_name), parameter.numel(), why),)))
     return Inventory.joined([Inventory(quantized), *kept])
+
+
+def kept_norm(norm: nn.Module, prefix: str) -> Inventory:
+    """Of a final norm that keeps its gain; ``prefix`` is its full name."""
+    rows = (Kept(f"{prefix}.{name}", each.numel(), READ_BY_DRAFTS) for name, each in norm.named_parameters())
+    return Inventory(kept=tuple(rows))
+
+
+def kept_draft(module: str, tensors: Mapping[str, Tensor], recipe: Recipe) -> Inventory:
+    """Of a layer that drafts.
+
+    Args:
+        module: its full name.
+        tensors: as they are stored.
+        recipe: what becomes of the ends that runtimes lend it.
+    """
+    beside = recipe.head.enabled or recipe.embeddings.enabled
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    return Inventory(kept=(Kept(f"{module}.*", numbers, DRAFT_BESIDE if beside else DRAFT),))
 
 
 def _inside(name: str, module: str) -> bool:

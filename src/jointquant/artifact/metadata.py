@@ -13,14 +13,16 @@ from jointquant.artifact.card import write_card
 from jointquant.files.durable import save_json
 from jointquant.hub import Location
 from jointquant.models.contents import modules_of
+from jointquant.models.drafts import module_of
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.run.job import Job
 from jointquant.runtime.artifact_digests import files_to_vouch_for, write_digests
-from jointquant.runtime.artifact_facts import LEFT_ASIDE, TIED
+from jointquant.runtime.artifact_facts import DRAFTS, LEFT_ASIDE, TIED
 from jointquant.runtime.generation_settings import generation_settings_of
 from jointquant.runtime.integration import artifact_config
+from jointquant.runtime.kept_drafts import counts_of, drafts_to_keep
 from jointquant.runtime.key_basis import KeyBasis
 from jointquant.runtime.loading import save_tokenizer
 from jointquant.runtime.online import OnlineTransforms
@@ -87,8 +89,12 @@ def write_metadata(job: Job, about: dict[str, object], digests: Mapping[str, str
     facts = {**base, **about, "jointquant_version": __version__}
     if stores_once(stream, job.recipe):
         facts[TIED] = str(job.place.dtype).removeprefix("torch.")
-    if stream.left_aside:
-        facts[LEFT_ASIDE] = modules_of(stream.left_aside, stream.architecture)
+    kept = drafts_to_keep(stream, job.recipe)
+    if kept:
+        facts[DRAFTS] = counts_of(kept)
+    aside = [name for name in stream.left_aside if module_of(name, stream.architecture.layers) not in kept.modules]
+    if aside:
+        facts[LEFT_ASIDE] = modules_of(aside, stream.architecture)
     config = artifact_config(stream.skeleton.config, stream.architecture, job.recipe, stream.stored_dtype, facts)
     generation = generation_settings_of(job.subject.model)
     if generation is not None:

@@ -18,6 +18,7 @@ from jointquant.artifact.tiers import Facts, facts_of
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import blamed, model_class_of, opener_of, read_config
+from jointquant.models.drafts import Drafts
 from jointquant.models.experts import take_apart
 from jointquant.models.options import DigestMode
 from jointquant.models.registry import architecture_of
@@ -34,6 +35,7 @@ from jointquant.runtime.integration import (
     assembly_of,
     check_artifact,
 )
+from jointquant.runtime.kept_drafts import drafts_in
 from jointquant.runtime.tied_ends import NORM_WEIGHT
 from jointquant.runtime.tied_source import check_stored, source_of
 from jointquant.runtime.whole_artifact import rotations_file
@@ -251,9 +253,10 @@ class Artifact:
         return self.source.load(name).clone()
 
     def shards(self) -> Iterator[list[str]]:
-        """The modules that have tensors, as the artifact's shards hold them: embedding, one a layer, the rest."""
+        """The modules of the model that have tensors, as its shards hold them: embedding, one a layer, the rest."""
         architecture = self.architecture
-        modules = dict.fromkeys(name.rpartition(".")[0] for name in self.source.shapes())
+        beside = {name for names in self.drafts.modules.values() for name in names}
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in self.source.shapes() if name not in beside)
         last = [name for name in modules if name in (architecture.final_norm, architecture.head)]
         prefixes = [f"{architecture.layer_prefix(index)}." for index in range(self.num_layers)]
         first = [m for m in modules if m not in last and not m.startswith(f"{architecture.layers}.")]
@@ -261,6 +264,21 @@ class Artifact:
         for prefix in prefixes:
             yield [module for module in modules if module.startswith(prefix)]
         yield last
+
+    @cached_property
+    def drafts(self) -> Drafts:
+        """The layers that draft which it holds beside its model."""
+        return drafts_in(self.quantization.facts, self.stored)
+
+    def draft_shards(self) -> Iterator[dict[str, Tensor]]:
+        """Their tensors as they are stored, a layer at a time, by the names that the base model's checkpoint has."""
+        for module in self.drafts.modules:
+            yield self.drafts.load(module)
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards it and a checkpoint of it have."""
+        return self.num_layers + 2 + len(self.drafts.modules)
 
     def tensors_of(self, module: str) -> dict[str, str]:
         """The tensors of a module: own name → full name."""

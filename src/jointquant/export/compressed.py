@@ -83,6 +83,7 @@ def compressed_shards(artifact: Artifact) -> Iterator[dict[str, Tensor]]:
             elif scheme is not None:
                 shard |= {f"{module}.{name}": tensor for name, tensor in _as_int8(artifact, module).items()}
         yield {stored_name(artifact.architecture, name): tensor for name, tensor in shard.items()}
+    yield from artifact.draft_shards()
 
 
 def _as_int8(artifact: Artifact, module: str) -> dict[str, Tensor]:
@@ -110,7 +111,11 @@ def quantization_config(artifact: Artifact) -> dict[str, Any]:
 
 
 def _groups(artifact: Artifact) -> tuple[dict[Scheme, list[str]], list[str]]:
-    """The targets of each scheme, and the linears that have none, by their names in checkpoints."""
+    """The targets of each scheme, and the linears that have none, by their names in checkpoints.
+
+    Layers that draft are one pattern each: a runtime builds their linears too, some of them several in one, and would
+    look for packed weights.
+    """
     by_scheme: dict[Scheme, list[str]] = {}
     ignored = list(artifact.kept)
     for name in (*artifact.linears, artifact.architecture.head):
@@ -120,6 +125,7 @@ def _groups(artifact: Artifact) -> tuple[dict[Scheme, list[str]], list[str]]:
         else:
             by_scheme.setdefault(scheme, []).append(stored_name(artifact.architecture, name))
     ignored = [stored_name(artifact.architecture, name) for name in ignored]
+    ignored += [rf"re:{re.escape(module)}\..*" for module in artifact.drafts.modules]
     if len(by_scheme) < 2:
         return {scheme: ["Linear"] for scheme in by_scheme}, ignored
     return {scheme: _patterned(artifact, scheme, names) for scheme, names in by_scheme.items()}, ignored

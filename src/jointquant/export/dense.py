@@ -35,6 +35,7 @@ def dequantized_shards(artifact: Artifact, dtype: torch.dtype) -> Iterator[dict[
                 elif name in ("weight", "bias") or full_name in artifact.plain_names:
                     shard[full_name] = narrowed(full_name, artifact.load(full_name), dtype)
         yield as_stored(shard, artifact.architecture)
+    yield from _drafts(artifact, dtype)
 
 
 def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
@@ -68,10 +69,18 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
         _check_layer(artifact, layer, index)
         yield as_stored(_tensors(layer, architecture.layer_prefix(index), dtype), architecture)
     norm, head = base.final_norm(place), base.head(place)
-    norm = fuse_norm(norm, [head], architecture.norm)
+    if not artifact.drafts:
+        norm = fuse_norm(norm, [head], architecture.norm)
     if (last := rotations.r1_of(-1)) is not None:
         rotate_reader(head, last)
     yield _tensors(norm, architecture.final_norm, dtype) | _tensors(head, architecture.head, dtype)
+    yield from _drafts(artifact, dtype)
+
+
+def _drafts(artifact: Artifact, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """The layers that draft, a layer at a time; what is stored as the weights are becomes ``dtype`` with them."""
+    for shard in artifact.draft_shards():
+        yield {n: narrowed(n, each, dtype) if each.dtype == artifact.dtype else each for n, each in shard.items()}
 
 
 def _tensors(module: nn.Module, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:

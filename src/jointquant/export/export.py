@@ -215,7 +215,7 @@ def _write_gguf(artifact: Artifact, out: Path, overwrite: bool, progress: Progre
 def _write_folder(artifact: Artifact, contents: _Contents, out: Path, overwrite: bool, progress: Progress) -> int:
     """A dense or compressed-tensors folder; bytes of its tensors."""
     with output_folder(out, overwrite) as folder:
-        size = _write(folder, contents.shards, artifact.num_layers + 2, progress).total_size
+        size = _write(folder, contents.shards, artifact.num_shards, progress).total_size
         save_json(folder / CONFIG_NAME, contents.config)
         rotations = artifact.rotations() if contents.kind == "compressed-tensors" else None
         _copy_companions(artifact.folder, folder, [] if rotations is None else [rotations.name])

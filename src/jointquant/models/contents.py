@@ -17,6 +17,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from jointquant.distributed.launch import leads
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
+from jointquant.models.drafts import is_draft, is_ignored, module_of
 from jointquant.models.source import TensorSource
 
 LOG = logging.getLogger("jointquant")
@@ -28,6 +29,7 @@ CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".kv_scale", ".prob_scale", 
 """Ends of the names of scales for 8-bit caches, which other runtimes read beside a model of floating point."""
 
 SHOWN = 3
+DRAFTING = "; they draft, and an artifact made without R1 (rotations.r1.kind=none) keeps them"
 
 
 class AsNamed:
@@ -137,30 +139,27 @@ def check_contents(source: TensorSource, skeleton: nn.Module, architecture: Arch
         source.dtype(name)  # raises where it is none of floating point
     extra = sorted(name for name in have if name not in want and not name.endswith(LEGACY_BUFFERS))
     layers = len(skeleton.get_submodule(architecture.layers))  # type: ignore[arg-type]
+    drafts = {name for name in extra if is_draft(name, skeleton, architecture.layers)}
     for name in extra:
-        why = None if _is_draft(name, skeleton) else _needed(name, skeleton, architecture.layers, layers)
+        why = None if name in drafts else _needed(name, skeleton, architecture.layers, layers)
         require(why is None, f"unexpected tensor {name}: a {family} model of this configuration has none, and {why}")
-    if extra and leads():
-        _say(tuple(extra), family)
+    if leads():
+        _say(tuple(name for name in extra if name not in drafts), family)
+        _say(tuple(sorted(drafts)), family, DRAFTING)
     return tuple(extra)
 
 
 def modules_of(names: Iterable[str], architecture: Architecture) -> list[str]:
     """Tensors in short: what they belong to, a layer or a part of the model, each with the number of its tensors."""
-    layer = re.compile(rf"{re.escape(architecture.layers)}\.\d+")
-    counts = Counter(found[0] if (found := layer.match(name)) else name.partition(".")[0] for name in names)
+    counts = Counter(module_of(name, architecture.layers) for name in names)
     return [f"{module} ({count} {'tensor' if count == 1 else 'tensors'})" for module, count in sorted(counts.items())]
-
-
-def _is_draft(name: str, skeleton: nn.Module) -> bool:
-    """Whether transformers' model says that checkpoints have this tensor beside it: a layer that drafts more tokens."""
-    patterns: list[str] = getattr(skeleton, "_keys_to_ignore_on_load_unexpected", None) or []
-    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _needed(name: str, skeleton: nn.Module, layers: str, count: int) -> str | None:
     """Why a tensor that the model has no place for may not be left aside; None: it may."""
     inside = re.match(rf"{re.escape(layers)}\.(\d+)\.", name)
+    if inside is None and is_ignored(name, skeleton):
+        return None
     if inside is not None and int(inside[1]) >= count:
         return f"there are only {count} layers: expected num_hidden_layers as the checkpoint has them"
     if name.endswith(CACHE_SCALES):
@@ -172,8 +171,10 @@ def _needed(name: str, skeleton: nn.Module, layers: str, count: int) -> str | No
 
 
 @cache
-def _say(names: tuple[str, ...], family: str) -> None:
-    """One line, however often the model is opened."""
+def _say(names: tuple[str, ...], family: str, further: str = "") -> None:
+    """One line, however often the model is opened; none where there are no names."""
+    if not names:
+        return
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     shown = ", ".join(names[:SHOWN]) + more
-    LOG.warning("tensors left aside, as by transformers, since no %s model has them: %s", family, shown)
+    LOG.warning("tensors left aside, as by transformers, since no %s model has them: %s%s", family, shown, further)

@@ -19,6 +19,7 @@ from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import empty_model, read_config
 from jointquant.models.contents import AsNamed, check_contents, own_head
 from jointquant.models.dequantized import Dequantized, form_of
+from jointquant.models.drafts import Drafts
 from jointquant.models.expert_tensors import ExpertTensors
 from jointquant.models.experts import take_apart
 from jointquant.models.frontend import Frontend, centre_embeddings
@@ -47,9 +48,11 @@ class ModelStream:
         config: of the text model.
         own_head: whether the output head is a matrix of its own, and not the token embedding.
         left_aside: the names of tensors that the model has no place for, such as those of layers that draft.
+        drafts: those layers.
     """
 
     own_head = True
+    drafts = Drafts()
 
     def __init__(self, source: StoredTensors, config: PretrainedConfig, attn_implementation: str | None = None) -> None:
         self.stored = source
@@ -66,6 +69,7 @@ class ModelStream:
         self.num_layers = len(self.skeleton.get_submodule(self.architecture.layers))
         self._check_heads()
         self.left_aside = check_contents(self.source, self.skeleton, self.architecture)
+        self.drafts = Drafts.of(named, self.skeleton, self.architecture)
         self.own_head = own_head(self.source, self.architecture, self.skeleton.config)
 
     def _check_heads(self) -> None:

@@ -21,6 +21,7 @@ from jointquant.rounding.weights import factor_of, round_stack, store_rest
 from jointquant.run.job import Job
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.input_path import InputPath
+from jointquant.runtime.kept_drafts import drafts_to_keep
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.tied_ends import NORM_WEIGHT, SHARED_WEIGHT, stores_once
 
@@ -54,7 +55,7 @@ def quantize_embeddings(job: Job, rotations: Rotations, states: HiddenStates, sh
 
 
 def quantize_head(job: Job, rotations: Rotations, states: HiddenStates, shards: Shards) -> None:
-    """The last step of pass 2: fuse, rotate, round and write final norm and head, where no run before has.
+    """The step of pass 2 behind the layers: fuse, rotate, round and write final norm and head, where no run before has.
 
     Args:
         job: what is quantized.
@@ -62,16 +63,24 @@ def quantize_head(job: Job, rotations: Rotations, states: HiddenStates, shards: 
         states: those behind the last layer.
         shards: where they are written.
     """
-    if shards.complete:
+    if shards.head_done:
         return
     shards.ledger.settle()
     norm, head = job.stream.final_norm(job.place), job.stream.head(job.place)
-    norm = fuse_norm(norm, [head], job.stream.architecture.norm)
+    if not shards.drafts:  # they read what the norm makes with its gain
+        norm = fuse_norm(norm, [head], job.stream.architecture.norm)
     r1 = rotations.r1_of(-1)
     if r1 is not None:
         rotate_reader(head, r1)
     rounded = round_head(head, job.recipe.head, norm, states, job.stream.stored_dtype)
     shards.write_head(norm, rounded, shared_head(job))
+
+
+def keep_drafts(job: Job, shards: Shards) -> None:
+    """The last steps of pass 2: write the layers that draft as they are stored, where no run before has."""
+    for module in list(shards.drafts.modules)[shards.drafts_done :]:
+        shards.ledger.settle()
+        shards.write_draft(module, job.recipe)
 
 
 def shared_embedding(job: Job) -> Shared:
@@ -83,11 +92,11 @@ def shared_embedding(job: Job) -> Shared:
 
 
 def shared_head(job: Job) -> Shared:
-    """What is written for a head that is made of the embedding's matrix: the final norm's weight, where it has one."""
+    """What is written for a head that is made of the embedding's matrix: the final norm's weight, if it was fused."""
     head, norm = job.stream.architecture.head, f"{job.stream.architecture.final_norm}.weight"
     if not stores_once(job.stream, job.recipe):
         return {}
-    found = norm in job.stream.source.shapes()
+    found = norm in job.stream.source.shapes() and not drafts_to_keep(job.stream, job.recipe)
     return {f"{head}.weight": {f"{head}.{NORM_WEIGHT}": job.stream.source.load(norm).clone()} if found else {}}
 
 

@@ -18,7 +18,7 @@ from jointquant.rotations.bundle import Rotations
 from jointquant.rotations.undone import tell_undone, warn_of_undone
 from jointquant.rounding.cache import calibrate_cache
 from jointquant.rounding.demand import last_reader, observes_inputs
-from jointquant.rounding.ends import quantize_embeddings, quantize_head
+from jointquant.rounding.ends import keep_drafts, quantize_embeddings, quantize_head
 from jointquant.rounding.inner_rotations import learn_inner_rotations
 from jointquant.rounding.input_ranges import calibrate_inputs
 from jointquant.rounding.layer import LayerInWork, layers_in_work
@@ -72,6 +72,7 @@ def quantize_layers(job: Job, rotations: Rotations, witness: Witness | None = No
             return_freed_memory()
             stage.advance()
         quantize_head(job, rotations, states, shards)
+        keep_drafts(job, shards)
     outcome = shards.finish()
     warn_of_undone(outcome.inventory.undone)
     return outcome

@@ -1,4 +1,4 @@
-"""What pass 2 leaves on the disk: a shard for what precedes the layers, one a layer, one for the head."""
+"""What pass 2 leaves on the disk: a shard for what precedes the layers, one a layer, one for the head, one a draft."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jointquant.artifact.inventory import Inventory, Starved, inventory_of
+from jointquant.artifact.inventory import Inventory, Starved, inventory_of, kept_draft, kept_norm
 from jointquant.models.frontend import Frontend
 from jointquant.models.writer import ShardWriter, check_held
+from jointquant.recipe.recipe import Recipe
 from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.towers import Towers
 from jointquant.run.job import Job
 from jointquant.run.workspace import Ledger
 from jointquant.runtime.inner_rotation import INPUT_ROTATION
+from jointquant.runtime.kept_drafts import drafts_to_keep
 
 Shared = Mapping[str, Mapping[str, Tensor]]
 """By the name of a tensor that is not written, what is written for it; see ``runtime/tied_ends.py``."""
@@ -48,17 +50,19 @@ class Shards:
 
     Args:
         job: what is quantized.
-        ledger: of pass 2. Its steps: the embeddings, each layer, the head.
+        ledger: of pass 2. Its steps: the embeddings, each layer, the head, each layer that drafts.
         last: the last layer whose input anyone asks for; hidden states are saved as far.
 
     Attributes:
+        drafts: the layers that draft which the artifact keeps.
         witnessed: what a witness has entered for each of the layers that are done.
     """
 
     def __init__(self, job: Job, ledger: Ledger, last: int) -> None:
         self.architecture, self.dtype = job.stream.architecture, job.stream.stored_dtype
         self.leads, self.ledger, self.last = job.ranks.leads, ledger, last
-        self.num_shards = job.stream.num_layers + 2
+        self.drafts, self.num_layers = drafts_to_keep(job.stream, job.recipe), job.stream.num_layers
+        self.num_shards = self.num_layers + 2 + len(self.drafts.modules)
         self.writer = ShardWriter(job.artifact, self.num_shards)
         self.inventories: list[Inventory] = []
         self.bits = self.parameters = 0
@@ -66,9 +70,10 @@ class Shards:
         for entry in done:
             self.writer.enter(entry.facts["tensors"], entry.facts["bytes"])
             self._count(Inventory.from_dict(entry.facts["inventory"]), entry.facts["bits"], entry.facts["parameters"])
-        self.begun, self.complete = bool(done), len(done) == self.num_shards
+        self.begun, self.head_done = bool(done), len(done) >= self.num_layers + 2
+        self.drafts_done = max(0, len(done) - self.num_layers - 2)
         self.witnessed: list[dict[str, Any]] = [
-            entry.facts.get("witness", {}) for entry in done[1 : self.num_shards - 1]
+            entry.facts.get("witness", {}) for entry in done[1 : self.num_layers + 1]
         ]
 
     @property
@@ -94,11 +99,19 @@ class Shards:
         self._write(layer.index + 1, tensors, inventory, about, layer.index < self.last)
 
     def write_head(self, norm: nn.Module, head: nn.Module, shared: Shared) -> None:
-        """The last shard; ``shared`` is what stands for tensors of it."""
+        """The shard behind the layers; ``shared`` is what stands for tensors of it."""
         tensors = stored_tensors(norm, self.architecture.final_norm, self.dtype)
         tensors |= stored_tensors(head, self.architecture.head, self.dtype)
         inventory = inventory_of(head, self.architecture.head, self.architecture)
-        self._write(self.num_shards - 1, replaced(tensors, shared), inventory, {}, save_states=False)
+        if self.drafts:
+            inventory = Inventory.joined([inventory, kept_norm(norm, self.architecture.final_norm)])
+        self._write(self.num_layers + 1, replaced(tensors, shared), inventory, {}, save_states=False)
+
+    def write_draft(self, module: str, recipe: Recipe) -> None:
+        """The shard of a layer that drafts, as it is stored; ``recipe`` says what becomes of the ends it shares."""
+        tensors = self.drafts.load(module)
+        step = self.num_layers + 2 + list(self.drafts.modules).index(module)
+        self._write(step, tensors, kept_draft(module, tensors, recipe), {}, save_states=False)
 
     def finish(self) -> Outcome:
         """All shards are written; the index follows."""

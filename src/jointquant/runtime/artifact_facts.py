@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +27,14 @@ EARLIER = "it was written by an earlier version of jointquant, quantize again or
 
 
 QUANT_METHOD = "jointquant"
-FORMAT_VERSION, TIED_VERSION = 1, 2
-"""Of artifacts that hold embedding and head, and of those that hold the matrix of both once."""
+FORMAT_VERSION, TIED_VERSION, DRAFTS_VERSION = 1, 2, 3
+"""Of artifacts that hold embedding and head, that hold the matrix of both once, and that hold layers that draft."""
 TIED = "tied_head"
-"""Key of the dtype that the head of the latter was computed in."""
+"""Key of the dtype that the head was computed in where one matrix is held for both ends."""
 LEFT_ASIDE = "left_aside"
 """Key of what the base model's checkpoint holds besides, where it does."""
+DRAFTS = "drafts"
+"""Key of the layers that draft which the artifact holds, each with the number of its tensors, where it does."""
 
 
 class KeptFact(BaseModel):
@@ -59,6 +62,7 @@ class ArtifactFacts(BaseModel):
 
     Attributes:
         left_aside: what the base model's checkpoint holds and the artifact does not, such as layers that draft.
+        drafts: the layers that draft which it holds, see ``kept_drafts``, each with the number of its tensors.
         base_model: a hub id, or the name of a folder.
         base_revision: the commit of a hub id.
         transforms: R1 to R4 and what else is online, in words.
@@ -86,6 +90,7 @@ class ArtifactFacts(BaseModel):
     digests: Words | None = None
     tied_head: Words | None = None
     left_aside: Annotated[list[Words], Field(max_length=1 << 12)] = []
+    drafts: Annotated[dict[Words, Count], Field(max_length=64)] = {}
     base_model: Words | None = None
     base_revision: Words | None = None
 
@@ -115,9 +120,16 @@ def our_quantization(quantization: Any, path: Path) -> dict[str, Any]:
 def check_version(version: object) -> None:
     """Raises InputError for an artifact of another format than this version reads."""
     require(
-        version in (FORMAT_VERSION, TIED_VERSION),
-        f"artifact of format version {version}: this version of jointquant reads {FORMAT_VERSION} and {TIED_VERSION}",
+        version in (FORMAT_VERSION, TIED_VERSION, DRAFTS_VERSION),
+        f"artifact of format version {version}: this version of jointquant reads {FORMAT_VERSION} to {DRAFTS_VERSION}",
     )
+
+
+def version_of(facts: Mapping[str, Any]) -> int:
+    """The format version of an artifact, by its facts: the least that a reader of it has to know."""
+    if facts.get(DRAFTS):
+        return DRAFTS_VERSION
+    return TIED_VERSION if facts.get(TIED) else FORMAT_VERSION
 
 
 def check_facts(facts: dict[str, Any], what: str) -> ArtifactFacts:

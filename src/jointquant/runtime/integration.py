@@ -38,19 +38,21 @@ from jointquant.runtime.artifact_digests import (
     open_digests,
 )
 from jointquant.runtime.artifact_facts import (
+    DRAFTS,
     FORMAT_VERSION,
     QUANT_METHOD,
     TIED,
-    TIED_VERSION,
     check_facts,
     check_recipe,
     check_version,
     digest_of,
     our_quantization,
+    version_of,
 )
 from jointquant.runtime.assembly import Assembly
 from jointquant.runtime.attention import ATTENTION_NAME
 from jointquant.runtime.cache import PackedGeneration
+from jointquant.runtime.kept_drafts import check_drafts
 from jointquant.runtime.tied_ends import NORM_WEIGHT, SHARED_WEIGHT, TiedEnds
 from jointquant.runtime.token_layers import take_tokens_in_steps
 from jointquant.runtime.whole_artifact import WholeArtifact, rotations_file
@@ -95,7 +97,7 @@ class JointQuantConfig(QuantizationConfigMixin):
     def hold_both_ends(self) -> None:
         """From now on it describes a model that has both its ends."""
         self.facts.pop(TIED, None)
-        self.format_version = FORMAT_VERSION
+        self.format_version = version_of(self.facts)
 
     def parsed_recipe(self) -> Recipe:
         """The recipe, checked. Raises InputError when it is none."""
@@ -143,11 +145,12 @@ class JointQuantHfQuantizer(HfQuantizer):
         self._tied = self.quantization_config.tied_ends()
         if self._tied is not None:
             self._tied.install(model)
-        check_complete(model.state_dict(), files)
+        check_complete(model.state_dict(), files, self.quantization_config.facts)
         recipe = self.quantization_config.parsed_recipe()
         check_recipe(recipe, self.quantization_config.facts)
         model.rotations_file = rotations_file(folder, recipe)
         model.rotations_digest = digests.file(ROTATIONS_NAME)
+        model.source_folder, model.source_digests = folder, digests.tensors
         if self._tied is not None and model.rotations_file is not None:
             digests.check_file(ROTATIONS_NAME)
         self._checking = digests.check_behind(map(Path, files))
@@ -176,12 +179,13 @@ def rotations_in(file: Path | None) -> Rotations:
     return Rotations() if file is None else Rotations.load(file)
 
 
-def check_complete(want: Mapping[str, Tensor], files: list[str]) -> None:
+def check_complete(want: Mapping[str, Tensor], files: list[str], facts: Mapping[str, Any]) -> None:
     """transformers initialises what an artifact lacks or has in another shape at random; here it is refused.
 
     Args:
-        want: tensors of the shapes and kinds that the artifact is to have, by name, without values.
+        want: tensors of the shapes and kinds that the artifact's model is to have, by name, without values.
         files: the artifact's shards.
+        facts: what it says of itself, among that which layers that draft it holds besides.
 
     Raises:
         InputError: a tensor that is missing, too many, or of another shape or kind.
@@ -197,8 +201,7 @@ def check_complete(want: Mapping[str, Tensor], files: list[str]) -> None:
             f"tensor {name} of the artifact is {found.dtype} {list(found.shape)}: its recipe makes it "
             f"{str(tensor.dtype).removeprefix('torch.')} {list(shape)}",
         )
-    for name in have:
-        require(name in want, f"unexpected tensor {name} in the artifact: its recipe makes none")
+    check_drafts([name for name in have if name not in want], want, facts.get(DRAFTS) or {})
 
 
 def _stored_as(dtype: torch.dtype) -> Container[str]:
@@ -259,8 +262,7 @@ def artifact_config(
         facts: what else is worth knowing (base model, transforms, versions).
     """
     facts = facts | {"recipe_digest": digest_of(recipe)}
-    version = TIED_VERSION if facts.get(TIED) else FORMAT_VERSION
-    quantization = JointQuantConfig(recorded(recipe), architecture.model_type, version, **facts)
+    quantization = JointQuantConfig(recorded(recipe), architecture.model_type, version_of(facts), **facts)
     data: dict[str, Any] = config.to_dict()
     data |= {
         "model_type": artifact_type(architecture.model_type),

@@ -2,7 +2,8 @@
 
 Norm fusion and R1 make two matrices of the one, E, that the base model has: the embedding becomes E R and the head
 E diag(γ) R, γ being the final norm's gain. An artifact holds E and γ as the base model does, beside its R1. Both are
-made by the functions and in the dtype of pass 2, so they have the bytes that pass 2 computed with.
+made by the functions and in the dtype of pass 2, so they have the bytes that pass 2 computed with. Beside layers that
+draft (``kept_drafts.py``) the norm keeps its gain and there is no R1: both are E.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import centre_rows, linear_weight, rotate_reader, scale_reader
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
-from jointquant.runtime.artifact_facts import TIED
+from jointquant.runtime.artifact_facts import DRAFTS, TIED
 
 SHARED_WEIGHT, NORM_WEIGHT = "tied_weight", "norm_weight"
 """What the embedding and the head have in an artifact instead of a weight."""
@@ -41,10 +42,12 @@ class TiedEnds:
     Attributes:
         architecture: of its family.
         computed: the dtype that pass 2 computed in, before it rounded to the stored one.
+        fused_norm: the full name of the norm whose gain is in the head; None: it keeps its gain.
     """
 
     architecture: Architecture
     computed: torch.dtype
+    fused_norm: str | None
 
     @classmethod
     def of(cls, family: str, facts: Mapping[str, Any]) -> TiedEnds | None:
@@ -57,7 +60,8 @@ class TiedEnds:
         if name is None:
             return None
         require(name in DTYPES, unknown(f"dtype of {TIED}", str(name)[:40], list(DTYPES)))
-        return cls(architecture_of(family), DTYPES[name])
+        architecture = architecture_of(family)
+        return cls(architecture, DTYPES[name], None if facts.get(DRAFTS) else architecture.final_norm)
 
     @property
     def embedding(self) -> str:
@@ -88,15 +92,14 @@ class TiedEnds:
         tensors = dict(model.state_dict())
         shared = tensors.pop(f"{self.embedding}.weight")
         del tensors[f"{self.head}.weight"]
-        norm = tensors.get(f"{self.architecture.final_norm}.weight")
+        norm = None if self.fused_norm is None else tensors.get(f"{self.fused_norm}.weight")
         norms = {} if norm is None else {f"{self.head}.{NORM_WEIGHT}": norm}
         return tensors | {f"{self.embedding}.{SHARED_WEIGHT}": shared} | norms
 
     def install(self, model: nn.Module) -> None:
         """Put modules for the tensors of an artifact into a model on the meta device, in the place of the two ends."""
         embedding, head = model.get_submodule(self.embedding), model.get_submodule(self.head)
-        final_norm = model.get_submodule(self.architecture.final_norm)
-        norm = getattr(final_norm, "weight", None)
+        norm = None if self.fused_norm is None else getattr(model.get_submodule(self.fused_norm), "weight", None)
         model.set_submodule(self.embedding, SharedEmbedding(embedding))
         model.set_submodule(self.head, DerivedHead(head, norm))
 

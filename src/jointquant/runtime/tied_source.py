@@ -85,4 +85,4 @@ def check_stored(model: nn.Module, quantization: JointQuantConfig, stored: Check
     """
     ends, files = quantization.tied_ends(), sorted(set(stored.files().values()))
     want = model.state_dict() if ends is None else ends.stored_of(model)
-    check_complete(want, [str(stored.folder / file) for file in files])
+    check_complete(want, [str(stored.folder / file) for file in files], quantization.facts)

@@ -1,8 +1,9 @@
-"""An artifact is more than transformers reads and writes of a model: its rotations and its digests go with it."""
+"""An artifact is more than transformers reads and writes of a model: rotations, layers that draft, digests go along."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import ROTATIONS_NAME
 from jointquant.runtime.artifact_digests import digests_of_shards, open_digests, write_digests
 from jointquant.runtime.artifact_facts import QUANT_METHOD, is_artifact
+from jointquant.runtime.kept_drafts import HeldDrafts
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
 
@@ -56,6 +58,8 @@ class WholeArtifact:
 
     rotations_file: Path | None = None
     rotations_digest: str | None = None
+    source_folder: Path | None = None
+    source_digests: Mapping[str, str] | None = None
 
     @classmethod
     def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -68,11 +72,11 @@ class WholeArtifact:
         return loaded
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As transformers' own, with the rotations, and with digests of what is written.
+        """As transformers' own, with the rotations, layers that draft, and digests of what is written.
 
         Raises:
-            InputError: the rotations that the artifact was loaded with have gone or are not what they were, or
-                ``push_to_hub``, which would upload before all is there.
+            InputError: the rotations or drafts that the artifact was loaded with have gone or are not what they were,
+                or ``push_to_hub``, which would upload before all is there.
         """
         file, target = self.rotations_file, Path(save_directory)
         gone = file is not None and not file.is_file()
@@ -82,13 +86,22 @@ class WholeArtifact:
         pushed = kwargs.get("push_to_hub", False)
         require(not pushed, "save_pretrained(push_to_hub=True) uploads half an artifact: expected push_to_hub(ID)")
         kwargs.setdefault("save_original_format", False)  # an artifact has the names of its modules
+        drafts = self._held_drafts()
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_main_process", True):
+            drafts.save(target)
             if file is not None and not (
                 (target / ROTATIONS_NAME).exists() and (target / ROTATIONS_NAME).samefile(file)
             ):
                 shutil.copyfile(file, target / ROTATIONS_NAME)
             _vouch(target)
+
+    def _held_drafts(self) -> HeldDrafts:
+        """The layers that draft of the artifact that this was loaded from; read before it may be written over."""
+        settings = getattr(self.config, "quantization_config", None)  # type: ignore[attr-defined]
+        if self.source_folder is None or settings is None:
+            return HeldDrafts({})
+        return HeldDrafts.of(self.source_folder, settings.facts, self.source_digests)
 
 
 def _vouch(folder: Path) -> None:
