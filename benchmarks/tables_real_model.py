@@ -10,6 +10,8 @@ from pictures import bits_of, merged
 from table_parts import headed, made
 
 UNQUANTIZED = "unquantized"
+AGAIN = ", on AVX-512"
+"""Ends the name of a row that was made once more, on a processor of another kind."""
 WORDS = 60
 """Of each text that is shown side by side, at most."""
 
@@ -20,7 +22,7 @@ def presets(result: dict[str, Any]) -> list[str]:
     lines = [*headed(heads), f"| 16 | unquantized | | {result['unquantized']:.2f} | 0 | 1 |"]
     every = merged("real_model_presets", "real_model_peers")["rows"]
     for name, row in sorted(every.items(), key=lambda named: (bits_of(named[0].split()[0]), -named[1]["kl"])):
-        own = "".join(f", `{change}`" for change in row["changes"])
+        own = "".join(f", `{change}`" for change in row["changes"]) + (" (again)" if name.endswith(AGAIN) else "")
         figures = f"{row['perplexity']:.2f}" if row["perplexity"] < 1e4 else f"{row['perplexity']:.0f}"
         bits, measured = name.split()[0], f"{row['kl']:.3f} | {row['top1']:.3f}"
         lines.append(f"| {bits} | {row['recipe']}{own} | {row['windows']} | {figures} | {measured} |")
