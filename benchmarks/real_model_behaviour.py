@@ -44,7 +44,7 @@ UNQUANTIZED = "unquantized"
 ROWS = (
     UNQUANTIZED,
     "W4A4KV4 dartquant",
-    "W4A4KV4 w4a4kv4, 30 relative steps",
+    "W4A4KV4 w4a4kv4, relative, 128 windows",
     "W4A8KV8 w4a8kv8",
 )
 LONG, WINDOWS = 2048, 2

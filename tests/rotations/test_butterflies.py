@@ -82,3 +82,15 @@ def test_shapes_stay() -> None:
     x = torch.randn(2, 3, 24, generator=seeded(), dtype=torch.float64)
     y = turn(x, angles.cos(), angles.sin())
     assert torch.equal(y[1, 2], turn(x[1, 2], angles.cos(), angles.sin()))
+
+
+@pytest.mark.parametrize("size", [2, 12, 16])
+def test_gradients_pass_to_x(size: int) -> None:
+    """As through the dense matrix: y = xR, so ∂L/∂x = ∂L/∂y Rᵀ."""
+    angles = some_angles(size)
+    x, slope = (torch.randn(3, 2, size, generator=seeded(seed), dtype=torch.float64) for seed in (1, 2))
+    x.requires_grad_()
+    turn(x, angles.cos(), angles.sin()).backward(slope)
+    dense = turn(torch.eye(size, dtype=torch.float64), angles.cos(), angles.sin())
+    assert x.grad is not None
+    assert torch.allclose(x.grad, slope @ dense.T, rtol=0, atol=1e-12)

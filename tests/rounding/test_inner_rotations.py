@@ -184,6 +184,13 @@ def test_a_butterfly_artifact_is_what_was_quantized(tmp_path: Path, tokenizer, c
         export_artifact(tmp_path / "a", "compressed-tensors", tmp_path / "c")
 
 
+def test_roundings_are_refined_behind_a_butterfly(tmp_path: Path, tokenizer) -> None:
+    """Gradients pass it, from the rounded down projection to the linears before it."""
+    recipe = jointquant.load_recipe("w4a4kv4", small(*BUTTERFLY, "refinement.steps=2"))
+    result = jointquant.quantize(make_model("llama"), tmp_path / "a", recipe, tokenizer=tokenizer)
+    assert "then a butterfly of plane rotations" in result.transforms["r4"]
+
+
 def test_a_butterfly_changes_no_function_and_counts_among_the_bits(tmp_path: Path, tokenizer) -> None:
     """Experts have their own; where nothing is rounded the logits are the model's."""
     model = make_model("qwen2_moe")

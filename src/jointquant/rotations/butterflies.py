@@ -10,6 +10,9 @@ Factorizations" (ICML 2019), section 3; the factors are plane rotations (Givens,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,6 +25,8 @@ def num_stages(size: int) -> int:
 def turn(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """xR, R the butterfly: of a pair (a, b), stage by stage, (a·cos θ + b·sin θ, b·cos θ − a·sin θ).
 
+    Gradients pass to x; those of the angles are ``angle_gradient``.
+
     Args:
         x: [..., n].
         cosines: of the angles, [stages, n/2], in x's dtype; a stage has its pairs in the order of their channels.
@@ -30,9 +35,29 @@ def turn(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     Returns:
         [..., n]
     """
+    turned: Tensor = _Turn.apply(x, cosines, sines)
+    return turned
+
+
+class _Turn(torch.autograd.Function):
+    """Stages write into memory of their own, which autograd cannot follow; the way back is the inverse, Rᵀ."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        ctx.save_for_backward(cosines, sines)
+        return _through(x, cosines, sines, range(len(cosines)))
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        cosines, sines = ctx.saved_tensors
+        return _through(slope, cosines, -sines, reversed(range(len(cosines)))), None, None
+
+
+def _through(x: Tensor, cosines: Tensor, sines: Tensor, stages: Iterable[int]) -> Tensor:
+    """[..., n] behind some stages, in this order."""
     columns = _columns(x)
-    for stage, (cosine, sine) in enumerate(zip(cosines, sines, strict=True)):
-        columns = _turned(columns, stage, cosine, sine)
+    for stage in stages:
+        columns = _turned(columns, stage, cosines[stage], sines[stage])
     return columns.mT.reshape(x.shape)
 
 
