@@ -124,7 +124,10 @@ def residual_rotation(artifact: Artifact) -> Tensor:
     """
     path, family = artifact.rotations(), artifact.architecture
     r1 = Rotations.load(path).r1 if path is not None else ()
-    require(bool(r1), f"{artifact.folder} has no R1: expected one that has, beside this one a draft of EAGLE-3 works as it is")
+    require(
+        bool(r1),
+        f"{artifact.folder} has no R1: expected one that has, beside this one a draft of EAGLE-3 works as it is",
+    )
     require(
         len(r1) == 1,
         f"{artifact.folder} changes the basis after each layer (rotations.r1.strategy): expected one R1, such as "
