@@ -43,6 +43,12 @@ def test_code_of_a_folder_is_named_and_not_run(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
+def test_a_name_that_transformers_lacks_has_a_like_family(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "kimi_k2", "auto_map": {"AutoConfig": "a.B"}}))
+    with pytest.raises(InputError, match="expected 'deepseek_v3' as model_type"):
+        read_config(tmp_path)
+
+
 def test_a_librarys_failure_is_the_inputs_fault_and_want_of_memory_is_not() -> None:
     with pytest.raises(InputError, match="no such model: KeyError: 'a'"), blamed("no such model"):
         raise KeyError("a")

@@ -26,6 +26,9 @@ from jointquant.trust.folder import CONFIG_NAME, check_folder
 from jointquant.trust.shard_index import SAFETENSORS
 from jointquant.trust.strict_json import read_object
 
+BUILT_LIKE = {"kimi_k2": "deepseek_v3"}
+"""By a ``model_type`` that transformers has no class for: that of a family with the same modules and tensors."""
+
 # The largest dense models have 126 layers, hidden_size 16384 and a vocabulary of 256000.
 MAX_SIZES: dict[str, int] = {
     "num_hidden_layers": 1 << 12,
@@ -84,10 +87,13 @@ def _read(path: Path, folder: Path) -> PretrainedConfig:
     named = data.get("transformers_weights")
     require(named is None, f"{path} names the file of its weights ({str(named)[:60]!r}): expected {SAFETENSORS.single}")
     family = data.get("model_type")
+    known = isinstance(family, str) and family in CONFIG_MAPPING
+    like = BUILT_LIKE.get(str(family))
+    expected = f"a family of {', '.join(sorted(ARCHITECTURES))}"
     require(
-        "auto_map" not in data or (isinstance(family, str) and family in CONFIG_MAPPING),
+        known or ("auto_map" not in data and like is None),
         f"{path} names code of its own (auto_map) for model_type {str(family)[:60]!r}, and code of a model folder is "
-        f"never run: expected a family of {', '.join(sorted(ARCHITECTURES))}",
+        f"never run: expected {expected if like is None else f'{like!r} as model_type there, whose tensors it has'}",
     )
     with blamed(f"{path} is not a configuration"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
