@@ -81,6 +81,7 @@ def test_rows_and_files(tmp_path: Path, tokenizer) -> None:
         "spreads",
         "errors",
         "transforms",
+        "undone",
         "generations",
         "parts",
         "layer_losses",

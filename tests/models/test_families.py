@@ -94,7 +94,7 @@ def test_an_artifact_is_whole_and_generates(family: str, tmp_path: Path, tokeniz
 
 
 def test_layers_that_draft_are_left_aside_by_name(save_model, tmp_path: Path, caplog) -> None:
-    """GLM-4.5 checkpoints have one layer more, which predicts a second token; it is said that it is not taken.
+    """GLM-4.5 checkpoints have one layer more, which predicts a second token; with R1 it is said that it is not taken.
 
     While it is read, in the artifact, and on its card.
     """
@@ -105,7 +105,7 @@ def test_layers_that_draft_are_left_aside_by_name(save_model, tmp_path: Path, ca
         open_stream(folder)
     assert "left aside" in caplog.text
     assert "model.layers.46.eh_proj.weight" in caplog.text
-    jointquant.quantize(folder, tmp_path / "a", jointquant.load_recipe("rtn", small()))
+    jointquant.quantize(folder, tmp_path / "a", jointquant.load_recipe("quarot", small()))
     facts = read_object(tmp_path / "a" / "config.json")["quantization_config"]
     assert facts["left_aside"] == ["model.layers.46 (1 tensor)"]
     assert "left aside | model.layers.46" in (tmp_path / "a" / "README.md").read_text()

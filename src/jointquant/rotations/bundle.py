@@ -46,9 +46,9 @@ class Trace:
         return cls(_short(losses), _short(angles), undone)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data; that nothing was undone goes without saying."""
-        found = asdict(self)
-        return found if self.undone is not None else {key: found[key] for key in ("losses", "angles")}
+        """As plain data, equal to what JSON makes of it; that nothing was undone goes without saying."""
+        found: dict[str, Any] = {"losses": list(self.losses), "angles": list(self.angles)}
+        return found if self.undone is None else found | {"undone": asdict(self.undone)}
 
 
 @dataclass(frozen=True)
