@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="only these, measured anew")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--keep", type=Path, help="a folder for the artifacts; without it they are removed")
+    parser.add_argument("--again", metavar="WHERE", help="keep rows as 'NAME, WHERE', beside those of another machine")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     model = fetch(arguments.cache)
@@ -102,8 +103,9 @@ def main() -> None:
     for name in arguments.rows or [name for name in PARTS[arguments.part] if name not in result["rows"]]:
         own = [sys.executable, __file__, *sys.argv[1:], "--one", name]
         done = subprocess.run(own, check=True, stdout=subprocess.PIPE, text=True)
-        result["rows"][name] = json.loads(done.stdout.splitlines()[-1]) | machine()
-        print(name, result["rows"][name], flush=True)
+        kept = name if arguments.again is None else f"{name}, {arguments.again}"
+        result["rows"][kept] = json.loads(done.stdout.splitlines()[-1]) | machine()
+        print(kept, result["rows"][kept], flush=True)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
