@@ -576,6 +576,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "triton_compile": tables_gpu.compiled,
     "mixture": mixture,
     "real_model_presets": tables_real_model.presets,
+    "merged_gains": tables_real_model.gains,
     "real_model_texts": tables_real_model.texts,
     "real_model_behaviour": tables_real_model.behaviour,
     "real_model_positions": tables_real_model.positions,

@@ -36,6 +36,14 @@ def presets(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def gains(result: dict[str, Any]) -> list[str]:
+    """Rounded to nearest, with gains of norms merged and not."""
+    lines = headed(["W4A16, rounded to nearest", "KL divergence", "same top token"])
+    for name, row in result["rows"].items():
+        lines.append(f"| {name} | {row['kl']:.3f} ± {row['kl_stderr']:.3f} | {row['top1']:.3f} |")
+    return [*lines, "", f"`{result['command']}`; {made(result)}"]
+
+
 def texts(result: dict[str, Any]) -> list[str]:
     """The divergence and the perplexity of each row by text."""
     names = list(result["unquantized"])

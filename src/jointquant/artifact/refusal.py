@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from jointquant.artifact.advice import no_export
 from jointquant.artifact.tiers import OBSTACLES, Facts
+from jointquant.backend.devices import DTYPES
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
 from jointquant.models.registry import ARCHITECTURES
@@ -18,8 +19,6 @@ from jointquant.rotations.hadamard import HadamardTransform
 from jointquant.runtime.artifact_facts import check_facts, check_recipe, is_artifact, our_quantization
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def refuse_by_configuration(folder: Path, format: str) -> None:
