@@ -40,6 +40,7 @@ ORDER = (
     "evaluation",
     "fingerprint",
     "export",
+    "tuning",
     "job",
     "pipeline",
     "analysis",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from jointquant.recipe.recipe import Recipe, load_recipe
     from jointquant.runtime.generation import Generation, generate_text
     from jointquant.runtime.loading import load
+    from jointquant.tuning.settings import TuneSettings
+    from jointquant.tuning.tune import TuneResult, tune
     from jointquant.verification.verdict import Verdict
     from jointquant.verification.verify import verify
 
@@ -47,6 +49,8 @@ __all__ = [
     "RotateResult",
     "Silent",
     "Statistics",
+    "TuneResult",
+    "TuneSettings",
     "Verdict",
     "__version__",
     "capture",
@@ -63,6 +67,7 @@ __all__ = [
     "rotate",
     "rotate_draft",
     "stats",
+    "tune",
     "verify",
 ]
 
@@ -82,6 +87,8 @@ _HOMES = {
     "RotateResult": "analysis.rotate",
     "Silent": "progress",
     "Statistics": "analysis.stats",
+    "TuneResult": "tuning.tune",
+    "TuneSettings": "tuning.settings",
     "Verdict": "verification.verdict",
     "capture": "analysis.capture",
     "compare": "analysis.compare",
@@ -97,6 +104,7 @@ _HOMES = {
     "rotate": "analysis.rotate",
     "rotate_draft": "export.draft",
     "stats": "analysis.stats",
+    "tune": "tuning.tune",
     "verify": "verification.verify",
 }
 """The module of each name, below the package."""

@@ -34,6 +34,7 @@ from jointquant.cli.rotations import rotations
 from jointquant.cli.serve import serve
 from jointquant.cli.speech import silence_libraries, speak
 from jointquant.cli.stats import stats
+from jointquant.cli.tune import tune
 from jointquant.cli.usage import WELCOME, check_verb
 from jointquant.cli.verify import verify
 from jointquant.distributed.launch import started_by_torchrun
@@ -43,6 +44,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "plan": plan,
     "quantize": quantize,
+    "tune": tune,
     "eval": evaluate,
     "diagnose": diagnose,
     "compare": compare,

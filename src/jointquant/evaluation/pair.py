@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,13 @@ class Pair:
 
     @classmethod
     def open(
-        cls, artifact: str | Path, model: str | Path, options: ModelOptions, memory_budget: Size, progress: Progress
+        cls,
+        artifact: str | Path,
+        model: str | Path,
+        options: ModelOptions,
+        memory_budget: Size,
+        progress: Progress,
+        besides: Callable[[ModelStream], int] = lambda _: 0,
     ) -> Pair:
         """Find both.
 
@@ -48,6 +55,7 @@ class Pair:
             options: complete.
             memory_budget: bytes that the process may use, or a size; None: what is free.
             progress: where a download is shown.
+            besides: of the artifact, the bytes that the work on both takes besides.
 
         Raises:
             InputError: no such model or artifact, or both together take more memory than they may.
@@ -57,11 +65,12 @@ class Pair:
         where = resolve_device(options["device"])
         places = [Place(where, resolve_dtype(options["dtype"], where, stream.stored_dtype)) for stream in streams]
         needed = sum(needed_in_memory(stream, place) for stream, place in zip(streams, places, strict=True))
+        needed += besides(streams[0])
         room = room_for(where, memory_budget)
         require(
             room is None or needed <= room,
             f"model and artifact together take {words(needed)}, and there are {words(max(0, room or 0))}: expected "
-            "a larger `memory_budget`, or jointquant eval, which runs layer by layer",
+            "a larger `memory_budget`; jointquant eval runs layer by layer",
         )
         return cls(*folders, streams[0], options)
 

@@ -175,6 +175,10 @@ class Checkpoint(InFiles):
         require(stored in DTYPES, f"tensor {name} has dtype {stored}: expected one of {', '.join(DTYPES)}")
         return DTYPES[stored]
 
+    def kind(self, name: str) -> torch.dtype:
+        """As ``dtype``, of a tensor that may be of integers too."""
+        return (DTYPES | INTEGERS)[self.entries[name].dtype]
+
     def load(self, name: str) -> Tensor:
         """One tensor, read from its shard. Raises InputError when it is not what was written."""
         path = self._stamps.check(self._files[name])

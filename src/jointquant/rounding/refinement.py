@@ -9,75 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from jointquant.activations.substitution import substituted
-from jointquant.backend.products import linear_product
 from jointquant.distributed.ranks import Ranks
 from jointquant.models.architecture import Architecture
 from jointquant.models.layer import run_layer
 from jointquant.quantization.learned_rounding import LearnedRounding
-from jointquant.quantization.ranges import CLIP_RATIO
-from jointquant.quantization.straight_through import Range, passable
 from jointquant.quantization.weights import QuantizedWeight
+from jointquant.rounding.in_training import SMALLEST_CLIP, TrainedInput, TrainedLinear, passable_cache
 from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.teacher import Loss
-from jointquant.runtime.attention import CachePath
 from jointquant.runtime.input_path import InputPath
-from jointquant.runtime.latents import LatentPath
 from jointquant.runtime.linear import OnlineLinear
 from jointquant.seeds import generator, rounds
-
-SMALLEST_CLIP = 0.1
-
-
-class TrainedInput:
-    """The input that linears of a site share: quantized once, so that gradients pass.
-
-    Args:
-        linear: one of them; the others have the same path and the same buffers.
-
-    Attributes:
-        clip: its clip ratio, where that is learned.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        path = linear.path if isinstance(linear, OnlineLinear) else InputPath()
-        self.path = replace(path, quantizer=_passable(path.quantizer))
-        self.buffers = dict(linear.named_buffers(recurse=False))
-        self.clip: Tensor | None = None
-        if CLIP_RATIO in self.buffers:
-            self.clip = self.buffers[CLIP_RATIO] = self.buffers[CLIP_RATIO].clone().requires_grad_()
-        self._last: tuple[Tensor, Tensor] | None = None
-
-    def read(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., in]; the same tensor is read once."""
-        if self._last is None or self._last[0] is not x:
-            self._last = x, self.path(x, self.buffers)
-        return self._last[1]
-
-
-class TrainedLinear(nn.Module):
-    """A linear in training: its weight is being rounded.
-
-    Args:
-        linear: the linear with its unrounded weight.
-        rounded: where its rounding starts.
-        shared: its input.
-    """
-
-    def __init__(self, linear: nn.Linear, rounded: QuantizedWeight, shared: TrainedInput) -> None:
-        super().__init__()
-        self.shared, self.bias = shared, linear.bias
-        self.rounding = LearnedRounding(linear.weight, rounded)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out]."""
-        return linear_product(self.shared.read(x), self.rounding.weight().to(x.dtype), self.bias)
 
 
 @dataclass(frozen=True)
@@ -166,19 +114,13 @@ def training(layer: nn.Module, architecture: Architecture, rounded: dict[str, Qu
             linear = layer.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             path = linear.path if isinstance(linear, OnlineLinear) else InputPath()
-            trained = shared.setdefault(path, TrainedInput(linear))
-            before[name], linears[name] = linear, TrainedLinear(linear, rounded[name], trained)
+            trained = shared.setdefault(path, TrainedInput(path, dict(linear.named_buffers(recurse=False))))
+            rounding = LearnedRounding(linear.weight, rounded[name])
+            before[name], linears[name] = linear, TrainedLinear(rounding, linear.bias, trained)
         inputs += shared.values()
-    cache: CachePath | LatentPath | None = getattr(layer.get_submodule(architecture.attention), "cache_path", None)
-    if cache is not None:
-        cache = replace(cache, key=_passable(cache.key), value=_passable(cache.value))
+    cache = passable_cache(layer.get_submodule(architecture.attention))
     with substituted(layer, linears, {architecture.attention: {"cache_path": cache}}):
-        yield Trained(linears, [each.clip for each in inputs if each.clip is not None])
+        yield Trained(linears, [clip for each in inputs for clip in each.learned.values()])
     for name, old in before.items():
-        clip = linears[name].shared.clip
-        if clip is not None:
-            setattr(old, CLIP_RATIO, clip.detach().clone())
-
-
-def _passable(quantizer: Range | None) -> Any:
-    return None if quantizer is None else passable(quantizer)
+        for buffer, learned in linears[name].shared.learned.items():
+            setattr(old, buffer, learned.detach().clone())

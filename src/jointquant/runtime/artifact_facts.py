@@ -33,6 +33,8 @@ TIED = "tied_head"
 """Key of the dtype that the head was computed in where one matrix is held for both ends."""
 LEFT_ASIDE = "left_aside"
 """Key of what the base model's checkpoint holds besides, where it does."""
+TUNED = "tuned"
+"""Key of what ``tune`` has done to it, where it has."""
 DRAFTS = "drafts"
 """Key of the layers that draft which the artifact holds, each with the number of its tensors, where it does."""
 
@@ -57,12 +59,37 @@ class StarvedFact(BaseModel):
     tokens: Count
 
 
+class TunedFact(BaseModel):
+    """A training of what an artifact stores, see ``tuning.tune``.
+
+    Attributes:
+        text: what it was trained on.
+        windows: how many of it.
+        seqlen: tokens of a window.
+        epochs: how often each was seen.
+        rates: by part that was trained.
+        kl_before: the divergence from the base model on windows that were not trained on, in nats.
+        kl_after: the same afterwards.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    text: Words
+    windows: Count
+    seqlen: Count
+    epochs: Count
+    rates: Annotated[dict[Words, float], Field(max_length=16)]
+    kl_before: float
+    kl_after: float
+
+
 class ArtifactFacts(BaseModel):
     """What stands in ``quantization_config`` besides the recipe and the family.
 
     Attributes:
         left_aside: what the base model's checkpoint holds and the artifact does not, such as layers that draft.
         drafts: the layers that draft which it holds, see ``kept_drafts``, each with the number of its tensors.
+        tuned: the trainings of what it stores, in their order.
         base_model: a hub id, or the name of a folder.
         base_revision: the commit of a hub id.
         transforms: R1 to R4 and what else is online, in words.
@@ -91,6 +118,7 @@ class ArtifactFacts(BaseModel):
     tied_head: Words | None = None
     left_aside: Annotated[list[Words], Field(max_length=1 << 12)] = []
     drafts: Annotated[dict[Words, Count], Field(max_length=64)] = {}
+    tuned: Annotated[list[TunedFact], Field(max_length=64)] = []
     base_model: Words | None = None
     base_revision: Words | None = None
 
