@@ -1,0 +1,84 @@
+"""An artifact that is tuned is nearer to its model, and nothing but what was trained is another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import jointquant
+from conftest import small
+from jointquant import TuneSettings
+from jointquant.errors import InputError
+from jointquant.export.artifact import Artifact
+from jointquant.verification.verify import verify
+
+SETTINGS = TuneSettings(epochs=6, batch_tokens=64, rates={"scales": 3e-3, "biases": 3e-3, "means": 1e-3, "clips": 3e-3})
+RECIPE = ("weights.method=rtn", "activations.centring=mean", "activations.clip_ratio=search")
+TRAINED = ("weight_scale", "bias", "input_mean", "input_clip_ratio")
+
+
+@pytest.fixture
+def made(save_model, tmp_path: Path) -> tuple[Path, Path]:
+    """A model and its artifact."""
+    model = save_model("llama")
+    jointquant.quantize(model, tmp_path / "a", jointquant.load_recipe("quarot", [*small(), *RECIPE]))
+    return model, tmp_path / "a"
+
+
+def test_what_is_trained_is_nearer_and_all_else_is_as_it_was(made, tmp_path: Path) -> None:
+    model, artifact = made
+    result = jointquant.tune(artifact, model, tmp_path / "t", settings=SETTINGS)
+    assert result.after.mean < 0.97 * result.before.mean
+    assert len(result.losses) == 6 * (result.windows // (64 // result.seqlen))
+    old, new = (Artifact.open(folder).stored for folder in (artifact, tmp_path / "t"))
+    assert old.shapes() == new.shapes()
+    for name in old.shapes():
+        same = torch.equal(old.load(name), new.load(name))
+        assert old.kind(name) == new.kind(name), name
+        assert same or name.endswith(TRAINED), name
+        assert not same or not name.endswith("weight_scale"), name
+
+
+def test_the_artifact_says_what_was_done_and_verifies(made, tmp_path: Path) -> None:
+    model, artifact = made
+    first = jointquant.tune(artifact, model, tmp_path / "t", settings=SETTINGS)
+    second = jointquant.tune(tmp_path / "t", model, tmp_path / "t2", settings=SETTINGS)
+    facts = json.loads((tmp_path / "t2" / "config.json").read_text())["quantization_config"]["tuned"]
+    assert [fact["kl_after"] for fact in facts] == [first.after.mean, second.after.mean]
+    assert facts[1]["kl_before"] == pytest.approx(first.after.mean, rel=1e-5)
+    assert facts[0]["rates"] == SETTINGS.rates
+    assert verify(tmp_path / "t2").passed
+
+
+def test_the_same_seed_gives_the_same_bytes(made, tmp_path: Path) -> None:
+    model, artifact = made
+    for name in ("one", "two"):
+        jointquant.tune(artifact, model, tmp_path / name, settings=SETTINGS)
+    for path in sorted((tmp_path / "one").iterdir()):
+        if path.name != "manifest.json":
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_one_that_comes_no_nearer_is_not_written(made, tmp_path: Path) -> None:
+    model, artifact = made
+    wild = TuneSettings(epochs=1, batch_tokens=64, rates={"scales": 5.0})
+    with pytest.raises(InputError, match=r"nothing was written, expected more windows \(`num_samples`\)"):
+        jointquant.tune(artifact, model, tmp_path / "t", settings=wild)
+    assert not (tmp_path / "t").exists()
+
+
+def test_what_cannot_be_tuned_is_refused_with_a_way_out(made, save_model, tmp_path: Path) -> None:
+    model, artifact = made
+    with pytest.raises(InputError, match="larger `memory_budget`"):
+        jointquant.tune(artifact, model, tmp_path / "t", memory_budget="1MB")
+    with pytest.raises(InputError, match="inside it: expected another folder"):
+        jointquant.tune(artifact, model, artifact / "t")
+    with pytest.raises(InputError, match="is no artifact"):
+        jointquant.tune(model, model, tmp_path / "t")
+    plain = tmp_path / "plain"
+    jointquant.quantize(model, plain, jointquant.load_recipe("fp16", small()))
+    with pytest.raises(InputError, match="has no packed weights"):
+        jointquant.tune(plain, model, tmp_path / "t")
