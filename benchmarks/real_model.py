@@ -22,12 +22,15 @@ import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pictures import bits_of
 from smollm2 import CACHE, PACKAGE, fetch
 
 from report import machine
+
+if TYPE_CHECKING:
+    from jointquant import Recipe
 
 RESULTS = Path(__file__).parent / "results"
 SEQLEN, TEST_TOKENS = 256, 8192
@@ -40,12 +43,16 @@ W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
 
 @dataclass(frozen=True)
 class Row:
-    """A run: a preset, what is changed of it, how many calibration windows."""
+    """A run: a preset, what is changed of it, how many calibration windows, for how many epochs it is tuned then."""
 
     recipe: str
     changes: tuple[str, ...] = ()
     windows: int = 32
+    tuned: int = 0
 
+
+TUNED = ", tuned"
+"""Ends the name of a row that is the row before it, tuned: the artifact of that one is taken where it was kept."""
 
 PRESETS = {
     "W4A4KV4 rtn": Row("rtn"),
@@ -56,15 +63,19 @@ PRESETS = {
     "W4A4KV4 w4a4kv4, 30 relative steps": Row("w4a4kv4", ("refinement.steps=30", "refinement.distance=relative")),
     "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
     "W4A4KV4 w4a4kv4, 128 windows": Row("w4a4kv4", (), 128),
+    "W4A4KV4 w4a4kv4, tuned": Row("w4a4kv4", (), 32, 2),
     "W4A4KV4 w4a4kv4, relative, 128 windows": Row("w4a4kv4", ("refinement.distance=relative",), 128),
+    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned": Row("w4a4kv4", ("refinement.distance=relative",), 128, 2),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
     "W4A4KV16 w4a4kv16": Row("w4a4kv16"),
     "W4A4KV16 w4a4kv16, 128 windows": Row("w4a4kv16", (), 128),
+    "W4A4KV16 w4a4kv16, 128 windows, tuned": Row("w4a4kv16", (), 128, 2),
     "W4A16 gptq": Row("gptq", W4A16),
     "W4A16 w4a16 per channel": Row("w4a16", (PER_CHANNEL,)),
     "W4A16 w4a16 per channel, 128 windows": Row("w4a16", (PER_CHANNEL,), 128),
     "W4A8KV8 w4a8kv8": Row("w4a8kv8"),
     "W4A8KV8 w4a8kv8, refined, 128 windows": Row("w4a8kv8", REFINED, 128),
+    "W4A8KV8 w4a8kv8, refined, 128 windows, tuned": Row("w4a8kv8", REFINED, 128, 2),
 }
 
 FLOAT = ("weights.num_bits=16", "refinement.steps=0")
@@ -92,8 +103,7 @@ def main() -> None:
     model = fetch(arguments.cache)
     if arguments.one:
         with nullcontext(arguments.keep) if arguments.keep else tempfile.TemporaryDirectory() as folder:
-            artifact = Path(folder) / re.sub(r"\W+", "-", arguments.one)
-            print(json.dumps(measured(model, arguments.one, artifact, arguments.calibration, arguments.test)))
+            print(json.dumps(measured(model, arguments.one, Path(folder), arguments.calibration, arguments.test)))
         return
     path = RESULTS / f"real_model_{arguments.part}.json"
     result = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
@@ -109,26 +119,22 @@ def main() -> None:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def measured(model: Path, name: str, artifact: Path, calibration: Path, test: Path) -> dict[str, Any]:
-    """A row of the result: quantize, then measure the artifact; one of the same recipe that is there is taken."""
+def measured(model: Path, name: str, folder: Path, calibration: Path, test: Path) -> dict[str, Any]:
+    """A row of the result: quantize, tune where the row says so, then measure the artifact, which lies in ``folder``."""
     import jointquant
-    from jointquant.backend.memory import peak_rss_bytes
 
     row = {**PRESETS, **SITES}[name]
     protocol = (f"calibration.source={calibration}", f"calibration.num_samples={row.windows}")
     recipe = jointquant.load_recipe(row.recipe, [*protocol, f"calibration.seqlen={SEQLEN}", *row.changes])
     bits = [recipe.weights.num_bits, recipe.activations.num_bits, recipe.kv_cache.num_bits]
     assert name not in PRESETS or bits == bits_of(name.split()[0]), f"{name!r} is the name of a recipe of {bits} bits"
-    costs: dict[str, Any] = {"seconds": None}
-    if (artifact / "config.json").is_file():
-        held = json.loads((artifact / "config.json").read_text())["quantization_config"]["recipe"]
-        assert held == recipe.model_dump(mode="json"), f"{artifact} is of another recipe than this row"
-    else:
-        before = peak_rss_bytes()
-        made = jointquant.quantize(model, artifact, recipe)
-        peak = made.peak_rss_bytes - before
-        costs = {"seconds": made.seconds, "resumed": made.resumed, "peak_bytes_above_imports": peak}
-        costs["load_average"] = os.getloadavg()[1]
+    artifact = folder / re.sub(r"\W+", "-", name.removesuffix(TUNED))
+    costs = quantized(model, artifact, recipe)
+    if row.tuned:
+        base, artifact = artifact, folder / re.sub(r"\W+", "-", name)
+        settings = jointquant.TuneSettings(epochs=row.tuned)
+        tuned = jointquant.tune(base, model, artifact, settings=settings, overwrite=True)
+        costs |= {"tune_epochs": row.tuned, "tune_seconds": tuned.seconds, "load_average": os.getloadavg()[1]}
     options = {"reference": model, "seqlen": SEQLEN, "max_tokens": TEST_TOKENS}
     found = jointquant.evaluate(artifact, (str(test),), **options)
     divergence = found.divergence[str(test)]
@@ -142,6 +148,22 @@ def measured(model: Path, name: str, artifact: Path, calibration: Path, test: Pa
         "top1": divergence.same_top,
         **costs,
     }
+
+
+def quantized(model: Path, artifact: Path, recipe: Recipe) -> dict[str, Any]:
+    """Make an artifact, and what that cost; one of the same recipe that is there is taken, and cost nothing."""
+    import jointquant
+    from jointquant.backend.memory import peak_rss_bytes
+
+    if (artifact / "config.json").is_file():
+        held = json.loads((artifact / "config.json").read_text())["quantization_config"]["recipe"]
+        assert held == recipe.model_dump(mode="json"), f"{artifact} is of another recipe than this row"
+        return {"seconds": None}
+    before = peak_rss_bytes()
+    made = jointquant.quantize(model, artifact, recipe)
+    peak = made.peak_rss_bytes - before
+    costs = {"seconds": made.seconds, "resumed": made.resumed, "peak_bytes_above_imports": peak}
+    return costs | {"load_average": os.getloadavg()[1]}
 
 
 def perplexity_of(model: Path, test: Path) -> float:
