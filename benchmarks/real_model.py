@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def measured(model: Path, name: str, folder: Path, calibration: Path, test: Path) -> dict[str, Any]:
-    """A row of the result: quantize, tune where the row says so, then measure the artifact, which lies in ``folder``."""
+    """A row of the result: quantize, tune where the row says so, then measure the artifact in ``folder``."""
     import jointquant
 
     row = {**PRESETS, **SITES}[name]
