@@ -132,9 +132,7 @@ def measured(model: Path, name: str, folder: Path, calibration: Path, test: Path
     costs = quantized(model, artifact, recipe)
     if row.tuned:
         base, artifact = artifact, folder / re.sub(r"\W+", "-", name)
-        settings = jointquant.TuneSettings(epochs=row.tuned)
-        tuned = jointquant.tune(base, model, artifact, settings=settings, overwrite=True)
-        costs |= {"tune_epochs": row.tuned, "tune_seconds": tuned.seconds, "load_average": os.getloadavg()[1]}
+        costs |= tuned(model, base, artifact, row.tuned) | {"tune_epochs": row.tuned}
     options = {"reference": model, "seqlen": SEQLEN, "max_tokens": TEST_TOKENS}
     found = jointquant.evaluate(artifact, (str(test),), **options)
     divergence = found.divergence[str(test)]
@@ -164,6 +162,19 @@ def quantized(model: Path, artifact: Path, recipe: Recipe) -> dict[str, Any]:
     peak = made.peak_rss_bytes - before
     costs = {"seconds": made.seconds, "resumed": made.resumed, "peak_bytes_above_imports": peak}
     return costs | {"load_average": os.getloadavg()[1]}
+
+
+def tuned(model: Path, base: Path, artifact: Path, epochs: int) -> dict[str, Any]:
+    """Tune an artifact, and what that cost; one that is there, tuned for as many epochs, is taken, and cost nothing."""
+    import jointquant
+
+    if (artifact / "config.json").is_file():
+        facts = json.loads((artifact / "config.json").read_text())["quantization_config"]["tuned"]
+        assert [fact["epochs"] for fact in facts] == [epochs], f"{artifact} was tuned otherwise than this row"
+        return {"tune_seconds": None}
+    settings = jointquant.TuneSettings(epochs=epochs)
+    made = jointquant.tune(base, model, artifact, settings=settings)
+    return {"tune_seconds": made.seconds, "load_average": os.getloadavg()[1]}
 
 
 def perplexity_of(model: Path, test: Path) -> float:
