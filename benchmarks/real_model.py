@@ -152,10 +152,11 @@ def quantized(model: Path, artifact: Path, recipe: Recipe) -> dict[str, Any]:
     """Make an artifact, and what that cost; one of the same recipe that is there is taken, and cost nothing."""
     import jointquant
     from jointquant.backend.memory import peak_rss_bytes
+    from jointquant.recipe.recorded import recorded
 
     if (artifact / "config.json").is_file():
         held = json.loads((artifact / "config.json").read_text())["quantization_config"]["recipe"]
-        assert held == recipe.model_dump(mode="json"), f"{artifact} is of another recipe than this row"
+        assert held == recorded(recipe), f"{artifact} is of another recipe than this row"
         return {"seconds": None}
     before = peak_rss_bytes()
     made = jointquant.quantize(model, artifact, recipe)
