@@ -50,6 +50,10 @@ def test_the_artifact_says_what_was_done_and_verifies(made, tmp_path: Path) -> N
     assert [fact["kl_after"] for fact in facts] == [first.after.mean, second.after.mean]
     assert facts[1]["kl_before"] == pytest.approx(first.after.mean, rel=1e-5)
     assert facts[0]["rates"] == SETTINGS.rates
+    card = (tmp_path / "t2" / "README.md").read_text()
+    assert f"| {first.before.mean:.4f} → {first.after.mean:.4f} nats from its model, on other windows |" in card
+    assert str(tmp_path.parent) not in card
+    assert "of calibration.txt" in card
     assert verify(tmp_path / "t2").passed
 
 

@@ -257,6 +257,9 @@ def _rows(recipe: dict[str, Any], quantization: dict[str, Any], kind: Kind) -> l
 
 def _inventory(quantization: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What was quantized, what was kept and why, and which experts saw too little."""
+    for fact in quantization.get("tuned", []):
+        text = f"on {fact['windows']} windows of {fact['seqlen']} tokens of {_public(fact['text'])}"
+        yield f"tuned {text}", f"{fact['kl_before']:.4f} → {fact['kl_after']:.4f} nats from its model, on other windows"
     if "quantized_weights" in quantization:
         yield "quantized weights", str(quantization["quantized_weights"])
     by_reason: dict[str, list[str]] = {}
