@@ -36,6 +36,7 @@ ROWS = (
     "W4A4KV4 quarot",
     "W4A4KV4 dartquant",
     "W4A4KV4 w4a4kv4, relative, 128 windows",
+    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned",
 )
 
 
@@ -64,7 +65,8 @@ def main() -> None:
         result["unquantized"] = {name: perplexity(KeptLogits(kept[name]), text) for name, text in windows.items()}
         for row in arguments.rows:
             artifact = arguments.keep / re.sub(r"\W+", "-", row)
-            found = {"row": row, "recipe": PRESETS[row].recipe, "texts": on_each(artifact, windows, kept)}
+            recipe = PRESETS[row].recipe + ", tuned" * bool(PRESETS[row].tuned)
+            found = {"row": row, "recipe": recipe, "texts": on_each(artifact, windows, kept)}
             print(json.dumps(found), flush=True)
             result["rows"].append(found)
             RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
