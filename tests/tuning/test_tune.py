@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import jointquant
-from conftest import small
+from conftest import WRAPPED, make_model, possible, small
 from jointquant import TuneSettings
 from jointquant.errors import InputError
+from jointquant.evaluation.divergence import Divergence
 from jointquant.export.artifact import Artifact
 from jointquant.verification.verify import verify
+from wrappers import make_wrapper
 
 SETTINGS = TuneSettings(epochs=6, batch_tokens=64, rates={"scales": 3e-3, "biases": 3e-3, "means": 1e-3, "clips": 3e-3})
 RECIPE = ("weights.method=rtn", "activations.centring=mean", "activations.clip_ratio=search")
@@ -86,3 +88,34 @@ def test_what_cannot_be_tuned_is_refused_with_a_way_out(made, save_model, tmp_pa
     jointquant.quantize(model, plain, jointquant.load_recipe("fp16", small()))
     with pytest.raises(InputError, match="has no packed weights"):
         jointquant.tune(plain, model, tmp_path / "t")
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mixtral", "deepseek_v3", "qwen3_5_text", "llava"])
+def test_what_is_written_is_what_was_measured(family: str, tokenizer, tmp_path: Path, monkeypatch) -> None:
+    """One matrix for both ends, experts, latents, recurrent layers, and a text model inside another."""
+    wrapped = family in WRAPPED
+    source = make_wrapper(family) if wrapped else make_model(family)
+    source.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    changes = small("weights.method=rtn") if wrapped else possible(family, *small("weights.method=rtn"))
+    jointquant.quantize(tmp_path / "model", tmp_path / "a", "quarot", changes=changes)
+    seen: dict[str, object] = {}
+
+    def remembered(models, windows, name, progress):
+        seen.update(windows=windows, logits=logits_of(models[0], windows))
+        return far if name.endswith("before") else near
+
+    far, near = (Divergence(mean, None, mean, mean, mean, 0.5) for mean in (2.0, 1.0))
+    monkeypatch.setattr("jointquant.tuning.tune.divergence_of", remembered)  # on few windows chance would judge
+    settings = TuneSettings(epochs=1, batch_tokens=64, rates={"scales": 3e-3})
+    result = jointquant.tune(tmp_path / "a", tmp_path / "model", tmp_path / "t", settings=settings)
+    assert (result.before, result.after) == (far, near)
+    loaded = jointquant.load(tmp_path / "t", dtype="float32", kernels="reference")
+    assert torch.equal(logits_of(loaded, seen["windows"]), seen["logits"])
+    first = jointquant.load(tmp_path / "a", dtype="float32", kernels="reference")
+    assert not torch.equal(logits_of(first, seen["windows"]), seen["logits"])
+
+
+@torch.no_grad()
+def logits_of(model, windows: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=windows, use_cache=False).logits
