@@ -38,6 +38,7 @@ PER_CHANNEL = "weights.group_size=null"
 KV16 = "kv_cache.num_bits=16"
 REFINED = ("weights.signed_scale=true", "weights.method=rtn", "refinement.steps=75", "refinement.rounds=1")
 """As the presets with 4-bit inputs are."""
+RELATIVE = "refinement.distance=relative"
 W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
 
 
@@ -60,12 +61,12 @@ PRESETS = {
     "W4A4KV4 quarot": Row("quarot"),
     "W4A4KV4 dartquant": Row("dartquant"),
     "W4A4KV16 fast": Row("fast"),
-    "W4A4KV4 w4a4kv4, 30 relative steps": Row("w4a4kv4", ("refinement.steps=30", "refinement.distance=relative")),
+    "W4A4KV4 w4a4kv4, 30 relative steps": Row("w4a4kv4", ("refinement.steps=30", RELATIVE)),
     "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
     "W4A4KV4 w4a4kv4, 128 windows": Row("w4a4kv4", (), 128),
     "W4A4KV4 w4a4kv4, tuned": Row("w4a4kv4", (), 32, 2),
-    "W4A4KV4 w4a4kv4, relative, 128 windows": Row("w4a4kv4", ("refinement.distance=relative",), 128),
-    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned": Row("w4a4kv4", ("refinement.distance=relative",), 128, 2),
+    "W4A4KV4 w4a4kv4, relative, 128 windows": Row("w4a4kv4", (RELATIVE,), 128),
+    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned": Row("w4a4kv4", (RELATIVE,), 128, 2),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
     "W4A4KV16 w4a4kv16": Row("w4a4kv16"),
     "W4A4KV16 w4a4kv16, 128 windows": Row("w4a4kv16", (), 128),
@@ -75,7 +76,8 @@ PRESETS = {
     "W4A16 w4a16 per channel, 128 windows": Row("w4a16", (PER_CHANNEL,), 128),
     "W4A8KV8 w4a8kv8": Row("w4a8kv8"),
     "W4A8KV8 w4a8kv8, refined, 128 windows": Row("w4a8kv8", REFINED, 128),
-    "W4A8KV8 w4a8kv8, refined, 128 windows, tuned": Row("w4a8kv8", REFINED, 128, 2),
+    "W4A8KV8 w4a8kv8, refined, relative, 128 windows": Row("w4a8kv8", (*REFINED, RELATIVE), 128),
+    "W4A8KV8 w4a8kv8, refined, relative, 128 windows, tuned": Row("w4a8kv8", (*REFINED, RELATIVE), 128, 2),
 }
 
 FLOAT = ("weights.num_bits=16", "refinement.steps=0")
