@@ -187,7 +187,7 @@ def embedded() -> Case:
     windows = calibration_set(subject, recipe.calibration, Silent())
     training = ResidualTraining(ModelSizes.of(subject.stream), recipe)
     learner = ResidualLearner(residual_sampler(subject.stream, recipe, windows), training, subject.place.device)
-    walk(subject.stream, windows, Workspace(subject.place), [learner], Silent())
+    walk(subject.stream, True, windows, Workspace(subject.place), [learner], Silent())
     pool = training.samples.flatten(0, 1)
     kept_back = torch.arange(len(pool)) % 8 == 0
     return Case("embedded model", pool[~kept_back], pool[kept_back][:HELD], LearnedRotation().batch_tokens)

@@ -78,7 +78,7 @@ def layer_samples(recipe: Recipe) -> list[Tensor]:
     windows = calibration_set(subject, recipe.calibration, Silent())
     training = ResidualTraining(ModelSizes.of(subject.stream), recipe)
     learner = ResidualLearner(residual_sampler(subject.stream, recipe, windows), training, subject.place.device)
-    walk(subject.stream, windows, Workspace(subject.place), [learner], Silent())
+    walk(subject.stream, True, windows, Workspace(subject.place), [learner], Silent())
     return list(training.samples)
 
 

@@ -182,7 +182,7 @@ def measured(layer: LayerInWork, stream: ModelStream) -> None:
 
 
 def probed(layer: LayerInWork, stream: ModelStream) -> None:
-    probe = Probe(stream, WINDOWS, PLACE)
+    probe = Probe(stream, False, WINDOWS, PLACE)
     probe.model.states, probe.model.next_layer = layer.states, lambda: layer.module  # type: ignore[method-assign]
     probe.run(Rotations(), OnlineTransforms())
 

@@ -75,23 +75,26 @@ SPREADS = {"mixtral": 3 * 9, "qwen2_moe": 6 + 2 * 11, "qwen3_moe": 2 * 6 + 10}
 def test_spreads_without_rotations_do_not_change(family: str) -> None:
     stream, place = open_stream(make_model(family), ATTENTION_NAME), Place(CPU, torch.float32)
     windows = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(1))
-    spreads = inspect_activations(stream, windows, place, Rotations(), OnlineTransforms(), Silent())
+    spreads = inspect_activations(stream, False, windows, place, Rotations(), OnlineTransforms(), Silent())
     assert len(spreads) == SPREADS.get(family, 3 * 6)
     named = {spread.site.split(".")[0] for spread in spreads}  # an expert's site ends in its number
     assert named == {"attn_in", "o_in", "mlp_in", "down_in", *CACHES}
     assert all(spread.before == spread.after for spread in spreads)
 
 
-def test_spreads_are_those_of_the_model_itself() -> None:
-    """attn_in of the first layer, against the model's own norm; rotated by hand."""
+@pytest.mark.parametrize("merges_gains", [True, False])
+def test_spreads_are_those_of_the_model_itself(merges_gains: bool) -> None:
+    """attn_in of the first layer, against the model's own norm, its gain in the weights or not; rotated by hand."""
     model = make_model("llama")
     stream, place = open_stream(model, ATTENTION_NAME), Place(CPU, torch.float32)
     windows = torch.randint(0, 2048, (2, 16), generator=torch.Generator().manual_seed(1))
     rotation = random_hadamard(48, torch.Generator().manual_seed(0))
-    found = inspect_activations(stream, windows, place, Rotations((rotation,)), OnlineTransforms(), Silent())[0]
+    rotations, online = Rotations((rotation,)), OnlineTransforms()
+    found = inspect_activations(stream, merges_gains, windows, place, rotations, online, Silent())[0]
     with torch.no_grad():
         norm = model.model.layers[0].input_layernorm
-        x = norm(model.model.embed_tokens(windows)) / norm.weight
+        x = norm(model.model.embed_tokens(windows))
+        x = x / norm.weight if merges_gains else x
     for values, actual in ((x, found.before), (x @ rotation.float(), found.after)):
         total = SpreadSum()
         total.update(values)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import jointquant
 from conftest import FAMILIES, WITHOUT_R1, make_model, possible, small
-from jointquant.artifact.inventory import OTHER, SCALES, inventory_of
+from jointquant.artifact.inventory import GAIN, OTHER, inventory_of
 from jointquant.models.layer import Place
 from jointquant.models.registry import ARCHITECTURES
 from jointquant.models.stream import open_stream
@@ -60,11 +60,14 @@ def test_nothing_is_skipped_silently(family: str, recipe: str, tmp_path: Path, t
     assert quantized == linears
     assert result.quantized_weights == sum(loaded[name].numel() for name in linears)
     assert all(NORMS.search(name) or "norm.bias" in name for name, what in fates.items() if what == "merged")
-    scaled = {
-        name for name in loaded if any(fnmatch(name, each["name"]) for each in result.kept if each["why"] == SCALES)
+    kept = {name for name in loaded if any(fnmatch(name, each["name"]) for each in result.kept if each["why"] == GAIN)}
+    rotated = recipe == "w4a4kv4" and family not in WITHOUT_R1
+    norms = {stream.architecture.final_norm} | {
+        f"{stream.architecture.layer_prefix(index)}.{site.norm}"
+        for index in range(stream.num_layers)
+        for site in stream.architecture_of(index).normed_sites
     }
-    smoothed = recipe == "w4a4kv4" and family in WITHOUT_R1  # elsewhere R1 stands behind the norms
-    assert scaled == {name for name in loaded if smoothed and re.search(r"(input|pre_feedforward)_layernorm", name)}
+    assert kept == {name for name in loaded if not rotated and name.rpartition(".")[0] in norms}
     named = [name for name in written if any(fnmatch(name, each["name"]) for each in result.kept)]
     assert sum(each["parameters"] for each in result.kept) == sum(written[name].numel() for name in named)
     assert all(each["why"] != OTHER for each in result.kept)
@@ -77,7 +80,7 @@ def test_nothing_is_skipped_silently(family: str, recipe: str, tmp_path: Path, t
 def test_a_parameter_of_no_known_kind_is_named_all_the_same() -> None:
     layer = open_stream(make_model("llama")).layer(0, PLACE)
     layer.self_attn.sinks = nn.Parameter(torch.zeros(4))  # type: ignore[union-attr]
-    kept = inventory_of(layer, "model.layers.0", ARCHITECTURES["llama"]).kept
+    kept = inventory_of(layer, "model.layers.0", ARCHITECTURES["llama"], merges_gains=True).kept
     assert [(each.parameters, each.why) for each in kept if each.name == "model.layers.*.self_attn.sinks"] == [
         (4, OTHER)
     ]

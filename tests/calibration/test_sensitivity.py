@@ -59,7 +59,7 @@ def test_sensitivity_is_that_of_the_whole_model(family: str) -> None:
     windows = torch.randint(0, 2048, (3, 20), generator=torch.Generator().manual_seed(1))
     stream = open_stream(model)
     sensitivity = Sensitivity(stream, recipe, rotation, place := Place(torch.device("cpu"), torch.float64))
-    walk(stream, windows, Workspace(place), [Prober(sensitivity)], Silent())
+    walk(stream, True, windows, Workspace(place), [Prober(sensitivity)], Silent())
     actual = sensitivity.finish()
 
     grid = recipe.activations.format

@@ -17,7 +17,6 @@ from jointquant.errors import InputError
 from jointquant.models.layer import Place, run_layer
 from jointquant.models.scaling import scale_sites
 from jointquant.models.stream import open_stream
-from jointquant.models.transforms import fuse_norms
 from jointquant.quantization.smoothing import MEASURES, smoothing_scales
 from jointquant.rotations.bundle import Rotations
 
@@ -32,9 +31,8 @@ def calibrated(family: str, *changes: str):
 
 
 def measured(stream, rotations: Rotations, measure: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of layer 0, once its sites are scaled: |X_j| and |W_j| by site."""
+    """Of layer 0, which keeps its gains, once its sites are scaled: |X_j| and |W_j| by site."""
     layer = stream.layer(0, PLACE)
-    fuse_norms(layer, stream.architecture)
     scale_sites(layer, stream.architecture, rotations.scales_of(0))
     frontend = stream.frontend(PLACE)
     sites = stream.architecture_of(0).whole_sites

@@ -16,18 +16,20 @@ PLACE = Place(torch.device("cpu"), torch.float32)
 WINDOWS = torch.randint(0, 2048, (6, 32), generator=torch.Generator().manual_seed(4))
 
 
+@pytest.mark.parametrize("merges_gains", [True, False])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "phi3"])
-def test_the_reference_is_the_unquantized_model(family: str) -> None:
+def test_the_reference_is_the_unquantized_model(family: str, merges_gains: bool) -> None:
     """Layers that give the unquantized states have no loss, behind a layer and behind the head; others have one."""
     stream = open_stream(make_model(family))
-    teacher = Teacher(stream, Rotations(), WINDOWS, Workspace(PLACE), relative_error)
+    teacher = Teacher(stream, Rotations(), merges_gains, WINDOWS, Workspace(PLACE), relative_error)
     model = make_model(family)
     with torch.no_grad():
         states = model(input_ids=WINDOWS, output_hidden_states=True).hidden_states
     chosen = torch.tensor([4, 1])
     for index in range(stream.num_layers):
         exact = teacher.states.chosen(chosen).clone()  # behind this layer
-        if not stream.architecture.norm.subtracts_mean and index + 1 < stream.num_layers:
+        centred = merges_gains and stream.architecture.norm.subtracts_mean
+        if not centred and index + 1 < stream.num_layers:
             torch.testing.assert_close(exact, states[index + 1][chosen], rtol=1e-4, atol=1e-4)
         loss = teacher.loss_of(index)
         assert loss(exact, chosen).item() == pytest.approx(0, abs=1e-8)
@@ -36,10 +38,10 @@ def test_the_reference_is_the_unquantized_model(family: str) -> None:
 
 def test_a_reference_that_starts_later_is_the_same() -> None:
     stream = open_stream(make_model("qwen2"))
-    first = Teacher(stream, Rotations(), WINDOWS, Workspace(PLACE), relative_error)
+    first = Teacher(stream, Rotations(), True, WINDOWS, Workspace(PLACE), relative_error)
     first.loss_of(0)
     first.loss_of(1)
-    later = Teacher(stream, Rotations(), WINDOWS, Workspace(PLACE), relative_error, start=1)
+    later = Teacher(stream, Rotations(), True, WINDOWS, Workspace(PLACE), relative_error, start=1)
     later.loss_of(1)
     everything = torch.arange(len(WINDOWS))
     assert torch.equal(first.states.chosen(everything), later.states.chosen(everything))

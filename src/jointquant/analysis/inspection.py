@@ -74,12 +74,19 @@ class LayerError:
 
 
 class Probe:
-    """Some windows on their way through the unquantized model, norms fused, and what its sites see of them."""
+    """Some windows on their way through the unquantized model, and what its sites see of them.
 
-    def __init__(self, stream: ModelStream, windows: Tensor, place: Place) -> None:
+    Args:
+        stream: the model.
+        merges_gains: whether its norms are fused, so that sites see what they see in the quantized model.
+        windows: token ids [n, T], of which a few are taken.
+        place: where layers run.
+    """
+
+    def __init__(self, stream: ModelStream, merges_gains: bool, windows: Tensor, place: Place) -> None:
         self.windows = windows[: micro_batch(windows.shape[1], PROBE_TOKENS)]
         self.states = Workspace(place).states(self.windows, stream.config.hidden_size)
-        self.model = Unquantized(stream, self.windows, self.states, place)
+        self.model = Unquantized(stream, merges_gains, self.windows, self.states, place)
 
     def run(self, rotations: Rotations, online: OnlineTransforms) -> list[SiteSpread]:
         """Take the probe through the next layer; what its sites see, as it is and rotated."""
@@ -167,6 +174,7 @@ def _times(rotation: Tensor) -> Rotate:
 
 def inspect_activations(
     stream: ModelStream,
+    merges_gains: bool,
     windows: Tensor,
     place: Place,
     rotations: Rotations,
@@ -174,7 +182,7 @@ def inspect_activations(
     progress: Progress,
 ) -> list[SiteSpread]:
     """The values at every site of every layer of the unquantized model, before and after rotation."""
-    probe = Probe(stream, windows, place)
+    probe = Probe(stream, merges_gains, windows, place)
     spreads: list[SiteSpread] = []
     with progress.stage("measure", stream.num_layers) as stage:
         for _ in range(stream.num_layers):
@@ -199,7 +207,7 @@ class Inspector:
         self.seconds = 0.0
         self.exact: dict[str, Tensor] = {}  # the layer's weights before rounding
         with self._timed():
-            self.probe = Probe(stream, windows, place)
+            self.probe = Probe(stream, assembly.recipe.merges_gains, windows, place)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -51,7 +51,7 @@ def calibrate_on_kept(jobs: Mapping[str, Job], keep: Keep, shared: Shared, progr
     """As ``calibrate_together``, to the same bytes, on samples that are kept; those that are missing are captured.
 
     Args:
-        jobs: by label, on one model, with the same calibration settings, in one process.
+        jobs: by label, as for ``calibrate_together``, in one process.
         keep: where samples are.
         shared: where jobs walk.
         progress: where walks are shown.
@@ -127,7 +127,8 @@ def sampling_identity(job: Job) -> dict[str, Any]:
     """What the samples of a job depend on: of its recipe only what they are taken by."""
     rotations = job.recipe.rotations
     kinds = [name for name in ("r1", "r2") if getattr(rotations, name).kind == "learned"]
-    return identity_of_job(job) | {"recipe": sampling_of(job.recipe, job.recipe) | {"learned": kinds}}
+    taken = sampling_of(job.recipe, job.recipe) | {"learned": kinds, "merges_gains": job.recipe.merges_gains}
+    return identity_of_job(job) | {"recipe": taken}
 
 
 def _training(job: Job) -> RecipeTraining:

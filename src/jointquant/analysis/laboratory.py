@@ -145,9 +145,9 @@ class Laboratory:
 
     def measured(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each candidate's name and what was found, those that calibrate alike behind each other."""
-        groups: dict[CalibrationSettings, list[str]] = {}
+        groups: dict[tuple[CalibrationSettings, bool], list[str]] = {}
         for name, candidate in self.candidates.items():
-            groups.setdefault(candidate.recipe.calibration, []).append(name)
+            groups.setdefault(candidate.recipe.walk, []).append(name)
         for number, names in enumerate(groups.values()):
             done = {name: self.journal.entries(f"{name}/measured") for name in names}
             kept = {name: self.kept(name) for name in names if not done[name]}

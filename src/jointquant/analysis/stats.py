@@ -112,8 +112,8 @@ def stats(
 
 def measured(job: Job, rotations: Rotations, recipe: str) -> Statistics:
     """What a few windows' activations are like, before and after the rotations of ``recipe``."""
-    online = job.assembly.online
-    spreads = inspect_activations(job.stream, job.windows, job.place, rotations, online, job.progress)
+    online, merges = job.assembly.online, job.recipe.merges_gains
+    spreads = inspect_activations(job.stream, merges, job.windows, job.place, rotations, online, job.progress)
     about = {
         **base_facts(job.stream.skeleton.config.name_or_path, job.subject.origin),
         "layers": job.stream.num_layers,

@@ -26,12 +26,11 @@ SHARED_GATE = "gate of the shared expert: one output"
 LEFT = "linear that the recipe leaves in floating point"
 EMBEDDING = "embedding that the recipe leaves in floating point"
 NORM = "norm that nothing can be merged with"
-SCALES = "norm that divides by the scales of smoothing"
+GAIN = "norm that keeps its gain: no R1 turns what it reads"
 TOWER = "of what reads images, passed through"
 TOWER_WRITER = "of what reads images, passed through but for R1, where it writes to the residual stream"
 DRAFT = "of layers that draft, passed through"
 DRAFT_BESIDE = f"{DRAFT}; runtimes lend them the model's embedding and head, and a quantized one is among them"
-READ_BY_DRAFTS = "norm whose output layers that draft read: it keeps its gain"
 RECURRENCE = "of a recurrence: its convolution, gates and decay"
 BASIS = "change of the residual stream's basis between layers"
 SCORES = "of the attention itself: beside the scores of a query"
@@ -115,32 +114,27 @@ class Inventory:
         return cls(quantized, kept, tuple(starved), undone)
 
 
-def inventory_of(module: nn.Module, prefix: str, architecture: Architecture) -> Inventory:
+def inventory_of(module: nn.Module, prefix: str, architecture: Architecture, merges_gains: bool) -> Inventory:
     """What became of a module's parameters: of the embeddings, a finished layer, the final norm, the head.
 
     Args:
         module: as it is stored.
         prefix: its full name.
         architecture: of the layer, or of the family.
+        merges_gains: whether its norms are fused: then they are 1, and hold nothing.
     """
     packed = [m for m in module.modules() if isinstance(m, (PackedLinear, PackedEmbedding))]
     quantized = sum(_weights(each) for each in packed)
-    merged = {site.norm for site in architecture.normed_sites} | {architecture.final_norm}
+    norms = {site.norm for site in architecture.normed_sites} | {architecture.final_norm}
     kept = []
     for name, parameter in module.named_parameters():
         full_name = f"{prefix}.{name}"
         owner = name.rpartition(".")[0]
-        fused = owner in merged or full_name.rpartition(".")[0] in merged
-        if not fused or parameter.min() < parameter.max():  # a fused norm has the same gain in all channels
-            why = SCALES if fused else _reason(module.get_submodule(owner), owner, full_name, architecture)
+        mergeable = owner in norms or full_name.rpartition(".")[0] in norms
+        if not (mergeable and merges_gains):
+            why = GAIN if mergeable else _reason(module.get_submodule(owner), owner, full_name, architecture)
             kept.append(Inventory(kept=(Kept(NUMBER.sub("*", full_name), parameter.numel(), why),)))
     return Inventory.joined([Inventory(quantized), *kept])
-
-
-def kept_norm(norm: nn.Module, prefix: str) -> Inventory:
-    """Of a final norm that keeps its gain; ``prefix`` is its full name."""
-    rows = (Kept(f"{prefix}.{name}", each.numel(), READ_BY_DRAFTS) for name, each in norm.named_parameters())
-    return Inventory(kept=tuple(rows))
 
 
 def kept_draft(module: str, tensors: Mapping[str, Tensor], recipe: Recipe) -> Inventory:

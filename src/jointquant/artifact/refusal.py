@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from jointquant.artifact.advice import no_export
-from jointquant.artifact.tiers import OBSTACLES, Facts
+from jointquant.artifact.tiers import OBSTACLES, Facts, plain_norms
 from jointquant.backend.devices import DTYPES
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture
@@ -59,9 +59,8 @@ def _facts(recipe: Recipe, family: Architecture, dtype: torch.dtype) -> Facts:
     r4 = () if recipe.rotations.r4.kind == "none" else (HadamardTransform.of_size(2),)
     names = (family.linears[0],)
     experts = () if family.mixture is None else names
-    return Facts(
-        recipe, names, family.model_type, not family.norm.subtracts_mean, r4, dtype, experts, lost_packed(family)
-    )
+    norms, lost = plain_norms(family, recipe), lost_packed(family)
+    return Facts(recipe, names, family.model_type, norms, r4, dtype, experts, lost)
 
 
 def _settled(facts: Facts, format: str) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
+from jointquant.models.architecture import Architecture
 from jointquant.models.support import GGUF_FAMILIES, GGUF_TIED, VLLM_REFUSES, lost_norms, lost_packed
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, SymmetricRange
@@ -81,7 +82,7 @@ class Facts:
         recipe: its recipe.
         linears: the full names of the decoder's linears.
         model_type: its family.
-        plain_norms: whether the family's fused norms are still norms of its own class.
+        plain_norms: whether the artifact's norms are of the family's own class: fused LayerNorms are not.
         r4: the online transforms of the down projections' inputs, one a size; empty where there is none.
         dtype: that the model is stored in.
         experts: those of the linears that are experts'.
@@ -155,7 +156,7 @@ def online(facts: Facts) -> list[Obstacle]:
     if any(settings.centring != "none" for settings in facts.activations()):
         found.append(Obstacle("inputs are centred online", "activations.centring=none"))
     if not facts.plain_norms:
-        found.append(Obstacle(lost_norms(facts.model_type)))
+        found.append(Obstacle(lost_norms(facts.model_type), "rotations.r1.kind=none"))
     return found
 
 
@@ -379,5 +380,10 @@ def facts_of(assembly: Assembly, dtype: torch.dtype) -> Facts:
     """What decides where a model that is built so, and stored in ``dtype``, loads."""
     family, r4, names = assembly.architecture, tuple(assembly.online.r4.values()), assembly.names
     routed = () if family.mixture is None else tuple(n for n in names if f".{family.mixture.experts}." in n)
-    norms, lost = not family.norm.subtracts_mean, lost_packed(family)
+    norms, lost = plain_norms(family, assembly.recipe), lost_packed(family)
     return Facts(assembly.recipe, names, family.model_type, norms, r4, dtype, routed, lost)
+
+
+def plain_norms(family: Architecture, recipe: Recipe) -> bool:
+    """Whether the norms of a family's artifact are of its own class still."""
+    return not (family.norm.subtracts_mean and recipe.merges_gains)

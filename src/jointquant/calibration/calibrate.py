@@ -28,6 +28,7 @@ from jointquant.calibration.training import ModelSizes, RecipeTraining, tell_lea
 from jointquant.distributed.ranks import Ranks, of_leader
 from jointquant.files.digests import digest_of_file
 from jointquant.files.durable import save_tensors
+from jointquant.models.frontend import centre_embeddings
 from jointquant.models.layer import Place
 from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import fuse_norms
@@ -79,8 +80,8 @@ def calibrate_together(
     """Calibrate several recipes in one walk through the layers, each as ``calibrate`` does it alone.
 
     Args:
-        jobs: on one model, with the same calibration settings: they share the windows, of which the walk sees the
-            first ``rotation_samples``. What each comes to is kept in its own journal.
+        jobs: on one model, with one ``Recipe.walk``: they share the windows, of which the walk sees the first
+            ``rotation_samples``. What each comes to is kept in its own journal.
         workspace: of the walk.
         progress: where the walk is shown.
         watch_layers: take R1's losses on each layer while it is trained.
@@ -96,7 +97,8 @@ def calibrate_together(
     each = [RecipeCalibration(stream, job.recipe, windows, workspace.place, workspace.ranks) for job in jobs]
     learners = [learner for calibration in each for learner in calibration.learners]
     start = time.perf_counter()
-    spent = walk(stream, windows, workspace, learners, progress) if learners else {}
+    merges = jobs[0].recipe.merges_gains
+    spent = walk(stream, merges, windows, workspace, learners, progress) if learners else {}
     shared = time.perf_counter() - start - sum(spent.values())
     results = []
     for job, calibration, before in zip(jobs, each, kept, strict=True):
@@ -160,17 +162,32 @@ def keep_rotations(job: Job, calibrated: Calibrated) -> None:
 
 
 def walk(
-    stream: ModelStream, windows: Tensor, workspace: Workspace, learners: Sequence[Learner], progress: Progress
+    stream: ModelStream,
+    merges_gains: bool,
+    windows: Tensor,
+    workspace: Workspace,
+    learners: Sequence[Learner],
+    progress: Progress,
 ) -> dict[Learner, float]:
-    """Run the unquantized layers, norms fused, in order, before the eyes of the learners.
+    """Run the unquantized layers in order before the eyes of the learners.
 
     Where two of them watch one place, the earlier one sees it first.
+
+    Args:
+        stream: the model.
+        merges_gains: whether its norms are fused, as pass 2 will do it.
+        windows: token ids [n, T].
+        workspace: where layers run.
+        learners: who watches.
+        progress: where the walk is shown.
 
     Returns:
         The seconds for which each learner has worked before and after the layers.
     """
     spent = dict.fromkeys(learners, 0.0)
     frontend = stream.frontend(workspace.place)
+    if merges_gains:
+        centre_embeddings(frontend, stream.architecture)
     arguments = frontend.layer_arguments(windows)
     states = workspace.states(windows, stream.config.hidden_size)
     with (
@@ -184,7 +201,8 @@ def walk(
         stage.advance(start)
         began = time.perf_counter()
         for index, layer in stream.layers(workspace.place, start):
-            fuse_norms(layer, stream.architecture)
+            if merges_gains:
+                fuse_norms(layer, stream.architecture)
             with ExitStack() as stack:
                 for learner in learners:
                     begin = time.perf_counter()

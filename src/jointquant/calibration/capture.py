@@ -51,7 +51,7 @@ def capture_together(
     tokens, scales and sensitivities.
 
     Args:
-        jobs: on one model, with the same calibration settings; each learns R1 or R2.
+        jobs: as for ``calibrate_together``; each learns R1 or R2.
         workspace: of the walk.
         folders: where the samples of each go.
         progress: where the walk is shown.
@@ -62,7 +62,7 @@ def capture_together(
     captures = [RecipeCapture(job, workspace) for job in jobs]
     learners = [learner for capture in captures for learner in capture.learners]
     windows = jobs[0].windows[: jobs[0].recipe.calibration.walked]
-    walk(jobs[0].stream, windows, workspace, learners, progress)
+    walk(jobs[0].stream, jobs[0].recipe.merges_gains, windows, workspace, learners, progress)
     return [capture.write(learners, folder) for capture, folder in zip(captures, folders, strict=True)]
 
 

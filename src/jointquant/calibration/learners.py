@@ -38,7 +38,7 @@ class Learner(Protocol):
     def before(
         self, layer: nn.Module, states: HiddenStates, arguments: LayerArguments
     ) -> AbstractContextManager[object]:
-        """A layer of fused norms is about to run on ``states``; while it does, it is as the result makes it."""
+        """A layer, its norms as pass 2 has them, is about to run on ``states``; meanwhile it is as the result is."""
 
     def after(self, index: int) -> None:
         """Layer ``index`` has run."""

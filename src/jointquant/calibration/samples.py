@@ -36,7 +36,7 @@ REMEDY = "capture again"
 
 @dataclass(frozen=True)
 class LayerSamples:
-    """What is kept of one layer of the unquantized model, norms fused.
+    """What is kept of one layer of the unquantized model, its norms fused if the recipe of the samples has R1.
 
     Attributes:
         residual: [tokens, hidden] float32 of all sites that read the residual stream; None: R1 was not to be learned.

@@ -33,7 +33,7 @@ class Smoother:
     def __init__(self, stream: ModelStream, recipe: Recipe, ranks: Ranks = ALONE) -> None:
         assert recipe.smoothing.alpha is not None
         self.alpha, self.measure = recipe.smoothing.alpha, MEASURES[recipe.smoothing.measure]
-        self.stream, self.rotated, self.ranks = stream, recipe.rotations.r1.kind != "none", ranks
+        self.stream, self.divides_norms, self.ranks = stream, not recipe.merges_gains, ranks
         self.layers: list[dict[str, Tensor]] = []
         self.sizes: dict[str, Sizes] = {}
         self.layer: nn.Module | None = None
@@ -46,7 +46,7 @@ class Smoother:
     @property
     def sites(self) -> tuple[Site, ...]:
         """Those of the layer that is next; they are scaled whole, so all experts share the scales behind a norm."""
-        return tuple(site for site in self.architecture.scalable_sites if site.norm is None or not self.rotated)
+        return tuple(site for site in self.architecture.scalable_sites if site.norm is None or self.divides_norms)
 
     def observers(self) -> Observers:
         """At the first reader of each site."""

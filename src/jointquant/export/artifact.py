@@ -36,7 +36,6 @@ from jointquant.runtime.integration import (
     check_artifact,
 )
 from jointquant.runtime.kept_drafts import drafts_in
-from jointquant.runtime.tied_ends import NORM_WEIGHT
 from jointquant.runtime.tied_source import check_stored, source_of
 from jointquant.runtime.whole_artifact import rotations_file
 from jointquant.trust.folder import CONFIG_NAME, check_folder
@@ -122,10 +121,6 @@ class Artifact:
             return 0
         rows, columns = self.shape(self.architecture.head)
         return rows * columns
-
-    def tied_norm(self) -> Tensor:
-        """The final norm's weight as the base model has it [hidden], of an artifact of tied ends; pass 2 fused it."""
-        return self.stored.load(f"{self.architecture.head}.{NORM_WEIGHT}").clone()
 
     @property
     def described(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from jointquant.errors import require
 from jointquant.export.artifact import Artifact
 from jointquant.models.expert_tensors import as_stored
-from jointquant.models.frontend import rotate_embeddings
+from jointquant.models.frontend import centre_embeddings, rotate_embeddings
 from jointquant.models.layer import Place
 from jointquant.models.overflow import narrowed
 from jointquant.models.stream import ModelStream
@@ -39,7 +39,7 @@ def dequantized_shards(artifact: Artifact, dtype: torch.dtype) -> Iterator[dict[
 
 
 def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """The base model with fused norms, an untied head, and the artifact's R1 and R2 merged; nothing is rounded.
+    """The base model with the artifact's R1 and R2 merged, its norms fused for R1, and a head apart; nothing rounded.
 
     R3 and R4 have no part in it: they leave the function unchanged, and only a quantizer behind them needs them.
 
@@ -55,6 +55,8 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
     path = artifact.rotations()
     rotations = Rotations() if path is None else Rotations.load(path)
     frontend = base.frontend(place)
+    if artifact.recipe.merges_gains:
+        centre_embeddings(frontend, architecture)
     if (first := rotations.r1_of(0)) is not None:
         rotate_embeddings(frontend, architecture, first)
     shard = _tensors(frontend.backbone, frontend.root, dtype)
@@ -64,12 +66,13 @@ def rotated_shards(artifact: Artifact, base: ModelStream, dtype: torch.dtype) ->
     yield shard
     for index in range(base.num_layers):
         layer = base.layer(index, place)
-        fuse_norms(layer, architecture)
+        if artifact.recipe.merges_gains:
+            fuse_norms(layer, architecture)
         merge_rotations(layer, architecture, rotations.r1_of(index), rotations.r2_of(index), {})
         _check_layer(artifact, layer, index)
         yield as_stored(_tensors(layer, architecture.layer_prefix(index), dtype), architecture)
     norm, head = base.final_norm(place), base.head(place)
-    if not artifact.drafts:
+    if artifact.recipe.merges_gains:
         norm = fuse_norm(norm, [head], architecture.norm)
     if (last := rotations.r1_of(-1)) is not None:
         rotate_reader(head, last)

@@ -141,11 +141,8 @@ def _plain(artifact: Artifact, module: str, own: str, name: str) -> Planned:
 
 
 def _gain(artifact: Artifact, module: str) -> Tensor:
-    """What a norm multiplies by, in float64; that of the head is the base model's where the head is the embedding."""
-    architecture = artifact.architecture
-    if FAMILIES[architecture.model_type].tied and module == architecture.final_norm:
-        return architecture.norm.gain_of(artifact.tied_norm())
-    return architecture.norm.gain_of(artifact.load(f"{module}.weight"))
+    """What a norm multiplies by, in float64."""
+    return artifact.architecture.norm.gain_of(artifact.load(f"{module}.weight"))
 
 
 def _permuted_weight(artifact: Artifact, module: str) -> QuantizedWeight:

@@ -19,8 +19,7 @@ class Frontend:
 
     The decoder layers are stand-ins that record what the model hands to each of them, so families whose layers
     differ (sliding windows, several rotary embeddings) need no code here. Towers are left out:
-    texts hold no images. Where the family's norms subtract the mean, the embeddings are mean-centred: the norms see no
-    difference, fused or not.
+    texts hold no images.
 
     Args:
         model: without values.
@@ -111,7 +110,10 @@ def _relative(name: str, root: str) -> str:
 
 @torch.no_grad()
 def centre_embeddings(frontend: Frontend, architecture: Architecture) -> None:
-    """Embedding rows less their mean, for families whose norms subtract it; others are left as they are."""
+    """Embedding rows less their mean, for families whose norms subtract it; others are left as they are.
+
+    The norms see no difference, and fused they no longer subtract it.
+    """
     if architecture.norm.subtracts_mean:
         for name in architecture.embeddings:
             centre_rows(frontend.module(name))

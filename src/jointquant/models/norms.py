@@ -35,7 +35,7 @@ class RMSNorm:
         """What the norm adds at last: nothing."""
 
     def weight_of(self, gain: Tensor) -> Tensor:
-        """The weight that a fused norm has for another gain than 1: [hidden], in the gain's dtype."""
+        """The weight that a norm of this gain has: [hidden], in the gain's dtype."""
         return gain - self.offset
 
     def fused(self, norm: nn.Module) -> nn.Module:
@@ -70,7 +70,7 @@ class LayerNorm:
         return None if getattr(norm, "bias", None) is None else _double(_parameter(norm, "bias"))
 
     def weight_of(self, gain: Tensor) -> Tensor:
-        """The weight that a fused norm has for another gain than 1: the gain."""
+        """The weight that a norm of this gain has: the gain."""
         return gain
 
     def fused(self, norm: nn.Module) -> nn.Module:

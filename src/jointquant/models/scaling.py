@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from jointquant.backend.operations import double
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.slices import Rows
-from jointquant.models.transforms import linear_weight, map_outputs, map_weight, set_weight
+from jointquant.models.transforms import linear_weight, map_outputs, map_weight, set_bias, set_weight
 from jointquant.rotations import merging
 
 Scales = Mapping[str, Tensor]
@@ -41,7 +40,7 @@ def check_scalable(architecture: Architecture, config: PretrainedConfig) -> None
 
 @torch.no_grad()
 def scale_sites(layer: nn.Module, architecture: Architecture, scales: Scales) -> None:
-    """Divide the inputs of the named sites of a layer of fused norms, and multiply their readers' columns, in place."""
+    """Divide the inputs of the named sites of a layer, norms fused or not, and multiply their readers' columns."""
     architecture = architecture.of_layer(layer)
     downs = {mlp.down: mlp.up for mlp in architecture.mlps}
     for site in architecture.scalable_sites:  # always in this order: rounding depends on it
@@ -73,6 +72,10 @@ def scale_outputs(writer: nn.Module, rows: Rows, scale: Tensor) -> None:
 
 
 def scale_norm(norm: nn.Module, architecture: Architecture, scale: Tensor) -> None:
-    """Let a fused norm, whose gain is 1, have the gain 1 / scale."""
+    """Divide what a norm puts out: its gain, and what it adds."""
     require(norm.weight is not None, "smoothing: a norm without a weight cannot divide, expected smoothing.alpha null")
-    set_weight(norm, architecture.norm.weight_of(1 / double(scale)))
+    gain, shift = architecture.norm.gain(norm), architecture.norm.shift(norm)
+    assert gain is not None
+    set_weight(norm, architecture.norm.weight_of(merging.divide_output(gain, scale)))
+    if shift is not None:
+        set_bias(norm, merging.divide_output(shift, scale))

@@ -22,7 +22,7 @@ from jointquant.models.dequantized import Dequantized, form_of
 from jointquant.models.drafts import Drafts
 from jointquant.models.expert_tensors import ExpertTensors
 from jointquant.models.experts import take_apart
-from jointquant.models.frontend import Frontend, centre_embeddings
+from jointquant.models.frontend import Frontend
 from jointquant.models.layer import Place, head_dim_of, text_config_of
 from jointquant.models.pickles import PickleCheckpoint
 from jointquant.models.registry import architecture_of
@@ -158,7 +158,7 @@ class ModelStream:
         return self._filled(name, {key: self.source.load(full).clone() for key, full in names.items()}, place)
 
     def frontend(self, place: Place) -> Frontend:
-        """Everything before the first decoder layer, materialised."""
+        """Everything before the first decoder layer, materialised; fused norms ask for ``centre_embeddings``."""
         frontend = Frontend(self.skeleton, self.architecture, place)
         names = {name: f"{frontend.root}.{name}" for name in frontend.backbone.state_dict()}
         # Copies, as in ``read_layer``.
@@ -172,8 +172,7 @@ class ModelStream:
         return placed(tensor, place.device, place.dtype)
 
     def prepare(self, frontend: Frontend) -> None:
-        """What the walk needs done to the embeddings: norms that subtract the mean are fused on the way."""
-        centre_embeddings(frontend, self.architecture)
+        """What kind of stream needs more done to the embeddings: the model's own are as they are stored."""
 
     def _filled(self, name: str, tensors: dict[str, Tensor], place: Place) -> nn.Module:
         """The module called ``name`` with ``tensors``, which are used up."""

@@ -93,15 +93,13 @@ def _centring(family: Architecture) -> Support:
 
 
 def _gguf(family: Architecture) -> Support:
-    if family.norm.subtracts_mean:
-        return Support(False, lost_norms(family.model_type))
     limits = GGUF_FAMILIES.get(family.model_type)
     return Support(False, "export does not know its tensors") if limits is None else Support(True, limits)
 
 
 def _compressed(family: Architecture) -> Support:
     if family.norm.subtracts_mean:
-        return Support(False, lost_norms(family.model_type))
+        return Support(True, f"without R1: with it {lost_norms(family.model_type)}")
     if lost := lost_packed(family):
         return Support(False, lost)
     if family.mixture is not None:
@@ -137,7 +135,7 @@ def support_of(family: Architecture) -> dict[str, Support]:
 
 
 def lost_norms(model_type: str) -> str:
-    """Why a family whose norms subtract the mean has no export for other runtimes."""
+    """Why the artifact of a family whose norms subtract the mean has no export for other runtimes, if R1 is in it."""
     return f"{model_type}'s LayerNorms have become RMSNorms, which no other runtime has in this family"
 
 

@@ -23,7 +23,7 @@ def fuse_norms(layer: nn.Module, architecture: Architecture) -> None:
     """Move what each norm computes beyond x / RMS(x) into the linears around it; an RMSNorm of weight 1 remains.
 
     Weight and bias go into the norm's readers, the subtraction of the mean into the layer's writers. The stream of
-    hidden states must come from a ``Frontend``, which centres the embeddings alike.
+    hidden states must begin with embeddings that ``centre_embeddings`` has centred alike.
     """
     architecture = architecture.of_layer(layer)
     for site in architecture.normed_sites:

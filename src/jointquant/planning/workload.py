@@ -152,7 +152,7 @@ def workloads(
     """What a verb does by each of several recipes; those that calibrate alike share a walk, and its memory."""
     found = []
     for recipe in recipes:
-        together = tuple(other for other in recipes if other.calibration == recipe.calibration)
+        together = tuple(other for other in recipes if other.walk == recipe.walk)
         windows = recipe.calibration.num_samples, recipe.calibration.window
         text = size_of(recipe.calibration.source)
         work = Workload(

@@ -134,6 +134,19 @@ class Recipe(Settings):
     def _learns_error(self, name: str) -> bool:
         return getattr(getattr(self.rotations, name), "objective", None) == "quant_error"
 
+    @property
+    def merges_gains(self) -> bool:
+        """Whether norms lose their gains to the weights behind them: R1 passes them only then, and nothing else asks.
+
+        Where they keep them, norms and what reads them are the model's own. Smoothing divides a norm's gain as it is.
+        """
+        return self.rotations.r1.kind != "none"
+
+    @property
+    def walk(self) -> tuple[CalibrationSettings, bool]:
+        """What pass 1 is like: recipes that have it in common share one walk through the unquantized model."""
+        return self.calibration, self.merges_gains
+
     def weights_of(self, module: str) -> WeightSettings:
         """Weight settings of the linear ``module`` (full name); later overrides win."""
         return self._overridden(self.weights, "weights", module)

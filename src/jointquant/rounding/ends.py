@@ -8,7 +8,7 @@ from torch import nn
 from jointquant.activations.hidden_states import HiddenStates
 from jointquant.activations.propagation import embed
 from jointquant.models.architecture import Architecture
-from jointquant.models.frontend import Frontend, rotate_embeddings
+from jointquant.models.frontend import Frontend, centre_embeddings, rotate_embeddings
 from jointquant.models.layer import LayerArguments
 from jointquant.models.transforms import fuse_norm, linear_weight, rotate_reader
 from jointquant.quantization.weights import check_scales, round_to_nearest
@@ -21,7 +21,6 @@ from jointquant.rounding.weights import factor_of, round_stack, store_rest
 from jointquant.run.job import Job
 from jointquant.runtime.embedding import PackedEmbedding, embedding_factor
 from jointquant.runtime.input_path import InputPath
-from jointquant.runtime.kept_drafts import drafts_to_keep
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.tied_ends import NORM_WEIGHT, SHARED_WEIGHT, stores_once
 
@@ -31,7 +30,7 @@ def quantize_embeddings(job: Job, rotations: Rotations, states: HiddenStates, sh
 
     Args:
         job: what is quantized.
-        rotations: R1 is merged.
+        rotations: R1 is merged, into embeddings that are centred where norms are fused.
         states: become those before the first layer, where anyone asks for them.
         shards: where they are written.
 
@@ -42,6 +41,8 @@ def quantize_embeddings(job: Job, rotations: Rotations, states: HiddenStates, sh
     arguments = frontend.layer_arguments(job.windows)
     if shards.begun:
         return arguments
+    if job.recipe.merges_gains:
+        centre_embeddings(frontend, job.stream.architecture)
     r1 = rotations.r1_of(0)
     if r1 is not None:
         rotate_embeddings(frontend, job.stream.architecture, r1)
@@ -67,7 +68,7 @@ def quantize_head(job: Job, rotations: Rotations, states: HiddenStates, shards: 
         return
     shards.ledger.settle()
     norm, head = job.stream.final_norm(job.place), job.stream.head(job.place)
-    if not shards.drafts:  # they read what the norm makes with its gain
+    if job.recipe.merges_gains:
         norm = fuse_norm(norm, [head], job.stream.architecture.norm)
     r1 = rotations.r1_of(-1)
     if r1 is not None:
@@ -96,7 +97,7 @@ def shared_head(job: Job) -> Shared:
     head, norm = job.stream.architecture.head, f"{job.stream.architecture.final_norm}.weight"
     if not stores_once(job.stream, job.recipe):
         return {}
-    found = norm in job.stream.source.shapes() and not drafts_to_keep(job.stream, job.recipe)
+    found = job.recipe.merges_gains and norm in job.stream.source.shapes()
     return {f"{head}.weight": {f"{head}.{NORM_WEIGHT}": job.stream.source.load(norm).clone()} if found else {}}
 
 
@@ -121,9 +122,9 @@ def round_head(
     """The head with rounded weights, or as it is where the recipe leaves it.
 
     Args:
-        head: the head, its norm fused.
+        head: the head, its norm fused if the recipe does that.
         settings: of its weights.
-        norm: what is left of the norm before it.
+        norm: the norm before it, or what is left of it.
         states: that the norm reads, of the quantized layers; of several ranks the one that leads rounds.
         stored_dtype: of the model, and of the scales where the settings name none.
     """

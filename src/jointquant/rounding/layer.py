@@ -143,7 +143,8 @@ def layers_in_work(
     teacher = None
     if job.recipe.refinement.enabled and start < stream.num_layers:
         distance = DISTANCES[job.recipe.refinement.distance]
-        teacher = Teacher(stream, rotations, job.windows, job.workspace, distance, start)
+        merges = job.recipe.merges_gains
+        teacher = Teacher(stream, rotations, merges, job.windows, job.workspace, distance, start)
 
     def in_work(numbered: tuple[int, nn.Module]) -> LayerInWork:
         index, module = numbered
@@ -155,9 +156,10 @@ def layers_in_work(
 
 
 def prepare(layer: LayerInWork, rotations: Rotations) -> None:
-    """Fuse a layer's norms, scale its sites, merge rotations and install its paths, in place."""
+    """Fuse a layer's norms if the recipe does, scale its sites, merge rotations and install its paths, in place."""
     module, index, assembly, architecture = layer.module, layer.index, layer.assembly, layer.architecture
-    fuse_norms(module, architecture)
+    if layer.recipe.merges_gains:
+        fuse_norms(module, architecture)
     scale_sites(module, architecture, rotations.scales_of(index))
     merge_rotations(module, architecture, rotations.r1_of(index), rotations.r2_of(index), assembly.online.r4)
     assembly.install_paths(module, index)

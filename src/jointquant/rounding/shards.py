@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jointquant.artifact.inventory import Inventory, Starved, inventory_of, kept_draft, kept_norm
+from jointquant.artifact.inventory import Inventory, Starved, inventory_of, kept_draft
 from jointquant.models.frontend import Frontend
 from jointquant.models.writer import ShardWriter, check_held
 from jointquant.recipe.recipe import Recipe
@@ -60,6 +60,7 @@ class Shards:
 
     def __init__(self, job: Job, ledger: Ledger, last: int) -> None:
         self.architecture, self.dtype = job.stream.architecture, job.stream.stored_dtype
+        self.merges_gains = job.recipe.merges_gains
         self.leads, self.ledger, self.last = job.ranks.leads, ledger, last
         self.drafts, self.num_layers = drafts_to_keep(job.stream, job.recipe), job.stream.num_layers
         self.num_shards = self.num_layers + 2 + len(self.drafts.modules)
@@ -84,7 +85,7 @@ class Shards:
     def write_embeddings(self, frontend: Frontend, shared: Shared, towers: Towers) -> None:
         """The first shard, and the states before the first layer; ``shared`` is what stands for tensors of it."""
         tensors = stored_tensors(frontend.backbone, frontend.root, self.dtype) | dict(towers.tensors)
-        inventory = inventory_of(frontend.backbone, frontend.root, self.architecture)
+        inventory = inventory_of(frontend.backbone, frontend.root, self.architecture, self.merges_gains)
         inventory = Inventory.joined([inventory, towers.inventory])
         self._write(0, replaced(tensors, shared), inventory, {}, self.last >= 0)
 
@@ -92,7 +93,7 @@ class Shards:
         """A finished layer's shard, and the states behind it; ``facts`` go with it into the journal."""
         tensors = stored_tensors(layer.module, layer.prefix, self.dtype)
         starved = tuple(Starved(layer.index, *each) for each in layer.starved.items())
-        inventory = inventory_of(layer.module, layer.prefix, layer.architecture)
+        inventory = inventory_of(layer.module, layer.prefix, layer.architecture, self.merges_gains)
         inventory = replace(inventory, starved=starved, undone=layer.undone)
         bits = 8 * sum(_weight_bytes(tensors, layer.full_name(name)) for name in layer.architecture.linears)
         about = {"bits": bits, "parameters": layer.num_weights} | facts
@@ -100,11 +101,12 @@ class Shards:
 
     def write_head(self, norm: nn.Module, head: nn.Module, shared: Shared) -> None:
         """The shard behind the layers; ``shared`` is what stands for tensors of it."""
-        tensors = stored_tensors(norm, self.architecture.final_norm, self.dtype)
-        tensors |= stored_tensors(head, self.architecture.head, self.dtype)
-        inventory = inventory_of(head, self.architecture.head, self.architecture)
-        if self.drafts:
-            inventory = Inventory.joined([inventory, kept_norm(norm, self.architecture.final_norm)])
+        ends = (norm, self.architecture.final_norm), (head, self.architecture.head)
+        tensors = dict[str, Tensor]()
+        for module, name in ends:
+            tensors |= stored_tensors(module, name, self.dtype)
+        found = [inventory_of(module, name, self.architecture, self.merges_gains) for module, name in ends]
+        inventory = Inventory.joined(found)
         self._write(self.num_layers + 1, replaced(tensors, shared), inventory, {}, save_states=False)
 
     def write_draft(self, module: str, recipe: Recipe) -> None:

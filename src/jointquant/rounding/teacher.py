@@ -50,6 +50,7 @@ class Teacher:
     Args:
         stream: the model.
         rotations: what is merged into the quantized layers.
+        merges_gains: whether their norms are fused.
         windows: the calibration windows [n, T].
         workspace: where layers run and states are kept.
         distance: of states from the unquantized model's.
@@ -63,6 +64,7 @@ class Teacher:
         self,
         stream: ModelStream,
         rotations: Rotations,
+        merges_gains: bool,
         windows: Tensor,
         workspace: Workspace,
         distance: Distance,
@@ -70,7 +72,7 @@ class Teacher:
     ) -> None:
         self.stream, self.rotations, self.place, self.distance = stream, rotations, workspace.place, distance
         self.states = workspace.states(windows, stream.config.hidden_size, aside="reference")
-        self.model = Unquantized(stream, windows, self.states, self.place)
+        self.model = Unquantized(stream, merges_gains, windows, self.states, self.place)
         self.model.skip(start + 1)
 
     def loss_of(self, index: int) -> Loss:

@@ -54,7 +54,7 @@ def identity_of(
         "dtype": str(subject.place.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),  # sums are split over them
         "versions": versions(),
-        "format": 6,  # of the journal and what it leaves behind
+        "format": 7,  # of the journal and what it leaves behind
     }
 
 

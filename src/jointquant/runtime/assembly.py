@@ -135,15 +135,21 @@ class Assembly:
 
     def install_model(self, model: nn.Module) -> None:
         """Give a whole model (on the meta device) the modules that an artifact's tensors fill, in place."""
+        if self.recipe.merges_gains:
+            self.shape_norms(model)
+        for index in range(len(self.layers)):
+            self.install_packed(model.get_submodule(self.architecture.layer_prefix(index)), index)
+        self.install_ends(model)
+
+    def shape_norms(self, model: nn.Module) -> None:
+        """Give a model (on the meta device) the norms that fusing leaves, and their readers the biases, in place."""
         architecture = self.architecture
-        for index in range(len(model.get_submodule(architecture.layers))):  # type: ignore[arg-type]
+        for index, own in enumerate(self.layers):
             layer = model.get_submodule(architecture.layer_prefix(index))
-            for site in self.layers[index].normed_sites:
+            for site in own.normed_sites:
                 assert site.norm is not None
                 shape_as_fused(layer, site.norm, site.readers, architecture.norm)
-            self.install_packed(layer, index)
         shape_as_fused(model, architecture.final_norm, [architecture.head], architecture.norm)
-        self.install_ends(model)
 
     def install_ends(self, model: nn.Module) -> None:
         """Give a model (on the meta device) the head and the token embedding that its tensors fill, in place."""

@@ -92,7 +92,7 @@ class JointQuantConfig(QuantizationConfigMixin):
 
     def tied_ends(self) -> TiedEnds | None:
         """How the two ends are made, where one matrix is stored for both. Raises InputError for facts that are none."""
-        return TiedEnds.of(self.architecture, self.facts)
+        return TiedEnds.of(self.architecture, self.parsed_recipe(), self.facts)
 
     def hold_both_ends(self) -> None:
         """From now on it describes a model that has both its ends."""

@@ -1,8 +1,8 @@
 """Layers that draft in an artifact: which are kept, how they are told from tensors of the model, how they are saved.
 
 As runtimes run them they read the output of the final norm with its gain, the embedding and the head of the model. An
-artifact has all three as the base model does only where no R1 turns the residual stream: there the gain stays in the
-norm, and these layers stay bit for bit.
+artifact has all three as the base model does only where norms keep their gains, which is where no R1 turns the residual
+stream: there these layers stay bit for bit.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from jointquant.trust.strict_json import read_object
 
 def drafts_to_keep(stream: ModelStream, recipe: Recipe) -> Drafts:
     """The layers that draft which an artifact of a model keeps: all, or none where its residual stream is another."""
-    same = recipe.rotations.r1.kind == "none" and not stream.architecture.norm.subtracts_mean
-    return stream.drafts if same else Drafts()
+    return Drafts() if recipe.merges_gains else stream.drafts
 
 
 def counts_of(drafts: Drafts) -> dict[str, int]:

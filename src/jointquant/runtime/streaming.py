@@ -79,7 +79,7 @@ class ArtifactStream(ModelStream):
         return placed(tensor, place.device, tensor.dtype) if kept else super().cast(name, tensor, place)
 
     def prepare(self, frontend: Frontend) -> None:
-        """The embeddings are centred and rotated; packed ones learn which dtype is computed in."""
+        """Packed embeddings learn which dtype is computed in."""
         embedding = frontend.module(self.architecture.embeddings[0])
         if isinstance(embedding, PackedEmbedding):
             embedding.like = torch.empty(0, dtype=frontend.place.dtype)

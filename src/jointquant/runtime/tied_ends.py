@@ -2,8 +2,8 @@
 
 Norm fusion and R1 make two matrices of the one, E, that the base model has: the embedding becomes E R and the head
 E diag(γ) R, γ being the final norm's gain. An artifact holds E and γ as the base model does, beside its R1. Both are
-made by the functions and in the dtype of pass 2, so they have the bytes that pass 2 computed with. Beside layers that
-draft (``kept_drafts.py``) the norm keeps its gain and there is no R1: both are E.
+made by the functions and in the dtype of pass 2, so they have the bytes that pass 2 computed with. Where norms keep
+their gains there is no R1 either, and both are E.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jointquant.models.stream import ModelStream
 from jointquant.models.transforms import centre_rows, linear_weight, rotate_reader, scale_reader
 from jointquant.recipe.recipe import Recipe
 from jointquant.rotations.bundle import Rotations
-from jointquant.runtime.artifact_facts import DRAFTS, TIED
+from jointquant.runtime.artifact_facts import TIED
 
 SHARED_WEIGHT, NORM_WEIGHT = "tied_weight", "norm_weight"
 """What the embedding and the head have in an artifact instead of a weight."""
@@ -42,16 +42,16 @@ class TiedEnds:
     Attributes:
         architecture: of its family.
         computed: the dtype that pass 2 computed in, before it rounded to the stored one.
-        fused_norm: the full name of the norm whose gain is in the head; None: it keeps its gain.
+        merges_gains: whether the final norm's gain is in the head, and the mean of the rows in neither.
     """
 
     architecture: Architecture
     computed: torch.dtype
-    fused_norm: str | None
+    merges_gains: bool
 
     @classmethod
-    def of(cls, family: str, facts: Mapping[str, Any]) -> TiedEnds | None:
-        """Of an artifact of a family, by its facts; None where it holds both matrices.
+    def of(cls, family: str, recipe: Recipe, facts: Mapping[str, Any]) -> TiedEnds | None:
+        """Of an artifact of a family, by its recipe and its facts; None where it holds both matrices.
 
         Raises:
             InputError: a dtype that nothing is computed in.
@@ -60,8 +60,12 @@ class TiedEnds:
         if name is None:
             return None
         require(name in DTYPES, unknown(f"dtype of {TIED}", str(name)[:40], list(DTYPES)))
-        architecture = architecture_of(family)
-        return cls(architecture, DTYPES[name], None if facts.get(DRAFTS) else architecture.final_norm)
+        return cls(architecture_of(family), DTYPES[name], recipe.merges_gains)
+
+    @property
+    def fused_norm(self) -> str | None:
+        """The full name of the norm whose gain is in the head; None: it keeps its gain."""
+        return self.architecture.final_norm if self.merges_gains else None
 
     @property
     def embedding(self) -> str:
@@ -74,9 +78,9 @@ class TiedEnds:
         return self.architecture.head
 
     def embedding_weight(self, shared: Tensor, rotations: Rotations) -> Tensor:
-        """E R in the dtype of E [vocabulary, hidden], centred first where the family's norms subtract the mean."""
+        """E R in the dtype of E [vocabulary, hidden], centred first where norms that subtract the mean are fused."""
         holder = _holder(shared.to(self.computed, copy=True))
-        if self.architecture.norm.subtracts_mean:
+        if self.merges_gains and self.architecture.norm.subtracts_mean:
             centre_rows(holder)
         return _rotated(holder, rotations.r1_of(0)).to(shared.dtype)
 
