@@ -31,6 +31,8 @@ CASES: dict[str, tuple[str, torch.dtype, str, dict[str, object]]] = {
         "rotations.r1.kind=hadamard",
         {"layer_norm_elementwise_affine": False},
     ),
+    "llama without R1": ("llama", torch.bfloat16, "rotations.r2.kind=hadamard", {}),
+    "opt without R1, which does not centre": ("opt", torch.bfloat16, "rotations.r2.kind=hadamard", {}),
     "gemma2, which scales": ("gemma2", torch.bfloat16, "weights.num_bits=8", {}),
 }
 
