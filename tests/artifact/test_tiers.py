@@ -10,8 +10,9 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from jointquant import load_recipe
-from jointquant.artifact.tiers import FORMATS, OBSTACLES, Facts, exports_among, in_vllm, reach
+from jointquant.artifact.tiers import FORMATS, OBSTACLES, Facts, exports_among, in_vllm, plain_norms, reach
 from jointquant.errors import InputError
+from jointquant.models.registry import ARCHITECTURES
 from jointquant.recipe.catalogue import preset_names
 from jointquant.runtime.online import inner_transforms
 
@@ -102,7 +103,17 @@ def test_a_family_that_vllm_refuses_is_said_to_run_elsewhere() -> None:
 def test_a_family_whose_norms_changed_runs_here_only() -> None:
     facts = facts_of("w4a16", model_type="opt", plain_norms=False)
     assert reach(facts).tier == 3
-    assert "opt's LayerNorms" in str(OBSTACLES["dense"](facts)[0])
+    found = OBSTACLES["dense"](facts)[0]
+    assert "opt's LayerNorms" in str(found)
+    assert found.change == "rotations.r1.kind=none"
+
+
+@pytest.mark.parametrize(
+    ("family", "r1", "plain"), [("opt", "hadamard", False), ("opt", "none", True), ("llama", "hadamard", True)]
+)
+def test_layer_norms_change_for_r1_alone(family: str, r1: str, plain: bool) -> None:
+    recipe = load_recipe("fp16", [f"rotations.r1.kind={r1}"])
+    assert plain_norms(ARCHITECTURES[family], recipe) is plain
 
 
 @pytest.mark.parametrize("clip", ["0.7", "search"])

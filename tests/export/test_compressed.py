@@ -48,6 +48,8 @@ TINY = {
     "experts": ("qwen2_moe", "w4a16", ("weights.group_size=8", "refinement.steps=0")),
     "experts under other names": ("mixtral", "w4a16", ("weights.group_size=8", "refinement.steps=0")),
     "latents": ("deepseek_v3", "rtn", (*WEIGHTS_ALONE, "rotations.r1.kind=hadamard", "rotations.r2.kind=hadamard")),
+    "layer norms": ("opt", "w4a16", ("weights.group_size=8", "rotations.r1.kind=none")),
+    "layer norms, no bias": ("cohere2", "w4a16", ("weights.group_size=8", "rotations.r1.kind=none")),
     "scaled embedding": ("gemma3_text", "w4a16", ("weights.group_size=4", "rotations.r1.kind=none")),
 }
 

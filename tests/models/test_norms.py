@@ -73,7 +73,7 @@ def nearest(weight: Tensor) -> NDArray[numpy.float32]:
     return codes * scale
 
 
-@pytest.mark.parametrize("family", (*ASSEMBLED, *FAMILIES))
+@pytest.mark.parametrize("family", [*ASSEMBLED, *FAMILIES])
 def test_without_r1_norms_and_their_readers_are_the_models_own(family: str, tmp_path: Path, tokenizer) -> None:
     """Norms, biases, routers and both ends bit for bit; linears are the model's own weights, rounded."""
     model = make_model(family)

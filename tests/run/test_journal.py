@@ -86,6 +86,19 @@ def test_an_interrupted_refinement_goes_on(model: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("family", ["opt", "gemma2"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_gains_that_are_kept_are_kept_behind_a_stop(family: str, stage: str, save_model, tmp_path: Path) -> None:
+    """Without R1, and smoothed: both passes leave the norms' gains where they are, and so do those that go on."""
+    folder = save_model(family)
+    chosen = jointquant.load_recipe("rtn", small("smoothing.alpha=0.5", "refinement.steps=2"))
+    jointquant.quantize(folder, tmp_path / "undisturbed", chosen)
+    with pytest.raises(KeyboardInterrupt):
+        jointquant.quantize(folder, tmp_path / "out", chosen, progress=Acts(stage, 2, interrupt))
+    assert jointquant.quantize(folder, tmp_path / "out", chosen).resumed
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_an_interrupted_run_goes_on(stage: str, steps: int, model: Path, tmp_path: Path, undisturbed) -> None:
