@@ -16,7 +16,8 @@ that the demo's calibration text has. ``texts`` calibrates on one text and tests
 ``sites`` quantizes inputs alone, those of the embedded model: all, or all but those of one site. ``smoothing`` is the
 default presets with scales before the rotations.
 ``weights`` is W4A16 alone, beside auto-round in the environment of PYTHON. ``seen`` calibrates on the beginning of a
-text and measures divergence there too. Writes benchmarks/results/accuracy_<part>.json after every row.
+text and measures divergence there too. Writes benchmarks/results/accuracy_<part>.json after every row. With
+``--recipes`` only the rows of these are measured anew, and say when and where; the others stay.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import json
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from widened import widened
 import jointquant
 from jointquant.demo.story import CALIBRATION_TEXT, HELDOUT_TEXT
 from jointquant.demo.story import MODEL as EMBEDDED
+from report import machine
 
 RESULTS = Path(__file__).parent / "results"
 WINDOWS, SEQLEN = 64, 256
@@ -117,9 +119,10 @@ class Bench:
         command: how it was called.
         seeds: how many.
         folder: for what it makes on the way.
+        recipes: whose rows are measured, the others staying; None: all.
     """
 
-    def __init__(self, part: str, command: str, seeds: int, folder: Path) -> None:
+    def __init__(self, part: str, command: str, seeds: int, folder: Path, recipes: Sequence[str] | None = None) -> None:
         self.path, self.seeds, self.folder = RESULTS / f"accuracy_{part}.json", seeds, folder
         self.peer_python: Path | None = None
         self.result: dict[str, object] = {
@@ -129,6 +132,10 @@ class Bench:
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
         self.rows: list[dict[str, object]] = []
+        self.recipes = recipes
+        if recipes is not None:
+            self.result = json.loads(self.path.read_text())
+            self.rows = self.result.pop("rows")  # type: ignore[assignment]
 
     def reference(self, model: str | Path, test: Path) -> float:
         """Perplexity of the unquantized model."""
@@ -153,6 +160,8 @@ class Bench:
 
         One row for each test, with its labels.
         """
+        if self.recipes is not None and recipe not in self.recipes:
+            return
         values: dict[Path, list[tuple[float, float]]] = {test: [] for test in tests}
         seconds = []
         for seed in range(self.seeds):
@@ -171,6 +180,8 @@ class Bench:
         """The same of auto-round; what it says it has quantized goes into the labels."""
         script = Path(__file__).parent / "peer_auto_round.py"
         command = [self.peer_python, script, model, "--calib", calibration, "--test", test]
+        if self.recipes is not None:
+            return
         found = []
         for seed in range(self.seeds):
             done = subprocess.run([*map(str, command), "--seed", str(seed)], capture_output=True, text=True, check=True)
@@ -193,8 +204,13 @@ class Bench:
         if divergences is not None:
             measured["divergence"] = sum(divergences) / len(divergences)
             measured |= {"divergence_min": min(divergences), "divergence_max": max(divergences)}
-        self.rows.append(labels | measured | {"seconds": sum(seconds) / len(seconds)})
-        print(self.rows[-1], flush=True)
+        made = labels | measured | {"seconds": sum(seconds) / len(seconds)}
+        print(made, flush=True)
+        if self.recipes is None:
+            self.rows.append(made)
+        else:
+            (place,) = (n for n, old in enumerate(self.rows) if (old["what"], old["recipe"]) == (made["what"], recipe))
+            self.rows[place] = made | machine()
         self.path.write_text(json.dumps(self.result | {"rows": self.rows}, indent=2) + "\n")
 
 
@@ -205,12 +221,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipes", nargs="+", help="only the rows of these, measured anew")
     parser.add_argument("--peer-python", type=Path, help="weights: an interpreter that has auto-round")
     arguments = parser.parse_args()
-    if (arguments.part == "weights") != (arguments.peer_python is not None):
+    beside = arguments.part == "weights" and arguments.recipes is None
+    if beside != (arguments.peer_python is not None):
         parser.error("--peer-python: expected for weights, an interpreter that has auto-round, and for no other part")
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(arguments.part, f"python benchmarks/accuracy.py {arguments.part} …", arguments.seeds, Path(name))
+        command = f"python benchmarks/accuracy.py {arguments.part} …"
+        bench = Bench(arguments.part, command, arguments.seeds, Path(name), arguments.recipes)
         bench.peer_python = arguments.peer_python
         PARTS[arguments.part](bench, arguments.model, arguments.texts)
 
