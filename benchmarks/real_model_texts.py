@@ -4,7 +4,7 @@
 
 FOLDER is that of ``python benchmarks/real_model.py presets --keep FOLDER``; the chat text is what
 ``python benchmarks/chat_text.py`` writes. Of each text the first 2,048 tokens are measured, in windows of 256, beside
-the unquantized model. Writes benchmarks/results/real_model_texts.json after every row.
+the unquantized model. Writes benchmarks/results/real_model_texts.json after every row; with ``--rows`` the others stay.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     """Measure each artifact on each text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, required=True)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="NAME", help="only these")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="NAME", help="only these, anew")
     parser.add_argument("--text", action="append", required=True, metavar="NAME=FILE")
     parser.add_argument("--cache", type=Path, default=CACHE)
     arguments = parser.parse_args()
@@ -55,7 +55,10 @@ def main() -> None:
         tokens = tokenize(tokenizer, load_text(file, "evaluation", None, tokenizer))
         windows[name] = evaluation_windows(tokens[:TEST_TOKENS], SEQLEN, file)
     command = "python benchmarks/real_model_texts.py …"
-    result: dict[str, Any] = {"command": command, "model": PACKAGE, "seqlen": SEQLEN, **machine(), "rows": []}
+    rows = {}
+    if tuple(arguments.rows) != ROWS:
+        rows = {row["row"]: row for row in json.loads(RESULT.read_text(encoding="utf-8"))["rows"]}
+    result: dict[str, Any] = {"command": command, "model": PACKAGE, "seqlen": SEQLEN, **machine()}
     result["tokens"] = {name: text.numel() for name, text in windows.items()}
     with tempfile.TemporaryDirectory() as folder:
         kept = {name: Path(folder) / f"{name}.npy" for name in windows}
@@ -68,7 +71,8 @@ def main() -> None:
             recipe = PRESETS[row].recipe + ", tuned" * bool(PRESETS[row].tuned)
             found = {"row": row, "recipe": recipe, "texts": on_each(artifact, windows, kept)}
             print(json.dumps(found), flush=True)
-            result["rows"].append(found)
+            rows[row] = found
+            result["rows"] = [rows[name] for name in ROWS if name in rows]
             RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
