@@ -32,7 +32,7 @@ def export(
 ) -> None:
     """Write ARTIFACT in the format of another runtime, whole or not at all.
 
-    [bold]dense[/bold]: a plain transformers checkpoint in floating point, head untied, norms 1: the rotated model
+    [bold]dense[/bold]: a plain transformers checkpoint in floating point, head untied: the rotated model
     before rounding, for another quantizer; with --dequantized the quantized values, for any runtime.
 
     [bold]compressed-tensors[/bold]: for transformers and vLLM. Integers and scales as they are; W4A16 and the like are

@@ -1,4 +1,4 @@
-"""OPT: LayerNorms (mean and bias fused away, RMSNorms remain), biases everywhere, learned positions, fc1 and fc2."""
+"""OPT: LayerNorms (with R1 RMSNorms remain), biases everywhere, learned positions, fc1 and fc2."""
 
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.norms import LayerNorm

@@ -1,4 +1,4 @@
-"""StarCoder 2: LayerNorms (mean and bias fused away, RMSNorms remain), biases everywhere, c_fc and c_proj, rotary."""
+"""StarCoder 2: LayerNorms (with R1 RMSNorms remain), biases everywhere, c_fc and c_proj, rotary."""
 
 from jointquant.models.architecture import Architecture, Site
 from jointquant.models.norms import LayerNorm

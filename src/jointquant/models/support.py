@@ -33,7 +33,7 @@ GGUF_FAMILIES = {
 GGUF_TIED = ("gemma2",)
 """Those of them whose head is the embedding in llama.cpp."""
 
-VLLM_REFUSES = {"gemma2": "vLLM's class of the family has no head apart from the embedding, and norm fusion makes one"}
+VLLM_REFUSES = {"gemma2": "vLLM's class of the family has no head apart from the embedding, and an export has one"}
 """Families whose exports vLLM does not load, each with the reason."""
 
 
