@@ -117,6 +117,17 @@ def test_saved_again_it_holds_both(artifact: Path, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state(again)[name]) for name, tensor in state(loaded).items())
 
 
+def test_one_whose_gains_were_merged_without_r1_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """As this version does not write it."""
+    model = make_model("llama", tie_word_embeddings=True)
+    folder = tmp_path / "a"
+    jointquant.quantize(model, folder, jointquant.load_recipe("fp16", small()), tokenizer=tokenizer)
+    shard = max(folder.glob("model-*.safetensors"))
+    save_file(load_file(shard) | {"lm_head.norm_weight": torch.ones(48)}, shard, read_metadata(shard))
+    with pytest.raises(InputError, match=r"keep their gains: .* earlier version"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
 def test_a_quantized_end_is_stored_beside_the_other(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = make_model("llama", tie_word_embeddings=True)
     for end, names in (("head", {"model.embed_tokens.weight"}), ("embeddings", {"lm_head.weight"})):

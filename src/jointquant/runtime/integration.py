@@ -39,6 +39,7 @@ from jointquant.runtime.artifact_digests import (
 )
 from jointquant.runtime.artifact_facts import (
     DRAFTS,
+    EARLIER,
     FORMAT_VERSION,
     QUANT_METHOD,
     TIED,
@@ -201,7 +202,11 @@ def check_complete(want: Mapping[str, Tensor], files: list[str], facts: Mapping[
             f"tensor {name} of the artifact is {found.dtype} {list(found.shape)}: its recipe makes it "
             f"{str(tensor.dtype).removeprefix('torch.')} {list(shape)}",
         )
-    check_drafts([name for name in have if name not in want], want, facts.get(DRAFTS) or {})
+    extra = [name for name in have if name not in want]
+    for name in extra:
+        merged = name.endswith(f".{NORM_WEIGHT}")
+        require(not merged, f"the artifact has {name}, and without R1 its norms are to keep their gains: {EARLIER}")
+    check_drafts(extra, want, facts.get(DRAFTS) or {})
 
 
 def _stored_as(dtype: torch.dtype) -> Container[str]:
