@@ -48,6 +48,29 @@ def test_one_walk_and_the_bytes_of_lone_runs(tmp_path: Path, tokenizer, monkeypa
         assert files(tmp_path / "all" / "artifacts" / f"{name}-seed0") == files(tmp_path / name)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_recipes_without_r1_have_a_walk_of_their_own(
+    kept: bool, tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers keep their gains, as pass 2 has them, so scales and R2 have the bytes of a run alone."""
+    walks, walk = [], jointquant.calibration.calibrate.walk
+    for module in (jointquant.calibration.calibrate, jointquant.calibration.capture):
+        monkeypatch.setattr(module, "walk", lambda *a: walks.append(a[1]) or walk(*a))
+    learned = [*small(), "rotations.r2.kind=learned", "rotations.r2.steps=4", "smoothing.alpha=0.5"]
+    recipes = {name: jointquant.load_recipe(name, learned) for name in ("rtn", "quarot")}
+    options = {"texts": (TEXT,), "eval_seqlen": 32, "max_tokens": 320, "tokenizer": tokenizer}
+    options |= {"keep": tmp_path / "kept"} if kept else {"keep_artifacts": True}
+    jointquant.compare(make_model("llama"), recipes, tmp_path / "all", **options)  # type: ignore[arg-type]
+    assert sorted(walks) == [False, True]
+    for name, recipe in recipes.items():
+        jointquant.quantize(make_model("llama"), tmp_path / name, recipe, tokenizer=tokenizer)
+        made = (
+            tmp_path / "kept" / f"{name}-seed0" / "artifact" if kept else tmp_path / "all/artifacts" / f"{name}-seed0"
+        )
+        theirs = {file: data for file, data in files(made).items() if file != "manifest.json"}
+        assert theirs == {file: data for file, data in files(tmp_path / name).items() if file != "manifest.json"}
+
+
 def test_rows_and_files(tmp_path: Path, tokenizer) -> None:
     result = compared(tmp_path / "out", tokenizer, ("fp16", "rtn", "quarot"), seeds=(0, 1))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
