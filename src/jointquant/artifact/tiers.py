@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 
 from jointquant.models.architecture import Architecture
-from jointquant.models.support import GGUF_FAMILIES, GGUF_TIED, VLLM_REFUSES, lost_norms, lost_packed
+from jointquant.models.support import GGUF_FAMILIES, GGUF_TIED, NOT_IN_VLLM, lost_norms, lost_packed
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, SymmetricRange
 from jointquant.recipe.recipe import Recipe
@@ -45,7 +45,7 @@ WITHOUT_VLLM = {
     "compressed-tensors": "transformers (export --format compressed-tensors)",
     "gguf": RUNTIMES["gguf"],
 }
-"""The same for families that vLLM refuses."""
+"""The same for families whose exports are not for vLLM."""
 NATIVE = "transformers after `import jointquant`"
 WITH_R4 = "vLLM (export --format compressed-tensors, R4 online)"
 WITH_INT4 = f"{INT4_IN_VLLM} (export --format compressed-tensors, inputs of 4 bits)"
@@ -133,7 +133,7 @@ def reach(facts: Facts) -> Reach:
         return Reach(2, (WITH_INT4_CACHE if facts.recipe.kv_cache.is_vllms else WITH_INT4, NATIVE))
     if facts.r4:
         return Reach(2, (WITH_R4, NATIVE))
-    runtimes = WITHOUT_VLLM if facts.model_type in VLLM_REFUSES else RUNTIMES
+    runtimes = WITHOUT_VLLM if facts.model_type in NOT_IN_VLLM else RUNTIMES
     return Reach(1, (*(runtimes[name] for name in FORMATS if held[name]), NATIVE))
 
 
@@ -183,8 +183,8 @@ def r4_not_expressible(facts: Facts) -> list[Obstacle]:
     """R4 where it is no Sylvester matrix, for transforms of type hadamard have orders 2^n; or where experts read it."""
     if facts.experts and facts.r4:
         return [Obstacle("R4 is online in experts, whose inputs no other runtime transforms", "rotations.r4.kind=none")]
-    if facts.r4 and facts.model_type in VLLM_REFUSES:
-        why = VLLM_REFUSES[facts.model_type]
+    if facts.r4 and facts.model_type in NOT_IN_VLLM:
+        why = NOT_IN_VLLM[facts.model_type]
         return [Obstacle(f"R4 is online, which vLLM alone computes, and {why}", "rotations.r4.kind=none")]
     odd = [transform for transform in facts.r4 if transform.base != 1]
     if not odd:

@@ -32,7 +32,7 @@ from jointquant.hub import locate
 from jointquant.models.configuration import blamed
 from jointquant.models.options import DigestMode, digests_named
 from jointquant.models.stream import open_stream
-from jointquant.models.support import VLLM_REFUSES
+from jointquant.models.support import NOT_IN_VLLM
 from jointquant.models.writer import ShardWriter
 from jointquant.progress import Progress
 from jointquant.rotations.bundle import ROTATIONS_NAME
@@ -150,7 +150,7 @@ def _use(artifact: Artifact, format: str) -> str:
         return f"{format} with 4 bits"
     if format == "compressed-tensors" and facts.r4:
         return f"{format} with R4"
-    refused = artifact.architecture.model_type in VLLM_REFUSES and format != "gguf"
+    refused = artifact.architecture.model_type in NOT_IN_VLLM and format != "gguf"
     return f"{format} without vLLM" if refused else format
 
 

@@ -33,8 +33,14 @@ GGUF_FAMILIES = {
 GGUF_TIED = ("gemma2",)
 """Those of them whose head is the embedding in llama.cpp."""
 
-VLLM_REFUSES = {"gemma2": "vLLM's class of the family has no head apart from the embedding, and an export has one"}
-"""Families whose exports vLLM does not load, each with the reason."""
+UNTRIED_IN_VLLM = "exports of the family have not been run in vLLM yet"
+NOT_IN_VLLM = {
+    "cohere2": UNTRIED_IN_VLLM,
+    "gemma2": "vLLM's class of the family has no head apart from the embedding, and an export has one",
+    "opt": UNTRIED_IN_VLLM,
+    "starcoder2": UNTRIED_IN_VLLM,
+}
+"""Families whose exports vLLM does not load, or was not seen to load, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +110,14 @@ def _compressed(family: Architecture) -> Support:
         return Support(False, lost)
     if family.mixture is not None:
         return Support(True, "weights alone, symmetric: experts' inputs stay in 16 bits, so no R4")
-    if family.model_type in VLLM_REFUSES:
+    if family.model_type in NOT_IN_VLLM:
         return Support(True, "no R4, which vLLM alone computes")
     return Support(True)
 
 
 def _vllm(family: Architecture) -> Support:
-    if family.model_type in VLLM_REFUSES:
-        return Support(False, VLLM_REFUSES[family.model_type])
+    if family.model_type in NOT_IN_VLLM:
+        return Support(False, NOT_IN_VLLM[family.model_type])
     found = _compressed(family)
     return Support(found.works, "as compressed-tensors, which it reads") if found.why else found
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jointquant.errors import InputError, require, unknown
 from jointquant.export.vllm_options import is_for_vllm_alone, vllm_options
-from jointquant.models.support import VLLM_REFUSES
+from jointquant.models.support import NOT_IN_VLLM
 from jointquant.runtime.artifact_facts import is_artifact
 from jointquant.trust.folder import CONFIG_NAME
 from jointquant.trust.strict_json import read_object
@@ -78,8 +78,8 @@ def kind_of(path: Path) -> str:
     if is_for_vllm_alone(path):
         return "an export for vLLM alone"
     data = read_object(path / CONFIG_NAME)
-    refused = data.get("model_type") in VLLM_REFUSES and data.get("tie_word_embeddings") is False
-    return "an export that vLLM does not load" if refused else "an export"
+    refused = data.get("model_type") in NOT_IN_VLLM and data.get("tie_word_embeddings") is False
+    return "an export that is not for vLLM" if refused else "an export"
 
 
 FITTING = {
@@ -87,7 +87,7 @@ FITTING = {
     "an artifact": ("transformers", "vllm"),
     "an export": ("vllm", "transformers"),
     "an export for vLLM alone": ("vllm",),
-    "an export that vLLM does not load": ("transformers",),
+    "an export that is not for vLLM": ("transformers",),
 }
 """By kind: who serves it, the best first."""
 
@@ -96,7 +96,7 @@ ADVICE = {
     "an artifact": "expected transformers, vllm (with this package beside it), or an export --format gguf",
     "an export": "expected vllm or transformers",
     "an export for vLLM alone": "expected vllm, which alone runs its transforms and its inputs of 4 bits",
-    "an export that vLLM does not load": "expected transformers",
+    "an export that is not for vLLM": "expected transformers",
 }
 
 Found = tuple[tuple[str, ...], str]
