@@ -65,8 +65,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 STOPS = {
     "while the unquantized model is measured": ("unquantized: perplexity on heldout.txt", 2),
-    "on the walk": ("3 recipes (seed 0): calibrate", 2),
-    "while R1 is learned": ("3 recipes (seed 0): learn R1", 1),
+    "on the walk": ("2 recipes (seed 0): calibrate", 2),
+    "while R1 is learned": ("2 recipes (seed 0): learn R1", 1),
     "in pass 2 of a recipe that is looked at": ("dartquant (seed 0): quantize", 2),
     "while an artifact is measured": ("dartquant (seed 0): perplexity on heldout.txt, beside the reference", 3),
     "in pass 2 of a second seed": ("quarot (seed 1): quantize", 1),
@@ -83,7 +83,7 @@ def test_a_comparison_that_is_stopped_anywhere_goes_on(model: Path, tmp_path: Pa
         assert not (tmp_path / "out").exists()
     progress = Interrupts("", 0)
     resumed = compared(model, tmp_path / "out", progress, keep_artifacts=True)
-    assert not any(name.startswith(("unquantized", "3 recipes", "rtn", "dartquant (seed 0)")) for name in progress.seen)
+    assert not any(name.startswith(("unquantized", "2 recipes", "rtn", "dartquant (seed 0)")) for name in progress.seen)
     assert figures(resumed.to_dict()) == figures(whole.to_dict())
     assert [run.resumed for run in resumed.runs] == [False, True, False, False, False, True]
     artifacts = (contents(tmp_path / name / "artifacts") for name in ("out", "whole"))
