@@ -85,8 +85,16 @@ def test_an_artifact_without_rounding_needs_no_base(workshop: Workshop, tmp_path
 @pytest.mark.parametrize("options", [{"dequantized": True}, {"base": DEMO / "model"}])
 def test_norms_that_became_others_are_refused(workshop: Workshop, tmp_path: Path, options: dict[str, object]) -> None:
     artifact = workshop.tiny("opt", "w4a16", "weights.group_size=16")
-    with pytest.raises(InputError, match=r"opt's LayerNorms have become RMSNorms.*\(no setting changes that\)"):
+    with pytest.raises(InputError, match=r"opt's LayerNorms have become RMSNorms.*\(`rotations\.r1\.kind=none`\)"):
         export_artifact(artifact, "dense", tmp_path / "a", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["opt", "starcoder2"])
+def test_norms_that_stayed_are_exported(family: str, workshop: Workshop, tmp_path: Path) -> None:
+    artifact = workshop.tiny(family, "fp16", "rotations.r2.kind=hadamard")
+    export_artifact(artifact, "dense", tmp_path / "a")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    torch.testing.assert_close(logits(loaded), logits(make_model(family)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
