@@ -124,7 +124,7 @@ def test_one_whose_gains_were_merged_without_r1_is_refused(tmp_path: Path, token
     jointquant.quantize(model, folder, jointquant.load_recipe("fp16", small()), tokenizer=tokenizer)
     shard = max(folder.glob("model-*.safetensors"))
     save_file(load_file(shard) | {"lm_head.norm_weight": torch.ones(48)}, shard, read_metadata(shard))
-    with pytest.raises(InputError, match=r"keep their gains: .* earlier version"):
+    with pytest.raises(InputError, match=r"keeps its gain: .* earlier version"):
         AutoModelForCausalLM.from_pretrained(folder)
 
 

@@ -205,7 +205,7 @@ def check_complete(want: Mapping[str, Tensor], files: list[str], facts: Mapping[
     extra = [name for name in have if name not in want]
     for name in extra:
         merged = name.endswith(f".{NORM_WEIGHT}")
-        require(not merged, f"the artifact has {name}, and without R1 its norms are to keep their gains: {EARLIER}")
+        require(not merged, f"the artifact has {name}, of a norm that by its recipe keeps its gain: {EARLIER}")
     check_drafts(extra, want, facts.get(DRAFTS) or {})
 
 
