@@ -74,8 +74,8 @@ def rotate(
     """Make R1 and the R2s of a recipe, to the bytes that ``quantize`` makes them with the same settings.
 
     Args:
-        source: samples of ``capture``, or a model as ``quantize`` takes it: an unfinished run on one is resumed. Samples
-            that were captured for an R1 serve a recipe without one up to the last digits: its norms are not fused.
+        source: samples of ``capture``, or a model as ``quantize`` takes it: an unfinished run on one is resumed.
+            Samples that were captured for an R1 serve a recipe without one up to the last digits: its norms stay.
         out: the folder to write; it appears only when it is complete.
         recipe: a preset's name, a YAML file, or a recipe. None: the samples' own, or w4a4kv4. With samples, how to
             calibrate is theirs whatever the recipe says.
