@@ -131,7 +131,6 @@ def in_training(model: nn.Module, prefix: str) -> Iterator[Learned]:
     Args:
         model: an artifact in memory, whose parameters want no gradients.
         prefix: of the names of its layers.
-
     """
     packed = {n: m for n, m in model.named_modules() if isinstance(m, PackedLinear) and n.startswith(f"{prefix}.")}
     groups: dict[int, list[TrainedInput]] = {}
