@@ -60,7 +60,7 @@ def _llmcompressor(words: str, method: str, scheme: str) -> Peer:
 
 
 def _flatquant(scheme: str, epochs: int) -> Peer:
-    given = ("--scheme", scheme, "--epochs", str(epochs))
+    given = ("--scheme", scheme, "--epochs", str(epochs), "--rate", "1e-2")
     return Peer("flatquant", f"rounded to nearest, {epochs} epochs", given, 128, f"flatquant-{scheme}-{epochs}")
 
 

@@ -62,6 +62,20 @@ def test_each_quantizer_is_in_the_path(bits: Bits) -> None:
     assert 1e-5 < error < 0.1
 
 
+def test_all_that_is_learned_matters() -> None:
+    """Every threshold, scaling and matrix has a gradient, none of them all zeros; what is not learned has none."""
+    model = small()
+    flat = FlatLayer(model.model.layers[0], Bits(), torch.Generator().manual_seed(0)).double()
+    hidden = torch.randn(2, 12, 24, dtype=torch.float64)
+    rope = model.model.rotary_emb(hidden, position_ids=torch.arange(12)[None])
+    flat(hidden, rope).square().mean().backward()
+    learned = {name: value.grad for name, value in flat.named_parameters() if value.requires_grad}
+    assert [name for name, gradient in learned.items() if gradient is None or not gradient.any()] == []
+    for part in (*flat.cache_thresholds.grad, flat.qkv.weight_threshold.grad):
+        assert part.all()
+    assert all(value.grad is None for value in (*flat.norms.parameters(), flat.o.log_scales))
+
+
 def test_a_kronecker_product() -> None:
     first, second, rows = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 3), (4, 4), (5, 12)))
     found = turned(rows, first, second).unflatten(-1, (4, 3)).transpose(-1, -2).flatten(-2)
