@@ -13,12 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-from flat_layer import OFF, Bits, FlatLayer, factors, symmetric, turned, with_zero_point
+from flat_layer import OFF, Bits, FlatLayer, Rounded, factors, symmetric, turned, with_zero_point
 from peer_flatquant import Plan, quantize
 
 NOTHING = Bits(OFF, OFF, OFF)
-UNCUT = torch.tensor(40.0, dtype=torch.float64)
-"""A threshold whose share is 1."""
 
 
 def small(layers: int = 2, spread: float = 0.3) -> Any:
@@ -84,16 +82,26 @@ def test_a_kronecker_product() -> None:
     assert factors(1536) == (32, 48)
 
 
-def test_grids() -> None:
-    """Against a search of the nearest among all that a grid has."""
-    values = torch.randn(7, 33, dtype=torch.float64)
-    step = values.abs().amax(-1, keepdim=True) / 7
-    torch.testing.assert_close(symmetric(values, 4, UNCUT), nearest(values, step * torch.arange(-8, 8)))
-    least, largest = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_grids(share: float) -> None:
+    """Against a search of the nearest among all that a grid has; with a share of a half much is cut off."""
+    values, threshold = torch.randn(7, 33, dtype=torch.float64), torch.tensor(share, dtype=torch.float64).logit(1e-16)
+    step = share * values.abs().amax(-1, keepdim=True) / 7
+    torch.testing.assert_close(symmetric(values, 4, threshold), nearest(values, step * torch.arange(-8, 8)))
+    least, largest = share * values.amin(-1, keepdim=True), share * values.amax(-1, keepdim=True)
     step = (largest - least) / 15
     low = (least / step).round()
     wanted = nearest(values, step * (low + torch.arange(16)))
-    torch.testing.assert_close(with_zero_point(values, 4, UNCUT.repeat(2)), wanted)
+    torch.testing.assert_close(with_zero_point(values, 4, threshold.repeat(2)), wanted)
+
+
+def test_a_gradient_passes_what_is_rounded_and_not_what_is_cut_off() -> None:
+    steps = torch.tensor([-9.0, -8.4, 0.3, 7.4, 7.6], requires_grad=True)
+    rounded = Rounded.apply(steps, -8, 7)
+    assert rounded.tolist() == [-8, -8, 0, 7, 7]
+    rounded.backward(torch.arange(1.0, 6))
+    assert steps.grad is not None
+    assert steps.grad.tolist() == [0, 2, 3, 4, 0]
 
 
 def nearest(values: Tensor, grid: Tensor) -> Tensor:
