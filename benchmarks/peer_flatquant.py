@@ -24,7 +24,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,7 @@ def start(layer: Any, flat: FlatLayer, hidden: Tensor, rope: tuple[Tensor, Tenso
 def train(flat: FlatLayer, hidden: Tensor, outputs: Tensor, rope: tuple[Tensor, Tensor], plan: Plan) -> list[float]:
     """Learn what turns ``hidden`` into ``outputs`` [n, T, hidden]; the mean squared error of each epoch.
 
-    Products are in bfloat16 where nothing else is rounded (the paper: mixed precision); raises RuntimeError if the
-    error is no number.
+    Products with weights are in bfloat16 here, and nowhere else. Raises RuntimeError if the error is no number.
     """
     named = [(name, value) for name, value in flat.named_parameters() if value.requires_grad]
     clipping = [value for name, value in named if "threshold" in name]
@@ -110,9 +109,10 @@ def train(flat: FlatLayer, hidden: Tensor, outputs: Tensor, rope: tuple[Tensor, 
 def quantize(model: Any, windows: Tensor, bits: Bits, plan: Plan, keep: Path | None = None) -> list[dict[str, Any]]:
     """Quantize a model's layers in place, calibrated on ``windows`` [n, T]; of each, its losses and its seconds.
 
-    With ``keep`` each layer's parameters stay in that folder, and those that are there are taken.
+    With ``keep`` each layer's parameters stay in that folder, and those that are there are taken. Raises ValueError
+    where these were learned by other settings.
     """
-    layers, report = model.model.layers, []
+    layers, report, settings = model.model.layers, [], {**asdict(bits), **asdict(plan)}
     with torch.no_grad():
         hidden = model.model.embed_tokens(windows)
         rope = model.model.rotary_emb(hidden, position_ids=torch.arange(windows.shape[1])[None])
@@ -123,13 +123,18 @@ def quantize(model: Any, windows: Tensor, bits: Bits, plan: Plan, keep: Path | N
         outputs = start(layer, flat, hidden, rope, plan.batch)
         if file is not None and file.is_file():
             row = torch.load(file)
+            if (made := row.pop("settings")) != settings:
+                raise ValueError(f"{file} was made with {made}, not with {settings}: name another folder")
             flat.load_state_dict(row.pop("state"))
         else:
             losses = train(flat, hidden, outputs, rope, plan)
             spent = {"seconds": time.perf_counter() - begun, "processor_seconds": time.process_time() - worked}
             row = {"losses": losses, **spent}
             if file is not None:
-                torch.save({**row, "state": flat.state_dict()}, file)
+                torch.save(
+                    {**row, "state": flat.state_dict(), "settings": settings}, partial := file.with_suffix(".tmp")
+                )
+                partial.rename(file)  # a whole file or none, whenever the run is stopped
         flat.freeze()
         layers[index], hidden = flat, outputs
         report.append(row)

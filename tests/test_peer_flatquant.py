@@ -116,6 +116,8 @@ def test_learning_lowers_the_error_and_layers_are_kept(tmp_path: Path) -> None:
     for row in rows:
         assert row["losses"][-1] < 0.8 * row["losses"][0], row
     assert quantize(again, windows, Bits(), plan, tmp_path) == rows
+    with pytest.raises(ValueError, match="name another folder"):
+        quantize(small(spread=0.1).float(), windows, Bits(), Plan(epochs=9), tmp_path)
     quantize(alone, windows, Bits(), plan)
     for other in (again, alone):
         torch.testing.assert_close(other(windows).logits, kept(windows).logits, rtol=0, atol=1e-5)
