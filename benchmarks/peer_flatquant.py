@@ -8,9 +8,11 @@ error of its output, on the unquantized model's hidden states; weights are round
 symmetric, inputs per token and symmetric, keys and values per token and head with a zero point.
 
 Unlike there: no kernel. The model computes in float32 with rounded numbers, and its transforms are carried out as they
-stand, which is the same function. The matrices start random and orthogonal; as U diag(s) Vᵀ their inverse is exact, and
-U and V are learned by Cayley's transform. A row of weights has one threshold, the inputs of a site one, keys and values
-two each. Windows are shorter and fewer epochs are run than there: 256 tokens for 2,048, and ``--epochs`` for 15.
+stand, which is the same function. Windows have 256 tokens, not 2,048; ``--epochs`` and ``--rate`` may be others.
+
+Own choices: the matrices start random and orthogonal; as U diag(s) Vᵀ their inverse is exact, and U and V are learned
+by Cayley's transform. The scaling of channels starts by SmoothQuant's formula. A row of weights has one threshold, the
+inputs of a site one, keys and values two each.
 
 The last line it prints is JSON: seconds to load and quantize, those of the processor, peak memory above that of the
 interpreter with its imports, perplexity, and each layer's loss in its first epoch and in its last. With ``--keep``
