@@ -133,14 +133,17 @@ def given_windows(model: Path, calibration: Path, test: Path) -> tuple[dict[int,
 
 
 def measured(python: Path, model: Path, peer: Peer, test: Tensor, place: Path) -> dict[str, Any]:
-    """Let a program quantize in its environment, and compare what its model predicts with the unquantized model."""
+    """Let a program quantize in its environment, and compare what its model predicts with the unquantized model.
+
+    It works in ``place``, where the logs that it writes are thrown away.
+    """
     logits = place / "peer.npy"
     windows = place / f"windows-{peer.windows}.npz"
-    script = [python, HERE / SCRIPTS[peer.program], model, "--windows", windows, "--logits", logits]
+    script = [python.absolute(), HERE / SCRIPTS[peer.program], model, "--windows", windows, "--logits", logits]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1"}
     command = [*map(str, script), *peer.arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=place)
     said = json.loads(done.stdout.splitlines()[-1])
     perplexity, divergence = compare(KeptLogits(logits), KeptLogits(place / "reference.npy"), test)
     return {
