@@ -36,6 +36,7 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--scheme", choices=INPUTS, default="w4a16")
     parser.add_argument("--iters", type=int, default=200)
+    parser.add_argument("--lr", type=float, help="its own choice, 1 / iters, where none is given")
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args()
     before = peak_bytes()
@@ -50,6 +51,7 @@ def main() -> None:
         group_size=-1,
         sym=True,
         iters=arguments.iters,
+        lr=arguments.lr,
         seed=arguments.seed,
         seqlen=rows.shape[1],
         nsamples=len(rows),

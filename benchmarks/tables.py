@@ -595,6 +595,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "trained_gemma3": trained,
     "trained_latents": trained,
     "trained_hybrid": trained,
+    "trained_qwen2": trained,
     "hybrid": hybrid,
 }
 

@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="rows to measure again")
+    parser.add_argument("--max-tokens", type=int, help="of the held-out text; all of them where this is not given")
+    parser.add_argument("--keep", type=Path, help="a folder for the artifacts, which are deleted where it is not given")
     arguments = parser.parse_args()
     {"train": train_model, "measure": measure}[arguments.part](arguments)
 
@@ -160,13 +162,15 @@ def measure(arguments: argparse.Namespace) -> None:
     kind, path = KINDS[arguments.kind], RESULTS / f"trained_{arguments.kind}.json"
     result = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     command = f"python benchmarks/trained.py measure {arguments.kind} MODEL --seeds {arguments.seeds}"
-    result |= {"command": f"{command} --threads {arguments.threads}", "config": kind.config}
+    command += f" --threads {arguments.threads}"
+    command += "" if arguments.max_tokens is None else f" --max-tokens {arguments.max_tokens}"
+    result |= {"command": command, "config": kind.config}
     trained = json.loads((arguments.model / "training.json").read_text())
     result |= {"training": {key: trained[key] for key in ("steps", "tokens")}, "windows": WINDOWS}
-    result["unquantized"] = found(arguments.model, arguments.model)["perplexity"]
+    result["unquantized"] = found(arguments.model, arguments)["perplexity"]
     for name in arguments.only or [name for name in kind.presets if name not in result["rows"]]:
         seeds = 1 if name == "rtn" else arguments.seeds
-        rows = [quantized(arguments.model, kind, name, seed) for seed in range(seeds)]
+        rows = [quantized(arguments, kind, name, seed) for seed in range(seeds)]
         result["rows"][name] = {
             "changes": [*kind.changes, *kind.presets[name]],
             **{key: {"mean": mean(each), "min": min(each), "max": max(each)} for key, each in columns(rows).items()},
@@ -182,20 +186,21 @@ def columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
     return {key: [row[key] for row in rows] for key in rows[0]}
 
 
-def quantized(model: Path, kind: Kind, preset: str, seed: int) -> dict[str, float]:
+def quantized(arguments: argparse.Namespace, kind: Kind, preset: str, seed: int) -> dict[str, float]:
     """Quantize at W4A4KV4, reload, measure."""
     chosen = {"source": CALIBRATION_TEXT, "num_samples": WINDOWS, "seqlen": train.WINDOW, "seed": seed}
     calibration = [f"calibration.{key}={value}" for key, value in chosen.items()]
     recipe = jointquant.load_recipe(preset, [*calibration, *WIDTHS, *kind.changes, *kind.presets[preset]])
     with tempfile.TemporaryDirectory() as name:
-        made = jointquant.quantize(model, Path(name) / "artifact", recipe)
-        return found(Path(name) / "artifact", model) | {"seconds": made.seconds}
+        out = (arguments.keep or Path(name)) / f"{preset}-{seed}"
+        made = jointquant.quantize(arguments.model, out, recipe, overwrite=True)
+        return found(out, arguments) | {"seconds": made.seconds}
 
 
-def found(artifact: Path, model: Path) -> dict[str, float]:
+def found(artifact: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Perplexity and divergence on the held-out text."""
-    text = str(HELDOUT_TEXT)
-    measured = jointquant.evaluate(artifact, (text,), reference=model, seqlen=train.WINDOW)
+    text, sizes = str(HELDOUT_TEXT), {"seqlen": train.WINDOW, "max_tokens": arguments.max_tokens}
+    measured = jointquant.evaluate(artifact, (text,), reference=arguments.model, **sizes)
     divergence = measured.divergence[text]
     return {"perplexity": measured.perplexity[text], "kl": divergence.mean, "top1": divergence.same_top}
 
