@@ -44,16 +44,20 @@ W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
 
 @dataclass(frozen=True)
 class Row:
-    """A run: a preset, what is changed of it, how many calibration windows, for how many epochs it is tuned then."""
+    """A run: a preset, what is changed of it, how many calibration windows.
+
+    ``tuned`` says for how many epochs its artifact is tuned then, on ``tune_windows``; None: on those of calibration.
+    """
 
     recipe: str
     changes: tuple[str, ...] = ()
     windows: int = 32
     tuned: int = 0
+    tune_windows: int | None = None
 
 
 TUNED = ", tuned"
-"""Ends the name of a row that is the row before it, tuned: the artifact of that one is taken where it was kept."""
+"""Begins the end of the name of a row that is another one, tuned: the artifact of that is taken where it was kept."""
 
 PRESETS = {
     "W4A4KV4 rtn": Row("rtn"),
@@ -67,6 +71,7 @@ PRESETS = {
     "W4A4KV4 w4a4kv4, tuned": Row("w4a4kv4", (), 32, 2),
     "W4A4KV4 w4a4kv4, relative, 128 windows": Row("w4a4kv4", (RELATIVE,), 128),
     "W4A4KV4 w4a4kv4, relative, 128 windows, tuned": Row("w4a4kv4", (RELATIVE,), 128, 2),
+    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned on 512": Row("w4a4kv4", (RELATIVE,), 128, 1, 512),
     "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows": Row("w4a4kv4", (RELATIVE, "refinement.steps=150"), 128),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
     "W4A4KV16 w4a4kv16": Row("w4a4kv16"),
@@ -131,11 +136,11 @@ def measured(model: Path, name: str, folder: Path, calibration: Path, test: Path
     recipe = jointquant.load_recipe(row.recipe, [*protocol, f"calibration.seqlen={SEQLEN}", *row.changes])
     bits = [recipe.weights.num_bits, recipe.activations.num_bits, recipe.kv_cache.num_bits]
     assert name not in PRESETS or bits == bits_of(name.split()[0]), f"{name!r} is the name of a recipe of {bits} bits"
-    artifact = folder / re.sub(r"\W+", "-", name.removesuffix(TUNED))
+    artifact = folder / re.sub(r"\W+", "-", name.partition(TUNED)[0])
     costs = quantized(model, artifact, recipe)
     if row.tuned:
         base, artifact = artifact, folder / re.sub(r"\W+", "-", name)
-        costs |= tuned(model, base, artifact, row.tuned) | {"tune_epochs": row.tuned}
+        costs |= tuned(model, base, artifact, row)
     options = {"reference": model, "seqlen": SEQLEN, "max_tokens": TEST_TOKENS}
     found = jointquant.evaluate(artifact, (str(test),), **options)
     divergence = found.divergence[str(test)]
@@ -168,17 +173,19 @@ def quantized(model: Path, artifact: Path, recipe: Recipe) -> dict[str, Any]:
     return costs | {"load_average": os.getloadavg()[1]}
 
 
-def tuned(model: Path, base: Path, artifact: Path, epochs: int) -> dict[str, Any]:
-    """Tune an artifact, and what that cost; one that is there, tuned for as many epochs, is taken, and cost nothing."""
+def tuned(model: Path, base: Path, artifact: Path, row: Row) -> dict[str, Any]:
+    """Tune an artifact, and what that cost; one that is there, tuned as long on as much, is taken, and cost nothing."""
     import jointquant
 
+    how = {"tune_epochs": row.tuned, "tune_windows": row.tune_windows or row.windows}
     if (artifact / "config.json").is_file():
         facts = json.loads((artifact / "config.json").read_text())["quantization_config"]["tuned"]
-        assert [fact["epochs"] for fact in facts] == [epochs], f"{artifact} was tuned otherwise than this row"
-        return {"tune_seconds": None}
-    settings = jointquant.TuneSettings(epochs=epochs)
-    made = jointquant.tune(base, model, artifact, settings=settings)
-    return {"tune_seconds": made.seconds, "load_average": os.getloadavg()[1]}
+        same = [(fact["epochs"], fact["windows"]) for fact in facts] == [tuple(how.values())]
+        assert same, f"{artifact} was tuned otherwise than this row"
+        return how | {"tune_seconds": None}
+    settings = jointquant.TuneSettings(epochs=row.tuned)
+    made = jointquant.tune(base, model, artifact, settings=settings, num_samples=row.tune_windows)
+    return how | {"tune_seconds": made.seconds, "load_average": os.getloadavg()[1]}
 
 
 def perplexity_of(model: Path, test: Path) -> float:

@@ -23,8 +23,7 @@ def presets(result: dict[str, Any]) -> list[str]:
     every = merged("real_model_presets", "real_model_peers")["rows"]
     for name, row in sorted(every.items(), key=lambda named: (bits_of(named[0].split()[0]), -named[1]["kl"])):
         own = "".join(f", `{change}`" for change in row["changes"])
-        own += f", tuned for {row['tune_epochs']} epochs" if "tune_epochs" in row else ""
-        own += " (again)" * name.endswith(AGAIN)
+        own += _tuned(row) + " (again)" * name.endswith(AGAIN)
         figures = f"{row['perplexity']:.2f}" if row["perplexity"] < 1e4 else f"{row['perplexity']:.0f}"
         bits, measured = name.split()[0], f"{row['kl']:.3f} | {row['top1']:.3f}"
         lines.append(f"| {bits} | {row['recipe']}{own} | {row['windows']} | {figures} | {measured} |")
@@ -36,6 +35,14 @@ def presets(result: dict[str, Any]) -> list[str]:
         about = f"{theirs[-1]['date']}, one thread, {', '.join(versions)}."
         lines[-1] += f" Other programs: `python benchmarks/real_model_peers.py …`; {about}"
     return lines
+
+
+def _tuned(row: dict[str, Any]) -> str:
+    """How long and on how much, where it was tuned."""
+    if "tune_epochs" not in row:
+        return ""
+    other = row.get("tune_windows", row["windows"]) != row["windows"]
+    return f", tuned for {row['tune_epochs']} epochs" + (f" of {row['tune_windows']} windows" if other else "")
 
 
 def gains(result: dict[str, Any]) -> list[str]:
