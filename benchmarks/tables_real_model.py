@@ -42,7 +42,8 @@ def _tuned(row: dict[str, Any]) -> str:
     if "tune_epochs" not in row:
         return ""
     other = row.get("tune_windows", row["windows"]) != row["windows"]
-    return f", tuned for {row['tune_epochs']} epochs" + (f" of {row['tune_windows']} windows" if other else "")
+    epochs = "one epoch" if row["tune_epochs"] == 1 else f"{row['tune_epochs']} epochs"
+    return f", tuned for {epochs}" + (f" of {row['tune_windows']} windows" if other else "")
 
 
 def gains(result: dict[str, Any]) -> list[str]:
