@@ -8,7 +8,6 @@ linears of a layer it has quantized: those whose sizes 32 does not divide it lea
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from importlib.metadata import version
@@ -18,8 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from auto_round import AutoRound
-from kept_logits import write_logits
-from peer_protocol import add_arguments, given_windows, peak_bytes, perplexity
+from peer_protocol import add_arguments, given_windows, peak_bytes, report
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 INPUTS: dict[str, dict[str, Any]] = {
@@ -64,21 +62,15 @@ def main() -> None:
     model, layers = rounding.quantize()
     seconds, peak = time.perf_counter() - start, peak_bytes() - before
     model = model.float().eval()
-    if arguments.logits is not None:
-        write_logits(model, test, arguments.logits)
     first = {name.rsplit(".", 1)[1]: settings["bits"] for name, settings in layers.items() if ".layers.0." in name}
-    print(
-        json.dumps(
-            {
-                "perplexity": perplexity(model, test),
-                "seconds": seconds,
-                "peak_bytes": peak,
-                "quantized": sorted(name for name, bits in first.items() if bits == 4),
-                "left": sorted(name for name, bits in first.items() if bits != 4),
-                "versions": {name: version(name) for name in ("auto-round", "torch", "transformers")},
-            }
-        )
-    )
+    result = {
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "quantized": sorted(name for name, bits in first.items() if bits == 4),
+        "left": sorted(name for name, bits in first.items() if bits != 4),
+        "versions": {name: version(name) for name in ("auto-round", "torch", "transformers")},
+    }
+    report(arguments, model, test, result)
 
 
 if __name__ == "__main__":

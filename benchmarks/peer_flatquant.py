@@ -22,7 +22,6 @@ layers stay in a folder, with their seconds, and a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -35,8 +34,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 from flat_layer import OFF, Bits, FlatLayer
-from kept_logits import write_logits
-from peer_protocol import add_arguments, given_windows, peak_bytes, perplexity
+from peer_protocol import add_arguments, given_windows, peak_bytes, report
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -167,11 +165,7 @@ def main() -> None:
         "losses": [[row["losses"][0], row["losses"][-1]] for row in layers],
         "versions": {name.__name__: name.__version__ for name in (torch, transformers)},
     }
-    if test is not None:
-        result["perplexity"] = perplexity(model, test)
-    if arguments.logits is not None:
-        write_logits(model, test, arguments.logits)
-    print(json.dumps(result))
+    report(arguments, model, test, result)
 
 
 if __name__ == "__main__":

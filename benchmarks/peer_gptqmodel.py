@@ -9,7 +9,6 @@ peak memory above that of the interpreter with its imports, and perplexity of th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -22,8 +21,7 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # on two cores it takes one
 import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from gptqmodel.nn_modules.qlinear import BaseQuantLinear
-from kept_logits import write_logits
-from peer_protocol import add_arguments, given_windows, peak_bytes, perplexity
+from peer_protocol import add_arguments, given_windows, peak_bytes, report
 from transformers import AutoTokenizer
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -56,11 +54,7 @@ def main() -> None:
             "peak_bytes": peak,
             "versions": {name: version(name) for name in ("gptqmodel", "torch", "transformers")},
         }
-        if test is not None:
-            result["perplexity"] = perplexity(again, test)
-        if arguments.logits is not None:
-            write_logits(again, test, arguments.logits)
-    print(json.dumps(result))
+        report(arguments, again, test, result)
 
 
 @torch.no_grad()

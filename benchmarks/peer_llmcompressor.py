@@ -8,7 +8,6 @@ memory.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from typing import Any
@@ -19,11 +18,10 @@ import llmcompressor
 import torch
 import transformers
 from datasets import Dataset
-from kept_logits import write_logits
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier
 from llmcompressor.modifiers.transform import SmoothQuantModifier, SpinQuantModifier
-from peer_protocol import add_arguments, given_windows, peak_bytes, perplexity
+from peer_protocol import add_arguments, given_windows, peak_bytes, report
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401  imported lazily otherwise
 
 INT = {"type": "int", "symmetric": True}
@@ -72,11 +70,7 @@ def main() -> None:
         "peak_bytes": peak_bytes() - before,
         "versions": {name.__name__: name.__version__ for name in (llmcompressor, torch, transformers)},
     }
-    if test is not None:
-        result["perplexity"] = perplexity(model, test)
-    if arguments.logits is not None:
-        write_logits(model, test, arguments.logits)
-    print(json.dumps(result))
+    report(arguments, model, test, result)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ benchmarks/real_model_peers.py), and then it leaves its model's logits on those 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kept_logits import write_logits
 from torch import Tensor
 
 
@@ -56,3 +58,12 @@ def peak_bytes() -> int:
     """The process's peak resident memory; getrusage would begin with that of the process that started this one."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
+
+
+def report(arguments: argparse.Namespace, model: Any, test: Tensor | None, found: dict[str, Any]) -> None:
+    """Leave the logits that were asked for, and print what a script found, with the perplexity, as its last line."""
+    if test is not None:
+        found["perplexity"] = perplexity(model, test)
+    if arguments.logits is not None:
+        write_logits(model, test, arguments.logits)
+    print(json.dumps(found))

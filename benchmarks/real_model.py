@@ -43,17 +43,21 @@ W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
 
 
 @dataclass(frozen=True)
-class Row:
-    """A run: a preset, what is changed of it, how many calibration windows.
+class Tuning:
+    """For how many epochs of how many windows an artifact is tuned."""
 
-    ``tuned`` says for how many epochs its artifact is tuned then, on ``tune_windows``; None: on those of calibration.
-    """
+    epochs: int
+    windows: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run: a preset, what is changed of it, how many calibration windows, and how its artifact is tuned, if it is."""
 
     recipe: str
     changes: tuple[str, ...] = ()
     windows: int = 32
-    tuned: int = 0
-    tune_windows: int | None = None
+    tuning: Tuning | None = None
 
 
 TUNED = ", tuned"
@@ -68,22 +72,22 @@ PRESETS = {
     "W4A4KV4 w4a4kv4, 30 relative steps": Row("w4a4kv4", ("refinement.steps=30", RELATIVE)),
     "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
     "W4A4KV4 w4a4kv4, 128 windows": Row("w4a4kv4", (), 128),
-    "W4A4KV4 w4a4kv4, tuned": Row("w4a4kv4", (), 32, 2),
+    "W4A4KV4 w4a4kv4, tuned": Row("w4a4kv4", (), 32, Tuning(2, 32)),
     "W4A4KV4 w4a4kv4, relative, 128 windows": Row("w4a4kv4", (RELATIVE,), 128),
-    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned": Row("w4a4kv4", (RELATIVE,), 128, 2),
-    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned on 512": Row("w4a4kv4", (RELATIVE,), 128, 1, 512),
+    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned": Row("w4a4kv4", (RELATIVE,), 128, Tuning(2, 128)),
+    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned on 512": Row("w4a4kv4", (RELATIVE,), 128, Tuning(1, 512)),
     "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows": Row("w4a4kv4", (RELATIVE, "refinement.steps=150"), 128),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
     "W4A4KV16 w4a4kv16": Row("w4a4kv16"),
     "W4A4KV16 w4a4kv16, 128 windows": Row("w4a4kv16", (), 128),
-    "W4A4KV16 w4a4kv16, 128 windows, tuned": Row("w4a4kv16", (), 128, 2),
+    "W4A4KV16 w4a4kv16, 128 windows, tuned": Row("w4a4kv16", (), 128, Tuning(2, 128)),
     "W4A16 gptq": Row("gptq", W4A16),
     "W4A16 w4a16 per channel": Row("w4a16", (PER_CHANNEL,)),
     "W4A16 w4a16 per channel, 128 windows": Row("w4a16", (PER_CHANNEL,), 128),
     "W4A8KV8 w4a8kv8": Row("w4a8kv8"),
     "W4A8KV8 w4a8kv8, refined, 128 windows": Row("w4a8kv8", REFINED, 128),
     "W4A8KV8 w4a8kv8, refined, relative, 128 windows": Row("w4a8kv8", (*REFINED, RELATIVE), 128),
-    "W4A8KV8 w4a8kv8, refined, relative, 128 windows, tuned": Row("w4a8kv8", (*REFINED, RELATIVE), 128, 2),
+    "W4A8KV8 w4a8kv8, refined, relative, 128 windows, tuned": Row("w4a8kv8", (*REFINED, RELATIVE), 128, Tuning(2, 128)),
 }
 
 FLOAT = ("weights.num_bits=16", "refinement.steps=0")
@@ -138,9 +142,9 @@ def measured(model: Path, name: str, folder: Path, calibration: Path, test: Path
     assert name not in PRESETS or bits == bits_of(name.split()[0]), f"{name!r} is the name of a recipe of {bits} bits"
     artifact = folder / re.sub(r"\W+", "-", name.partition(TUNED)[0])
     costs = quantized(model, artifact, recipe)
-    if row.tuned:
+    if row.tuning is not None:
         base, artifact = artifact, folder / re.sub(r"\W+", "-", name)
-        costs |= tuned(model, base, artifact, row)
+        costs |= tuned(model, base, artifact, row.tuning)
     options = {"reference": model, "seqlen": SEQLEN, "max_tokens": TEST_TOKENS}
     found = jointquant.evaluate(artifact, (str(test),), **options)
     divergence = found.divergence[str(test)]
@@ -173,18 +177,18 @@ def quantized(model: Path, artifact: Path, recipe: Recipe) -> dict[str, Any]:
     return costs | {"load_average": os.getloadavg()[1]}
 
 
-def tuned(model: Path, base: Path, artifact: Path, row: Row) -> dict[str, Any]:
+def tuned(model: Path, base: Path, artifact: Path, tuning: Tuning) -> dict[str, Any]:
     """Tune an artifact, and what that cost; one that is there, tuned as long on as much, is taken, and cost nothing."""
     import jointquant
 
-    how = {"tune_epochs": row.tuned, "tune_windows": row.tune_windows or row.windows}
+    how = {"tune_epochs": tuning.epochs, "tune_windows": tuning.windows}
     if (artifact / "config.json").is_file():
         facts = json.loads((artifact / "config.json").read_text())["quantization_config"]["tuned"]
         same = [(fact["epochs"], fact["windows"]) for fact in facts] == [tuple(how.values())]
         assert same, f"{artifact} was tuned otherwise than this row"
         return how | {"tune_seconds": None}
-    settings = jointquant.TuneSettings(epochs=row.tuned)
-    made = jointquant.tune(base, model, artifact, settings=settings, num_samples=row.tune_windows)
+    settings = jointquant.TuneSettings(epochs=tuning.epochs)
+    made = jointquant.tune(base, model, artifact, settings=settings, num_samples=tuning.windows)
     return how | {"tune_seconds": made.seconds, "load_average": os.getloadavg()[1]}
 
 

@@ -68,7 +68,7 @@ def main() -> None:
         result["unquantized"] = {name: perplexity(KeptLogits(kept[name]), text) for name, text in windows.items()}
         for row in arguments.rows:
             artifact = arguments.keep / re.sub(r"\W+", "-", row)
-            recipe = PRESETS[row].recipe + ", tuned" * bool(PRESETS[row].tuned)
+            recipe = PRESETS[row].recipe + ", tuned" * (PRESETS[row].tuning is not None)
             found = {"row": row, "recipe": recipe, "texts": on_each(artifact, windows, kept)}
             print(json.dumps(found), flush=True)
             rows[row] = found

@@ -14,7 +14,9 @@ QUANTIZE = f"quantize {MODEL} --out out"
 PRESETS = "one of dartquant, dartquant-paper, "
 
 TRANSCRIPT: dict[str, list[str]] = {
-    "kwantize": ["unknown command 'kwantize' (did you mean 'quantize'?): expected one of demo, plan, quantize, tune, eval, "],
+    "kwantize": [
+        "unknown command 'kwantize' (did you mean 'quantize'?): expected one of demo, plan, quantize, tune, eval, "
+    ],
     f"{QUANTIZE} --recipee rtn": [
         "unknown option '--recipee' (did you mean '--recipe'?): expected one of those in `jointquant quantize --help`"
     ],

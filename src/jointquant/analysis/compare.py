@@ -91,9 +91,8 @@ def compare(
     """Quantize a model by several recipes and measure each; write results.json and report.html.
 
     Recipes with the same calibration settings share one walk through the unquantized model; those without R1 have their
-    own. Their artifacts have the
-    same bytes as those of ``quantize``. An unfinished comparison of the same recipes and texts is resumed. The other
-    options are those of ``quantize``.
+    own. Their artifacts have the same bytes as those of ``quantize``. An unfinished comparison of the same recipes and
+    texts is resumed. The other options are those of ``quantize``.
 
     Args:
         model: a model folder, a hub id, or a model in memory.

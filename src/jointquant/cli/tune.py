@@ -24,7 +24,7 @@ from jointquant.cli.options import (
     digests_of,
 )
 from jointquant.cli.output import finish, show, shown_progress
-from jointquant.errors import require
+from jointquant.errors import InputError, require
 from jointquant.models.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def rates_of(given: list[str]) -> dict[str, float]:
         try:
             rates[part] = float(number)
         except ValueError:
-            require(False, f"--rate {each!r}: expected a number behind the sign, such as scales=0.001")
+            raise InputError(f"--rate {each!r}: expected a number behind the sign, such as scales=0.001") from None
     return {part: rate for part, rate in rates.items() if rate != 0}
 
 

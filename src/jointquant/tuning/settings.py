@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from jointquant.errors import require
 
@@ -44,10 +43,6 @@ class TuneSettings:
         for part, rate in self.rates.items():
             require(part in RATES, f"unknown part {part!r} of an artifact: expected some of {', '.join(RATES)}")
             require(math.isfinite(rate) and rate > 0, f"the rate of {part} is {rate}: expected a number above 0")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def share_of_rate(step: int, num_steps: int) -> float:
