@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jointquant.fingerprint.arithmetic import ARITHMETICS, to_bits
+from jointquant.fingerprint.arithmetic import ARITHMETICS, COARSER, FLOOR, noise_of, to_bits
 
 
 @settings(deadline=None, max_examples=30)
@@ -24,3 +24,18 @@ def test_tokens_in_eight_bits() -> None:
     torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
     assert codes.abs().amax() < 127.01
     assert (ARITHMETICS["int8"](x) - x).abs().amax() <= x.abs().amax() / 127 / 2 + 1e-6
+
+
+def test_no_arithmetic_does_less_than_the_first_coarser_one_that_is_felt() -> None:
+    unfelt, felt = FLOOR / 2, 0.3
+    assert noise_of([1e-6, 0.5], [unfelt, felt, 0.4, 0.6]) == [felt, 0.5]
+    assert noise_of([1e-6, 0.5], [unfelt] * len(COARSER)) == [1e-6, 0.5]
+    assert noise_of([0.7, 0.9], [felt] * len(COARSER)) == [0.7, 0.9]
+
+
+def test_coarser_ones_lie_between_float32_and_bfloat16() -> None:
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    in_order = (ARITHMETICS["float32"], *COARSER, ARITHMETICS["bfloat16"])
+    moved = [(rounding(x) - x).norm().item() for rounding in in_order]
+    assert moved == sorted(moved)
+    assert len(set(moved)) == len(moved)

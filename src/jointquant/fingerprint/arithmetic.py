@@ -4,16 +4,24 @@ A runtime that computes rightly does not compute the same digits. By how much it
 from its arithmetic, and from the model: one with activations of 4 bits turns a last digit into a whole step. So it is
 measured on the model itself: it runs once more for each arithmetic, and what its norms and linears hand on is rounded
 as that arithmetic does.
+
+Whether one run sends any value over a border between two steps is chance, where few lie near one. So the model runs
+with coarser and coarser values, too, until one is sent over, and no arithmetic is expected to do less than that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 Rounding = Callable[[Tensor], Tensor]
+
+
+FLOOR = 2e-3
+"""Nats that are let pass always: sums in another order, in float32."""
 
 
 def to_bits(x: Tensor, bits: int) -> Tensor:
@@ -34,3 +42,15 @@ ARITHMETICS: dict[str, Rounding] = {
     "int8": to_eight_bit_tokens,
 }
 """By name: floating point of some width, or inputs of products in 8 bits."""
+
+COARSER: tuple[Rounding, ...] = tuple(partial(to_bits, bits=bits) for bits in (19, 17, 15, 13))
+"""Between float32 and bfloat16: each reaches borders that are four times as far away as those of the one before."""
+
+
+def noise_of(of_arithmetics: list[float], of_coarser: list[float]) -> list[float]:
+    """How far log-probabilities may move, by arithmetic, from how far each of the two tables' roundings moves them.
+
+    That is as far as its own rounding does, and as the first of the coarser ones that is felt at all.
+    """
+    crossing = next((moved for moved in of_coarser if moved > FLOOR), 0.0)
+    return [max(moved, crossing) for moved in of_arithmetics]

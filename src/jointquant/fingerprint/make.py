@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jointquant.backend.memory import return_freed_memory
 from jointquant.errors import OverflowedError
-from jointquant.fingerprint.arithmetic import ARITHMETICS
+from jointquant.fingerprint.arithmetic import ARITHMETICS, noise_of
 from jointquant.fingerprint.probe import TEXT, probe_of
 from jointquant.fingerprint.record import Fingerprint, rounded, save_fingerprint
 from jointquant.fingerprint.variants import Variants, log_probabilities
@@ -98,8 +98,9 @@ def fingerprint_of(
     if not scores.isfinite().all():
         raise OverflowedError("what the artifact predicts of its probe text is not finite: its activations overflowed")
     expected, moved = scores[0], root_mean_square(scores - scores[0])
-    noise = {name: _few_digits(moved[row]) for row, name in enumerate(ARITHMETICS, 1)}
-    predictions = zip(variants.faults, range(1 + len(noise), len(scores)), strict=True)
+    of_roundings = moved[1 : 1 + len(variants.roundings)].tolist()
+    noise = noise_of(of_roundings[: len(ARITHMETICS)], of_roundings[len(ARITHMETICS) :])
+    predictions = zip(variants.faults, range(1 + len(of_roundings), len(scores)), strict=True)
     faults = {name: rounded(scores[row].tolist()) for name, row in predictions if moved[row] > DISTINCT}
     return Fingerprint(
         text=TEXT,
@@ -107,7 +108,7 @@ def fingerprint_of(
         chat=probe.chat,
         tokens=probe.tokens,
         log_probabilities=rounded(expected.tolist()),
-        noise=noise,
+        noise={name: _few_digits(moved) for name, moved in zip(ARITHMETICS, noise, strict=True)},
         faults=faults,
     )
 
@@ -117,9 +118,9 @@ def root_mean_square(differences: Tensor) -> Tensor:
     return differences.square().mean(-1).sqrt()
 
 
-def _few_digits(number: Tensor) -> float:
+def _few_digits(number: float) -> float:
     """Three significant digits: more would say what nobody measured."""
-    return float(f"{number.item():.3g}")
+    return float(f"{number:.3g}")
 
 
 def _walked(stream: ModelStream, variants: Variants, tokens: Tensor, after_layer: Callable[[], None]) -> Tensor:

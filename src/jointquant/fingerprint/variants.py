@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from jointquant.fingerprint.arithmetic import ARITHMETICS, Rounding
+from jointquant.fingerprint.arithmetic import ARITHMETICS, COARSER, Rounding
 from jointquant.fingerprint.faults import FAULTS, Fault
 from jointquant.models.architecture import Architecture
 from jointquant.rotations.hadamard import HadamardTransform
@@ -27,29 +27,29 @@ class Variants:
     """The rows of a batch, in order.
 
     Attributes:
-        arithmetics: by name; their rows follow that of the model as it is.
+        roundings: what norms and linears hand on is rounded so; their rows follow that of the model as it is.
         faults: by name; theirs follow.
         first: R1 before the first layer [hidden, hidden]; None where none is merged.
         last: R1 before the head.
     """
 
-    arithmetics: dict[str, Rounding]
+    roundings: tuple[Rounding, ...]
     faults: dict[str, Fault]
     first: Tensor | None
     last: Tensor | None
 
     @classmethod
     def of(cls, first: Tensor | None, last: Tensor | None, r4: bool) -> Variants:
-        """All arithmetics, and the faults that a model of these rotations can have."""
+        """All arithmetics and what is between them, and the faults that a model of these rotations can have."""
         faults = {name: fault for name, fault in FAULTS.items() if fault.applies(first, r4)}
-        return cls(ARITHMETICS, faults, first, last)
+        return cls((*ARITHMETICS.values(), *COARSER), faults, first, last)
 
     def __len__(self) -> int:
-        return 1 + len(self.arithmetics) + len(self.faults)
+        return 1 + len(self.roundings) + len(self.faults)
 
     def rows(self) -> Iterator[tuple[int, Fault]]:
         """The faults, each with its row."""
-        yield from enumerate(self.faults.values(), 1 + len(self.arithmetics))
+        yield from enumerate(self.faults.values(), 1 + len(self.roundings))
 
     def started(self, states: Tensor) -> Tensor:
         """The states before the first layer: [1, T, hidden] → [rows, T, hidden]."""
@@ -103,7 +103,7 @@ class Variants:
         return changed
 
     def _round(self, _: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        changes = dict(enumerate(self.arithmetics.values(), 1))
+        changes = dict(enumerate(self.roundings, 1))
         if isinstance(output, tuple):
             return (self._each(output[0], changes), *output[1:])
         return self._each(output, changes)

@@ -11,14 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from jointquant.fingerprint.arithmetic import FLOOR
 from jointquant.fingerprint.faults import BOS, CHAT, FAULTS, OF_TEXT, TOKENIZER
 from jointquant.fingerprint.record import Fingerprint
 
 TIMES_THE_NOISE = 4.0
 """Of the measured rounding that is let pass: another order of sums rounds other numbers, by as much."""
-
-FLOOR = 2e-3
-"""Nats that are let pass always: sums in another order, in float32."""
 
 TELLING = 1.5
 """A fault that moves log-probabilities by less than this times the rounding cannot be told from it."""
