@@ -34,6 +34,7 @@ from word_tasks import write_tasks
 import jointquant
 from jointquant.evaluation.divergence import token_divergences
 from jointquant.runtime.loading import load, load_tokenizer
+from jointquant.text.loops import loops
 from jointquant.text.sources import load_text
 from jointquant.text.tokens import tokenize
 from jointquant.text.windows import evaluation_windows
@@ -52,8 +53,6 @@ BORDERS = (0, 1, 16, 64, 256, 512, 1024, LONG - 1)
 """Positions between which divergences are averaged."""
 
 ASKED, BEGUN, NEW_TOKENS = QUESTIONS[:8], "The Roman Empire was", 256
-LOOP, TIMES = 24, 3
-"""A text loops whose end is one piece at least three times, at least 24 tokens in all."""
 
 
 def main() -> None:
@@ -126,15 +125,6 @@ def answers(subject: Path) -> list[dict[str, Any]]:
         }
         for prompt, ids in zip((*ASKED, BEGUN), made, strict=True)
     ]
-
-
-def loops(ids: list[int]) -> bool:
-    """Whether tokens end in one piece, several times."""
-    for period in range(1, len(ids) // TIMES + 1):
-        end = ids[-max(LOOP, TIMES * period) :]
-        if len(end) >= LOOP and end[period:] == end[:-period]:
-            return True
-    return False
 
 
 if __name__ == "__main__":

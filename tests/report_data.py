@@ -17,6 +17,10 @@ def spreads() -> list[dict[str, Any]]:
     return [{"layer": layer, "site": s, "before": spread(5.0 + layer), "after": spread(2.5)} for layer, s in layers]
 
 
+def generation(text: str, new_tokens: int = 1, ended: bool = False, loops: bool = False) -> dict[str, Any]:
+    return {"text": text, "new_tokens": new_tokens, "ended": ended, "loops": loops}
+
+
 def detail(learned: bool) -> dict[str, Any]:
     trace = {"losses": [3.0, 2.0, 1.5], "angles": [0.1, 0.05, 0.0]}
     errors = [
@@ -25,7 +29,7 @@ def detail(learned: bool) -> dict[str, Any]:
     ]
     traces = {"r1": trace, "r2.0": trace, "r2.1": trace} if learned else {}
     parts = {"divergence": {"nothing": 0.5, "inputs of mlp_in": 0.3}, "remedies": {}} if learned else {"refused": NASTY}
-    shown = {"generations": ["Say it: one two  four\n\nfive"], "parts": parts}
+    shown = {"generations": [generation("Say it: one two  four\n\nfive", 5, loops=True)], "parts": parts}
     return {"traces": traces, "spreads": spreads(), "errors": errors, "transforms": {"r1": "learned"}} | shown
 
 
@@ -60,7 +64,7 @@ def comparison(names: tuple[str, ...] = ("quarot", NASTY), texts: tuple[str, ...
             "perplexity": dict.fromkeys(texts, 7.5),
             "bits": 16.0,
             "size_bytes": 4e6,
-            "generations": ["Say it: one two three <b>four</b>"],
+            "generations": [generation("Say it: one two three <b>four</b>", 4, ended=True)],
         },
         "rows": [row(name, 9.0 + index) for index, name in enumerate(names)],
         "runs": [],

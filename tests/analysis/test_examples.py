@@ -21,13 +21,14 @@ def test_prompts_and_parts_of_a_model_of_a_folder(tmp_path: Path, tokenizer) -> 
     tokenizer.save_pretrained(tmp_path / "model")
     weights = ("activations.num_bits=16", "kv_cache.num_bits=16")
     recipes = {"rtn": jointquant.load_recipe("rtn"), "w4a16": jointquant.load_recipe("rtn", weights)}
-    asked = {"prompts": (PROMPT,), "diagnose": True, "keep_artifacts": True}
+    asked = {"prompts": (PROMPT,), "max_new_tokens": 20, "diagnose": True, "keep_artifacts": True}
     out = tmp_path / "out"
     result = jointquant.compare(tmp_path / "model", recipes, out, **OPTIONS, **asked)  # type: ignore[arg-type]
     assert result.about["prompts"] == [PROMPT]
     artifact = out / "artifacts" / "rtn-seed0"
     for holder, subject in ((result.reference, tmp_path / "model"), (result.details["rtn"], artifact)):
-        assert holder["generations"] == [jointquant.generate_text(subject, PROMPT, 48).text]
+        said = jointquant.generate_text(subject, PROMPT, 20).to_dict()
+        assert holder["generations"] == [{key: said[key] for key in ("text", "new_tokens", "ended", "loops")}]
     parts = result.details["rtn"]["parts"]
     assert parts["divergence"]["all inputs, keys and values"] < parts["divergence"][NOTHING]
     assert parts["divergence"][NOTHING] == pytest.approx(result.rows[0]["divergence"][TEXT], rel=1e-3)

@@ -178,8 +178,10 @@ def test_what_models_write_stands_side_by_side() -> None:
     page = comparison_page(comparison())
     section = page[page.index('<section id="generations">') : page.index('<section id="settings">')]
     assert "<blockquote>Say it:</blockquote>" in section
-    assert '<dt>quarot</dt><dd><span class="soft"> one two</span>  four\n\nfive</dd>' in section
+    name = '<dt>quarot <span class="soft">(5 tokens, it repeats itself)</span></dt>'
+    assert name + '<dd><span class="soft"> one two</span>  four\n\nfive</dd>' in section
     assert "&lt;b&gt;four&lt;/b&gt;</span></dd>" in section, "the unquantized model is as it is"
+    assert '<td data-label="end in a loop">1 of 1</td>' in section
     none = comparison()
     none["about"]["prompts"] = []
     assert "generations" not in {*Outline(comparison_page(none)).sections}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from jointquant.analysis.candidates import labelled
-from jointquant.analysis.examples import Besides
+from jointquant.analysis.examples import NEW_TOKENS, Besides
 from jointquant.analysis.kept import Keep
 from jointquant.analysis.laboratory import Laboratory, Protocol, Run
 from jointquant.artifact.metadata import base_facts
@@ -81,6 +81,7 @@ def compare(
     overwrite: bool = False,
     keep_artifacts: bool = False,
     prompts: Sequence[str] = (),
+    max_new_tokens: int = NEW_TOKENS,
     diagnose: bool = False,
     keep: str | Path | None = None,
     progress: Progress | None = None,
@@ -108,6 +109,7 @@ def compare(
         keep_artifacts: keep every artifact, under ``out/artifacts``.
         prompts: shown in the report with what the model and the artifact of each recipe's first seed make of them:
             greedily continued, or answered where the tokenizer has a chat template. The whole model must fit in memory.
+        max_new_tokens: tokens of what they make of each prompt, at most.
         diagnose: measure which parts of these artifacts lose how much, as ``loss_by_part`` does, on the first text.
         keep: a folder outside ``out`` that keeps every artifact, with its rotations, for other comparisons: an artifact
             in it is measured and not made again where a run would write the same bytes (same model, recipe, windows,
@@ -119,7 +121,7 @@ def compare(
         ResumableError: the disk is full or the model's files changed; what is done is kept.
     """
     candidates = labelled(recipes, list(changes), seeds)
-    besides = Besides(tuple(prompts), diagnose)
+    besides = Besides(tuple(prompts), max_new_tokens, diagnose)
     besides.check(model)
     kept = None if keep is None else Keep(Path(keep))
     if kept is not None:

@@ -31,15 +31,18 @@ class Besides:
 
     Attributes:
         prompts: continued by each model, greedily, or answered where the tokenizer has a chat template.
+        max_new_tokens: that an answer has, at most.
         parts: whether the loss of each artifact is measured part by part.
     """
 
     prompts: tuple[str, ...] = ()
+    max_new_tokens: int = NEW_TOKENS
     parts: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What a resumed comparison must have in common with the one that was stopped."""
-        return {"prompts": list(self.prompts), "parts": self.parts} if self.prompts or self.parts else {}
+        asked = {"prompts": list(self.prompts), "max_new_tokens": self.max_new_tokens, "parts": self.parts}
+        return asked if self.prompts or self.parts else {}
 
     def check(self, model: str | Path | PreTrainedModel) -> None:
         """Raises InputError for what cannot be asked for here."""
@@ -65,13 +68,14 @@ class Besides:
 
     def written(
         self, model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ModelOptions
-    ) -> list[str]:
-        """What a model or an artifact makes of each prompt."""
+    ) -> list[dict[str, Any]]:
+        """What a model or an artifact makes of each prompt, and whether that ends and whether it loops."""
         if not self.prompts:
             return []
         loaded = model if isinstance(model, PreTrainedModel) else load(model, **of_folder(completed(options)))
         speaker = Speaker(loaded, tokenizer)
-        return [speaker.say(prompt, Sampling(NEW_TOKENS)).text for prompt in self.prompts]
+        said = [speaker.say(prompt, Sampling(self.max_new_tokens)).to_dict() for prompt in self.prompts]
+        return [{name: each[name] for name in ("text", "new_tokens", "ended", "loops")} for each in said]
 
     def losses(
         self, artifact: Path, subject: Subject, protocol: Mapping[str, Any], progress: Progress

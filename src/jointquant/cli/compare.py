@@ -67,6 +67,7 @@ def compare(
     prompt: Annotated[
         list[str] | None, typer.Option(help="Show in the report what each recipe makes of this text. Repeatable.")
     ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="With --prompt: tokens of an answer, at most.")] = 48,
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Show in the report which parts of each artifact lose how much.")
     ] = False,
@@ -120,6 +121,7 @@ def compare(
             max_tokens=max_tokens,
             keep_artifacts=keep_artifacts,
             prompts=prompt or (),
+            max_new_tokens=max_new_tokens,
             diagnose=diagnose,
             keep=keep,
             memory_budget=memory_budget,

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from jointquant.report.figures import comparison_figures, statistics_figures, styles
 from jointquant.report.layer_losses import comparison_layer_losses
 from jointquant.report.plain import finite
-from jointquant.report.said import comparison_said
+from jointquant.report.said import comparison_ends, comparison_said
 from jointquant.report.tables import comparison_table, statistics_table
 from jointquant.report.verdict import comparison_verdict, statistics_verdict, undone_trainings
 
@@ -22,7 +22,7 @@ def comparison_page(data: dict[str, Any]) -> str:
     table, verdict = comparison_table(data, style), comparison_verdict(data)
     shown = {"figures": comparison_figures(data), "said": comparison_said(data), "table": table, "verdict": verdict}
     learned = comparison_layer_losses(data)
-    shown |= {"learned": learned, "undone": undone_trainings(data)}
+    shown |= {"ends": comparison_ends(data, style), "learned": learned, "undone": undone_trainings(data)}
     return _render("comparison.html.j2", data=data, file="results.json", **shown)
 
 

@@ -22,6 +22,7 @@ from jointquant.runtime.generation_settings import settings_to_generate
 from jointquant.runtime.kernels.choices import second_form_bytes
 from jointquant.runtime.loading import load, load_tokenizer
 from jointquant.text.chats import Turns, as_chat
+from jointquant.text.loops import loops
 from jointquant.text.rows import whole
 from jointquant.text.windows import check_vocabulary
 
@@ -62,6 +63,8 @@ class Generation:
         ignored: settings of the model's generation_config.json that have no part in it.
         chat: whether the prompt was a turn of the tokenizer's chat template.
         second_form_bytes: what kernels keep of an artifact's weights besides what is stored.
+        ended: whether it ended by itself, before the number of tokens that was allowed.
+        loops: whether it has come to repeat itself (``jointquant.text.loops``).
         failed_launches: programs for GPUs that could not be launched in this process, so that others computed their
             products: ``program``, ``what``, ``reason``.
     """
@@ -72,6 +75,8 @@ class Generation:
     ignored: tuple[str, ...] = ()
     chat: bool = False
     second_form_bytes: int = 0
+    ended: bool = False
+    loops: bool = False
     failed_launches: list[dict[str, str]] = field(default_factory=failed_launches)
 
     def to_dict(self) -> dict[str, object]:
@@ -176,8 +181,16 @@ class Speaker:
             self.model.generation_config = self.settings
         seconds = time.perf_counter() - start
         made = self.tokenizer.decode(tokens[prompt_tokens if chat else 0 :], skip_special_tokens=True)
-        kept = second_form_bytes(self.model)
-        return Generation(str(made), len(tokens) - prompt_tokens, seconds, ignored, chat, kept)
+        return Generation(
+            str(made),
+            len(tokens) - prompt_tokens,
+            seconds,
+            ignored,
+            chat,
+            second_form_bytes(self.model),
+            ended=len(tokens) - prompt_tokens < sampling.max_new_tokens,
+            loops=loops(tokens[prompt_tokens:].tolist()),
+        )
 
     def _check(self, ids: torch.Tensor, more: int) -> None:
         """Raises InputError where the model cannot read these ids [1, n] and add so many."""
