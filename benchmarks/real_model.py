@@ -77,6 +77,9 @@ PRESETS = {
     "W4A4KV4 w4a4kv4, relative, 128 windows, tuned": Row("w4a4kv4", (RELATIVE,), 128, Tuning(2, 128)),
     "W4A4KV4 w4a4kv4, relative, 128 windows, tuned on 512": Row("w4a4kv4", (RELATIVE,), 128, Tuning(1, 512)),
     "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows": Row("w4a4kv4", (RELATIVE, "refinement.steps=150"), 128),
+    "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows, tuned on 512": Row(
+        "w4a4kv4", (RELATIVE, "refinement.steps=150"), 128, Tuning(1, 512)
+    ),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
     "W4A4KV16 w4a4kv16": Row("w4a4kv16"),
     "W4A4KV16 w4a4kv16, 128 windows": Row("w4a4kv16", (), 128),

@@ -14,6 +14,8 @@ import jointquant
 from conftest import small
 from jointquant.evaluation.divergence import token_divergences
 from jointquant.progress import Silent
+from jointquant.run.journal import Journal
+from jointquant.tuning.kept import Kept
 from jointquant.tuning.learned import PARTS, Learned, in_training
 from jointquant.tuning.settings import WARMUP, TuneSettings
 from jointquant.tuning.train import batch_windows, steps_of, train
@@ -34,6 +36,10 @@ def opened(save_model: Callable[..., Path], folder: Path) -> Iterator[tuple[Lear
         yield learned, models
 
 
+def nothing_kept(folder: Path) -> Kept:
+    return Kept(Journal(folder, []))
+
+
 def values(learned: Learned) -> dict[str, list[Tensor]]:
     return {part: [each.detach().clone() for each in find(learned)] for part, find in PARTS.items()}
 
@@ -43,7 +49,7 @@ def test_only_parts_with_a_rate_move(save_model: Callable[..., Path], tmp_path: 
     settings = TuneSettings(epochs=1, batch_tokens=32, rates={part: 1e-3})
     with opened(save_model, tmp_path) as (learned, models), Silent().stage("", 3) as stage:
         before = values(learned)
-        train(learned, models, WINDOWS, settings, stage)
+        train(learned, models, WINDOWS, settings, nothing_kept(tmp_path), stage)
         for name, found in values(learned).items():
             moved = any(not torch.equal(old, new) for old, new in zip(before[name], found, strict=True))
             assert moved == (name == part), name
@@ -56,7 +62,7 @@ def test_the_loss_is_the_divergence_and_the_first_step_is_a_rate_long(
     with opened(save_model, tmp_path) as (learned, models), Silent().stage("", 1) as stage:
         with torch.no_grad():
             q, p = (model(WINDOWS, use_cache=False).logits.flatten(0, 1) for model in models)
-        losses = train(learned, models, WINDOWS, settings, stage)
+        losses = train(learned, models, WINDOWS, settings, nothing_kept(tmp_path), stage)
         assert losses == pytest.approx([token_divergences(p, q).mean().item()], rel=1e-4)
         moves = torch.cat([each.detach().abs().flatten() for each in learned.scales()])
         assert torch.allclose(moves[moves > 0], torch.tensor(1e-3 / WARMUP), rtol=1e-2)  # Adam's first step

@@ -11,9 +11,11 @@ import torch
 import jointquant
 from conftest import WRAPPED, make_model, possible, small
 from jointquant import TuneSettings
-from jointquant.errors import InputError
+from jointquant.errors import DamageWarning, InputError
 from jointquant.evaluation.divergence import Divergence
 from jointquant.export.artifact import Artifact
+from jointquant.run.journal import partial_folder
+from jointquant.tuning.kept import Kept
 from jointquant.verification.verify import verify
 from wrappers import make_wrapper
 
@@ -119,3 +121,74 @@ def test_what_is_written_is_what_was_measured(family: str, tokenizer, tmp_path: 
 @torch.no_grad()
 def logits_of(model, windows: torch.Tensor) -> torch.Tensor:
     return model(input_ids=windows, use_cache=False).logits
+
+
+class StoppedError(RuntimeError):
+    """In the place of a kill."""
+
+
+def stop_behind(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the training of this process be stopped behind a step, whose state was kept."""
+    keep = Kept.keep_when_due
+
+    def stopping(kept: Kept, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+        keep(kept, optimizer, losses)
+        if len(losses) == step:
+            raise StoppedError
+
+    monkeypatch.setattr("jointquant.tuning.kept.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("jointquant.tuning.kept.SHARE", 0)
+    monkeypatch.setattr(Kept, "keep_when_due", stopping)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, artifact = made
+    straight = jointquant.tune(artifact, model, tmp_path / "one", settings=SETTINGS)
+    with monkeypatch.context() as patch:
+        stop_behind(patch, 5)
+        with pytest.raises(StoppedError):
+            jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
+    assert not (tmp_path / "two").exists()
+    states = sorted(partial_folder(tmp_path / "two").rglob("state.safetensors"))
+    assert [path.parent.name for path in states] == ["step-4", "step-5"], "those before are gone"
+    steps: list[int] = []
+    keep = Kept.keep_when_due
+    monkeypatch.setattr(Kept, "keep_when_due", lambda *given: (steps.append(len(given[2])), keep(*given)))
+    resumed = jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
+    assert steps == [*range(6, len(straight.losses) + 1)]
+    assert (resumed.losses, resumed.after) == (straight.losses, straight.after)
+    for path in sorted((tmp_path / "one").iterdir()):
+        if path.name != "manifest.json":
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    assert not partial_folder(tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("damaged", [["step-5"], ["step-4", "step-5"]])
+def test_a_damaged_state_is_not_gone_on_from(
+    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: list[str]
+) -> None:
+    model, artifact = made
+    straight = jointquant.tune(artifact, model, tmp_path / "one", settings=SETTINGS)
+    with monkeypatch.context() as patch:
+        stop_behind(patch, 5)
+        with pytest.raises(StoppedError):
+            jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
+    for name in damaged:
+        state = partial_folder(tmp_path / "two") / "work" / name / "state.safetensors"
+        state.write_bytes(state.read_bytes()[:-1] + b"?")
+    with pytest.warns(DamageWarning, match="is not what was written"):
+        again = jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
+    assert again.losses == straight.losses
+
+
+def test_another_run_is_not_gone_on_with(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, artifact = made
+    with monkeypatch.context() as patch:
+        stop_behind(patch, 2)
+        with pytest.raises(StoppedError):
+            jointquant.tune(artifact, model, tmp_path / "t", settings=SETTINGS)
+    other = TuneSettings(epochs=2, batch_tokens=64, rates={"scales": 3e-3})
+    with pytest.raises(InputError, match=r"an unfinished run for .* is another one: settings.epochs was 6, now 2"):
+        jointquant.tune(artifact, model, tmp_path / "t", settings=other)
+    jointquant.tune(artifact, model, tmp_path / "t", settings=other, overwrite=True)
+    jointquant.tune(artifact, model, tmp_path / "t", settings=other, overwrite=True)

@@ -63,7 +63,8 @@ def tune(
     """Train what an artifact stores until it predicts more of what its model does: same size, same speed, less loss.
 
     Model and artifact are in memory together, with 12 bytes for each quantized weight besides. Text and windows
-    are those that the artifact was calibrated on, unless others are named.
+    are those that the artifact was calibrated on, unless others are named. A run that was stopped goes on with the same
+    command.
 
     Example: jointquant tune ./llama-int4 --reference meta-llama/Llama-3.2-1B --out ./llama-int4-tuned
     """
@@ -72,22 +73,25 @@ def tune(
     check_given((str(artifact), reference), () if calib is None else (calib,))
     from jointquant import TuneSettings
     from jointquant import tune as run
+    from jointquant.cli.plan_table import resumable
 
     options = ModelOptions(revision=revision, hub=hub, device=device, dtype=dtype, allow_pickle=allow_pickle)
     options["digests"] = digests_of(no_verify)
-    result = run(
-        artifact,
-        reference,
-        out,
-        settings=TuneSettings(epochs, batch_tokens, rates_of(rate or []), seed or 0),
-        calib=calib,
-        num_samples=num_samples,
-        seqlen=seqlen,
-        memory_budget=memory_budget,
-        overwrite=overwrite,
-        progress=shown_progress(),
-        **options,
-    )
+    settings = TuneSettings(epochs, batch_tokens, rates_of(rate or []), seed or 0)
+    with resumable(out):
+        result = run(
+            artifact,
+            reference,
+            out,
+            settings=settings,
+            calib=calib,
+            num_samples=num_samples,
+            seqlen=seqlen,
+            memory_budget=memory_budget,
+            overwrite=overwrite,
+            progress=shown_progress(),
+            **options,
+        )
     show(_table(result), as_json)
     finish(result.to_dict(), as_json)
 

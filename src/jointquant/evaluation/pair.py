@@ -29,12 +29,14 @@ class Pair:
         artifact: its folder.
         model: the folder of the model.
         stream: of the artifact.
+        reference: of the model.
         options: how both are opened, complete.
     """
 
     artifact: Path
     model: Path
     stream: ModelStream
+    reference: ModelStream
     options: ModelOptions
 
     @classmethod
@@ -72,7 +74,7 @@ class Pair:
             f"model and artifact together take {words(needed)}, and there are {words(max(0, room or 0))}: expected "
             "a larger `memory_budget`; jointquant eval runs layer by layer",
         )
-        return cls(*folders, streams[0], options)
+        return cls(*folders, streams[0], streams[1], options)
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedModel]:
         """The artifact, computed by the reference, and the model."""

@@ -15,6 +15,7 @@ from jointquant._version import __version__
 from jointquant.distributed.ranks import Ranks
 from jointquant.errors import require
 from jointquant.files.digests import digest_of_bytes, digest_of_tensors, running
+from jointquant.models.stream import ModelStream
 from jointquant.recipe.recipe import CalibrationSettings, Recipe
 from jointquant.recipe.recorded import recorded
 from jointquant.run.journal import differences
@@ -40,14 +41,9 @@ def identity_of(
         batch_tokens: how many tokens run at once: the last digits of sums depend on it.
         besides: what else makes the run what it is; empty where one recipe becomes an artifact.
     """
-    config = subject.stream.skeleton.config.to_dict()
-    config.pop("_name_or_path", None)  # where it lies does not matter
     each = {label: _of_recipe(recipe, windows[recipe.calibration]) for label, recipe in recipes.items()}
     return {
-        "model": {
-            **subject.stream.stored.identity(),
-            "config": digest_of_bytes(json.dumps(config, sort_keys=True, default=str).encode()),
-        },
+        "model": identity_of_model(subject.stream),
         **({"recipes": each, **besides} if besides else next(iter(each.values()))),
         "batch_tokens": batch_tokens,
         "device": subject.place.device.type,
@@ -56,6 +52,18 @@ def identity_of(
         "versions": versions(),
         "format": 7,  # of the journal and what it leaves behind
     }
+
+
+def identity_of_model(stream: ModelStream) -> dict[str, Any]:
+    """Of a model, wherever it lies: its files, and what its configuration says."""
+    config = stream.skeleton.config.to_dict()
+    config.pop("_name_or_path", None)
+    return {**stream.stored.identity(), "config": digest_of_json(config)}
+
+
+def digest_of_json(data: Any) -> str:
+    """Of plain data, in whatever order its keys are."""
+    return digest_of_bytes(json.dumps(data, sort_keys=True, default=str).encode())
 
 
 def _of_recipe(recipe: Recipe, windows: Tensor) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from jointquant.progress import Stage
 from jointquant.seeds import generator, rounds
+from jointquant.tuning.kept import Kept
 from jointquant.tuning.learned import PARTS, Learned
 from jointquant.tuning.settings import TuneSettings, share_of_rate
 
@@ -27,40 +27,50 @@ def train(
     models: tuple[PreTrainedModel, PreTrainedModel],
     windows: Tensor,
     settings: TuneSettings,
+    kept: Kept,
     stage: Stage,
 ) -> list[float]:
-    """Train the parts of an artifact that have a rate, in place.
+    """Train the parts of an artifact that have a rate, in place, from the last step that was kept on.
 
     Args:
         learned: the artifact's parts.
         models: the artifact, in training, and the unquantized model.
         windows: token ids [n, T].
         settings: how.
+        kept: where the state is kept from time to time.
         stage: told each step.
 
     Returns:
         The divergence of each step's windows, in nats a token.
+
+    Raises:
+        ResumableError: the disk is full.
     """
     artifact, model = models
     parts = [(rate, PARTS[part](learned)) for part, rate in settings.rates.items()]
-    groups = [{"params": parameters, "lr": rate} for rate, parameters in parts if parameters]
+    groups = [{"params": parameters, "height": rate} for rate, parameters in parts if parameters]
     _want_gradients(learned, [each for _, parameters in parts for each in parameters])
     optimizer = torch.optim.Adam(groups, betas=BETAS, fused=True)
     num_steps = steps_of(settings, windows)
-    schedule = LambdaLR(optimizer, lambda step: share_of_rate(step, num_steps))
     draws = rounds(len(windows), batch_windows(settings, windows), generator(settings.seed, "tuning"))
-    losses: list[float] = []
-    for _ in range(num_steps):
+    kept.restore(optimizer)
+    losses = list(kept.losses)
+    for _ in losses:
+        next(draws)
+    stage.advance(len(losses))
+    for step in range(len(losses), num_steps):
         batch = windows[next(draws)].to(artifact.device)
         with torch.no_grad():
             expected = log_predictions(model, batch)
         loss = functional.kl_div(log_predictions(artifact, batch), expected, reduction="batchmean", log_target=True)
         optimizer.zero_grad()
         loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = group["height"] * share_of_rate(step, num_steps)
         optimizer.step()
-        schedule.step()
         learned.after_step()
         losses.append(loss.item())
+        kept.keep_when_due(optimizer, losses)
         stage.advance()
     return losses
 

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from jointquant.backend.devices import resolve_device
 from jointquant.backend.memory import Size, peak_rss_bytes
 from jointquant.errors import require
 from jointquant.evaluation.divergence import Divergence
@@ -19,13 +21,16 @@ from jointquant.evaluation.pair import Pair
 from jointquant.evaluation.runners import Loaded
 from jointquant.events import OnEvent, reported
 from jointquant.export.artifact import Artifact
-from jointquant.files.output import check_output, output_folder
+from jointquant.files.digests import digest_of_tensors
+from jointquant.files.output import check_output
 from jointquant.fingerprint.make import give_fingerprint
 from jointquant.models.options import ModelOptions, completed
 from jointquant.models.stream import ModelStream
 from jointquant.progress import Progress
 from jointquant.recipe.recipe import CalibrationSettings, calibration_changes, load_recipe
 from jointquant.run.fitting import window_length
+from jointquant.run.identity import digest_of_json, identity_of_model, versions
+from jointquant.run.journal import finished, nearly_finished, open_journal
 from jointquant.runtime.artifact_facts import TUNED, TunedFact
 from jointquant.runtime.linear import PackedLinear
 from jointquant.runtime.loading import load_tokenizer
@@ -33,6 +38,7 @@ from jointquant.text.sources import load_text
 from jointquant.text.tokens import tokenize
 from jointquant.text.windows import calibration_windows, check_vocabulary, held_out_windows
 from jointquant.trust.target import check_apart
+from jointquant.tuning.kept import Kept
 from jointquant.tuning.learned import in_training
 from jointquant.tuning.settings import HELD_OUT, TuneSettings
 from jointquant.tuning.train import steps_of, train
@@ -70,6 +76,11 @@ class TuneResult:
         """As plain data."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TuneResult:
+        """Of its plain data."""
+        return cls(**data | {name: Divergence(**data[name]) for name in ("before", "after")})
+
 
 @dataclass(frozen=True)
 class Text:
@@ -99,7 +110,7 @@ def tune(
 
     Quantizing looks at a layer at a time, and an error of one that another makes up for counts as two there. Here the
     whole model is in memory beside the unquantized one, and what counts is what both predict. The result is an artifact
-    of the same recipe, size and speed.
+    of the same recipe, size and speed. A run that was stopped goes on with the same call, to the same bytes.
 
     Args:
         artifact: a folder that ``quantize`` wrote.
@@ -118,43 +129,74 @@ def tune(
     Raises:
         InputError: no such artifact, model or text; both do not fit into memory; no weight can be trained; or the
             trained artifact is no nearer to its model than before: nothing is written then.
-        ResumableError: the disk is full.
+        ResumableError: the disk is full; what is done is kept.
     """
     start, given, target = time.perf_counter(), completed(options), Path(out)
     settings, progress = settings or TuneSettings(), reported(progress, on_event)
     check_apart(target, Path(artifact))
-    check_output(target, overwrite)
+    check_output(target, overwrite or nearly_finished(target))
     opened = Artifact.open(Path(artifact), given["digests"] or "check")
     pair = Pair.open(artifact, model, given, memory_budget, progress, training_bytes)
     tokenizer = load_tokenizer(pair.artifact, given["digests"])
     changes = calibration_changes(calib, num_samples, seqlen)
     text = _text(pair, tokenizer, load_recipe(opened.recipe, changes).calibration, progress)
-    models = pair.load()
-    before = divergence_of(models, text.held_out, "held-out windows before", progress)
-    losses, tensors = _trained(opened, models, text, settings, progress)
-    _take(models[0], tensors)
-    after = divergence_of(models, text.held_out, "held-out windows after", progress)
-    require(
-        after.mean < before.mean,
-        f"trained on {len(text.trained)} windows, the artifact is {after.mean:.4f} nats from its model on others, and "
-        f"was {before.mean:.4f} before: nothing was written, expected more windows (`num_samples`) or lower rates",
-    )
+    identity = _identity(opened, pair, text, settings)
+    report = finished(target, identity)
+    if report is not None:
+        return TuneResult.from_dict(report)
+    check_output(target, overwrite)
+    with open_journal(target, identity, overwrite) as journal:
+        models = pair.load()
+        before = divergence_of(models, text.held_out, "held-out windows before", progress)
+        losses, tensors = _trained(opened, models, text, settings, Kept(journal), progress)
+        _take(models[0], tensors)
+        after = divergence_of(models, text.held_out, "held-out windows after", progress)
+        require(
+            after.mean < before.mean,
+            f"trained on {len(text.trained)} windows, the artifact is {after.mean:.4f} nats from its model on others, "
+            f"and was {before.mean:.4f} before: nothing was written, expected more windows (`num_samples`) or lower "
+            "rates",
+        )
+        write_tuned(opened, tensors, _facts(opened, text, settings, before, after), journal.artifact)
+        give_fingerprint(journal.artifact, tokenizer, progress)
+        windows, seqlen = text.trained.shape
+        seconds = time.perf_counter() - start
+        result = TuneResult(str(out), windows, seqlen, losses, before, after, seconds, peak_rss_bytes())
+        journal.complete(result.to_dict())
+    return result
+
+
+def _facts(
+    opened: Artifact, text: Text, settings: TuneSettings, before: Divergence, after: Divergence
+) -> dict[str, Any]:
+    """What the configuration says of this training and of those before."""
+    windows, seqlen = text.trained.shape
     fact = TunedFact(
         text=text.source,
-        windows=len(text.trained),
-        seqlen=text.trained.shape[1],
+        windows=windows,
+        seqlen=seqlen,
         epochs=settings.epochs,
         rates=settings.rates,
         kl_before=before.mean,
         kl_after=after.mean,
     )
-    facts = {TUNED: [*opened.quantization.facts.get(TUNED, []), fact.model_dump()]}
-    with output_folder(target, overwrite) as folder:
-        write_tuned(opened, tensors, facts, folder)
-        give_fingerprint(folder, tokenizer, progress)
-    windows, length = text.trained.shape
-    seconds = time.perf_counter() - start
-    return TuneResult(str(out), windows, length, losses, before, after, seconds, peak_rss_bytes())
+    return {TUNED: [*opened.quantization.facts.get(TUNED, []), fact.model_dump()]}
+
+
+def _identity(opened: Artifact, pair: Pair, text: Text, settings: TuneSettings) -> dict[str, Any]:
+    """What a run is: it goes on where it was only if all of this is the same."""
+    return {
+        "verb": "tune",
+        "artifact": {**opened.stored.identity(), "config": digest_of_json(opened.data)},
+        "model": identity_of_model(pair.reference),
+        "text": text.source,
+        "windows": digest_of_tensors({"trained": text.trained, "held_out": text.held_out}),
+        "settings": asdict(settings),
+        "device": resolve_device(pair.options["device"]).type,
+        "dtype": pair.options["dtype"],
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
 
 
 def _text(pair: Pair, tokenizer: PreTrainedTokenizerBase, calibration: CalibrationSettings, progress: Progress) -> Text:
@@ -172,6 +214,7 @@ def _trained(
     models: tuple[PreTrainedModel, PreTrainedModel],
     text: Text,
     settings: TuneSettings,
+    kept: Kept,
     progress: Progress,
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Train an artifact in memory, which is as before then. Returns the losses, and what is to be stored."""
@@ -182,7 +225,7 @@ def _trained(
         progress.stage("tune", steps_of(settings, text.trained)) as stage,
     ):
         require(bool(learned.linears), f"{opened.folder} has no packed weights: expected some of 2 to 8 bits")
-        losses = train(learned, models, text.trained, settings, stage)
+        losses = train(learned, models, text.trained, settings, kept, stage)
         found = learned.tensors()
     return losses, {n: tensor.to(opened.stored.kind(n)).cpu() for n, tensor in found.items()}
 
