@@ -39,6 +39,9 @@ KV16 = "kv_cache.num_bits=16"
 REFINED = ("weights.signed_scale=true", "weights.method=rtn", "refinement.steps=75", "refinement.rounds=1")
 """As the presets with 4-bit inputs are."""
 RELATIVE = "refinement.distance=relative"
+LONGER = (RELATIVE, "refinement.steps=150")
+FROM_GPTQ = ("weights.signed_scale=true", "refinement.rounds=1", *LONGER)
+"""Refined from where GPTQ leaves the integers."""
 W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
 
 
@@ -76,10 +79,8 @@ PRESETS = {
     "W4A4KV4 w4a4kv4, relative, 128 windows": Row("w4a4kv4", (RELATIVE,), 128),
     "W4A4KV4 w4a4kv4, relative, 128 windows, tuned": Row("w4a4kv4", (RELATIVE,), 128, Tuning(2, 128)),
     "W4A4KV4 w4a4kv4, relative, 128 windows, tuned on 512": Row("w4a4kv4", (RELATIVE,), 128, Tuning(1, 512)),
-    "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows": Row("w4a4kv4", (RELATIVE, "refinement.steps=150"), 128),
-    "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows, tuned on 512": Row(
-        "w4a4kv4", (RELATIVE, "refinement.steps=150"), 128, Tuning(1, 512)
-    ),
+    "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows": Row("w4a4kv4", LONGER, 128),
+    "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows, tuned on 512": Row("w4a4kv4", LONGER, 128, Tuning(1, 512)),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
     "W4A4KV16 w4a4kv16": Row("w4a4kv16"),
     "W4A4KV16 w4a4kv16, 128 windows": Row("w4a4kv16", (), 128),
@@ -88,6 +89,8 @@ PRESETS = {
     "W4A16 w4a16 per channel": Row("w4a16", (PER_CHANNEL,)),
     "W4A16 w4a16 per channel, 128 windows": Row("w4a16", (PER_CHANNEL,), 128),
     "W4A8KV8 w4a8kv8": Row("w4a8kv8"),
+    "W4A8KV8 w4a8kv8, refined behind GPTQ, 128 windows": Row("w4a8kv8", FROM_GPTQ, 128),
+    "W4A8KV8 w4a8kv8, refined behind GPTQ, 128 windows, tuned on 512": Row("w4a8kv8", FROM_GPTQ, 128, Tuning(1, 512)),
     "W4A8KV8 w4a8kv8, refined, 128 windows": Row("w4a8kv8", REFINED, 128),
     "W4A8KV8 w4a8kv8, refined, relative, 128 windows": Row("w4a8kv8", (*REFINED, RELATIVE), 128),
     "W4A8KV8 w4a8kv8, refined, relative, 128 windows, tuned": Row("w4a8kv8", (*REFINED, RELATIVE), 128, Tuning(2, 128)),

@@ -576,6 +576,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "triton_compile": tables_gpu.compiled,
     "mixture": mixture,
     "real_model_presets": tables_real_model.presets,
+    "real_model_front": tables_real_model.front,
     "merged_gains": tables_real_model.gains,
     "real_model_texts": tables_real_model.texts,
     "real_model_behaviour": tables_real_model.behaviour,
@@ -602,6 +603,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 
 OF_ANOTHER = {
     "mixture_starved": "mixture",
+    "real_model_front": "real_model_presets",
     "real_model_positions": "real_model_behaviour",
     "real_model_said": "real_model_behaviour",
 }

@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import mean, median
 from typing import Any
 
-from pictures import bits_of, merged
+from pictures import best, bits_of, merged
 from table_parts import headed, made
 
 UNQUANTIZED = "unquantized"
@@ -18,9 +18,22 @@ WORDS = 60
 
 def presets(result: dict[str, Any]) -> list[str]:
     """Our rows and those of other programs, by bits, the best of each last."""
+    return _rows(result, _every())
+
+
+def front(result: dict[str, Any]) -> list[str]:
+    """The best of them, those of the picture."""
+    return _rows(result, best(_every()))
+
+
+def _every() -> dict[str, Any]:
+    return merged("real_model_presets", "real_model_peers")
+
+
+def _rows(result: dict[str, Any], shown: dict[str, Any]) -> list[str]:
     heads = ["bits", "recipe", "calibration windows", "perplexity", "KL divergence", "same top token"]
     lines = [*headed(heads), f"| 16 | unquantized | | {result['unquantized']:.2f} | 0 | 1 |"]
-    every = merged("real_model_presets", "real_model_peers")["rows"]
+    every = shown["rows"]
     for name, row in sorted(every.items(), key=lambda named: (bits_of(named[0].split()[0]), -named[1]["kl"])):
         own = "".join(f", `{change}`" for change in row["changes"])
         own += _tuned(row) + " (again)" * name.endswith(AGAIN)
