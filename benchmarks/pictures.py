@@ -19,7 +19,7 @@ from jointquant.report.charts import Scale, number
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 WIDTH, MARGIN, HEAD, GROUP, ROW, FOOT = 480, 16, 78, 36, 38, 46
-OURS = ("fast", "gguf", "w4a4kv4", "w4a4kv16", "w4a8kv8", "w4a8", "w4a16")
+OURS = ("fast", "gguf", "w4a4kv4", "w4a4kv4-best", "w4a4kv16", "w4a8kv8", "w4a8", "w4a16")
 """Presets of this package's own; the others are published methods of their names."""
 KINDS = {
     "ours": ("our recipes", "#d55e00"),

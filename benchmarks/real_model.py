@@ -132,8 +132,11 @@ def main() -> None:
         own = [sys.executable, __file__, *sys.argv[1:], "--one", name]
         done = subprocess.run(own, check=True, stdout=subprocess.PIPE, text=True)
         kept = name if arguments.again is None else f"{name}, {arguments.again}"
-        result["rows"][kept] = json.loads(done.stdout.splitlines()[-1]) | machine()
-        print(kept, result["rows"][kept], flush=True)
+        row = json.loads(done.stdout.splitlines()[-1]) | machine()
+        if path.is_file():  # another process may have written rows meanwhile
+            result["rows"] |= json.loads(path.read_text())["rows"]
+        result["rows"][kept] = row
+        print(kept, row, flush=True)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

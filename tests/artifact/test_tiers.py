@@ -42,6 +42,7 @@ def facts_of(preset: str, *changes: str, model_type: str = "llama", plain_norms:
         ("gguf", (), 1, ("llama.cpp", "import jointquant")),
         ("w4a8", ("rotations.r4.kind=hadamard", "rotations.r4.block_size=512"), 2, ("vLLM", "import jointquant")),
         ("w4a8", ("rotations.r4.kind=hadamard",), 3, ("import jointquant",)),
+        ("w4a4kv4-best", (), 3, ("import jointquant",)),
         ("w4a4kv16", (), 3, ("import jointquant",)),
         ("vllm-w4a4kv4", (), 2, ("vllm serve … --kv-cache-dtype int4_per_token_head", "import jointquant")),
         ("vllm-w4a4kv4", ("kv_cache.num_bits=16",), 2, ("inputs of 4 bits", "import jointquant")),

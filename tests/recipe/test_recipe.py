@@ -20,6 +20,12 @@ def test_presets_load_and_are_described() -> None:
         assert load_recipe(name).description == description_of(name) != ""
 
 
+def test_the_best_is_w4a4kv4_with_more_steps_by_another_distance() -> None:
+    changes = ["refinement.steps=150", "refinement.distance=relative"]
+    best, same = load_recipe("w4a4kv4-best"), load_recipe("w4a4kv4", changes)
+    assert best.model_dump(exclude={"description"}) == same.model_dump(exclude={"description"})
+
+
 def test_a_recipe_survives_yaml(tmp_path: Path) -> None:
     recipe = load_recipe("dartquant")
     path = tmp_path / "mine.yaml"
