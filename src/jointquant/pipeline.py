@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from jointquant.artifact.metadata import describe_transforms, write_metadata
+from jointquant.artifact.obstacles.facts import facts_of
 from jointquant.artifact.result import QuantizeResult
-from jointquant.artifact.tiers import Reach, facts_of, reach
+from jointquant.artifact.tiers import Reach, reach
 from jointquant.backend.memory import Size, little_freed_memory_kept, peak_rss_bytes
 from jointquant.calibration.calibrate import calibrate
 from jointquant.events import OnEvent, reported

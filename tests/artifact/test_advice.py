@@ -6,7 +6,8 @@ import pytest
 
 from jointquant import load_recipe
 from jointquant.artifact.advice import advice, check_target
-from jointquant.artifact.tiers import FORMATS, Obstacle
+from jointquant.artifact.obstacles.facts import Obstacle
+from jointquant.artifact.tiers import OBSTACLES
 from jointquant.errors import InputError
 from jointquant.recipe.targets import TARGETS, fitting_changes, preset_for
 
@@ -16,7 +17,7 @@ def test_the_preset_of_a_target_runs_there(name: str) -> None:
     check_target(load_recipe(TARGETS[name].recipe), name)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OBSTACLES)
 def test_the_preset_of_a_format_fits_it(format: str) -> None:
     name = next((name for name, target in TARGETS.items() if target.format == format), "vllm")
     check_target(load_recipe(preset_for(format)), name)

@@ -7,7 +7,9 @@ import torch
 
 import jointquant
 from conftest import FAMILIES, make_model, possible
-from jointquant.artifact.tiers import Facts, compressed_obstacles, facts_of, gguf_obstacles
+from jointquant.artifact.obstacles.compressed import compressed_obstacles
+from jointquant.artifact.obstacles.facts import Facts, facts_of
+from jointquant.artifact.obstacles.gguf import gguf_obstacles
 from jointquant.errors import InputError
 from jointquant.models.registry import ARCHITECTURES, summary
 from jointquant.models.support import COLUMNS, Support, reasons, support_of, support_table

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from jointquant.artifact.tiers import OBSTACLES, Facts, Obstacle, in_settings, words
+from jointquant.artifact.obstacles.facts import Facts, Obstacle, in_settings
+from jointquant.artifact.tiers import OBSTACLES, words
 from jointquant.errors import require
 from jointquant.recipe.recipe import Recipe
 from jointquant.recipe.targets import preset_for, target_named

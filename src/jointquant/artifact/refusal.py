@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from jointquant.artifact.advice import no_export
-from jointquant.artifact.tiers import OBSTACLES, Facts, plain_norms
+from jointquant.artifact.obstacles.facts import Facts, plain_norms
+from jointquant.artifact.tiers import OBSTACLES
 from jointquant.backend.devices import DTYPES
 from jointquant.errors import InputError
 from jointquant.models.architecture import Architecture

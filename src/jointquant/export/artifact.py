@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from jointquant.artifact.tiers import Facts, facts_of
+from jointquant.artifact.obstacles.facts import Facts, facts_of
 from jointquant.errors import require
 from jointquant.models.architecture import Architecture
 from jointquant.models.configuration import blamed, model_class_of, opener_of, read_config

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointquant.artifact.tiers import INT4, few_bits_in_vllm
+from jointquant.artifact.obstacles.compressed import INT4, few_bits_in_vllm
 from jointquant.export.artifact import PACKED, Artifact
 from jointquant.export.vllm_options import GUARDS
 from jointquant.models.expert_tensors import stored_name

@@ -14,7 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from jointquant.artifact.advice import no_export
 from jointquant.artifact.card import Kind, write_card
-from jointquant.artifact.tiers import OBSTACLES, Obstacle, few_bits_in_vllm, online, reach
+from jointquant.artifact.obstacles.anywhere import online
+from jointquant.artifact.obstacles.compressed import few_bits_in_vllm
+from jointquant.artifact.obstacles.facts import Obstacle
+from jointquant.artifact.tiers import OBSTACLES, reach
 from jointquant.errors import InputError, require, unknown
 from jointquant.events import OnEvent, reported
 from jointquant.export.artifact import DTYPES, Artifact
