@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -86,3 +87,13 @@ def made(result: dict[str, Any]) -> str:
     """Where and when a result was made."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return f"`{result['command']}`; {result['date']}, {result['machine']}, {versions}."
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "gpu_products": products,
+    "gpu_orders": orders,
+    "gpu_model": model,
+    "gpu_calibration": calibration,
+    "triton_compile": compiled,
+}
+"""By name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import mean, median
 from typing import Any
@@ -146,3 +147,15 @@ def _words_alike(text: str, other: str) -> int:
             break
         count += 1
     return count
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "real_model_presets": presets,
+    "real_model_front": front,
+    "merged_gains": gains,
+    "real_model_texts": texts,
+    "real_model_behaviour": behaviour,
+    "real_model_positions": positions,
+    "real_model_said": said,
+}
+"""By name."""
