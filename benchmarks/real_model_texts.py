@@ -36,7 +36,8 @@ ROWS = (
     "W4A4KV4 quarot",
     "W4A4KV4 dartquant",
     "W4A4KV4 w4a4kv4, relative, 128 windows",
-    "W4A4KV4 w4a4kv4, relative, 128 windows, tuned",
+    "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows",
+    "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows, tuned on 512",
 )
 
 
