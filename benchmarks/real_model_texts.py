@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kept_logits import KeptLogits, write_logits
-from real_model import PRESETS, SEQLEN
+from real_model import SEQLEN
 from smollm2 import CACHE, PACKAGE, fetch
 from torch import Tensor
 
@@ -69,8 +69,7 @@ def main() -> None:
         result["unquantized"] = {name: perplexity(KeptLogits(kept[name]), text) for name, text in windows.items()}
         for row in arguments.rows:
             artifact = arguments.keep / re.sub(r"\W+", "-", row)
-            recipe = PRESETS[row].recipe + ", tuned" * (PRESETS[row].tuning is not None)
-            found = {"row": row, "recipe": recipe, "texts": on_each(artifact, windows, kept)}
+            found = {"row": row, "recipe": row.partition(" ")[2], "texts": on_each(artifact, windows, kept)}
             print(json.dumps(found), flush=True)
             rows[row] = found
             result["rows"] = [rows[name] for name in ROWS if name in rows]
