@@ -192,3 +192,22 @@ def test_another_run_is_not_gone_on_with(made, tmp_path: Path, monkeypatch: pyte
         jointquant.tune(artifact, model, tmp_path / "t", settings=other)
     jointquant.tune(artifact, model, tmp_path / "t", settings=other, overwrite=True)
     jointquant.tune(artifact, model, tmp_path / "t", settings=other, overwrite=True)
+
+
+def test_a_run_that_was_killed_behind_its_end_is_not_done_again(
+    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise StoppedError
+
+    model, artifact = made
+    with monkeypatch.context() as patch:
+        patch.setattr("jointquant.run.journal._clear", killed)
+        with pytest.raises(StoppedError):
+            jointquant.tune(artifact, model, tmp_path / "t", settings=SETTINGS)
+    assert (tmp_path / "t").is_dir()
+    monkeypatch.setattr("jointquant.tuning.tune.train", killed)
+    found = jointquant.tune(artifact, model, tmp_path / "t", settings=SETTINGS)
+    fact = json.loads((tmp_path / "t" / "config.json").read_text())["quantization_config"]["tuned"][0]
+    assert (found.before.mean, found.after.mean) == (fact["kl_before"], fact["kl_after"])
+    assert not partial_folder(tmp_path / "t").exists()
