@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from statistics import mean, median
 from typing import Any
 
 from pictures import best, bits_of, merged
 from table_parts import headed, made
+
+from jointquant.recipe.catalogue import preset_names
+from jointquant.recipe.recipe import load_recipe
 
 UNQUANTIZED = "unquantized"
 AGAIN = ", on AVX-512"
@@ -36,11 +39,11 @@ def _rows(result: dict[str, Any], shown: dict[str, Any]) -> list[str]:
     lines = [*headed(heads), f"| 16 | unquantized | | {result['unquantized']:.2f} | 0 | 1 |"]
     every = shown["rows"]
     for name, row in sorted(every.items(), key=lambda named: (bits_of(named[0].split()[0]), -named[1]["kl"])):
-        own = "".join(f", `{change}`" for change in row["changes"])
-        own += _tuned(row) + " (again)" * name.endswith(AGAIN)
+        recipe = _recipe(row)
+        own = _tuned(row) + " (again)" * name.endswith(AGAIN)
         figures = f"{row['perplexity']:.2f}" if row["perplexity"] < 1e4 else f"{row['perplexity']:.0f}"
         bits, measured = name.split()[0], f"{row['kl']:.3f} | {row['top1']:.3f}"
-        lines.append(f"| {bits} | {row['recipe']}{own} | {row['windows']} | {figures} | {measured} |")
+        lines.append(f"| {bits} | {recipe}{own} | {row['windows']} | {figures} | {measured} |")
     last = list(result["rows"].values())[-1]
     lines += ["", f"`{result['command']}`; {made(last)}"]
     theirs = [row for row in every.values() if "peer_versions" in row]
@@ -49,6 +52,20 @@ def _rows(result: dict[str, Any], shown: dict[str, Any]) -> list[str]:
         about = f"{theirs[-1]['date']}, one thread, {', '.join(versions)}."
         lines[-1] += f" Other programs: `python benchmarks/real_model_peers.py …`; {about}"
     return lines
+
+
+def _recipe(row: dict[str, Any]) -> str:
+    """The preset whose settings a row has, or the one that was changed, and how."""
+    if not row["changes"]:
+        return str(row["recipe"])
+    ran = _settings(row["recipe"], row["changes"])
+    same = next((name for name in preset_names() if _settings(name) == ran), None)
+    return same or ", ".join([row["recipe"], *(f"`{change}`" for change in row["changes"])])
+
+
+def _settings(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
+    """All of a recipe's settings, but for the words that describe it."""
+    return load_recipe(name, changes).model_dump(exclude={"description"})
 
 
 def _tuned(row: dict[str, Any]) -> str:
