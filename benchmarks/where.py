@@ -65,6 +65,8 @@ def main() -> None:
     presets = chosen.split(",") if chosen else [name for name in preset_names() if "70b" not in name]
     old = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
     rows = [row for row in old["rows"] if row["recipe"] not in presets]
+    versions = old["versions"] if rows else {}  # of runtimes that only the rows that stay were run in
+    versions |= {"torch": torch.__version__, "transformers": transformers.__version__} | others()
     for preset in presets:
         with tempfile.TemporaryDirectory() as folder:
             for row in measured(preset, Path(folder), given.steps):
@@ -74,7 +76,7 @@ def main() -> None:
             "command": "python benchmarks/where.py",
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__} | others(),
+            "versions": versions,
             "rows": sorted(rows, key=lambda row: preset_names().index(row["recipe"])),
         }
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
