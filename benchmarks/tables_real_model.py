@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import mean, median
 from typing import Any
 
-from pictures import best, bits_of, merged
+from pictures import AGAIN, best, bits_of, merged, preset_of
 from table_parts import headed, made
 
-from jointquant.recipe.catalogue import preset_names
-from jointquant.recipe.recipe import load_recipe
-
 UNQUANTIZED = "unquantized"
-AGAIN = ", on AVX-512"
-"""Ends the name of a row that was made once more, on a processor of another kind."""
 WORDS = 60
 """Of each text that is shown side by side, at most."""
 
@@ -56,16 +51,7 @@ def _rows(result: dict[str, Any], shown: dict[str, Any]) -> list[str]:
 
 def _recipe(row: dict[str, Any]) -> str:
     """The preset whose settings a row has, or the one that was changed, and how."""
-    if not row["changes"]:
-        return str(row["recipe"])
-    ran = _settings(row["recipe"], row["changes"])
-    same = next((name for name in preset_names() if _settings(name) == ran), None)
-    return same or ", ".join([row["recipe"], *(f"`{change}`" for change in row["changes"])])
-
-
-def _settings(name: str, changes: Iterable[str] = ()) -> dict[str, Any]:
-    """All of a recipe's settings, but for the words that describe it."""
-    return load_recipe(name, changes).model_dump(exclude={"description"})
+    return preset_of(row) or ", ".join([row["recipe"], *(f"`{change}`" for change in row["changes"])])
 
 
 def _tuned(row: dict[str, Any]) -> str:

@@ -65,8 +65,11 @@ def main() -> None:
     presets = chosen.split(",") if chosen else [name for name in preset_names() if "70b" not in name]
     old = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
     rows = [row for row in old["rows"] if row["recipe"] not in presets]
-    versions = old["versions"] if rows else {}  # of runtimes that only the rows that stay were run in
-    versions |= {"torch": torch.__version__, "transformers": transformers.__version__} | others()
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__} | others()
+    kept = old["versions"] if rows else {}
+    if any(kept.get(name, version) != version for name, version in versions.items()):
+        parser.error(f"rows of other presets were made with {kept}, and here is {versions}: run all of them")
+    versions = kept | versions  # rows that stay may be of a runtime that is not here
     for preset in presets:
         with tempfile.TemporaryDirectory() as folder:
             for row in measured(preset, Path(folder), given.steps):

@@ -59,6 +59,7 @@ def comparison(names: tuple[str, ...] = ("quarot", NASTY), texts: tuple[str, ...
             "versions": {"jointquant": "0"},
             "recipes": {name: {"description": NASTY} for name in names},
             "prompts": ["Say it:"],
+            "max_new_tokens": 48,
         },
         "reference": {
             "perplexity": dict.fromkeys(texts, 7.5),

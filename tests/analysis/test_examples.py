@@ -8,6 +8,7 @@ import pytest
 
 import jointquant
 from conftest import make_model, small
+from jointquant.analysis.examples import Besides
 from jointquant.errors import InputError
 from jointquant.evaluation.parts import NOTHING
 from texts import TEXTS
@@ -24,7 +25,7 @@ def test_prompts_and_parts_of_a_model_of_a_folder(tmp_path: Path, tokenizer) -> 
     asked = {"prompts": (PROMPT,), "max_new_tokens": 20, "diagnose": True, "keep_artifacts": True}
     out = tmp_path / "out"
     result = jointquant.compare(tmp_path / "model", recipes, out, **OPTIONS, **asked)  # type: ignore[arg-type]
-    assert result.about["prompts"] == [PROMPT]
+    assert (result.about["prompts"], result.about["max_new_tokens"]) == ([PROMPT], 20)
     artifact = out / "artifacts" / "rtn-seed0"
     for holder, subject in ((result.reference, tmp_path / "model"), (result.details["rtn"], artifact)):
         said = jointquant.generate_text(subject, PROMPT, 20).to_dict()
@@ -46,6 +47,7 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_quantized(tmp_path: 
 
     refused("`diagnose` reads the model from its folder", diagnose=True)
     refused("more than the model's", prompts=("word " * 1000,))
+    refused("`max_new_tokens` is 0: expected at least 1", prompts=(PROMPT,), max_new_tokens=0)
 
 
 def test_a_model_in_memory_is_asked_and_stays_as_it_was(tmp_path: Path, tokenizer) -> None:
@@ -56,3 +58,9 @@ def test_a_model_in_memory_is_asked_and_stays_as_it_was(tmp_path: Path, tokenize
     assert model.generation_config is before
     assert result.details["fp16"]["generations"] == result.reference["generations"]
     assert result.details["fp16"]["parts"] == {}
+
+
+def test_a_comparison_depends_on_what_is_written_only_where_it_is() -> None:
+    assert Besides((), 48, True).identity() == Besides((), 512, True).identity()
+    assert Besides((PROMPT,), 48).identity() != Besides((PROMPT,), 512).identity()
+    assert Besides().identity() == {}

@@ -33,6 +33,13 @@ def test_no_arithmetic_does_less_than_the_first_coarser_one_that_is_felt() -> No
     assert noise_of([0.7, 0.9], [felt] * len(COARSER)) == [0.7, 0.9]
 
 
+def test_what_grows_with_the_rounding_alone_is_no_crossing() -> None:
+    smooth = [1e-4 * 4**n for n in range(1, len(COARSER) + 1)]
+    assert smooth[-1] > 10 * FLOOR
+    assert noise_of([1e-4, 0.5], smooth) == [1e-4, 0.5]
+    assert noise_of([1e-4, 0.5], [*smooth[:-1], 0.2]) == [0.2, 0.5]
+
+
 def test_coarser_ones_lie_between_float32_and_bfloat16() -> None:
     x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
     in_order = (ARITHMETICS["float32"], *COARSER, ARITHMETICS["bfloat16"])

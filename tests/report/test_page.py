@@ -182,6 +182,7 @@ def test_what_models_write_stands_side_by_side() -> None:
     assert name + '<dd><span class="soft"> one two</span>  four\n\nfive</dd>' in section
     assert "&lt;b&gt;four&lt;/b&gt;</span></dd>" in section, "the unquantized model is as it is"
     assert '<td data-label="end in a loop">1 of 1</td>' in section
+    assert "48 of them at most" in section
     none = comparison()
     none["about"]["prompts"] = []
     assert "generations" not in {*Outline(comparison_page(none)).sections}

@@ -65,9 +65,7 @@ def test_the_same_seed_gives_the_same_bytes(made, tmp_path: Path) -> None:
     model, artifact = made
     for name in ("one", "two"):
         jointquant.tune(artifact, model, tmp_path / name, settings=SETTINGS)
-    for path in sorted((tmp_path / "one").iterdir()):
-        if path.name != "manifest.json":
-            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    same_files(tmp_path / "one", tmp_path / "two")
 
 
 def test_one_that_comes_no_nearer_is_not_written(made, tmp_path: Path) -> None:
@@ -149,23 +147,25 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(made, tmp_path: Path, monkeypat
         with pytest.raises(StoppedError):
             jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
     assert not (tmp_path / "two").exists()
-    states = sorted(partial_folder(tmp_path / "two").rglob("state.safetensors"))
-    assert [path.parent.name for path in states] == ["step-4", "step-5"], "those before are gone"
-    steps: list[int] = []
-    keep = Kept.keep_when_due
-    monkeypatch.setattr(Kept, "keep_when_due", lambda *given: (steps.append(len(given[2])), keep(*given)))
+    steps = steps_done(monkeypatch)
     resumed = jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
     assert steps == [*range(6, len(straight.losses) + 1)]
     assert (resumed.losses, resumed.after) == (straight.losses, straight.after)
-    for path in sorted((tmp_path / "one").iterdir()):
-        if path.name != "manifest.json":
-            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    same_files(tmp_path / "one", tmp_path / "two")
     assert not partial_folder(tmp_path / "two").exists()
 
 
-@pytest.mark.parametrize("damaged", [["step-5"], ["step-4", "step-5"]])
-def test_a_damaged_state_is_not_gone_on_from(
-    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: list[str]
+def steps_done(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that trainings do from now on."""
+    steps: list[int] = []
+    keep = Kept.keep_when_due
+    monkeypatch.setattr(Kept, "keep_when_due", lambda *given: (steps.append(len(given[2])), keep(*given)))
+    return steps
+
+
+@pytest.mark.parametrize(("damaged", "first"), [([4], 5), ([3, 4], 1)])
+def test_a_damaged_state_costs_what_came_after_the_one_before(
+    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: list[int], first: int
 ) -> None:
     model, artifact = made
     straight = jointquant.tune(artifact, model, tmp_path / "one", settings=SETTINGS)
@@ -173,12 +173,29 @@ def test_a_damaged_state_is_not_gone_on_from(
         stop_behind(patch, 5)
         with pytest.raises(StoppedError):
             jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
-    for name in damaged:
-        state = partial_folder(tmp_path / "two") / "work" / name / "state.safetensors"
+    for step in damaged:  # kept by turns, the first step's in the first file
+        state = partial_folder(tmp_path / "two") / "work" / f"state-{step % 2}.safetensors"
         state.write_bytes(state.read_bytes()[:-1] + b"?")
+    with monkeypatch.context() as patch:  # killed again, before a state is kept
+        patch.setattr("jointquant.tuning.tune.train", killed)
+        with pytest.raises(StoppedError), pytest.warns(DamageWarning, match="is not what was written"):
+            jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
+    steps = steps_done(monkeypatch)
     with pytest.warns(DamageWarning, match="is not what was written"):
         again = jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
+    assert steps == [*range(first, len(straight.losses) + 1)]
     assert again.losses == straight.losses
+    same_files(tmp_path / "one", tmp_path / "two")
+
+
+def same_files(one: Path, two: Path) -> None:
+    for path in sorted(one.iterdir()):
+        if path.name != "manifest.json":
+            assert path.read_bytes() == (two / path.name).read_bytes(), path.name
+
+
+def killed(*_: object) -> None:
+    raise StoppedError
 
 
 def test_another_run_is_not_gone_on_with(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +214,6 @@ def test_another_run_is_not_gone_on_with(made, tmp_path: Path, monkeypatch: pyte
 def test_a_run_that_was_killed_behind_its_end_is_not_done_again(
     made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
-        raise StoppedError
-
     model, artifact = made
     with monkeypatch.context() as patch:
         patch.setattr("jointquant.run.journal._clear", killed)

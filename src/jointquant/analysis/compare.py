@@ -158,7 +158,7 @@ def compare(
 
 def compared(laboratory: Laboratory) -> Comparison:
     """All rows, measured now or in a run before."""
-    candidates = laboratory.candidates
+    candidates, besides = laboratory.candidates, laboratory.protocol.besides
     reference = laboratory.remembered("reference", laboratory.measure_reference)
     measured = dict(laboratory.measured())
     runs = [Run.from_dict(measured[name]["run"]) for name in candidates]
@@ -170,7 +170,7 @@ def compared(laboratory: Laboratory) -> Comparison:
     return Comparison(
         _about(laboratory.subject)
         | reference["facts"]
-        | {"recipes": recipes, "prompts": list(laboratory.protocol.besides.prompts)},
+        | {"recipes": recipes, "prompts": list(besides.prompts), "max_new_tokens": besides.max_new_tokens},
         reference["figures"],
         [
             row(label, [run for run in runs if run.recipe == label], reference["figures"])

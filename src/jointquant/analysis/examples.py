@@ -41,11 +41,12 @@ class Besides:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed comparison must have in common with the one that was stopped."""
-        asked = {"prompts": list(self.prompts), "max_new_tokens": self.max_new_tokens, "parts": self.parts}
-        return asked if self.prompts or self.parts else {}
+        written = {"max_new_tokens": self.max_new_tokens} if self.prompts else {}
+        return {"prompts": list(self.prompts), "parts": self.parts, **written} if self.prompts or self.parts else {}
 
     def check(self, model: str | Path | PreTrainedModel) -> None:
         """Raises InputError for what cannot be asked for here."""
+        require(self.max_new_tokens >= 1, f"`max_new_tokens` is {self.max_new_tokens}: expected at least 1")
         require(
             joined().size == 1 or not (self.prompts or self.parts),
             "`prompts` and `diagnose` run in one process: expected one process, or none of them",

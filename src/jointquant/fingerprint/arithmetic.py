@@ -47,10 +47,16 @@ COARSER: tuple[Rounding, ...] = tuple(partial(to_bits, bits=bits) for bits in (1
 """Between float32 and bfloat16: each reaches borders that are four times as far away as those of the one before."""
 
 
+JUMP = 8
+"""Without a border what two bits less move is four times as much; what is over one is a leap."""
+
+
 def noise_of(of_arithmetics: list[float], of_coarser: list[float]) -> list[float]:
     """How far log-probabilities may move, by arithmetic, from how far each of the two tables' roundings moves them.
 
-    That is as far as its own rounding does, and as the first of the coarser ones that is felt at all.
+    That is as far as its own rounding does, and as the first of the coarser ones that sends a value over a border.
     """
-    crossing = next((moved for moved in of_coarser if moved > FLOOR), 0.0)
+    finer = [of_arithmetics[0], *of_coarser]  # float32 is the finest
+    leaps = (moved for before, moved in zip(finer, of_coarser, strict=False) if moved > max(FLOOR, JUMP * before))
+    crossing = next(leaps, 0.0)
     return [max(moved, crossing) for moved in of_arithmetics]

@@ -63,7 +63,7 @@ class Generation:
         ignored: settings of the model's generation_config.json that have no part in it.
         chat: whether the prompt was a turn of the tokenizer's chat template.
         second_form_bytes: what kernels keep of an artifact's weights besides what is stored.
-        ended: whether it ended by itself, before the number of tokens that was allowed.
+        ended: whether it ended by itself, and not because no more tokens were allowed.
         loops: whether it has come to repeat itself (``jointquant.text.loops``).
         failed_launches: programs for GPUs that could not be launched in this process, so that others computed their
             products: ``program``, ``what``, ``reason``.
@@ -188,9 +188,14 @@ class Speaker:
             ignored,
             chat,
             second_form_bytes(self.model),
-            ended=len(tokens) - prompt_tokens < sampling.max_new_tokens,
+            ended=len(tokens) - prompt_tokens < sampling.max_new_tokens or int(tokens[-1]) in self._ends(),
             loops=loops(tokens[prompt_tokens:].tolist()),
         )
+
+    def _ends(self) -> list[int]:
+        """The tokens that end a text."""
+        ends = self.settings.eos_token_id
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def _check(self, ids: torch.Tensor, more: int) -> None:
         """Raises InputError where the model cannot read these ids [1, n] and add so many."""

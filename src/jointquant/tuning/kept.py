@@ -1,21 +1,26 @@
-"""The state of a training, kept in the run's journal now and then: a killed run goes on from it, to the same bytes."""
+"""The state of a training, kept in the run's journal now and then: a killed run goes on from it, on a CPU to the same
+bytes.
+
+Two files hold the last two states by turns, so that a damaged one costs what came after the one before.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from jointquant.files.digests import digest_of_file, has_digest
 from jointquant.files.durable import load_tensors, save_tensors
-from jointquant.run.journal import Journal
+from jointquant.run.entries import CURRENT, Entry
+from jointquant.run.journal import Journal, warn_of_damage
 
-STAGE, FILE = "tune", "state.safetensors"
+STAGE, FILES = "tune", ("state-0.safetensors", "state-1.safetensors")
 LEAST_SECONDS = 60.0
-"""Between two states that are kept: so much a killed run does again, at most."""
+"""At least so long between two states."""
 
 SHARE = 20
 """Keeping states takes at most one part in so many of the time."""
@@ -32,20 +37,23 @@ class Kept:
     """
 
     def __init__(self, journal: Journal) -> None:
-        self.journal = journal
-        there = [entry for entry in journal.entries(STAGE) if (self._folder(entry.step) / FILE).is_file()]
-        self.losses: list[float] = list(there[-1].facts["losses"]) if there else []
+        self.journal, entries = journal, journal.entries(STAGE)
+        last = next((entry for entry in reversed(entries) if self._whole(entry)), None)
+        if entries and last is not entries[-1]:
+            warn_of_damage(f"{journal.work}: the last state is not what was written: the one before is taken, if any")
+        self.losses: list[float] = [] if last is None else list(last.facts["losses"])
+        self._file = None if last is None else _file_of(last)
         self._last, self._took = time.monotonic(), 0.0
 
     @torch.no_grad()
     def restore(self, optimizer: Optimizer) -> None:
         """Give parameters and optimizer what they had after the last step that was kept, if any was."""
-        if not self.losses:
+        if self._file is None:
             return
-        tensors = load_tensors(self._folder(len(self.losses)) / FILE)
+        tensors = load_tensors(self.journal.work / self._file)
         for number, parameter in enumerate(_parameters(optimizer)):
             parameter.copy_(tensors.pop(f"{number}.value"))
-            own = {name for name in tensors if name.startswith(f"{number}.")}
+            own = [name for name in tensors if name.startswith(f"{number}.")]
             state = {name.partition(".")[2]: tensors.pop(name).to(parameter.device) for name in own}
             if state:
                 optimizer.state[parameter] = state
@@ -62,16 +70,22 @@ class Kept:
         tensors = {f"{number}.value": parameter for number, parameter in enumerate(_parameters(optimizer))}
         for number, parameter in enumerate(_parameters(optimizer)):
             tensors |= {f"{number}.{name}": tensor for name, tensor in optimizer.state[parameter].items()}
-        folder = self._folder(len(losses))
-        folder.mkdir(exist_ok=True)
-        save_tensors(folder / FILE, tensors)
-        used_up = [self._folder(entry.step) for entry in self.journal.entries(STAGE)[-2:-1]]  # the last may be damaged
-        self.journal.record(STAGE, len(losses), [folder / FILE], {"losses": losses}, used_up)
+        self._file = FILES[self._file == FILES[0]]
+        path = self.journal.work / self._file
+        save_tensors(path, tensors)
+        self.journal.record(STAGE, len(losses), [], {"losses": losses, CURRENT: {self._file: digest_of_file(path)}})
         self._last = time.monotonic()
         self._took = self._last - start
 
-    def _folder(self, step: int) -> Path:
-        return self.journal.work / f"step-{step}"
+    def _whole(self, entry: Entry) -> bool:
+        """Whether the state of a step is there still; the one after the next replaces it."""
+        name = _file_of(entry)
+        return has_digest(self.journal.work / name, entry.facts[CURRENT][name])
+
+
+def _file_of(entry: Entry) -> str:
+    (name,) = entry.facts[CURRENT]
+    return str(name)
 
 
 def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:

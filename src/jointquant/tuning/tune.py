@@ -110,7 +110,7 @@ def tune(
 
     Quantizing looks at a layer at a time, and an error of one that another makes up for counts as two there. Here the
     whole model is in memory beside the unquantized one, and what counts is what both predict. The result is an artifact
-    of the same recipe, size and speed. A run that was stopped goes on with the same call, to the same bytes.
+    of the same recipe, size and speed. A run that was stopped goes on with the same call, on a CPU to the same bytes.
 
     Args:
         artifact: a folder that ``quantize`` wrote.
