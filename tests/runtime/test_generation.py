@@ -11,6 +11,7 @@ import pytest
 from conftest import DEMO
 from jointquant.errors import InputError
 from jointquant.runtime.generation import generate_text
+from jointquant.runtime.speaker import Sampling, Speaker
 
 MODEL = DEMO / "model"
 
@@ -20,6 +21,18 @@ def test_the_text_begins_with_the_prompt_and_is_the_same_again() -> None:
     assert first.text.startswith("Return the")
     assert first.new_tokens <= 8
     assert (first.text, first.new_tokens) == (second.text, second.new_tokens)
+
+
+def test_a_text_has_ended_whose_last_token_ends_it() -> None:
+    speaker = Speaker.load(MODEL)
+    prompt = speaker.tokenizer("Return the", return_tensors="pt").input_ids
+    third = int(speaker.model.generate(prompt, max_new_tokens=3, do_sample=False)[0, -1])
+    for ends in (third, [7, third]):
+        speaker.settings.eos_token_id = ends
+        found = speaker.say("Return the", Sampling(3))
+        assert (found.ended, found.new_tokens) == (True, 3)
+    speaker.settings.eos_token_id = None
+    assert not speaker.say("Return the", Sampling(3)).ended
 
 
 def test_what_is_streamed_is_the_text() -> None:
