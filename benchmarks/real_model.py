@@ -86,6 +86,7 @@ PRESETS = {
     "W4A4KV16 w4a4kv16, 128 windows": Row("w4a4kv16", (), 128),
     "W4A4KV16 w4a4kv16, 128 windows, tuned": Row("w4a4kv16", (), 128, Tuning(2, 128)),
     "W4A16 gptq": Row("gptq", W4A16),
+    "W4A16 gptq, shallow": Row("gptq", (*W4A16, "weights.clip=shallow")),
     "W4A16 w4a16 per channel": Row("w4a16", (PER_CHANNEL,)),
     "W4A16 w4a16 per channel, 128 windows": Row("w4a16", (PER_CHANNEL,), 128),
     "W4A8KV8 w4a8kv8": Row("w4a8kv8"),

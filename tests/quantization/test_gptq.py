@@ -64,7 +64,7 @@ def test_parity_with_numpy(size: int) -> None:
     symmetric=st.booleans(),
     group_size=st.sampled_from([None, 8, 16]),
     order=st.booleans(),
-    clip=st.sampled_from(["none", "mse"]),
+    clip=st.sampled_from(["none", "mse", "shallow"]),
     seed=st.integers(0, 20),
 )
 @settings(deadline=None, max_examples=40)
@@ -119,6 +119,15 @@ def test_clipping_minimises_the_error_it_names() -> None:
     assert (best <= errors[: len(weights.COARSE_RATIOS)].amin(0) * (1 + 1e-4)).all()
     assert (best <= errors.amin(0) * 1.05).all()
     assert best.sum() <= errors.amin(0).sum() * 1.02
+
+
+def test_shallow_clipping_keeps_four_fifths_of_the_range() -> None:
+    weight = torch.randn(4, 2048, generator=torch.Generator().manual_seed(3))
+    fmt, whole = IntFormat(3, True), weight.abs().amax(-1, keepdim=True) * 2 / 7
+    kept = {clip: weights.weight_parameters(weight, fmt, clip, torch.float32)[0] / whole for clip in weights.RATIOS}
+    assert (kept["mse"] < 0.75).all()
+    assert (kept["shallow"] > 0.77).all()
+    assert (kept["shallow"] < 0.83).all(), "as far as it may"
 
 
 def test_linears_that_share_an_input_are_rounded_as_if_alone() -> None:

@@ -13,7 +13,7 @@ from jointquant.distributed.ranks import Ranks
 from jointquant.models.architecture import stage_of
 from jointquant.planning.shape import ModelShape
 from jointquant.planning.workload import Workload
-from jointquant.quantization.weights import COARSE_RATIOS, FINE_STEPS
+from jointquant.quantization.weights import FINE_STEPS, RATIOS
 from jointquant.recipe.rotations import (
     LearnedInnerRotation,
     LearnedResidualRotation,
@@ -159,7 +159,7 @@ def _rounding(work: Workload, speed: Speed) -> float:
     weights = work.recipe.weights
     if not weights.enabled:
         return 0.0
-    ratios = len(COARSE_RATIOS + FINE_STEPS) if weights.clip == "mse" else 1
+    ratios = 1 if weights.clip == "none" else len(RATIOS[weights.clip] + FINE_STEPS)
     shared, stages = 0.0, dict[str, list[tuple[float, float]]]()
     for site in work.shape.sites:
         size = site.in_features

@@ -14,11 +14,18 @@ from jointquant.errors import require
 from jointquant.quantization.codebook import CodebookFormat
 from jointquant.quantization.integer import IntFormat, to_groups, to_rows
 
-ClipMethod = Literal["none", "mse"]
+ClipMethod = Literal["none", "mse", "shallow"]
 WeightFormat = IntFormat | CodebookFormat
 
 COARSE_RATIOS = tuple(1 - 0.06 * i for i in range(11))
 """Parts of the full range that are tried first."""
+
+RATIOS: dict[ClipMethod, tuple[float, ...]] = {
+    "mse": COARSE_RATIOS,
+    "shallow": tuple(ratio for ratio in COARSE_RATIOS if ratio >= 0.8),
+}
+"""Where each method looks. ``shallow``, as the MSE observer of llm-compressor, leaves rows with outliers four fifths of
+their range: a row's own error does not tell that its largest weights may read the largest inputs."""
 
 FINE_STEPS = (0.02, -0.02, 0.04, -0.04)
 """What is tried around the best of them: between two neighbours the error has one valley, as good as always."""
@@ -74,14 +81,14 @@ def weight_parameters(
     Args:
         groups: [..., group_size] in float32 or float64.
         fmt: the grid or the codebook.
-        clip: "none" covers the whole range; "mse" keeps the part of it, among ``COARSE_RATIOS`` and then ``FINE_STEPS``
-            around the best of them, that has the least Σ|w − ŵ|^2.4 in each group.
+        clip: "none" covers the whole range; the others keep the part of it, among their ``RATIOS`` and then
+            ``FINE_STEPS`` around the best of them, that has the least Σ|w − ŵ|^2.4 in each group.
         scale_dtype: scales are rounded to it before they are used, so the stored scale is the one rounded with.
 
     Returns:
         scale and zero_point, both [..., 1] in the dtype of ``groups``.
     """
-    if clip == "mse" and groups.numel() > (elements := elements_in_cache(groups.device)):
+    if clip != "none" and groups.numel() > (elements := elements_in_cache(groups.device)):
         parts = groups.split(max(1, elements * len(groups) // groups.numel()))
         found = [weight_parameters(part, fmt, clip, scale_dtype) for part in parts]
         return torch.cat([scale for scale, _ in found]), torch.cat([zero_point for _, zero_point in found])
@@ -96,10 +103,10 @@ def weight_parameters(
         restored = fmt.decode(fmt.encode(groups, scale, zero_point), scale, zero_point)
         return _power(restored.sub_(groups)).sum(-1, keepdim=True)
 
-    return parameters(1.0 if clip == "none" else _least(error, torch.ones_like(low)))
+    return parameters(1.0 if clip == "none" else _least(error, torch.ones_like(low), RATIOS[clip]))
 
 
-def _least(error: Callable[[Tensor], Tensor], whole: Tensor) -> Tensor:
+def _least(error: Callable[[Tensor], Tensor], whole: Tensor, ratios: Sequence[float]) -> Tensor:
     """The ratios, in the shape of ``whole`` (the ratio 1), of the least error of each: coarsely, then finely."""
     best, least = whole, torch.full_like(whole, torch.inf)
 
@@ -108,7 +115,7 @@ def _least(error: Callable[[Tensor], Tensor], whole: Tensor) -> Tensor:
         found = error(ratio)
         best, least = torch.where(found < least, ratio, best), torch.minimum(found, least)
 
-    for ratio in COARSE_RATIOS:
+    for ratio in ratios:
         look(whole * ratio)
     coarse = best
     for step in FINE_STEPS:

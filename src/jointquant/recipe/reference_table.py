@@ -69,7 +69,7 @@ MEANINGS = {
     "kv_cache.values": "what values have of their own",
     "kv_cache.scheme": "whose arithmetic: `affine`, our own; `int4_per_token_head`, that of vLLM's 4-bit cache",
     "*.type": "the grid: integers, or the levels of NF4",
-    "*.clip": "search each range for the least squared error, or take all of it",
+    "*.clip": "search each range for the least error, down to 0.4 of it or (shallow) about 0.8, or take all of it",
     "*.method": "round to nearest, or GPTQ",
     "*.activation_order": "GPTQ rounds the columns of the largest inputs first",
     "*.damping": "GPTQ adds this share of the mean diagonal to the Hessian; tenfold while it is not enough",

@@ -90,7 +90,7 @@ class StoredSettings(QuantizerSettings):
     type: Literal["int", "nf4"] = "int"
     signed_scale: bool = False
     group_tail: Literal["refuse", "pad", "fit"] = "refuse"
-    clip: Literal["none", "mse"] = "mse"
+    clip: Literal["none", "mse", "shallow"] = "mse"
     scale_dtype: Literal["float16", "bfloat16", "float32"] | None = None
     symmetric_scale: Annotated[Literal["compressed-tensors", "quarot", "jointquant"], LATER] = "compressed-tensors"
 
