@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,8 @@ class StoppedError(RuntimeError):
     """In the place of a kill."""
 
 
-def stop_behind(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the training of this process be stopped behind a step, whose state was kept."""
+def stop_behind(monkeypatch: pytest.MonkeyPatch, step: int, tuning: Callable[[], object]) -> None:
+    """Let a tuning be stopped behind a step, whose state was kept."""
     keep = Kept.keep_when_due
 
     def stopping(kept: Kept, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
@@ -134,18 +135,18 @@ def stop_behind(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         if len(losses) == step:
             raise StoppedError
 
-    monkeypatch.setattr("jointquant.tuning.kept.LEAST_SECONDS", 0.0)
-    monkeypatch.setattr("jointquant.tuning.kept.SHARE", 0)
-    monkeypatch.setattr(Kept, "keep_when_due", stopping)
+    with monkeypatch.context() as patch:
+        patch.setattr("jointquant.tuning.kept.LEAST_SECONDS", 0.0)
+        patch.setattr("jointquant.tuning.kept.SHARE", 0)
+        patch.setattr(Kept, "keep_when_due", stopping)
+        with pytest.raises(StoppedError):
+            tuning()
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, artifact = made
     straight = jointquant.tune(artifact, model, tmp_path / "one", settings=SETTINGS)
-    with monkeypatch.context() as patch:
-        stop_behind(patch, 5)
-        with pytest.raises(StoppedError):
-            jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
+    stop_behind(monkeypatch, 5, lambda: jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS))
     assert not (tmp_path / "two").exists()
     steps = steps_done(monkeypatch)
     resumed = jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
@@ -169,10 +170,7 @@ def test_a_damaged_state_costs_what_came_after_the_one_before(
 ) -> None:
     model, artifact = made
     straight = jointquant.tune(artifact, model, tmp_path / "one", settings=SETTINGS)
-    with monkeypatch.context() as patch:
-        stop_behind(patch, 5)
-        with pytest.raises(StoppedError):
-            jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS)
+    stop_behind(monkeypatch, 5, lambda: jointquant.tune(artifact, model, tmp_path / "two", settings=SETTINGS))
     for step in damaged:  # kept by turns, the first step's in the first file
         state = partial_folder(tmp_path / "two") / "work" / f"state-{step % 2}.safetensors"
         state.write_bytes(state.read_bytes()[:-1] + b"?")
@@ -200,10 +198,7 @@ def killed(*_: object) -> None:
 
 def test_another_run_is_not_gone_on_with(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, artifact = made
-    with monkeypatch.context() as patch:
-        stop_behind(patch, 2)
-        with pytest.raises(StoppedError):
-            jointquant.tune(artifact, model, tmp_path / "t", settings=SETTINGS)
+    stop_behind(monkeypatch, 2, lambda: jointquant.tune(artifact, model, tmp_path / "t", settings=SETTINGS))
     other = TuneSettings(epochs=2, batch_tokens=64, rates={"scales": 3e-3})
     with pytest.raises(InputError, match=r"an unfinished run for .* is another one: settings.epochs was 6, now 2"):
         jointquant.tune(artifact, model, tmp_path / "t", settings=other)

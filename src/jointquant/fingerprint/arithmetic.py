@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def noise_of(of_arithmetics: list[float], of_coarser: list[float]) -> list[float
 
     That is as far as its own rounding does, and as the first of the coarser ones that sends a value over a border.
     """
-    finer = [of_arithmetics[0], *of_coarser]  # float32 is the finest
-    leaps = (moved for before, moved in zip(finer, of_coarser, strict=False) if moved > max(FLOOR, JUMP * before))
+    by_fineness = [of_arithmetics[0], *of_coarser]  # float32 is the finest
+    leaps = (moved for before, moved in pairwise(by_fineness) if moved > max(FLOOR, JUMP * before))
     crossing = next(leaps, 0.0)
     return [max(moved, crossing) for moved in of_arithmetics]
