@@ -40,6 +40,7 @@ REFINED = ("weights.signed_scale=true", "weights.method=rtn", "refinement.steps=
 """As the presets with 4-bit inputs are."""
 RELATIVE = "refinement.distance=relative"
 LONGER = (RELATIVE, "refinement.steps=150")
+LONGEST = (RELATIVE, "refinement.steps=300")
 FROM_GPTQ = ("weights.signed_scale=true", "refinement.rounds=1", *LONGER)
 """Refined from where GPTQ leaves the integers."""
 W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
@@ -81,6 +82,8 @@ PRESETS = {
     "W4A4KV4 w4a4kv4, relative, 128 windows, tuned on 512": Row("w4a4kv4", (RELATIVE,), 128, Tuning(1, 512)),
     "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows": Row("w4a4kv4", LONGER, 128),
     "W4A4KV4 w4a4kv4, relative, 150 steps, 128 windows, tuned on 512": Row("w4a4kv4", LONGER, 128, Tuning(1, 512)),
+    "W4A4KV4 w4a4kv4, relative, 300 steps, 128 windows": Row("w4a4kv4", LONGEST, 128),
+    "W4A4KV4 w4a4kv4, relative, 300 steps, 128 windows, tuned on 512": Row("w4a4kv4", LONGEST, 128, Tuning(1, 512)),
     "W4A4KV16 dartquant": Row("dartquant", (KV16,)),
     "W4A4KV16 w4a4kv16": Row("w4a4kv16"),
     "W4A4KV16 w4a4kv16, 128 windows": Row("w4a4kv16", (), 128),

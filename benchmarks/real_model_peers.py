@@ -1,13 +1,15 @@
 """SmolLM2-135M-Instruct quantized by other programs, measured as ``real_model.py`` measures ours.
 
     python benchmarks/real_model_peers.py --calibration wikitext2-valid.txt --test wikitext2-test.txt \\
-        --llmcompressor PYTHON --auto-round PYTHON --gptqmodel PYTHON --flatquant PYTHON [--rows NAME ...]
+        --llmcompressor PYTHON --auto-round PYTHON --gptqmodel PYTHON --flatquant PYTHON --spinquant PYTHON \\
+        [--rows NAME ...]
 
 Each program runs in an environment of its own, whose interpreter is named, on one thread and on the calibration
 windows of 256 tokens that ours have, 32 or 128 of them. It leaves what its model predicts on the first 8,192 tokens of
 the test text, and the perplexity, the divergence and the agreement are measured here, by one function for all. Weights
-are per channel, activations per token; keys and values keep their 16 bits, but for ``peer_flatquant.py``: that is no
-program of others but an own one after a publication, and its interpreter is the one that runs this. Writes
+are per channel, activations per token; keys and values keep their 16 bits, but for ``peer_flatquant.py`` and
+``peer_spinquant.py``: those are no programs of others but own ones after publications, and their interpreter is the one
+that runs this. Writes
 benchmarks/results/real_model_peers.json after every row; rows that are there already are kept unless they are named.
 With ``--keep FOLDER`` what programs leave stays there, and such a row that was stopped goes on.
 """
@@ -65,6 +67,10 @@ def _flatquant(scheme: str, epochs: int) -> Peer:
     return Peer("flatquant", f"rounded to nearest, {epochs} epochs", given, MANY, f"flatquant-{scheme}-{epochs}")
 
 
+def _spinquant(steps: int) -> Peer:
+    return Peer("spinquant", f"{steps} steps, then dartquant", ("--steps", str(steps)), MANY)
+
+
 def _auto_round(scheme: str) -> Peer:
     return Peer("auto-round", "200 iterations", ("--scheme", scheme))
 
@@ -96,12 +102,14 @@ PEERS = {
     "W4A16 GPTQModel, ordered, 128 windows": _gptqmodel("GPTQ, activation order, MSE scales", "act-order"),
     "W4A4KV4 own FlatQuant-like, RTN, 128 windows, 4 epochs": _flatquant("w4a4kv4", 4),
     "W4A4KV16 own FlatQuant-like, RTN, 128 windows, 4 epochs": _flatquant("w4a4kv16", 4),
+    "W4A4KV4 own SpinQuant-like, GPTQ, 128 windows": _spinquant(100),
 }
 TITLES = {
     "llmcompressor": "llm-compressor",
     "auto-round": "auto-round",
     "gptqmodel": "GPTQModel",
     "flatquant": "own FlatQuant-like",
+    "spinquant": "own SpinQuant-like",
 }
 SCRIPTS = {program: f"peer_{program.replace('-', '_')}.py" for program in TITLES}
 
@@ -132,7 +140,7 @@ def main() -> None:
             python = pythons[PEERS[row].program]
             if python is None:
                 continue
-            found = measured(python, model, PEERS[row], test, place) | machine()
+            found = measured(python, model, PEERS[row], arguments.calibration.absolute(), test, place) | machine()
             result["rows"][row] = found
             print(row, found, flush=True)
             RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -150,14 +158,16 @@ def given_windows(model: Path, calibration: Path, test: Path) -> tuple[dict[int,
     return rows, evaluation_windows(asked[:TEST_TOKENS], SEQLEN, test.name)
 
 
-def measured(python: Path, model: Path, peer: Peer, test: Tensor, place: Path) -> dict[str, Any]:
+def measured(python: Path, model: Path, peer: Peer, text: Path, test: Tensor, place: Path) -> dict[str, Any]:
     """Let a program quantize in its environment, and compare what its model predicts with the unquantized model.
 
-    It works in ``place``, where the logs that it writes are thrown away.
+    It is given its windows, and the ``text`` that they are of. It works in ``place``, where the logs that it writes are
+    thrown away.
     """
     logits = place / "peer.npy"
     windows = place / f"windows-{peer.windows}.npz"
     script = [python.absolute(), HERE / SCRIPTS[peer.program], model, "--windows", windows, "--logits", logits]
+    script += ["--calib", text]
     if peer.resumes:
         (place / peer.resumes).mkdir(exist_ok=True)
         script += ["--keep", place / peer.resumes]
@@ -178,7 +188,7 @@ def measured(python: Path, model: Path, peer: Peer, test: Tensor, place: Path) -
         "top1": divergence.same_top,
         "its_own_perplexity": said["perplexity"],
         "seconds": said["seconds"],
-        **{name: said[name] for name in ("processor_seconds", "losses") if name in said},
+        **{name: said[name] for name in ("processor_seconds", "learning_seconds", "losses") if name in said},
         "peak_bytes_above_imports": said["peak_bytes"],
         "load_average": os.getloadavg()[1],
         "peer_versions": said["versions"],

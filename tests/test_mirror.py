@@ -44,6 +44,7 @@ WHOLE_SYSTEM = {
     "test_coming_from_rotations.py": "keys, presets and commands of the page for those who come from other systems",
     "test_jointquant_parity.py": "the preset jointquant, end to end, against the method written out",
     "test_peer_flatquant.py": "an own quantizer of the benchmarks, after another's publication",
+    "test_peer_spinquant.py": "an own learner of rotations of the benchmarks, after another's publication",
     "test_gpu_stages.py": "the script that measures all of it on a GPU",
     "test_docs.py": "what the pages say of the tree",
     "test_layers.py": "what may import what",
