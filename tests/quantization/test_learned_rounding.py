@@ -29,10 +29,11 @@ def by_gptq(weight: torch.Tensor, fmt: IntFormat) -> QuantizedWeight:
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
-def test_it_starts_from_the_rounded_weight(fmt: IntFormat, dtype: torch.dtype, method: str) -> None:
+@pytest.mark.parametrize("hold", [0.0, 0.5, 1.0])
+def test_it_starts_from_the_rounded_weight(fmt: IntFormat, dtype: torch.dtype, method: str, hold: float) -> None:
     weight = randn(12, 32)
     start = round_to_nearest(weight, fmt, "mse", dtype) if method == "rtn" else by_gptq(weight, fmt)
-    rounding = LearnedRounding(weight, start)
+    rounding = LearnedRounding(weight, start, hold)
     assert torch.equal(rounding.rounded().codes, start.codes)
     assert torch.equal(rounding.rounded().scale, start.scale)
     assert_close(rounding.weight(), start.dequantize())
@@ -52,6 +53,17 @@ def test_what_is_trained_is_what_is_stored_and_moves_a_step_at_most() -> None:
     assert moved.float().mean() > 0.1
     rounding.step(torch.zeros(12, 1, 32), torch.ones(12, 1, 1), 0.05, 0.01)
     assert_close(rounding.rounded().scale, 0.99 * stored.scale)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_what_is_held_is_as_far_from_a_border_as_it_says(method: str) -> None:
+    """Held by h, no weight crosses before V has gone h / 2, and at 1 all cross there at once."""
+    weight, fmt = randn(12, 32), IntFormat(4, True)
+    start = round_to_nearest(weight, fmt) if method == "rtn" else by_gptq(weight, fmt)
+    for hold, way, moved in ((0.0, 0.02, True), (0.5, 0.2499, False), (0.5, 0.27, True), (1.0, 0.499, False)):
+        rounding = LearnedRounding(weight, start, hold)
+        rounding.step(randn(12, 1, 32, seed=1).sign(), torch.zeros(12, 1, 1), way, 0.0)
+        assert (not torch.equal(rounding.rounded().codes, start.codes)) == moved, (hold, way)
 
 
 def test_the_signs_lead_downhill() -> None:

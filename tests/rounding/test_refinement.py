@@ -17,7 +17,7 @@ from jointquant.errors import InputError
 from jointquant.models.layer import Place, run_layer
 from jointquant.models.stream import open_stream
 from jointquant.quantization.integer import IntFormat
-from jointquant.quantization.weights import round_to_nearest
+from jointquant.quantization.weights import QuantizedWeight, round_to_nearest
 from jointquant.recipe.settings import RefinementSettings
 from jointquant.rounding.layer import LayerInWork
 from jointquant.rounding.refinement import refine
@@ -29,6 +29,31 @@ WINDOWS = torch.randint(0, 2048, (6, 32), generator=torch.Generator().manual_see
 FOUR = ("weights.num_bits=4", "weights.method=rtn", "activations.num_bits=4", "kv_cache.num_bits=4")
 CENTRED = ("activations.centring=mean", "activations.clip_ratio=search", "kv_cache.centring=both")
 BALANCED = ("kv_cache.balancing=full", "rotations.r3.kind=learned", "rotations.r3.steps=3")
+
+
+def refined(changes: tuple[str, ...]) -> tuple[dict[str, QuantizedWeight], dict[str, QuantizedWeight]]:
+    """The first layer's weights, rounded to the nearest and refined, towards the unquantized output."""
+    stream = open_stream(make_model("llama"))
+    layer, frontend = stream.layer(0, PLACE), stream.frontend(PLACE)
+    arguments, states = frontend.layer_arguments(WINDOWS)[0], frontend.hidden_states(WINDOWS)
+    with torch.no_grad():
+        target = run_layer(layer, states, arguments)
+    rounded = {
+        name: round_to_nearest(layer.get_submodule(name).weight, IntFormat(3, True))
+        for name in stream.architecture.linears
+    }
+    recipe = jointquant.load_recipe("fp16", small(*changes))
+    assembly = assemble(stream.skeleton, stream.architecture, recipe)
+    work = LayerInWork(layer, 0, assembly, HiddenStates.held(states), arguments, torch.float32)
+    return rounded, refine(work, rounded, lambda output, chosen: (output - target[chosen]).square().mean())
+
+
+@pytest.mark.parametrize("hold", [0.0, 1.0])
+def test_what_is_held_stays_where_steps_are_few(hold: float) -> None:
+    """Ten steps move an offset by 0.11 at most."""
+    rounded, found = refined(("refinement.steps=10", "refinement.scale_learning_rate=0", f"refinement.hold={hold}"))
+    same = [torch.equal(found[name].codes, weight.codes) for name, weight in rounded.items()]
+    assert all(same) if hold else not any(same)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])

@@ -56,18 +56,22 @@ def _centred(steps: Tensor, zero_point: Tensor, fmt: IntFormat) -> Tensor:
 class LearnedRounding(nn.Module):
     """A weight on a grid, Ŵ = s(1 + a) · (clamp(round(u / (1 + a) + z + V)) − z), with V and a to be trained.
 
-    At the start, V = 0 and a = 0, it is the rounded weight it is made of.
+    At the start, V = 0 and a = 0, it is the rounded weight it is made of. With few tokens for many weights the signs of
+    gradients are mostly chance, and each weight near a border may cross it: GPTQ, which moves errors onto weights, has
+    sent many over theirs on purpose, and those are the nearest to it. ``hold`` draws them back.
 
     Args:
         weight: [out, in], what was rounded.
         rounded: what it was rounded to, on an integer grid.
+        hold: the part of the way from where rounding found a weight to its integer, at which u starts: 0, so that
+            weights halfway between two integers go over first, to 1, so that all have as far.
 
     Attributes:
         offset: V [out, groups, group_size], in steps of the grid.
         widening: a [out, groups, 1].
     """
 
-    def __init__(self, weight: Tensor, rounded: QuantizedWeight) -> None:
+    def __init__(self, weight: Tensor, rounded: QuantizedWeight, hold: float = 0.0) -> None:
         super().__init__()
         fmt = rounded.fmt
         assert isinstance(fmt, IntFormat)
@@ -78,7 +82,8 @@ class LearnedRounding(nn.Module):
         codes = to_groups(rounded.codes.float(), fmt)
         same = fmt.encode(exact * self.scale, self.scale, self.zero_point) == codes
         near = codes - self.zero_point
-        self.start = torch.where(same, exact, near + (exact - near).clamp(-JUST_BELOW, JUST_BELOW))  # u
+        start = torch.where(same, exact, near + (exact - near).clamp(-JUST_BELOW, JUST_BELOW))
+        self.start = start + hold * (near - start)  # u
         self.offset = nn.Parameter(torch.zeros_like(self.start))
         self.widening = nn.Parameter(torch.zeros_like(self.scale))
 

@@ -76,6 +76,7 @@ MEANINGS = {
     "refinement.steps": "steps a layer, at least, in which the rounding of its weights is learned; 0: off",
     "refinement.rounds": "more steps, where it takes more to see each window so many times",
     "refinement.distance": "a layer's error: squared as it is, or of each token in units of its own length",
+    "refinement.hold": "0: weights halfway between two integers are rounded anew first; to 1: all have as far to go",
     "refinement.batch_tokens": "tokens a step, whole windows, one at least",
     "refinement.learning_rate": "of the rounding, in parts of its grid; null: the less of 0.02 and 1.5 / steps",
     "refinement.scale_learning_rate": "of the weights' scales, relative to them",

@@ -282,10 +282,12 @@ class RefinementSettings(Settings):
 
     There are ``steps`` of them, and more where it takes more to see each window ``rounds`` times. ``distance``: of a
     layer's output from the unquantized model's, squared as it is, or of each token in units of its own length.
+    ``hold``: how far weights are drawn to their integers before (``LearnedRounding``).
     """
 
     steps: int = Field(default=0, ge=0)
     distance: Literal["squared", "relative"] = "squared"
+    hold: Annotated[float, LATER] = Field(default=0.0, ge=0, le=1)
     rounds: int = Field(default=0, ge=0, le=1_000_000)
     batch_tokens: int = Field(default=512, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)

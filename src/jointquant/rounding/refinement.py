@@ -75,7 +75,7 @@ def refine(layer: LayerInWork, rounded: dict[str, QuantizedWeight], loss: Loss) 
     num_steps = settings.num_steps(states.num_windows, states.seqlen)
     rate, scale_rate, clip_rate = settings.rates(num_steps)
     losses: list[Tensor] = []
-    with training(layer.module, layer.architecture, rounded) as trained:
+    with training(layer.module, layer.architecture, rounded, settings.hold) as trained:
         for step in range(num_steps):
             left = 1 - step / num_steps
             chosen = next(draws)
@@ -100,7 +100,9 @@ def mean_gradients(loss: Tensor, parameters: list[Tensor], share: float, ranks: 
 
 
 @contextmanager
-def training(layer: nn.Module, architecture: Architecture, rounded: dict[str, QuantizedWeight]) -> Iterator[Trained]:
+def training(
+    layer: nn.Module, architecture: Architecture, rounded: dict[str, QuantizedWeight], hold: float = 0.0
+) -> Iterator[Trained]:
     """While open, the named linears are in training and gradients pass the quantizers of the cache.
 
     Afterwards the linears are back, with the clip ratios that were learned.
@@ -115,7 +117,7 @@ def training(layer: nn.Module, architecture: Architecture, rounded: dict[str, Qu
             assert isinstance(linear, nn.Linear)
             path = linear.path if isinstance(linear, OnlineLinear) else InputPath()
             trained = shared.setdefault(path, TrainedInput(path, dict(linear.named_buffers(recurse=False))))
-            rounding = LearnedRounding(linear.weight, rounded[name])
+            rounding = LearnedRounding(linear.weight, rounded[name], hold)
             before[name], linears[name] = linear, TrainedLinear(rounding, linear.bias, trained)
         inputs += shared.values()
     cache = passable_cache(layer.get_submodule(architecture.attention))
