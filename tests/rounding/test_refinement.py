@@ -31,59 +31,51 @@ CENTRED = ("activations.centring=mean", "activations.clip_ratio=search", "kv_cac
 BALANCED = ("kv_cache.balancing=full", "rotations.r3.kind=learned", "rotations.r3.steps=3")
 
 
-def refined(changes: tuple[str, ...]) -> tuple[dict[str, QuantizedWeight], dict[str, QuantizedWeight]]:
-    """The first layer's weights, rounded to the nearest and refined, towards the unquantized output."""
-    stream = open_stream(make_model("llama"))
-    layer, frontend = stream.layer(0, PLACE), stream.frontend(PLACE)
-    arguments, states = frontend.layer_arguments(WINDOWS)[0], frontend.hidden_states(WINDOWS)
-    with torch.no_grad():
-        target = run_layer(layer, states, arguments)
-    rounded = {
-        name: round_to_nearest(layer.get_submodule(name).weight, IntFormat(3, True))
-        for name in stream.architecture.linears
-    }
-    recipe = jointquant.load_recipe("fp16", small(*changes))
-    assembly = assemble(stream.skeleton, stream.architecture, recipe)
-    work = LayerInWork(layer, 0, assembly, HiddenStates.held(states), arguments, torch.float32)
-    return rounded, refine(work, rounded, lambda output, chosen: (output - target[chosen]).square().mean())
+class FirstLayer:
+    """A model's first layer, its weights of 3 bits rounded to the nearest, and what it writes unquantized."""
+
+    def __init__(self, family: str, *changes: str) -> None:
+        stream = open_stream(make_model(family))
+        self.layer, frontend = stream.layer(0, PLACE), stream.frontend(PLACE)
+        self.arguments, self.states = frontend.layer_arguments(WINDOWS)[0], frontend.hidden_states(WINDOWS)
+        with torch.no_grad():
+            self.target = run_layer(self.layer, self.states, self.arguments)
+        self.linears = {name: self.layer.get_submodule(name) for name in stream.architecture.linears}
+        self.rounded = {name: round_to_nearest(each.weight, IntFormat(3, True)) for name, each in self.linears.items()}
+        recipe = jointquant.load_recipe("fp16", small(*changes))
+        self.assembly = assemble(stream.skeleton, stream.architecture, recipe)
+
+    def refined(self) -> dict[str, QuantizedWeight]:
+        states = HiddenStates.held(self.states)
+        work = LayerInWork(self.layer, 0, self.assembly, states, self.arguments, torch.float32)
+        return refine(work, self.rounded, self.loss)
+
+    def loss(self, output: Tensor, chosen: Tensor) -> Tensor:
+        return (output - self.target[chosen]).square().mean()
+
+    @torch.no_grad()
+    def error(self, weights: dict[str, QuantizedWeight]) -> float:
+        for name, linear in self.linears.items():
+            linear.weight = nn.Parameter(weights[name].dequantize(), requires_grad=False)
+        output = run_layer(self.layer, self.states, self.arguments)
+        return self.loss(output, torch.arange(len(self.states))).item()
 
 
 @pytest.mark.parametrize("hold", [0.0, 1.0])
 def test_what_is_held_stays_where_steps_are_few(hold: float) -> None:
     """Ten steps move an offset by 0.11 at most."""
-    rounded, found = refined(("refinement.steps=10", "refinement.scale_learning_rate=0", f"refinement.hold={hold}"))
-    same = [torch.equal(found[name].codes, weight.codes) for name, weight in rounded.items()]
+    first = FirstLayer("llama", "refinement.steps=10", "refinement.scale_learning_rate=0", f"refinement.hold={hold}")
+    found = first.refined()
+    same = [torch.equal(found[name].codes, weight.codes) for name, weight in first.rounded.items()]
     assert all(same) if hold else not any(same)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_it_beats_rounding_to_nearest(family: str) -> None:
-    stream = open_stream(make_model(family))
-    layer, architecture = stream.layer(0, PLACE), stream.architecture
-    frontend = stream.frontend(PLACE)
-    arguments = frontend.layer_arguments(WINDOWS)[0]
-    states = frontend.hidden_states(WINDOWS)
-    with torch.no_grad():
-        target = run_layer(layer, states, arguments)
-
-    def loss(output: Tensor, chosen: Tensor) -> Tensor:
-        return (output - target[chosen]).square().mean()
-
-    linears = {name: layer.get_submodule(name) for name in architecture.linears}
-    rounded = {name: round_to_nearest(linear.weight, IntFormat(3, True)) for name, linear in linears.items()}
-    recipe = jointquant.load_recipe("fp16", small("refinement.steps=60", "refinement.batch_tokens=64"))
-    assembly = assemble(stream.skeleton, architecture, recipe)
-    work = LayerInWork(layer, 0, assembly, HiddenStates.held(states), arguments, torch.float32)
-    refined = refine(work, rounded, loss)
-    assert all(layer.get_submodule(name) is linear for name, linear in linears.items())
-
-    def error(weights) -> float:
-        for name, linear in linears.items():
-            linear.weight = nn.Parameter(weights[name].dequantize(), requires_grad=False)
-        with torch.no_grad():
-            return loss(run_layer(layer, states, arguments), torch.arange(len(states))).item()
-
-    assert error(refined) < 0.8 * error(rounded)
+    first = FirstLayer(family, "refinement.steps=60", "refinement.batch_tokens=64")
+    refined = first.refined()
+    assert all(first.layer.get_submodule(name) is linear for name, linear in first.linears.items())
+    assert first.error(refined) < 0.8 * first.error(first.rounded)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
