@@ -181,14 +181,15 @@ def merged(*names: str) -> dict[str, Any]:
 def best(result: dict[str, Any]) -> dict[str, Any]:
     """A result with the best row alone of each width, recipe or program, and number of windows, tuned or not.
 
-    Rows that were made once more on another processor are no candidates: the luckier of two would be taken.
+    A row whose settings are a preset's is one of that preset, whatever it was changed from. Rows that were made once more on another processor are no candidates: the luckier of two would be taken.
     """
     rows: dict[tuple[object, ...], str] = {}
     every = result["rows"]
     for name, row in every.items():
         if name.endswith(AGAIN) and name.removesuffix(AGAIN) in every:
             continue
-        key = (name.split()[0], row["recipe"].split(":")[0], row["windows"], "tune_epochs" in row)
+        recipe = (preset_of(row) or row["recipe"]).split(":")[0]
+        key = (name.split()[0], recipe, row["windows"], "tune_epochs" in row)
         if key not in rows or row["kl"] < result["rows"][rows[key]]["kl"]:
             rows[key] = name
     return result | {"rows": {name: result["rows"][name] for name in rows.values()}}
