@@ -181,7 +181,8 @@ def merged(*names: str) -> dict[str, Any]:
 def best(result: dict[str, Any]) -> dict[str, Any]:
     """A result with the best row alone of each width, recipe or program, and number of windows, tuned or not.
 
-    A row whose settings are a preset's is one of that preset, whatever it was changed from. Rows that were made once more on another processor are no candidates: the luckier of two would be taken.
+    A row whose settings are a preset's is one of that preset, whatever it was changed from. Rows that were made once
+    more on another processor are no candidates: the luckier of two would be taken.
     """
     rows: dict[tuple[object, ...], str] = {}
     every = result["rows"]
