@@ -98,13 +98,16 @@ def turning(model: Any, turns: Turns) -> Iterator[None]:
         parametrize.register_parametrization(linear, "weight", Turned(outputs, inputs), unsafe=True)
         if linear.bias is not None:
             parametrize.register_parametrization(linear, "bias", Turned(outputs, None), unsafe=True)
-    with in_training(model, "model.layers"):
-        yield
-    for linear in changed:
-        for name in [name for name in ("weight", "bias") if parametrize.is_parametrized(linear, name)]:
-            parametrize.remove_parametrizations(linear, name, leave_parametrized=False)
-    for handle in handles:
-        handle.remove()
+    try:
+        with in_training(model, "model.layers"):
+            yield
+    finally:
+        for linear in changed:
+            for name in ("weight", "bias"):
+                if parametrize.is_parametrized(linear, name):
+                    parametrize.remove_parametrizations(linear, name, leave_parametrized=False)
+        for handle in handles:
+            handle.remove()
 
 
 def train(model: Any, turns: Turns, windows: Tensor, plan: Plan) -> list[float]:
@@ -146,7 +149,8 @@ def main() -> None:
     arguments = parser.parse_args()
     before, begun = peak_bytes(), time.perf_counter()
     windows, test = given_windows(arguments, AutoTokenizer.from_pretrained(arguments.model))
-    protocol = [f"calibration.{name}={value}" for name, value in protocol_of(arguments.calib, windows).items()]
+    drawn = {"source": arguments.calib, "num_samples": len(windows), "seqlen": windows.shape[1]}
+    protocol = [f"calibration.{name}={value}" for name, value in drawn.items()]
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         unquantized = jointquant.load_recipe("quarot", [*protocol, "weights.num_bits=16"])
@@ -165,12 +169,6 @@ def main() -> None:
             "versions": {each.__name__: each.__version__ for each in (torch, transformers)},
         }
         report(arguments, load(place / "artifact", dtype="float32"), test, result)
-
-
-def protocol_of(calibration: Path, windows: Tensor) -> dict[str, Any]:
-    """The settings by which a recipe draws these windows [n, T] from their text."""
-    num_samples, seqlen = windows.shape
-    return {"source": calibration, "num_samples": num_samples, "seqlen": seqlen}
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ LONGEST = (RELATIVE, "refinement.steps=300")
 FROM_GPTQ = ("weights.signed_scale=true", "refinement.rounds=1", *LONGER)
 """Refined from where GPTQ leaves the integers."""
 HELD = ("weights.signed_scale=true", "refinement.steps=75", "refinement.rounds=1", RELATIVE, "refinement.hold=0.5")
-"""The same at half the steps, where chance moves fewer weights."""
+"""From there too, in half the steps, weights drawn halfway to their integers before."""
 W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
 
 

@@ -56,9 +56,8 @@ def _centred(steps: Tensor, zero_point: Tensor, fmt: IntFormat) -> Tensor:
 class LearnedRounding(nn.Module):
     """A weight on a grid, Ŵ = s(1 + a) · (clamp(round(u / (1 + a) + z + V)) − z), with V and a to be trained.
 
-    At the start, V = 0 and a = 0, it is the rounded weight it is made of. With few tokens for many weights the signs of
-    gradients are mostly chance, and each weight near a border may cross it: GPTQ, which moves errors onto weights, has
-    sent many over theirs on purpose, and those are the nearest to it. ``hold`` draws them back.
+    At the start, V = 0 and a = 0, it is the rounded weight it is made of. Weights near a border cross it in the first
+    steps; those that GPTQ sent over theirs, to make up for errors of others, are the nearest. ``hold`` draws them back.
 
     Args:
         weight: [out, in], what was rounded.
