@@ -2,7 +2,7 @@
 
     python benchmarks/real_model.py PART --calibration wikitext2-valid.txt --test wikitext2-test.txt [--rows NAME ...]
 
-PART is a table of rows below: ``presets``, ``ingredients`` or ``sites``. Every row is quantized in a process of its
+PART is a table of rows below: ``presets``, ``sites`` or ``seeds``. Every row is quantized in a process of its
 own on windows of 256 tokens, saved, and measured from its artifact on the first 8,192 tokens of the test text, beside
 the unquantized model. Weights are per channel, activations per token, the cache per head. Writes
 benchmarks/results/real_model_PART.json after every row; rows that are there already are kept unless they are named.
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,20 @@ SITES = {
     "inputs alone": Row("dartquant", (*FLOAT, KV16)),
     "keys and values alone": Row("dartquant", (*FLOAT, "activations.num_bits=16")),
 }
-PARTS = {"presets": PRESETS, "sites": SITES}
+SEEDED = {
+    "W4A4KV4 quarot": Row("quarot"),
+    "W4A4KV4 dartquant": Row("dartquant"),
+    "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
+    "W4A8KV8 w4a8kv8": Row("w4a8kv8"),
+}
+"""What is run with several seeds."""
+SEEDS = 3
+PER_SEED = {
+    f"{name}, seed {seed}": replace(row, changes=(*row.changes, f"calibration.seed={seed}"))
+    for name, row in SEEDED.items()
+    for seed in range(SEEDS)
+}
+PARTS = {"presets": PRESETS, "sites": SITES, "seeds": PER_SEED}
 
 
 def main() -> None:
@@ -152,11 +165,11 @@ def measured(model: Path, name: str, folder: Path, calibration: Path, test: Path
     """A row of the result: quantize, tune where the row says so, then measure the artifact in ``folder``."""
     import jointquant
 
-    row = {**PRESETS, **SITES}[name]
+    row = next(rows[name] for rows in PARTS.values() if name in rows)
     protocol = (f"calibration.source={calibration}", f"calibration.num_samples={row.windows}")
     recipe = jointquant.load_recipe(row.recipe, [*protocol, f"calibration.seqlen={SEQLEN}", *row.changes])
     bits = [recipe.weights.num_bits, recipe.activations.num_bits, recipe.kv_cache.num_bits]
-    assert name not in PRESETS or bits == bits_of(name.split()[0]), f"{name!r} is the name of a recipe of {bits} bits"
+    assert name in SITES or bits == bits_of(name.split()[0]), f"{name!r} is the name of a recipe of {bits} bits"
     artifact = folder / re.sub(r"\W+", "-", name.partition(TUNED)[0])
     costs = quantized(model, artifact, recipe)
     if row.tuning is not None:

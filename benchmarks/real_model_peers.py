@@ -58,8 +58,8 @@ class Peer:
     """The folder of what it has done already, if it goes on from that."""
 
 
-def _llmcompressor(words: str, method: str, scheme: str) -> Peer:
-    return Peer("llmcompressor", words, ("--method", method, "--scheme", scheme))
+def _llmcompressor(words: str, method: str, scheme: str, windows: int = FEW) -> Peer:
+    return Peer("llmcompressor", words, ("--method", method, "--scheme", scheme), windows)
 
 
 def _flatquant(scheme: str, epochs: int) -> Peer:
@@ -88,13 +88,16 @@ HADAMARD = "random Hadamard R1 R2 R4, GPTQ"
 PEERS = {
     "W4A4KV16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a4"),
     "W4A4KV16 llm-compressor, Hadamard, GPTQ": _llmcompressor(HADAMARD, "random-hadamard", "w4a4"),
+    "W4A4KV16 llm-compressor, Hadamard, GPTQ, 128 windows": _llmcompressor(HADAMARD, "random-hadamard", "w4a4", MANY),
     "W4A4KV16 auto-round": _auto_round("w4a4"),
     "W4A8KV16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a8"),
     "W4A8KV16 llm-compressor, SmoothQuant, GPTQ": _llmcompressor("SmoothQuant, GPTQ", "smoothquant", "w4a8"),
     "W4A8KV16 llm-compressor, Hadamard, GPTQ": _llmcompressor(HADAMARD, "random-hadamard", "w4a8"),
+    "W4A8KV16 llm-compressor, Hadamard, GPTQ, 128 windows": _llmcompressor(HADAMARD, "random-hadamard", "w4a8", MANY),
     "W4A8KV16 auto-round": _auto_round("w4a8"),
     "W8A8KV16 llm-compressor, SmoothQuant, GPTQ": _llmcompressor("SmoothQuant, GPTQ", "smoothquant", "w8a8"),
     "W4A16 llm-compressor, GPTQ": _llmcompressor("GPTQ", "gptq", "w4a16"),
+    "W4A16 llm-compressor, GPTQ, 128 windows": _llmcompressor("GPTQ", "gptq", "w4a16", MANY),
     "W4A16 auto-round": _auto_round("w4a16"),
     "W4A4KV16 auto-round light, 128 windows": _auto_round_light("w4a4"),
     "W4A16 auto-round light, 128 windows": _auto_round_light("w4a16"),

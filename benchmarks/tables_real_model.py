@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import groupby, pairwise
 from statistics import mean, median
 from typing import Any
 
@@ -83,6 +83,24 @@ def texts(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"`{result['command']}`; {made(result)}"]
 
 
+def seeds(result: dict[str, Any]) -> list[str]:
+    """The mean of each recipe over its seeds, and the least and the largest."""
+    lines = headed(["bits", "recipe", "calibration windows", "seeds", "perplexity", "KL divergence", "same top token"])
+    rows = result["rows"].items()
+    for name, same in groupby(sorted(rows), lambda named: named[0].rpartition(", seed ")[0]):
+        runs = [row for _, row in same]
+        bits, _, recipe = name.partition(" ")
+        figures = [("perplexity", 2), ("kl", 3), ("top1", 3)]
+        cells = [_spread([run[key] for run in runs], digits) for key, digits in figures]
+        lines.append(f"| {bits} | {recipe} | {runs[0]['windows']} | {len(runs)} | {' | '.join(cells)} |")
+    return [*lines, "", f"`{result['command']}`; {made(runs[-1])}"]
+
+
+def _spread(values: list[float], digits: int) -> str:
+    least, middle, largest = (f"{value:.{digits}f}" for value in (min(values), mean(values), max(values)))
+    return f"{middle} ({least} – {largest})"
+
+
 def behaviour(result: dict[str, Any]) -> list[str]:
     """What answers are like, and what items are solved."""
     heads = ["", "answers that end in a loop", "tokens an answer", "words as in the original's answer, median"]
@@ -157,6 +175,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "real_model_front": front,
     "merged_gains": gains,
     "real_model_texts": texts,
+    "real_model_seeds": seeds,
     "real_model_behaviour": behaviour,
     "real_model_positions": positions,
     "real_model_said": said,
