@@ -74,6 +74,8 @@ PRESETS = (
     ("W4A4KV16", "w4a4kv16", ()),
     ("W4A16", "gptq", ("activations.num_bits=16", "kv_cache.num_bits=16")),
     ("W4A16", "w4a16", (PER_CHANNEL,)),
+    ("W4A8KV8", "w4a8kv8", ()),
+    ("W4A8KV8", "w4a8kv8-best", ()),
 )
 
 INPUTS = ("weights.num_bits=16", "refinement.steps=0")

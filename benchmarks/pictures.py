@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 WIDTH, MARGIN, HEAD, GROUP, ROW, FOOT = 480, 16, 78, 36, 38, 46
 AGAIN = ", on AVX-512"
 """Ends the name of a row that was made once more, on a processor of another kind."""
-OURS = ("fast", "gguf", "w4a4kv4", "w4a4kv4-best", "w4a4kv16", "w4a8kv8", "w4a8", "w4a16")
+OURS = ("fast", "gguf", "w4a4kv4", "w4a4kv4-best", "w4a4kv16", "w4a8kv8", "w4a8kv8-best", "w4a8", "w4a16")
 """Presets of this package's own; the others are published methods of their names."""
 KINDS = {
     "ours": ("our recipes", "#d55e00"),

@@ -45,6 +45,7 @@ FROM_GPTQ = ("weights.signed_scale=true", "refinement.rounds=1", *LONGER)
 """Refined from where GPTQ leaves the integers."""
 HELD = ("weights.signed_scale=true", "refinement.steps=75", "refinement.rounds=1", RELATIVE, "refinement.hold=0.5")
 """From there too, in half the steps, weights drawn halfway to their integers before."""
+HELD_LONGER = tuple("refinement.steps=150" if change == "refinement.steps=75" else change for change in HELD)
 W4A16 = ("activations.num_bits=16", KV16, PER_CHANNEL)
 
 
@@ -99,6 +100,11 @@ PRESETS = {
     "W4A8KV8 w4a8kv8, 128 windows, tuned on 512": Row("w4a8kv8", (), 128, Tuning(1, 512)),
     "W4A8KV8 w4a8kv8, refined behind GPTQ, 128 windows": Row("w4a8kv8", FROM_GPTQ, 128),
     "W4A8KV8 w4a8kv8, refined behind GPTQ, held, 128 windows": Row("w4a8kv8", HELD, 128),
+    "W4A8KV8 w4a8kv8, refined behind GPTQ, held, 128 windows, tuned on 512": Row("w4a8kv8", HELD, 128, Tuning(1, 512)),
+    "W4A8KV8 w4a8kv8, refined behind GPTQ, held, 150 steps, 128 windows": Row("w4a8kv8", HELD_LONGER, 128),
+    "W4A8KV8 w4a8kv8, refined behind GPTQ, held, 150 steps, 128 windows, tuned on 512": Row(
+        "w4a8kv8", HELD_LONGER, 128, Tuning(1, 512)
+    ),
     "W4A8KV8 w4a8kv8, refined, 128 windows": Row("w4a8kv8", REFINED, 128),
     "W4A8KV8 w4a8kv8, refined, relative, 128 windows": Row("w4a8kv8", (*REFINED, RELATIVE), 128),
     "W4A8KV8 w4a8kv8, refined, relative, 128 windows, tuned": Row("w4a8kv8", (*REFINED, RELATIVE), 128, Tuning(2, 128)),

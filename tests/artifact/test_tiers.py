@@ -35,6 +35,7 @@ from jointquant.recipe.catalogue import preset_names
         ("vllm-w4a4kv4", ("kv_cache.scheme=affine",), 3, ("import jointquant",)),
         ("vllm-w4a4kv4", ("rotations.r4.block_size=null",), 3, ("import jointquant",)),
         ("w4a8kv8", (), 3, ("import jointquant",)),
+        ("w4a8kv8-best", (), 3, ("import jointquant",)),
         ("exp-independent", (), 3, ("import jointquant",)),
     ],
 )

@@ -20,9 +20,18 @@ def test_presets_load_and_are_described() -> None:
         assert load_recipe(name).description == description_of(name) != ""
 
 
-def test_the_best_is_w4a4kv4_with_more_steps_by_another_distance() -> None:
-    changes = ["refinement.steps=150", "refinement.distance=relative"]
-    best, same = load_recipe("w4a4kv4-best"), load_recipe("w4a4kv4", changes)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("w4a4kv4", ["refinement.steps=150", "refinement.distance=relative"]),
+        (
+            "w4a8kv8",
+            ["weights.signed_scale=true", "refinement={steps: 75, rounds: 1, distance: relative, hold: 0.5}"],
+        ),
+    ],
+)
+def test_the_best_is_a_preset_refined_otherwise(name: str, changes: list[str]) -> None:
+    best, same = load_recipe(f"{name}-best"), load_recipe(name, changes)
     assert best.model_dump(exclude={"description"}) == same.model_dump(exclude={"description"})
 
 
