@@ -6,6 +6,7 @@ A picture is an SVG that looks the same in a light and a dark page: it brings it
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -182,18 +183,30 @@ def best(result: dict[str, Any]) -> dict[str, Any]:
     """A result with the best row alone of each width, recipe or program, and number of windows, tuned or not.
 
     A row whose settings are a preset's is one of that preset, whatever it was changed from. Rows that were made once
-    more on another processor are no candidates: the luckier of two would be taken.
+    more on another processor are no candidates: the luckier of two would be taken. Nor is what was changed to no
+    preset, and is no closer than a preset by more than chance.
     """
     rows: dict[tuple[object, ...], str] = {}
     every = result["rows"]
-    for name, row in every.items():
-        if name.endswith(AGAIN) and name.removesuffix(AGAIN) in every:
+    candidates = [name for name in every if not (name.endswith(AGAIN) and name.removesuffix(AGAIN) in every)]
+    of_presets: dict[tuple[object, ...], float] = {}
+    for name in (name for name in candidates if preset_of(every[name]) in preset_names()):
+        terms, kl = _terms(name, every[name]), every[name]["kl"]
+        of_presets[terms] = min(kl, of_presets.get(terms, kl))
+    for name in candidates:
+        row, terms = every[name], _terms(name, every[name])
+        preset = preset_of(row)
+        if preset is None and row["kl"] > of_presets.get(terms, math.inf) - row["kl_stderr"]:
             continue
-        recipe = (preset_of(row) or row["recipe"]).split(":")[0]
-        key = (name.split()[0], recipe, row["windows"], "tune_epochs" in row)
-        if key not in rows or row["kl"] < result["rows"][rows[key]]["kl"]:
+        key = (*terms, (preset or row["recipe"]).split(":")[0])
+        if key not in rows or row["kl"] < every[rows[key]]["kl"]:
             rows[key] = name
-    return result | {"rows": {name: result["rows"][name] for name in rows.values()}}
+    return result | {"rows": {name: every[name] for name in rows.values()}}
+
+
+def _terms(name: str, row: dict[str, Any]) -> tuple[object, ...]:
+    """What rows must have in common to be compared: bits, windows, and whether they were tuned."""
+    return name.split()[0], row["windows"], "tune_epochs" in row
 
 
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], Markup]]] = {

@@ -102,9 +102,6 @@ PRESETS = {
     "W4A8KV8 w4a8kv8, refined behind GPTQ, held, 128 windows": Row("w4a8kv8", HELD, 128),
     "W4A8KV8 w4a8kv8, refined behind GPTQ, held, 128 windows, tuned on 512": Row("w4a8kv8", HELD, 128, Tuning(1, 512)),
     "W4A8KV8 w4a8kv8, refined behind GPTQ, held, 150 steps, 128 windows": Row("w4a8kv8", HELD_LONGER, 128),
-    "W4A8KV8 w4a8kv8, refined behind GPTQ, held, 150 steps, 128 windows, tuned on 512": Row(
-        "w4a8kv8", HELD_LONGER, 128, Tuning(1, 512)
-    ),
     "W4A8KV8 w4a8kv8, refined, 128 windows": Row("w4a8kv8", REFINED, 128),
     "W4A8KV8 w4a8kv8, refined, relative, 128 windows": Row("w4a8kv8", (*REFINED, RELATIVE), 128),
     "W4A8KV8 w4a8kv8, refined, relative, 128 windows, tuned": Row("w4a8kv8", (*REFINED, RELATIVE), 128, Tuning(2, 128)),
@@ -121,7 +118,6 @@ SEEDED = {
     "W4A4KV4 quarot": Row("quarot"),
     "W4A4KV4 dartquant": Row("dartquant"),
     "W4A4KV4 w4a4kv4": Row("w4a4kv4"),
-    "W4A8KV8 w4a8kv8": Row("w4a8kv8"),
 }
 """What is run with several seeds."""
 SEEDS = 3

@@ -89,6 +89,31 @@ print(pictures.real_model(json.load(sys.stdin)))
 """
 
 
+BEST = """
+import json, sys
+sys.path.insert(0, "benchmarks")
+import pictures
+print(json.dumps(list(pictures.best(json.load(sys.stdin))["rows"])))
+"""
+
+
+def test_a_changed_recipe_is_shown_where_it_is_closer_than_a_preset_by_more_than_chance() -> None:
+    preset = {"recipe": "w4a8kv8", "changes": [], "windows": 128, "kl": 0.1, "kl_stderr": 0.004}
+    changed = preset | {"changes": ["refinement.steps=7"]}
+    rows = {
+        "W4A8KV8 w4a8kv8": preset,
+        "W4A8KV8 chance": changed | {"kl": 0.097},
+        "W4A8KV8 closer": changed | {"kl": 0.095},
+        "W4A8KV8 no preset on as many windows": changed | {"kl": 0.3, "windows": 32},
+        "W4A8KV8 a program": preset | {"recipe": "other 1.0: GPTQ", "kl": 0.5},
+        "W4A16 chance, among other bits": changed | {"kl": 0.099},
+    }
+    command = [sys.executable, "-c", BEST]
+    given = json.dumps({"rows": rows})
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert set(json.loads(done.stdout)) == set(rows) - {"W4A8KV8 chance"}
+
+
 def test_tables_and_pictures_are_as_the_results_say() -> None:
     done = subprocess.run(TABLES, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun python benchmarks/tables.py"
