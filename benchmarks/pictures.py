@@ -198,7 +198,7 @@ def best(result: dict[str, Any]) -> dict[str, Any]:
         preset = preset_of(row)
         if preset is None and row["kl"] > of_presets.get(terms, math.inf) - row["kl_stderr"]:
             continue
-        key = (*terms, (preset or row["recipe"]).split(":")[0])
+        key = (*terms, (preset or f"{row['recipe']} changed").split(":")[0])
         if key not in rows or row["kl"] < every[rows[key]]["kl"]:
             rows[key] = name
     return result | {"rows": {name: every[name] for name in rows.values()}}
